@@ -1,0 +1,40 @@
+# make quickstart   set up, then run the whole recipe on the embedded world and print its table
+# make test         set up, then lint, type-check and test
+# make reproduce    the slow runs whose numbers stand in LOG.md (not part of the tests)
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+RUN ?= runs/quickstart
+
+.PHONY: quickstart test lint types unit report reproduce clean
+
+quickstart: $(INSTALLED)
+	$(BIN)/python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=$(RUN)
+	$(BIN)/python -m rlhf_jax.apps.report $(RUN)
+
+test: lint types unit
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests
+
+reproduce: $(INSTALLED)
+	for seed in 0 1 2; do \
+	  $(BIN)/python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py \
+	    --config.seed=$$seed --workdir=runs/reproduce/seed$$seed || exit 1; done
+
+$(INSTALLED): requirements.lock setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rlhf_jax needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

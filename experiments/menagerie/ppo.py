@@ -1,0 +1,57 @@
+"""PPO against the reward model; `ppo_ptx.py` is the same with the pretraining mix.
+
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo --config.ppo.kl_coef=0.05
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """Separate value network from the reward model, KL in the reward, one reward per response."""
+    config = base("ppo", size, log_every=1, save_every=pick(size, tiny=2, default=20, large=50), sample_every=10)
+    config.init = {"policy": "../sft", "reward": "../reward", "value": "reward"}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "prompts": f"tfds:menagerie_prompts/{size}",
+        "prompt_length": PROMPT_LENGTH,
+        "documents": f"tfds:menagerie_corpus/{size}",
+    }
+    batch_size = pick(size, tiny=16, default=256, large=512)
+    config.ppo = {
+        "total_episodes": pick(size, tiny=4, default=60, large=500) * batch_size,
+        "batch_size": batch_size,
+        "num_ppo_epochs": 1,
+        "num_mini_batches": pick(size, tiny=2, default=4, large=8),
+        "num_micro_batches": 1,
+        "response_length": RESPONSE_LENGTH,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "kl_coef": 0.05,
+        "kl_controller": "fixed",
+        "kl_target": 6.0,
+        "kl_horizon": 10_000,
+        "kl_estimator": "k1",
+        "gamma": 1.0,
+        "lam": 0.95,
+        "cliprange": 0.2,
+        "cliprange_value": 0.2,
+        "vf_coef": 0.5,
+        "entropy_coef": 0.0,
+        "missing_eos_penalty": 3.0,
+        "missing_eos_mode": "replace",
+        "score_clip": 0.0,
+        "score_normalisation": "none",
+        "whiten_rewards": False,
+        "whiten_advantages": "batch",
+        "target_kl": 0.0,
+        "ema_decay": 0.0,
+        "ptx_coef": 0.0,
+        "ptx_batch_size": 0,
+    }
+    warmup = dict(schedule="constant", warmup_steps=40, warmup_init_fraction=0.1)
+    config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **warmup)
+    config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
+    return config

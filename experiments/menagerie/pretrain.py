@@ -1,0 +1,43 @@
+"""Pretrain a GPT on the Menagerie corpus.
+
+    python -m rlhf_jax.main --config=experiments/menagerie/pretrain.py --workdir=runs/menagerie/pretrain
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie.shared import DATA_DIR, adam, base, pick
+from rlhf_jax.models.config import gpt, to_dict
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """The run that every later stage starts from."""
+    config = base("pretrain", size, log_every=20, save_every=pick(size, tiny=10, default=500, large=2000))
+    config.data = {"data_dir": DATA_DIR, "documents": f"tfds:menagerie_corpus/{size}", "mask_documents": False}
+    config.tokenizer = pick(
+        size,
+        tiny={"kind": "words", "vocab_size": 0, "path": ""},
+        default={"kind": "bpe", "vocab_size": 1024, "path": ""},
+        large={"kind": "bpe", "vocab_size": 4096, "path": ""},
+    )
+    model = gpt(
+        vocab_size=pick(size, tiny=256, default=1024, large=4096),
+        context_length=128,
+        width=pick(size, tiny=32, default=128, large=512),
+        num_layers=pick(size, tiny=1, default=4, large=8),
+        num_heads=pick(size, tiny=2, default=4, large=8),
+        dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    )  # fmt: skip
+    config.model = to_dict(model)
+    steps = pick(size, tiny=20, default=1000, large=20_000)
+    config.pretrain = {
+        "num_steps": steps,
+        "batch_size": pick(size, tiny=8, default=32, large=128),
+        "num_micro_batches": 1,
+        "z_loss_coef": 0.0,
+        "eval_every": max(10, steps // 5),
+        "eval_batches": pick(size, tiny=2, default=8, large=16),
+    }
+    config.optimizer = adam(
+        pick(size, tiny=1e-2, default=2e-3, large=6e-4), warmup_steps=max(5, steps // 20), weight_decay=0.1
+    )
+    return config

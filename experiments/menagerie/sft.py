@@ -1,0 +1,37 @@
+"""Fine-tune the pretrained model on the labelers' demonstrations.
+
+    python -m rlhf_jax.main --config=experiments/menagerie/sft.py --workdir=runs/menagerie/sft
+
+InstructGPT's policy for PPO had 2 epochs of demonstrations with 10 % pretraining mix (Ouyang 2022 App. C.3).
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """The policy that PPO starts from and is kept close to."""
+    config = base("sft", size, log_every=20, save_every=pick(size, tiny=10, default=200, large=500))
+    config.init = {"policy": "../pretrain", "reward": ""}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "demonstrations": f"tfds:menagerie_demonstrations/{size}",
+        "documents": f"tfds:menagerie_corpus/{size}",
+        "prompts": f"tfds:menagerie_prompts/{size}",
+        "prompt_length": PROMPT_LENGTH,
+    }
+    config.sft = {
+        "num_epochs": pick(size, tiny=1.0, default=3.0, large=2.0),
+        "batch_size": pick(size, tiny=16, default=32, large=64),
+        "num_micro_batches": 1,
+        "max_length": PROMPT_LENGTH + RESPONSE_LENGTH,
+        "document_rows": pick(size, tiny=2, default=4, large=8),
+        "dropout_rate": 0.0,
+        "eval_every": pick(size, tiny=10, default=50, large=200),
+        "eval_batches": pick(size, tiny=1, default=4, large=8),
+        "select": "loss",
+        "response_length": RESPONSE_LENGTH,
+    }
+    config.optimizer = adam(pick(size, tiny=3e-3, default=5e-4, large=1e-4), warmup_steps=10)
+    return config

@@ -1,0 +1,1 @@
+"""Records, tokenizers, the chat template, sources of records, and index-based batches."""

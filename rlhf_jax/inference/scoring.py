@@ -1,0 +1,151 @@
+"""What a model says about given tokens: log-probabilities, values and scores.
+
+The only place that shifts predictions against tokens. With P columns of prompt and then R of response,
+
+    response token r stands in column P + r and is predicted from column P + r - 1,
+
+so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only.
+Prompts are left-padded, responses right-padded. All functions are differentiable and none is jitted: the
+caller compiles its step. `dropout_key`, where offered, switches dropout on.
+"""
+
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.inference import decoding
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.models import LanguageModel, Params, ScalarModel, apply
+
+
+class NextToken(NamedTuple):
+    """Column t: loss of predicting token t, log Z of that prediction, and whether the column counts."""
+
+    nll_BT: jax.Array
+    log_z_BT: jax.Array
+    valid_BT: jax.Array
+
+
+def next_token(
+    model: LanguageModel,
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> NextToken:
+    """-log π(token t | tokens before t in its segment) and log Z, 0 where not valid.
+
+    A column is valid when it and the column before it belong to the same segment; so column 0, the first
+    token of a segment and a token right after a gap are not.
+    """
+    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden", dropout_key=dropout_key)
+    logits_BTV = apply(model, params, hidden_BTD[:, :-1], method="unembed")
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    valid_BT = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
+
+    def from_column_one(x_BT: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.where(valid_BT, x_BT, 0.0), ((0, 0), (1, 0)))
+
+    return NextToken(
+        from_column_one(log_z_BT - chosen_BT), from_column_one(log_z_BT), jnp.pad(valid_BT, ((0, 0), (1, 0)))
+    )
+
+
+def next_token_nll(
+    model: LanguageModel,
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(nll_BT, valid_BT) of `next_token`, for losses without a z-loss."""
+    result = next_token(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    return result.nll_BT, result.valid_BT
+
+
+def join(
+    prompt_BP: jax.Array, prompt_mask_BP: jax.Array, response_BR: jax.Array, response_mask_BR: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Prompt and response side by side: (tokens_BT, segments_BT)."""
+    tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
+    segments_BT = jnp.concatenate([prompt_mask_BP, response_mask_BR], axis=1).astype(jnp.int32)
+    return tokens_BT, segments_BT
+
+
+def response_logps(
+    model: LanguageModel,
+    params: Params,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    response_BR: jax.Array,
+    response_mask_BR: jax.Array,
+    *,
+    spec: SamplingSpec,
+    truncation: Literal["refuse", "recompute"] = "refuse",
+) -> tuple[jax.Array, jax.Array]:
+    """(logp_BR, entropy_BR) of the sampling distribution `spec` makes of the model, 0 where masked.
+
+    Truncation (greedy, top-k, nucleus) depends on the parameters: a token that the old policy could sample
+    may be impossible under the new one, and the ratio of the two breaks. So a spec that truncates raises
+    ValueError, unless `truncation="recompute"` asks for the truncated distribution of these very parameters;
+    a token outside it then has log-probability near `EXCLUDED`.
+    """
+    if decoding.truncates(spec) and truncation == "refuse":
+        raise ValueError(
+            f"{spec} truncates the distribution, so log-probabilities of two policies are not comparable: "
+            'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
+        )
+    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
+    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden")
+    hidden_BRD = hidden_BTD[:, prompt_BP.shape[1] - 1 : -1]
+    logits_BRV = decoding.sampling_logits(apply(model, params, hidden_BRD, method="unembed"), spec)
+    mask_BR = response_mask_BR.astype(bool)
+    logp_BR = jnp.where(mask_BR, decoding.log_prob(logits_BRV, response_BR), 0.0)
+    return logp_BR, jnp.where(mask_BR, decoding.entropy(logits_BRV), 0.0)
+
+
+def response_values(
+    model: ScalarModel,
+    params: Params,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    response_BR: jax.Array,
+    response_mask_BR: jax.Array,
+) -> jax.Array:
+    """value_BR: V(all before response token r), 0 where masked."""
+    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
+    score_BT = apply(model, params, tokens_BT, segments_BT)
+    return jnp.where(response_mask_BR.astype(bool), score_BT[:, prompt_BP.shape[1] - 1 : -1], 0.0)
+
+
+def last_token_scores(
+    model: ScalarModel,
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """score_B read at the last real token of each row, wherever its padding is; 0 for a row of padding."""
+    score_BT = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    size = tokens_BT.shape[1]
+    last_B = size - 1 - jnp.argmax(segments_BT[:, ::-1] > 0, axis=1)
+    score_B = jnp.take_along_axis(score_BT, last_B[:, None], axis=1)[:, 0]
+    return jnp.where((segments_BT > 0).any(axis=1), score_B, 0.0)
+
+
+def response_scores(
+    model: ScalarModel,
+    params: Params,
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    response_BR: jax.Array,
+    response_mask_BR: jax.Array,
+) -> jax.Array:
+    """score_B of prompt and response together, read at the last response token."""
+    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
+    return last_token_scores(model, params, tokens_BT, segments_BT)

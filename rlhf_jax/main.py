@@ -1,0 +1,73 @@
+"""Run one stage, or a pipeline of stages, from an experiment config.
+
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rlhf_jax.stages import classify, evaluate, pipeline, ppo, pretrain, reward, sft
+from rlhf_jax.stages.configuration import build
+from rlhf_jax.stages.workspace import is_complete
+from rlhf_jax.training.compilation import enable_persistent_cache
+
+STAGES = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "reward": reward,
+    "ppo": ppo,
+    "evaluate": evaluate,
+    "classify": classify,
+}
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
+
+
+def run(config: Mapping[str, Any], workdir: str) -> None:
+    """Run what `config.stage` names in `workdir`."""
+    stage = config["stage"]
+    if stage == "pipeline":
+        run_pipeline(pipeline.plan(config), workdir)
+        return
+    if stage not in STAGES:
+        raise ValueError(f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}")
+    module = STAGES[stage]
+    module.run(build(module.Config, config), workdir)  # type: ignore[attr-defined]
+
+
+def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
+    """Run named stages in order, each in its own folder under `workdir`, skipping those that are complete."""
+    for config in stages.values():  # a mistake in the last stage is said before the first one runs
+        build(STAGES[config["stage"]].Config, config)  # type: ignore[attr-defined]
+    for name, config in stages.items():
+        folder = Path(workdir) / name
+        if is_complete(folder):
+            print(f"== {name}: complete, skipped ({folder})", flush=True)
+            continue
+        run(config, str(folder))
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
+    enable_persistent_cache()
+    try:
+        run(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if flags.FLAGS["traceback"].value:
+            raise
+        sys.exit(f"error: {error}")
+
+
+flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(_main)

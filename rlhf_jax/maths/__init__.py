@@ -1,0 +1,1 @@
+"""Functions of arrays and nothing else: no models, no configs, no state."""

@@ -1,0 +1,190 @@
+"""What sits on the trunk: language model, scalar (reward or value) model, classifier; one from another.
+
+Parameter trees share the name "trunk", so a child takes its parent's trunk by copying one dictionary entry:
+
+    LanguageModel  {"trunk", ["lm_head"]}              lm_head only where embeddings are not tied
+    ScalarModel    {"trunk", "head"}
+    Classifier     {"trunk", ["lm_head"], "head"}
+
+Modules are frozen, hashable dataclasses without arrays: pass them to jit as static arguments. `init_params`
+and `apply` are the only doors to flax; nothing above this floor imports it.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.transformer import Cache, Linear, Transformer
+
+Params = Any
+"""A parameter tree: nested dictionaries of arrays."""
+
+
+class LanguageModel(nn.Module):
+    """Next-token logits; column t is about the token after position t."""
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.trunk = Transformer(c)
+        if not c.tie_embeddings:
+            self.lm_head = Linear(c, c.vocab_size, use_bias=False)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        hidden_BTD, cache = self.hidden(tokens_BT, segments_BT, cache=cache, deterministic=deterministic)
+        return self.unembed(hidden_BTD), cache
+
+    def hidden(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        """The trunk's output, for callers that need logits at some positions only."""
+        return self.trunk(tokens_BT, segments_BT, cache=cache, deterministic=deterministic)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits (..., V) of hidden states (..., D)."""
+        c = self.config
+        if c.logit_scale != 1.0:
+            hidden = hidden * c.logit_scale
+        return self.trunk.unembed(hidden) if c.tie_embeddings else self.lm_head(hidden)
+
+
+class Head(nn.Module):
+    """A float32 projection to a few numbers: kernel from N(0, std²), bias zero."""
+
+    config: TransformerConfig
+    features: int
+    std: float
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.config.param_dtype)
+        shape = (hidden_BTD.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(jnp.float32)
+        return hidden_BTD @ kernel + bias[None, None]
+
+
+class ScalarModel(nn.Module):
+    """One number per position: a reward model is read at the last token, a value model before each token.
+
+    The head starts from N(0, 1/(D + 1)) with bias 0 (Ziegler et al. 2019; Stiennon et al. 2020).
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        self.trunk = Transformer(self.config)
+        self.head = Head(self.config, 1, (self.config.width + 1) ** -0.5)
+
+    def __call__(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
+        hidden_BTD, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
+        return self.head(hidden_BTD)[..., 0]
+
+
+class Classifier(nn.Module):
+    """Class logits at every position and the language model's logits, from one forward pass.
+
+    Source: Radford et al. 2018, section 3.2; read the class at the last token of the row. Head from N(0,
+    0.02²).
+    """
+
+    config: TransformerConfig
+    num_classes: int
+
+    def setup(self) -> None:
+        c = self.config
+        self.trunk = Transformer(c)
+        if not c.tie_embeddings:
+            self.lm_head = Linear(c, c.vocab_size, use_bias=False)
+        self.head = Head(c, self.num_classes, 0.02)
+
+    def __call__(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True
+    ) -> tuple[jax.Array, jax.Array]:
+        c = self.config
+        hidden_BTD, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
+        scaled_BTD = hidden_BTD * c.logit_scale
+        logits_BTV = self.trunk.unembed(scaled_BTD) if c.tie_embeddings else self.lm_head(scaled_BTD)
+        return self.head(hidden_BTD), logits_BTV
+
+
+def init_params(module: nn.Module, key: jax.Array) -> Params:
+    """Fresh parameters as one compiled program: {"trunk": ...}, without flax's "params" level."""
+    return _init(module, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(module: nn.Module, key: jax.Array) -> Params:
+    one = jnp.ones((1, 1), jnp.int32)
+    return module.init(key, one, one)["params"]
+
+
+def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+    """Call a module, or one of its methods by name; a `dropout_key=` that is not None switches dropout on."""
+    dropout_key = kwargs.pop("dropout_key", None)
+    if dropout_key is None:
+        return module.apply({"params": params}, *args, method=method, **kwargs)
+    rngs = {"dropout": dropout_key}
+    return module.apply({"params": params}, *args, method=method, rngs=rngs, deterministic=False, **kwargs)
+
+
+def cast_for_compute(params: Params, config: TransformerConfig) -> Params:
+    """Matrices in the compute dtype, rounded once instead of at every use; everything else untouched.
+
+    Results are the same to the bit, because every use rounds anyway. For inference loops, not for training.
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
+        matrix = path[-1].key in ("kernel", "embedding") and path[0].key != "head"
+        return x.astype(dtype) if matrix else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def _copy(tree: Params) -> Params:
+    # Real copies: parent and child may be donated to different jitted steps.
+    return jax.tree.map(jnp.copy, tree)
+
+
+def scalar_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig) -> Params:
+    """A reward model on a copy of a language model's trunk, with a fresh head."""
+    return {"trunk": _copy(lm_params["trunk"]), "head": init_params(ScalarModel(config), key)["head"]}
+
+
+def value_params_from(reward_params: Params) -> Params:
+    """A value model that starts as a copy of a reward model, head included (Ouyang et al. 2022, C.4)."""
+    return _copy(reward_params)
+
+
+def classifier_params_from(
+    lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int
+) -> Params:
+    """A classifier on a copy of a language model, with a fresh class head."""
+    return {**_copy(lm_params), "head": init_params(Classifier(config, num_classes), key)["head"]}
+
+
+def shift_scores(scalar_params: Params, gain: jax.Array | float, bias: jax.Array | float) -> Params:
+    """Parameters whose score is gain·score + bias: a reward model's normalisation folded into its head."""
+    head = scalar_params["head"]
+    shifted = {"kernel": head["kernel"] * gain, "bias": head["bias"] * gain + bias}
+    return {**scalar_params, "head": {k: v.astype(head[k].dtype) for k, v in shifted.items()}}

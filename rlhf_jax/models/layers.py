@@ -1,0 +1,184 @@
+"""The layers inside a block: linear, norm, rotary positions, attention, feed-forward.
+
+Everything takes and returns float32; `compute_dtype` only decides how the operands of `linear` are rounded.
+Attention runs in float32 throughout: sampler and scorer must agree, and a bfloat16 cache is slow on CPU.
+Left out on purpose: fused attention kernels, sliding windows, quantised caches.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.models.config import TransformerConfig
+
+# Finite, so that a row without any key (padding) has a finite softmax and a finite gradient.
+MASKED = -1e30
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
+    """x·kernel over the last axis of x: operands rounded to `dtype`, result float32.
+
+    The gradient is the textbook one. It is written out because the barrier in it stops XLA from fusing the
+    backward pass of a neighbouring norm into a transposing copy of an operand, which costs a fifth of a
+    training step on CPU.
+    """
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(
+        x.astype(dtype), kernel.astype(dtype), contract, preferred_element_type=jnp.float32
+    )
+
+
+def _linear_forward(
+    x: jax.Array, kernel: jax.Array, dtype: str
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return linear(x, kernel, dtype), (x.astype(dtype), kernel)
+
+
+def _linear_backward(
+    dtype: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    x, dy = jax.lax.optimization_barrier((x, dy.astype(dtype)))
+    rows = tuple(range(x.ndim - 1))
+    dx = jax.lax.dot_general(
+        dy, kernel.astype(dtype), (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    d_kernel = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, d_kernel.astype(kernel.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _last_axis(x: jax.Array, ndim: int) -> jax.Array:
+    """A vector shaped to meet the last axis of an array of `ndim` axes."""
+    return x.astype(jnp.float32).reshape((1,) * (ndim - 1) + (-1,))
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over the last axis."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(c.param_dtype))
+        if c.norm == "layernorm":
+            x = x - x.mean(-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + c.norm_eps)
+        x = x * _last_axis(scale, x.ndim)
+        if c.norm == "layernorm" and c.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.dtype(c.param_dtype))
+            x = x + _last_axis(bias, x.ndim)
+        return x
+
+
+class Linear(nn.Module):
+    """x·kernel + bias; `residual` marks the projections that feed the residual stream (see `kernel_init`)."""
+
+    config: TransformerConfig
+    features: int
+    use_bias: bool
+    residual: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        std = x.shape[-1] ** -0.5 if c.kernel_init == "fan_in" else 0.02
+        if self.residual and c.kernel_init == "gpt2":
+            std *= (2 * c.num_layers) ** -0.5
+        dtype = jnp.dtype(c.param_dtype)
+        kernel = self.param("kernel", nn.initializers.normal(std), (x.shape[-1], self.features), dtype)
+        y = linear(x, kernel, c.compute_dtype)
+        if self.use_bias:
+            y = y + _last_axis(self.param("bias", nn.initializers.zeros, (self.features,), dtype), y.ndim)
+        return y
+
+
+class Context(NamedTuple):
+    """What every block needs to know about the rows: who sees whom, rotary angles, and where new keys go."""
+
+    visible_BTS: jax.Array
+    cos_BTK: jax.Array | None
+    sin_BTK: jax.Array | None
+    start: jax.Array | None  # first free cache slot; None without a cache
+
+
+def rope_angles(positions_BT: jax.Array, head_width: int, base: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of position·base^(-2i/K), one column per pair of features.
+
+    Source: Su et al. 2021. Feature i is paired with feature i + K/2, as in GPT-NeoX and the released LLaMA
+    weights for Transformers, not with its neighbour.
+    """
+    rate = base ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    angle = positions_BT.astype(jnp.float32)[..., None] * rate[None, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BTHK: jax.Array, cos_BTK: jax.Array, sin_BTK: jax.Array) -> jax.Array:
+    """Turn every pair of features by its angle."""
+    first, second = jnp.split(x_BTHK, 2, axis=-1)
+    cos, sin = cos_BTK[:, :, None, :], sin_BTK[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped key/value heads: softmax(q·kᵀ/√K)·v, in float32.
+
+    Source: Vaswani et al. 2017, equation 1; Shazeer 2019 (one key/value head); Ainslie et al. 2023 (groups).
+    """
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: jax.Array, context: Context, cache: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        c = self.config
+        batch, time, _ = x_BTD.shape
+
+        def project(name: str, heads: int, *, turn: bool) -> jax.Array:
+            y = Linear(c, heads * c.head_width, c.use_bias, name=name)(x_BTD)
+            y_BTHK = y.reshape(batch, time, heads, c.head_width)
+            if turn and context.cos_BTK is not None and context.sin_BTK is not None:
+                y_BTHK = rotate(y_BTHK, context.cos_BTK, context.sin_BTK)
+            return y_BTHK.swapaxes(1, 2)
+
+        queries = project("query", c.num_heads, turn=True)
+        keys_BGSK = project("key", c.num_kv_heads, turn=True)
+        values_BGSK = project("value", c.num_kv_heads, turn=False)
+        if cache is not None and context.start is not None:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.start, axis=2)
+            keys_BGSK, values_BGSK = write(cache[0], keys_BGSK), write(cache[1], values_BGSK)
+
+        queries_BGMTK = queries.reshape(batch, c.num_kv_heads, -1, time, c.head_width)
+        weight = jnp.einsum("BGMTK,BGSK->BGMTS", queries_BGMTK * c.head_width**-0.5, keys_BGSK)
+        weight = jax.nn.softmax(jnp.where(context.visible_BTS[:, None, None], weight, MASKED), axis=-1)
+        mixed_BGMTK = jnp.einsum("BGMTS,BGSK->BGMTK", weight, values_BGSK)
+        mixed_BHTK = mixed_BGMTK.reshape(batch, c.num_heads, time, c.head_width)
+        mixed_BTF = mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1)
+        out_BTD = Linear(c, c.width, c.use_bias, residual=True, name="out")(mixed_BTF)
+        return out_BTD, (keys_BGSK, values_BGSK)
+
+
+class FeedForward(nn.Module):
+    """Two projections around a GELU, or three around a gate: down(act(gate(x)) ⊙ up(x)) (Shazeer 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c = self.config
+        up_BTF = Linear(c, c.ffw_width, c.use_bias, name="up")(x_BTD)
+        if c.gated:
+            gate_BTF = Linear(c, c.ffw_width, c.use_bias, name="gate")(x_BTD)
+            swish = c.activation == "swiglu"
+            up_BTF = up_BTF * (jax.nn.silu(gate_BTF) if swish else jax.nn.gelu(gate_BTF, approximate=True))
+        else:
+            up_BTF = jax.nn.gelu(up_BTF, approximate=c.activation == "gelu_tanh")
+        return Linear(c, c.width, c.use_bias, residual=True, name="down")(up_BTF)

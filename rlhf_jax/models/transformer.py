@@ -1,0 +1,176 @@
+"""One decoder-only transformer that is GPT-2/3, PaLM or LLaMA by configuration, with an explicit cache.
+
+    x = embed(tokens) [+ position embedding]
+    for every block:  x += Attn(Norm(x));  x += MLP(Norm(x))      (PaLM: both from one Norm, added at once)
+    return Norm(x)
+
+A query sees a key iff the key is not later, has the same segment id, and that id is positive. Segment 0 is
+padding, so left padding, right padding, gaps and packed documents are all the same thing, and nothing is ever
+read from token values. Layers are a Python loop: scanning over them copies the stacked cache at every step.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.maths import masking
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.layers import Attention, Context, FeedForward, Norm, linear, rope_angles
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens read so far; `segments_BS` says whose they are, 0 in an empty slot."""
+
+    keys: tuple[jax.Array, ...]  # per layer, float32, (B, G, S, K)
+    values: tuple[jax.Array, ...]
+    segments_BS: jax.Array
+    length: jax.Array  # int32 scalar: slots filled, the same for all rows
+
+
+def init_cache(config: TransformerConfig, batch: int, size: int) -> Cache:
+    """An empty cache of `size` slots for `batch` rows."""
+    shape = (batch, config.num_kv_heads, size, config.head_width)
+
+    def empty() -> tuple[jax.Array, ...]:
+        return tuple(jnp.zeros(shape, jnp.float32) for _ in range(config.num_layers))
+
+    return Cache(empty(), empty(), jnp.zeros((batch, size), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def grow_cache(cache: Cache, *, extra: int, repeats: int) -> Cache:
+    """Append `extra` empty slots and repeat rows: row b becomes rows b·repeats … (b + 1)·repeats - 1."""
+
+    def grow(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, extra), (0, 0)))
+        return x if repeats == 1 else jnp.repeat(x, repeats, axis=0)
+
+    segments_BS = jnp.pad(cache.segments_BS, ((0, 0), (0, extra)))
+    return Cache(
+        keys=tuple(grow(x) for x in cache.keys),
+        values=tuple(grow(x) for x in cache.values),
+        segments_BS=segments_BS if repeats == 1 else jnp.repeat(segments_BS, repeats, axis=0),
+        length=cache.length,
+    )
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, one after the other or side by side (PaLM)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        context: Context,
+        cache: tuple[jax.Array, jax.Array] | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        c = self.config
+
+        def drop(x: jax.Array) -> jax.Array:
+            return nn.Dropout(c.dropout_rate)(x, deterministic=deterministic)
+
+        attention, feed_forward = Attention(c, name="attention"), FeedForward(c, name="mlp")
+        normed_BTD = Norm(c, name="attention_norm")(x_BTD)
+        mixed_BTD, filled = attention(normed_BTD, context, cache)
+        if c.parallel_block:
+            return x_BTD + drop(mixed_BTD + feed_forward(normed_BTD)), filled
+        x_BTD = x_BTD + drop(mixed_BTD)
+        return x_BTD + drop(feed_forward(Norm(c, name="mlp_norm")(x_BTD))), filled
+
+
+class Transformer(nn.Module):
+    """The trunk: token ids and segment ids in, normalised hidden states out.
+
+    Dropout acts on embeddings and on what blocks add, when `deterministic` is false. Raises ValueError while
+    tracing if positions are learned and the row, cache included, is longer than the context.
+    """
+
+    config: TransformerConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype = jnp.dtype(c.param_dtype)
+        init = nn.initializers.normal(c.embedding_std)
+        self.embedding = self.param("embedding", init, (c.vocab_size, c.width), dtype)
+        if c.positions == "learned":
+            shape = (c.context_length, c.width)
+            small = nn.initializers.normal(0.02)
+            self.position_embedding = self.param("position_embedding", small, shape, dtype)
+        block = nn.remat(Block, static_argnums=(4,)) if c.remat == "block" else Block
+        self.block = [block(c) for _ in range(c.num_layers)]
+        self.final_norm = Norm(c)
+        self.dropout = nn.Dropout(c.dropout_rate)
+
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        segments_BT: jax.Array,
+        *,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, Cache | None]:
+        positions_BT = _positions(segments_BT, cache)
+        x_BTD = self.dropout(self._embed(tokens_BT, positions_BT, cache), deterministic=deterministic)
+        context, segments_BS = self._context(segments_BT, positions_BT, cache)
+        filled = []
+        for i, block in enumerate(self.block):
+            layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+            x_BTD, kv = block(x_BTD, context, layer_cache, deterministic)
+            filled.append(kv)
+        x_BTD = self.final_norm(x_BTD)
+        if cache is None:
+            return x_BTD, None
+        keys, values = tuple(k for k, _ in filled), tuple(v for _, v in filled)
+        return x_BTD, Cache(keys, values, segments_BS, cache.length + tokens_BT.shape[1])
+
+    def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
+        c = self.config
+        # Rounded like every other matrix, so that `cast_for_compute` does not change the result.
+        x_BTD = self.embedding[tokens_BT].astype(c.compute_dtype).astype(jnp.float32)
+        if c.scale_embeddings:
+            x_BTD = x_BTD * c.width**0.5
+        if c.positions == "learned":
+            size = tokens_BT.shape[1] if cache is None else cache.segments_BS.shape[1]
+            if size > c.context_length:
+                raise ValueError(
+                    f"rows of {size} tokens do not fit the learned positions, model.context_length = "
+                    f"{c.context_length}: shorten prompts or responses, or train with a longer context."
+                )
+            x_BTD = x_BTD + self.position_embedding[positions_BT].astype(jnp.float32)
+        return x_BTD
+
+    def _context(
+        self, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None
+    ) -> tuple[Context, jax.Array]:
+        c = self.config
+        time = segments_BT.shape[1]
+        start = None if cache is None else cache.length
+        segments_BS = segments_BT
+        if cache is not None:
+            segments_BS = jax.lax.dynamic_update_slice_in_dim(
+                cache.segments_BS, segments_BT, cache.length, axis=1
+            )
+        same_BTS = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] > 0)
+        query_T = jnp.arange(time) + (0 if start is None else start)
+        causal_TS = jnp.arange(segments_BS.shape[1])[None, :] <= query_T[:, None]
+        cos_BTK = sin_BTK = None
+        if c.positions == "rope":
+            cos_BTK, sin_BTK = rope_angles(positions_BT, c.head_width, c.rope_base)
+        return Context(same_BTS & causal_TS[None], cos_BTK, sin_BTK, start), segments_BS
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits of the tied output projection, before `logit_scale`."""
+        return linear(hidden, self.embedding.T, self.config.compute_dtype)
+
+
+def _positions(segments_BT: jax.Array, cache: Cache | None) -> jax.Array:
+    """Positions within each segment, continued from the cached tokens of the same segment."""
+    positions_BT = masking.positions(segments_BT)
+    if cache is None:
+        return positions_BT
+    same_BTS = segments_BT[:, :, None] == cache.segments_BS[:, None, :]
+    return jnp.where(segments_BT > 0, positions_BT + same_BTS.sum(-1, dtype=jnp.int32), 0)

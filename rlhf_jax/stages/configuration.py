@@ -1,0 +1,96 @@
+"""From a ConfigDict to frozen dataclasses, strictly.
+
+An experiment file returns a ConfigDict; a stage declares a frozen dataclass with exactly the fields it reads. `build`
+joins the two and refuses whatever does not fit: an unknown key (with the nearest known name), a missing key, a value of
+the wrong type. Nothing has a default here: the experiment file is the whole truth about a run.
+
+Left out on purpose: string references, lazy imports and environment variables in configs.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
+    """Make the frozen dataclass `cls` out of a mapping with exactly its fields.
+
+    Raises:
+      ValueError: a key is unknown (names the nearest field), missing, or has a value of the wrong type.
+    """
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for key in tree:
+        if key not in names:
+            raise ValueError(f"{path}.{key}: no such field; {_nearest(key, names)}")
+    missing = [name for name in names if name not in tree]
+    if missing:
+        raise ValueError(f"{path}: missing {', '.join(missing)}; set them in the experiment file")
+    return cls(**{name: _convert(hints[name], tree[name], f"{path}.{name}") for name in names})
+
+
+def _nearest(key: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known fields: {', '.join(names)}"
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), _mapping(value, path), path)
+    if origin is dict:
+        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in _mapping(value, path).items()}
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{path}: expected a list, got {value!r}")
+        return tuple(_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is typing.Literal:
+        if value not in args:
+            raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)
+    return _scalar(hint, value, path)
+
+
+def _mapping(value: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+        raise ValueError(f"{path}: expected a group of fields, got {value!r}")
+    return value
+
+
+def _scalar(hint: type, value: Any, path: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is not bool and isinstance(value, bool) or not isinstance(value, hint):
+        raise ValueError(f"{path}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
+    return value
+
+
+def require_divides(divisor: int, number: int, what: str, remedy: str) -> None:
+    """Refuse arithmetic that does not come out even, naming both numbers."""
+    if divisor <= 0 or number % divisor:
+        raise ValueError(f"{what}: {number} is not divisible by {divisor}; {remedy}")
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse an impossible configuration before anything compiles."""
+    if not condition:
+        raise ValueError(message)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """List the fields in which two plain config trees differ, as `name: old -> new`."""
+    lines = []
+    for key in sorted(set(old) | set(new)):
+        a, b = old.get(key, "(absent)"), new.get(key, "(absent)")
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            lines.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return lines

@@ -1,0 +1,72 @@
+"""The language-model loss that pretraining and supervised fine-tuning share, and its mean over held-out batches."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.inference.scoring import next_token
+from rlhf_jax.maths.masking import Mean, mean, merge
+from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.stages.configuration import require_divides
+from rlhf_jax.stages.workspace import Workspace
+from rlhf_jax.training.gradients import LossFn
+
+Params = Any
+Batch = dict[str, Any]
+
+
+def document_batch(batch: Batch) -> Batch:
+    """A batch of packed documents with every real token trained."""
+    return {**batch, "loss_mask_BT": batch["segments_BT"] > 0}
+
+
+def check_batches(name: str, batch_size: int, num_micro_batches: int, num_devices: int) -> None:
+    """Refuse a batch that does not divide into micro-batches and devices."""
+    require_divides(num_micro_batches, batch_size, f"{name}.batch_size by {name}.num_micro_batches", "choose a divisor")
+    require_divides(num_devices, batch_size // num_micro_batches, f"{name} micro-batch by devices",
+                    f"raise {name}.batch_size or use fewer devices")  # fmt: skip
+
+
+def weigh_tokens(batch: Batch) -> jax.Array:
+    """Number of trained tokens: those in the loss mask that have a predecessor in their own segment."""
+    segments_BT = batch["segments_BT"]
+    predicted_BT = (segments_BT[:, 1:] > 0) & (segments_BT[:, 1:] == segments_BT[:, :-1])
+    return (predicted_BT & (batch["loss_mask_BT"][:, 1:] > 0)).sum()
+
+
+def language_loss(model: LanguageModel, *, z_loss_coef: float, dropout: bool) -> LossFn:
+    """-Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m; only masked-in tokens count."""
+
+    def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        losses = next_token(
+            model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=key if dropout else None
+        )
+        trained_BT = losses.valid_BT & (batch["loss_mask_BT"] > 0)
+        nll, z = mean(losses.nll_BT, trained_BT), mean(jnp.square(losses.log_z_BT), trained_BT)
+        metrics = {"loss": nll}
+        if z_loss_coef:
+            metrics["z_loss"] = z
+        return (nll.total + z_loss_coef * z.total) / weight, metrics
+
+    return loss
+
+
+def mean_nll(model: LanguageModel, space: Workspace, batches: Sequence[Batch]) -> Callable[[Params], Mean]:
+    """A function of parameters: the token-weighted mean loss over fixed held-out batches."""
+
+    @jax.jit
+    def one(params: Params, batch: Batch) -> Mean:
+        losses = next_token(model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None)
+        return mean(losses.nll_BT, losses.valid_BT & (batch["loss_mask_BT"] > 0))
+
+    placed = [space.shard(batch) for batch in batches]
+
+    def evaluate(params: Params) -> Mean:
+        total = one(params, placed[0])
+        for batch in placed[1:]:
+            total = merge(total, one(params, batch))
+        return total
+
+    return evaluate

@@ -1,0 +1,406 @@
+"""Proximal policy optimisation against a reward model, with a pretraining mix (PPO-ptx).
+
+    for each update:
+      1  sample responses from the policy on a batch of prompts                 (stages/rollouts.py)
+      2  score them with the reward model; R_t = -β KL_t + 1[t = last] score
+      3  advantages and returns by GAE; everything so far is frozen in a Rollout
+      4  num_ppo_epochs x num_mini_batches: clipped policy loss + vf_coef * clipped value loss
+         + ptx_coef * language-model loss on pretraining documents (their gradients added up)
+      5  the KL controller and the average of weights move once
+
+Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the reward model. The reference
+and the reward model are read, never trained. Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler 2019, Schulman 2017.
+
+Left out on purpose: truncated sampling (refused: the loss would need to replay the truncation), a shared trunk, dropout
+(it makes the ratio differ from 1), asynchronous rollouts.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.data.batches import lm_batches, prompt_batches
+from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.sources import load
+from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.inference.scoring import next_token_nll, response_logps, response_values
+from rlhf_jax.maths.kl import ziegler_update
+from rlhf_jax.maths.losses import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.maths.masking import Mean, mean, value, whiten
+from rlhf_jax.maths.returns import RunningMoments
+from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params, value_params_from
+from rlhf_jax.stages.configuration import require, require_divides
+from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses
+from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
+from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
+from rlhf_jax.training.state import TrainState, apply_gradients, init_state
+
+Params = Any
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the parameters come from; a path starting with ../ is relative to the workdir."""
+
+    policy: str  # also the reference
+    reward: str
+    value: Literal["reward", "policy", "random"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts for the rollouts and documents for the pretraining mix."""
+
+    data_dir: str
+    prompts: str
+    prompt_length: int
+    documents: str
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Every detail of the algorithm, under TRL's names where TRL had one."""
+
+    total_episodes: int
+    batch_size: int  # episodes per update
+    num_ppo_epochs: int
+    num_mini_batches: int
+    num_micro_batches: int  # per minibatch: changes memory, not results
+    response_length: int
+    temperature: float
+    top_k: int
+    top_p: float
+    kl_coef: float
+    kl_controller: Literal["fixed", "adaptive"]
+    kl_target: float  # nats per response
+    kl_horizon: int  # episodes
+    kl_estimator: Literal["k1", "k2", "k3"]
+    gamma: float
+    lam: float
+    cliprange: float
+    cliprange_value: float
+    vf_coef: float
+    entropy_coef: float
+    missing_eos_penalty: float
+    missing_eos_mode: Literal["replace", "subtract", "none"]
+    score_clip: float
+    score_normalisation: Literal["none", "running_std"]
+    whiten_rewards: bool
+    whiten_advantages: Literal["batch", "minibatch", "none"]
+    target_kl: float  # stop an update's epochs when approxkl exceeds it; 0 = never
+    ema_decay: float  # 0 = off; the average is what the checkpoint exports
+    ptx_coef: float  # γ; multiplies the mean loss per token of the pretraining documents
+    ptx_batch_size: int  # documents blocks per minibatch
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["ppo"]
+    seed: int
+    init: Init
+    data: Data
+    ppo: PPO
+    optimizer: OptimizerConfig
+    value_optimizer: OptimizerConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+
+    @property
+    def num_updates(self) -> int:
+        """Iterations of sample-then-optimise."""
+        return self.ppo.total_episodes // self.ppo.batch_size
+
+
+def check(config: Config, num_devices: int) -> None:
+    """Refuse impossible arithmetic before anything compiles."""
+    ppo = config.ppo
+    require_divides(ppo.batch_size, ppo.total_episodes, "ppo.total_episodes by ppo.batch_size",
+                    "change one of the two")  # fmt: skip
+    require_divides(ppo.num_mini_batches, ppo.batch_size, "ppo.batch_size by ppo.num_mini_batches",
+                    "choose a divisor")  # fmt: skip
+    rows = ppo.batch_size // ppo.num_mini_batches
+    require_divides(ppo.num_micro_batches, rows, "minibatch by ppo.num_micro_batches", "choose a divisor")
+    require_divides(num_devices, rows // ppo.num_micro_batches, "micro-batch by devices",
+                    "raise ppo.batch_size or use fewer devices")  # fmt: skip
+    require(not truncates(_spec(ppo)), f"ppo.top_k={ppo.top_k}, ppo.top_p={ppo.top_p}: truncated sampling would bias "
+            "every ratio, because the loss does not replay the truncation; set top_k=0 and top_p=1.0")  # fmt: skip
+    require(ppo.temperature > 0, "ppo.temperature must be > 0: greedy rollouts have no log-probability")
+    require(ppo.kl_controller == "fixed" or (ppo.kl_target > 0 and ppo.kl_horizon > 0),
+            "ppo.kl_controller=adaptive needs ppo.kl_target > 0 nats and ppo.kl_horizon > 0 episodes")  # fmt: skip
+    require(ppo.ptx_coef == 0 or ppo.ptx_batch_size > 0,
+            f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")  # fmt: skip
+
+
+class Controllers(NamedTuple):
+    """The few scalars that live as long as the run."""
+
+    kl_coef: jax.Array
+    score_moments: RunningMoments
+
+
+def run(config: Config, workdir: str) -> None:
+    """Train a policy with PPO; leaves its parameters (their average with `ema_decay`) as the checkpoint."""
+    space = Workspace.open(config, workdir)
+    check(config, space.mesh.size)
+    policy = space.parent("policy", config.init.policy, kind="language_model")
+    reward = space.parent("reward", config.init.reward, kind="scalar_model")
+    space.same_tokenizer("policy", "reward")
+    tokenizer, spec = space.tokenizer, _spec(config.ppo)
+    need = config.data.prompt_length + config.ppo.response_length
+    require(need <= policy.model.context_length,
+            f"data.prompt_length + ppo.response_length = {need} exceeds the policy's context of "
+            f"{policy.model.context_length}; shorten one of them")  # fmt: skip
+
+    models = Models(LanguageModel(policy.model), ScalarModel(_value_shape(config, policy, reward)), ScalarModel(reward.model))
+    frozen = Frozen(space.place(policy.params), space.place(reward.params))
+    key = jax.random.key(config.seed)
+    params = {"policy": policy.params, "value": _initial_value(config, models, policy, reward, key)}
+    optimizer = _optimizer(config)
+    state = space.place_state(_initial_state(config, params, optimizer))
+
+    prompts = prompt_batches(
+        load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir), tokenizer,
+        prompt_length=config.data.prompt_length, batch_size=config.ppo.batch_size, seed=config.seed,
+    )  # fmt: skip
+    ptx = _ptx_stream(config, policy.model.context_length, tokenizer)
+    space.announce(config, {"policy": params["policy"], "value": params["value"]}, _arithmetic(config))
+
+    draw = jax.jit(partial(
+        sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
+        stop_tokens=(tokenizer.eos_id,), pad_id=tokenizer.pad_id,
+    ))  # fmt: skip
+    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)))
+    optimise = space.compile_update(make_update(models, optimizer, config.ppo, spec), state)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        step_key = jax.random.fold_in(key, step)
+        batch = prompts.batch(step)
+        placed = space.shard({name: batch[name] for name in ("prompt_BP", "prompt_mask_BP")})
+        samples = draw(state.params["policy"], placed, jax.random.fold_in(step_key, 0))
+        kl_coef, moments = state.extras["controllers"]
+        rollout, moments, metrics = judge(state.params["value"], frozen, placed, samples, kl_coef, moments)
+        space.show_samples(step, batch, samples, rollout.score_B)
+        blocks = space.shard_stack(ptx(step)) if ptx else {}
+        state, update_metrics = optimise(state, (rollout, blocks), jax.random.fold_in(step_key, 1))
+        state = _after_update(state, config.ppo, kl_coef, metrics["objective/kl"], moments)
+        return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
+
+    space.train(
+        state, step_fn, num_steps=config.num_updates, kind="language_model", model=policy.model,
+        export=lambda s: s.extras["ema"] if config.ppo.ema_decay else s.params["policy"],
+        headline=("objective/scores", "objective/kl", "rollout/length"),
+    )  # fmt: skip
+
+
+def make_update(
+    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec
+) -> Callable[[TrainState, tuple[Rollout, Any], jax.Array], tuple[TrainState, dict[str, Any]]]:
+    """The pure update of one rollout: epochs x minibatches in one scan. (state, (rollout, ptx blocks), key) -> (state, metrics).
+
+    Early stop: once a minibatch's approxkl exceeds `target_kl` the remaining ones leave the state as it is.
+    """
+    gradients = make_gradients(models, ppo, spec)
+
+    def update(state: TrainState, data: tuple[Rollout, Any], key: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+        rollout, blocks = data
+        rows = minibatch_rows(key, ppo.batch_size, ppo.num_ppo_epochs, ppo.num_mini_batches)
+
+        def body(carry: tuple[TrainState, jax.Array], xs: Any) -> Any:
+            state, stopped = carry
+            rows_b, blocks_b = xs
+            minibatch = jax.tree.map(lambda x: x[rows_b], rollout)
+            grads, metrics = gradients(state.params, minibatch, blocks_b)
+            metrics["done"] = ~stopped
+            metrics["grad_norm/policy"] = global_norm(grads["policy"])
+            metrics["grad_norm/value"] = global_norm(grads["value"])
+            new_state = apply_gradients(state, grads, optimizer)
+            if ppo.target_kl > 0:
+                new_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new_state, state)
+                stopped |= value(metrics["policy/approxkl_avg"]) > ppo.target_kl
+            return (new_state, stopped), metrics
+
+        first = (state, jnp.asarray(False))
+        (state, _), stacked = jax.lax.scan(body, first, (rows, blocks))
+        return state, summarise(stacked)
+
+    return update
+
+
+def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[..., tuple[Params, dict[str, Any]]]:
+    """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM on one minibatch (Schulman 2017 eq. 9; Ouyang 2022 eq. 2)."""
+    ppo_loss = partial(minibatch_loss, models, ppo, spec)
+
+    def ptx_loss(policy_params: Params, block: Any, weight: jax.Array, key: jax.Array) -> Any:
+        nll_BT, valid_BT = next_token_nll(models.policy, policy_params, block["tokens_BT"], block["segments_BT"])
+        nll = mean(nll_BT, valid_BT)
+        return ppo.ptx_coef * nll.total / weight, {"ptx/loss": nll}
+
+    def gradients(params: Params, minibatch: Rollout, block: Any) -> tuple[Params, dict[str, Any]]:
+        key = jax.random.key(0)  # no dropout in PPO: no loss reads it
+        if ppo.whiten_advantages == "minibatch":
+            whitened_BR = whiten(minibatch.advantage_BR, minibatch.mask_BR, shift_mean=True)
+            minibatch = minibatch._replace(advantage_BR=whitened_BR)
+        accumulate = partial(accumulated_gradients, num_micro_batches=ppo.num_micro_batches)
+        grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
+        if ppo.ptx_coef:
+            ptx_grads, ptx_metrics = accumulated_gradients(
+                ptx_loss, _predicted_tokens, params["policy"], block, key, num_micro_batches=1
+            )
+            grads = {**grads, "policy": jax.tree.map(jnp.add, grads["policy"], ptx_grads)}
+            metrics = {**metrics, **ptx_metrics}
+        return grads, metrics
+
+    return gradients
+
+
+def minibatch_loss(
+    models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens."""
+    del key
+    prompt, response = (rollout.prompt_BP, rollout.prompt_mask_BP), (rollout.response_BR, rollout.mask_BR)
+    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec)
+    value_BR = response_values(models.value, params["value"], *prompt, *response)
+    policy_loss, stats = ppo_policy_loss(
+        logp_BR, rollout.logp_BR, rollout.advantage_BR, rollout.mask_BR, cliprange=ppo.cliprange
+    )
+    value_loss, value_stats = ppo_value_loss(
+        value_BR, rollout.value_BR, rollout.return_BR, rollout.mask_BR, cliprange_value=ppo.cliprange_value
+    )
+    entropy = mean(entropy_BR, rollout.mask_BR)
+    total = policy_loss.total + ppo.vf_coef * value_loss.total - ppo.entropy_coef * entropy.total
+    gap_BR = jnp.where(rollout.mask_BR, jnp.abs(logp_BR - rollout.logp_BR), 0.0)
+    return total / weight, {
+        "loss/policy_avg": policy_loss,
+        "loss/value_avg": value_loss,
+        "policy/entropy_avg": entropy,
+        "policy/approxkl_avg": stats["approxkl"],
+        "policy/clipfrac_avg": stats["clipfrac"],
+        "val/ratio": stats["ratio"],
+        "val/clipfrac_avg": value_stats["clipfrac"],
+        "mismatch/logp_mean": mean(gap_BR, rollout.mask_BR),
+    }
+
+
+def minibatch_rows(key: jax.Array, batch_size: int, num_epochs: int, num_mini_batches: int) -> jax.Array:
+    """Rows of every minibatch, epochs x minibatches in order: each row exactly once per epoch, freshly permuted."""
+    keys = jax.random.split(key, num_epochs)
+    permutations = jax.vmap(lambda k: jax.random.permutation(k, batch_size))(keys)
+    return permutations.reshape(num_epochs * num_mini_batches, batch_size // num_mini_batches)
+
+
+def summarise(stacked: dict[str, Any]) -> dict[str, Any]:
+    """Metrics of one update from those of its minibatches; skipped minibatches count for nothing.
+
+    `mismatch/logp_mean` is read on the first minibatch, before any parameter has moved: it compares the sampler's
+    log-probabilities with the training forward pass and must be zero up to rounding.
+    """
+    done = stacked.pop("done")
+    first_gap = jax.tree.map(lambda x: x[0], stacked.pop("mismatch/logp_mean"))
+    ratios = value(stacked["val/ratio"])
+    out: dict[str, Any] = {"mismatch/logp_mean": first_gap, "val/ratio_var": ratios.var(where=done)}
+    for name, stat in stacked.items():
+        if isinstance(stat, Mean):
+            out[name] = Mean(stat.total.sum(where=done), stat.weight.sum(where=done))
+        else:
+            out[name] = stat.mean(where=done)
+    loss = value(out["loss/policy_avg"]) + value(out["loss/value_avg"])
+    return {**out, "loss": loss, "policy/minibatches": done.sum()}
+
+
+def _after_update(
+    state: TrainState, ppo: PPO, kl_coef: jax.Array, kl: Mean, moments: RunningMoments
+) -> TrainState:
+    # The rewards of this batch used β from before; the controller moves it for the next one (Ziegler 2019).
+    if ppo.kl_controller == "adaptive":
+        kl_coef = ziegler_update(
+            kl_coef, value(kl), target=ppo.kl_target, horizon=ppo.kl_horizon, num_episodes=ppo.batch_size
+        )
+    extras = {**state.extras, "controllers": Controllers(kl_coef, moments)}
+    if ppo.ema_decay:
+        extras["ema"] = ema_update(extras["ema"], state.params["policy"], decay=ppo.ema_decay)
+    return replace(state, extras=extras)
+
+
+def _predicted_tokens(block: Any) -> jax.Array:
+    # Every token that has a predecessor in its own segment is predicted.
+    segments_BT = block["segments_BT"]
+    return ((segments_BT[:, 1:] > 0) & (segments_BT[:, 1:] == segments_BT[:, :-1])).sum()
+
+
+def _spec(ppo: PPO) -> SamplingSpec:
+    return SamplingSpec(temperature=ppo.temperature, top_k=ppo.top_k, top_p=ppo.top_p, nucleus="holtzman")
+
+
+def _rules(ppo: PPO) -> RewardRules:
+    return RewardRules(
+        kl_estimator=ppo.kl_estimator, missing_eos_penalty=ppo.missing_eos_penalty, missing_eos_mode=ppo.missing_eos_mode,
+        score_clip=ppo.score_clip, score_normalisation=ppo.score_normalisation, whiten_rewards=ppo.whiten_rewards,
+        whiten_advantages=ppo.whiten_advantages, gamma=ppo.gamma, lam=ppo.lam,
+    )  # fmt: skip
+
+
+def _optimizer(config: Config) -> optax.GradientTransformation:
+    steps = config.num_updates * config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
+    parts = {
+        "policy": make_optimizer(config.optimizer, steps),
+        "value": make_optimizer(config.value_optimizer, steps),
+    }
+    return optax.multi_transform(parts, {"policy": "policy", "value": "value"})
+
+
+def _value_shape(config: Config, policy: Any, reward: Any) -> Any:
+    return reward.model if config.init.value == "reward" else policy.model
+
+
+def _initial_value(config: Config, models: Models, policy: Any, reward: Any, key: jax.Array) -> Params:
+    if config.init.value == "reward":
+        return value_params_from(reward.params)
+    fresh = init_params(models.value, jax.random.fold_in(key, 1 << 30))
+    return fresh if config.init.value == "random" else {**fresh, "trunk": policy.params["trunk"]}
+
+
+def _initial_state(config: Config, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros(())
+    extras: dict[str, Any] = {
+        "controllers": Controllers(jnp.asarray(config.ppo.kl_coef, jnp.float32), RunningMoments(zero, zero, zero))
+    }
+    if config.ppo.ema_decay:
+        extras["ema"] = params["policy"]
+    return init_state(params, optimizer, extras)
+
+
+def _ptx_stream(config: Config, context_length: int, tokenizer: Any) -> Callable[[int], Any] | None:
+    """Pretraining blocks for every minibatch of an update, stacked along the scan's axis; its own stream and seed."""
+    if not config.ppo.ptx_coef:
+        return None
+    documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
+    per_update = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
+    batches = lm_batches(
+        documents, tokenizer, context_length=context_length,
+        batch_size=config.ppo.ptx_batch_size * per_update, seed=config.seed + 1, mask_documents=False,
+    )  # fmt: skip
+
+    def stream(step: int) -> Any:
+        return jax.tree.map(lambda x: x.reshape(per_update, -1, *x.shape[1:]), batches.batch(step))
+
+    return stream
+
+
+def _arithmetic(config: Config) -> str:
+    ppo = config.ppo
+    rows = ppo.batch_size // ppo.num_mini_batches
+    return (
+        f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} episodes; each update "
+        f"{ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} "
+        f"({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
+        f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient {ppo.ptx_coef}"
+    )

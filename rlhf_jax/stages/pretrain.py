@@ -1,0 +1,130 @@
+"""Pretraining: predict the next token of packed documents.
+
+    L = -(1/N) Σ_t log π(x_t | x_<t)  [ + z_loss_coef log² Z ]     (Radford 2018 eq. 1; Brown 2020; Chowdhery 2022 §5)
+
+Documents are tokenised, joined by the end-of-text token and cut into blocks of the context length; no token is lost. The
+tokenizer is trained on the same documents, or taken from a folder, and travels with the checkpoint from then on.
+
+Left out on purpose: batch-size ramps, curriculum, deduplication (do that to the data).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+
+from rlhf_jax.data.batches import lm_batches
+from rlhf_jax.data.records import Document
+from rlhf_jax.data.sources import load
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe, train_words
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.heads import LanguageModel, init_params
+from rlhf_jax.stages.configuration import require
+from rlhf_jax.stages.language import check_batches, document_batch, language_loss, mean_nll, weigh_tokens
+from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
+from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.training.loop import Hook
+from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlhf_jax.training.state import TrainState, init_state
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """How text becomes tokens: trained on the documents, or read from a folder."""
+
+    kind: Literal["bpe", "words", "folder"]
+    vocab_size: int  # of a trained BPE; 0 otherwise
+    path: str  # of a folder; "" otherwise
+
+
+@dataclass(frozen=True)
+class Data:
+    """The documents."""
+
+    data_dir: str
+    documents: str
+    mask_documents: bool  # attention stays inside a document; False is GPT-3's choice
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """The run."""
+
+    num_steps: int
+    batch_size: int  # blocks of the context length
+    num_micro_batches: int
+    z_loss_coef: float
+    eval_every: int
+    eval_batches: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["pretrain"]
+    seed: int
+    data: Data
+    tokenizer: TokenizerConfig
+    model: TransformerConfig
+    pretrain: Pretrain
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+
+
+def run(config: Config, workdir: str) -> None:
+    """Train a language model from scratch."""
+    space = Workspace.open(config, workdir)
+    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.mesh.size)
+    documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
+    tokenizer = space.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
+    require(tokenizer.vocab_size == config.model.vocab_size,
+            f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            "set model.vocab_size to the latter")  # fmt: skip
+
+    model, key = LanguageModel(config.model), jax.random.key(config.seed)
+    optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
+    params = init_params(model, jax.random.fold_in(key, 1 << 30))
+    state = space.place_state(init_state(params, optimizer))
+    batches = _batches(config, documents, tokenizer)
+    held_out = load(config.data.documents, Document, split="validation", data_dir=config.data.data_dir)
+    validation = _batches(config, held_out, tokenizer)
+    space.announce(config, {"model": params}, (
+        f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
+        f"{config.pretrain.num_steps / batches.epoch_steps:.1f} epochs of {batches.num_tokens:,} tokens"
+    ))  # fmt: skip
+
+    update = space.compile_update(make_supervised_update(
+        language_loss(model, z_loss_coef=config.pretrain.z_loss_coef, dropout=config.model.dropout_rate > 0),
+        weigh_tokens, optimizer, num_micro_batches=config.pretrain.num_micro_batches,
+    ), state)  # fmt: skip
+    evaluate = mean_nll(model, space, [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)])
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        batch = document_batch(batches.batch(step))
+        state, metrics = update(state, space.shard(batch), jax.random.fold_in(key, step))
+        return state, {**metrics, "tokens": batch["tokens_BT"].size}
+
+    def validate(state: TrainState, step: int) -> dict[str, Any]:
+        return {"validation/loss": evaluate(state.params)}
+
+    space.train(
+        state, step_fn, num_steps=config.pretrain.num_steps, kind="language_model", model=config.model,
+        hooks=[Hook(config.pretrain.eval_every, validate)], headline=("loss", "validation/loss"),
+    )  # fmt: skip
+
+
+def make_tokenizer(config: TokenizerConfig, documents: Any) -> Tokenizer:
+    """Train or read the tokenizer that the config names."""
+    if config.kind == "folder":
+        return load_tokenizer(config.path)
+    texts = [document.text for document in documents]
+    return train_words(texts) if config.kind == "words" else train_bpe(texts, config.vocab_size)
+
+
+def _batches(config: Config, documents: Any, tokenizer: Tokenizer) -> Any:
+    return lm_batches(
+        documents, tokenizer, context_length=config.model.context_length, batch_size=config.pretrain.batch_size,
+        seed=config.seed, mask_documents=config.data.mask_documents,
+    )  # fmt: skip

@@ -1,0 +1,223 @@
+"""Reward model from rankings: one scalar per response, trained on every pair of a prompt's K ranked responses at once.
+
+    L = -(1/C(K,2)) Σ_{(w,l)} log σ( r(x, y_w) - r(x, y_l) ),   K = 4..9        (Ouyang 2022 eq. 1)
+
+    1  K responses per prompt are sampled from the supervised policy and ranked by a labeler (or rankings are read from files)
+    2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
+       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1
+    3  after training the head's bias is moved so that demonstrations score 0 on average (Ouyang 2022 App. C.2); optionally
+       a gain as well, before and after, so that samples score mean 0 and variance 1 (Ziegler 2019)
+
+The normalisations are steps of the loop like any other, so that a killed run resumes exactly.
+Left out on purpose: margins from confidence ratings, ensembles, training on more than one labeler's ranking of a prompt.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.data.batches import comparison_batches, demonstration_batches
+from rlhf_jax.data.records import Comparison, Demonstration
+from rlhf_jax.data.sources import load
+from rlhf_jax.inference.scoring import last_token_scores
+from rlhf_jax.maths.masking import Mean, merge
+from rlhf_jax.maths.preference import ranking_accuracy, ranking_loss
+from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
+from rlhf_jax.stages.configuration import require
+from rlhf_jax.stages.labelling import Labelling, collect_comparisons
+from rlhf_jax.stages.language import check_batches
+from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
+from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.training.loop import Hook
+from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlhf_jax.training.state import TrainState, init_state
+
+Params = Any
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Init:
+    """The supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
+
+    policy: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """Rankings: "collect" to sample and label them, or a source; and demonstrations for the normalisation."""
+
+    data_dir: str
+    comparisons: str
+    demonstrations: str
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The run."""
+
+    num_epochs: float
+    batch_size: int  # prompts
+    num_micro_batches: int
+    max_length: int
+    max_candidates: int
+    pair_norm: Literal["k_choose_2", "num_valid_pairs"]
+    normalise: Literal["none", "bias", "gain_and_bias"]
+    normalise_before: bool
+    dropout_rate: float
+    eval_every: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["reward"]
+    seed: int
+    init: Init
+    data: Data
+    labelling: Labelling
+    reward: Reward
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+
+
+def run(config: Config, workdir: str) -> None:
+    """Train a reward model on rankings."""
+    space, reward = Workspace.open(config, workdir), config.reward
+    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.mesh.size)
+    parent = space.parent("policy", config.init.policy, kind="language_model")
+    require(reward.max_length <= parent.model.context_length,
+            f"reward.max_length={reward.max_length} exceeds the model's context of {parent.model.context_length}")  # fmt: skip
+    model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
+    key = jax.random.key(config.seed)
+    sources = _comparison_sources(config, space, parent)
+    batches = _batches(config, space, sources["train"])
+    num_updates = round(reward.num_epochs * batches.epoch_steps)
+
+    optimizer = make_optimizer(config.optimizer, num_updates)
+    params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
+    state = space.place_state(init_state(params, optimizer))
+    space.announce(config, {"model": params}, (
+        f"{num_updates} updates x {reward.batch_size} prompts x up to {reward.max_candidates} responses = "
+        f"{reward.num_epochs} epochs of {batches.num_examples} rankings; normalise {reward.normalise}"
+    ))  # fmt: skip
+    update = space.compile_update(make_supervised_update(
+        reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
+        weigh_prompts, optimizer, num_micro_batches=reward.num_micro_batches,
+    ), state)  # fmt: skip
+    normalise = _normaliser(config, space, model)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        step -= reward.normalise_before
+        if step < 0 or step == num_updates:
+            return normalise(state)
+        return update(state, space.shard(batches.batch(step)), jax.random.fold_in(key, step))
+
+    space.train(
+        state, step_fn, num_steps=num_updates + 1 + reward.normalise_before, kind="scalar_model", model=parent.model,
+        hooks=[Hook(reward.eval_every, _validator(config, space, model, sources))],
+        headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
+    )  # fmt: skip
+
+
+def candidate_scores(
+    model: ScalarModel, params: Params, batch: Batch, *, dropout_key: jax.Array | None = None
+) -> jax.Array:
+    """score_BC of every response: K forward passes per prompt, however many pairs."""
+    tokens_BCT, segments_BCT = batch["tokens_BCT"], batch["segments_BCT"]
+    B, C, T = tokens_BCT.shape
+    flat = tokens_BCT.reshape(B * C, T), segments_BCT.reshape(B * C, T)
+    return last_token_scores(model, params, *flat, dropout_key=dropout_key).reshape(B, C)
+
+
+def reward_loss(model: ScalarModel, *, pair_norm: str, dropout: bool) -> Callable[..., Any]:
+    """The ranking loss summed over prompts and divided by the whole batch's number of prompts."""
+
+    def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+        score_BC = candidate_scores(model, params, batch, dropout_key=key if dropout else None)
+        ranking = (score_BC, batch["rank_BC"], batch["mask_BC"])
+        nll = ranking_loss(*ranking, pair_norm=pair_norm)
+        return nll.total / weight, {"loss": nll, "rm/accuracy": ranking_accuracy(*ranking)}
+
+    return loss
+
+
+def weigh_prompts(batch: Batch) -> jax.Array:
+    """Number of prompts with at least one untied pair."""
+    rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"] > 0
+    differ_BCC = (rank_BC[:, :, None] < rank_BC[:, None, :]) & mask_BC[:, :, None] & mask_BC[:, None, :]
+    return jnp.maximum(differ_BCC.any(axis=(1, 2)).sum(), 1)
+
+
+def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[str, str]:
+    """Sources of the training rankings and, by judge, of the held-out ones."""
+    source = config.data.comparisons
+    if source != "collect":
+        return {"train": source, "heldout": source}
+    return collect_comparisons(config.labelling, space, parent, seed=config.seed, data_dir=config.data.data_dir)
+
+
+def _batches(config: Config, space: Workspace, source: str, split: str = "train") -> Any:
+    batches = comparison_batches(
+        load(source, Comparison, split=split, data_dir=config.data.data_dir), space.tokenizer,
+        max_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
+        batch_size=config.reward.batch_size, seed=config.seed,
+    )  # fmt: skip
+    space.report_dropped(f"rankings of {source}", batches.dropped)
+    return batches
+
+
+def _validator(
+    config: Config, space: Workspace, model: ScalarModel, sources: dict[str, str]
+) -> Callable[[TrainState, int], dict[str, Any]]:
+    """Accuracy on held-out prompts: against labelers who gave no training label, and against gold where there is one."""
+    held_out = {name: _batches(config, space, source, "validation") for name, source in sources.items() if name != "train"}
+
+    @jax.jit
+    def measure(params: Params, batch: Batch) -> tuple[Mean, Mean]:
+        ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
+        return ranking_accuracy(*ranking), ranking_loss(*ranking, pair_norm=config.reward.pair_norm)
+
+    placed = {
+        name: [space.shard(batches.batch(i)) for i in range(max(1, batches.num_examples // config.reward.batch_size))]
+        for name, batches in held_out.items()
+    }
+
+    def validate(state: TrainState, step: int) -> dict[str, Any]:
+        row = {}
+        for name, chunks in placed.items():
+            accuracy, nll = measure(state.params, chunks[0])
+            for chunk in chunks[1:]:
+                more = measure(state.params, chunk)
+                accuracy, nll = merge(accuracy, more[0]), merge(nll, more[1])
+            row |= {f"validation/accuracy_{name}": accuracy, f"validation/loss_{name}": nll}
+        return row
+
+    return validate
+
+
+def _normaliser(config: Config, space: Workspace, model: ScalarModel) -> Callable[[TrainState], Any]:
+    """A step that folds gain and bias into the head: demonstrations get mean 0 (and variance 1)."""
+    demonstrations = demonstration_batches(
+        load(config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir), space.tokenizer,
+        max_length=config.reward.max_length, batch_size=config.reward.batch_size, seed=config.seed,
+    )  # fmt: skip
+    count = max(1, min(demonstrations.num_examples // config.reward.batch_size, 32))
+    chunks = [space.shard(demonstrations.batch(i)) for i in range(count)]
+    score = jax.jit(lambda params, batch: last_token_scores(model, params, batch["tokens_BT"], batch["segments_BT"]))
+
+    def normalise(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        score_N = jnp.concatenate([score(state.params, chunk) for chunk in chunks])
+        gain = 1.0 / jnp.maximum(score_N.std(), 1e-6) if config.reward.normalise == "gain_and_bias" else jnp.ones(())
+        bias = -gain * score_N.mean() if config.reward.normalise != "none" else jnp.zeros(())
+        params = space.place(shift_scores(state.params, gain, bias))
+        metrics = {"rm/demonstrations_mean": score_N.mean(), "rm/demonstrations_std": score_N.std(),
+                   "rm/gain": gain, "rm/bias": bias}  # fmt: skip
+        return replace(state, params=params), metrics
+
+    return normalise

@@ -1,0 +1,201 @@
+"""Supervised fine-tuning on demonstrations: the labelers' answers, and nothing but them.
+
+    L = -(1/N) Σ_{t in assistant's tokens} log π(y_t | x, y_<t)        (Ouyang 2022 §3.5; masking the prompt is our choice)
+
+The end-of-turn token is trained like any other, or the model would never stop. With `document_rows` > 0 that many rows of
+every batch are pretraining documents, all of whose tokens count: InstructGPT's initial policy for PPO had 10 % of them.
+The exported parameters are the last ones, those with the lowest held-out loss, or those whose samples a reward model
+scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch while preference still rises).
+
+Left out on purpose: packing of demonstrations (they are short; padding is masked).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlhf_jax.data.batches import demonstration_batches, lm_batches, prompt_batches
+from rlhf_jax.data.records import Demonstration, Document, Prompt
+from rlhf_jax.data.sources import load
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import sample
+from rlhf_jax.inference.scoring import response_scores
+from rlhf_jax.maths.masking import length_mask, value
+from rlhf_jax.models.heads import LanguageModel, ScalarModel
+from rlhf_jax.stages.configuration import require
+from rlhf_jax.stages.language import check_batches, document_batch, language_loss, mean_nll, weigh_tokens
+from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
+from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlhf_jax.training.state import TrainState, init_state
+
+Params = Any
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the parameters come from; a path starting with ../ is relative to the workdir."""
+
+    policy: str
+    reward: str  # for select=reward; "" otherwise
+
+
+@dataclass(frozen=True)
+class Data:
+    """Demonstrations, and what the mix and the selection need."""
+
+    data_dir: str
+    demonstrations: str
+    documents: str
+    prompts: str
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class SFT:
+    """The run."""
+
+    num_epochs: float
+    batch_size: int
+    num_micro_batches: int
+    max_length: int
+    document_rows: int
+    dropout_rate: float
+    eval_every: int
+    eval_batches: int
+    select: Literal["last", "loss", "reward"]
+    response_length: int  # of the samples that select=reward scores
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["sft"]
+    seed: int
+    init: Init
+    data: Data
+    sft: SFT
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+
+
+def run(config: Config, workdir: str) -> None:
+    """Fine-tune a language model on demonstrations."""
+    space, sft = Workspace.open(config, workdir), config.sft
+    check_batches("sft", sft.batch_size, sft.num_micro_batches, space.mesh.size)
+    require(0 <= sft.document_rows < sft.batch_size,
+            f"sft.document_rows={sft.document_rows} must be below sft.batch_size={sft.batch_size}")  # fmt: skip
+    parent = space.parent("policy", config.init.policy, kind="language_model")
+    require(sft.max_length <= parent.model.context_length,
+            f"sft.max_length={sft.max_length} exceeds the model's context of {parent.model.context_length}")  # fmt: skip
+    shape = replace(parent.model, dropout_rate=sft.dropout_rate)
+    model, key = LanguageModel(shape), jax.random.key(config.seed)
+
+    batch_at, epoch_steps = _training_stream(config, space)
+    num_steps = round(sft.num_epochs * epoch_steps)
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    state = space.place_state(init_state(parent.params, optimizer, _initial_best(config, parent.params)))
+    space.announce(config, {"model": parent.params}, (
+        f"{num_steps} steps x {sft.batch_size} rows ({sft.document_rows} of them documents) = {sft.num_epochs} epochs"
+    ))  # fmt: skip
+    update = space.compile_update(make_supervised_update(
+        language_loss(model, z_loss_coef=0.0, dropout=sft.dropout_rate > 0),
+        weigh_tokens, optimizer, num_micro_batches=sft.num_micro_batches,
+    ), state)  # fmt: skip
+    validate = _validator(config, space, model)
+
+    def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
+        state, metrics = update(state, space.shard(batch_at(step)), jax.random.fold_in(key, step))
+        if (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
+            measured = validate(state.params)
+            state = _keep_best(state, measured, sft.select)
+            metrics = {**metrics, **measured}
+        return state, metrics
+
+    space.train(
+        state, step_fn, num_steps=num_steps, kind="language_model", model=parent.model,
+        export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
+        headline=("loss", "validation/loss"),
+    )  # fmt: skip
+
+
+def _training_stream(config: Config, space: Workspace) -> tuple[Callable[[int], dict[str, Any]], float]:
+    sft, data = config.sft, config.data
+    demonstrations = demonstration_batches(
+        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir), space.tokenizer,
+        max_length=sft.max_length, batch_size=sft.batch_size - sft.document_rows, seed=config.seed,
+    )  # fmt: skip
+    space.report_dropped("demonstrations", demonstrations.dropped)
+    if not sft.document_rows:
+        return demonstrations.batch, demonstrations.epoch_steps
+    documents = lm_batches(
+        load(data.documents, Document, split="train", data_dir=data.data_dir), space.tokenizer,
+        context_length=sft.max_length, batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
+    )  # fmt: skip
+
+    def mixed(step: int) -> dict[str, Any]:
+        rows = (demonstrations.batch(step), document_batch(documents.batch(step)))
+        return {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+
+    return mixed, demonstrations.epoch_steps
+
+
+def _validator(config: Config, space: Workspace, model: LanguageModel) -> Callable[[Params], dict[str, Any]]:
+    sft, data = config.sft, config.data
+    held_out = demonstration_batches(
+        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir), space.tokenizer,
+        max_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
+    )  # fmt: skip
+    loss = mean_nll(model, space, [held_out.batch(i) for i in range(sft.eval_batches)])
+    if sft.select != "reward":
+        return lambda params: {"validation/loss": loss(params)}
+    score = _sample_score(config, space, model)
+    return lambda params: {"validation/loss": loss(params), "validation/score": score(params)}
+
+
+def _sample_score(config: Config, space: Workspace, model: LanguageModel) -> Callable[[Params], jax.Array]:
+    """Mean reward-model score of one sample per held-out prompt, with the same key every time."""
+    require(config.init.reward != "", "sft.select=reward needs init.reward, the checkpoint of a reward model")
+    reward = space.parent("reward", config.init.reward, kind="scalar_model")
+    space.same_tokenizer("policy", "reward")
+    prompts = prompt_batches(
+        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir), space.tokenizer,
+        prompt_length=config.data.prompt_length, batch_size=config.sft.batch_size, seed=config.seed,
+    )  # fmt: skip
+    batch = prompts.batch(0)
+    prompt = (jnp.asarray(batch["prompt_BP"]), jnp.asarray(batch["prompt_mask_BP"]))
+    spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
+    @jax.jit
+    def score(params: Params) -> jax.Array:
+        samples = sample(
+            model, params, *prompt, jax.random.key(config.seed), spec=spec, response_length=config.sft.response_length,
+            stop_tokens=(space.tokenizer.eos_id,), pad_id=space.tokenizer.pad_id,
+        )  # fmt: skip
+        mask_BR = length_mask(samples.length_B, config.sft.response_length)
+        return response_scores(ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR).mean()
+
+    return score
+
+
+def _initial_best(config: Config, params: Params) -> dict[str, Any]:
+    if config.sft.select == "last":
+        return {}
+    return {"best": {"params": params, "value": jnp.asarray(jnp.inf), "step": jnp.zeros((), jnp.int32)}}
+
+
+def _keep_best(state: TrainState, measured: dict[str, Any], select: str) -> TrainState:
+    if select == "last":
+        return state
+    new = value(measured["validation/loss"]) if select == "loss" else -measured["validation/score"]
+    if not bool(new < state.extras["best"]["value"]):
+        return state
+    # A copy, because the next update donates the parameters' memory.
+    best = {"params": jax.tree.map(jnp.copy, state.params), "value": new, "step": jnp.copy(state.step)}
+    return replace(state, extras={**state.extras, "best": best})

@@ -1,0 +1,241 @@
+"""What a run writes about itself while it runs.
+
+    WORKDIR/metrics.jsonl   one row per logged step: {"step": 120, "loss": 0.53, …}; non-finite values as NaN,
+    Infinity
+            samples.jsonl   {"step": 120, "prompt": …, "response": …, …}
+            tensorboard/    the same numbers
+
+Rows are in the order of their steps. A run that resumes from step n drops every row beyond n and a
+half-written last line, so the files are those of a run that was never interrupted. `step` is the number of
+updates made.
+
+Left out on purpose: remote trackers; `metrics.jsonl` is one line of pandas away from anything.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+
+from rlhf_jax.maths.masking import Mean
+
+PathLike = str | Path
+Number = int | float
+
+
+class MetricsWriter:
+    """Appends rows to metrics.jsonl, samples.jsonl and TensorBoard files of a workdir. Use as a context
+    manager."""
+
+    def __init__(self, workdir: PathLike) -> None:
+        """Nothing is created before the first row."""
+        self._workdir = Path(workdir)
+        self._files: dict[str, TextIO] = {}
+        self._board: Any = None
+        self._purge_step: int | None = None
+
+    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+        """Append one row of metrics."""
+        self._append("metrics.jsonl", {"step": step, **metrics})
+        board = self._tensorboard()
+        for name, value in metrics.items():
+            board.add_scalar(name, value, step)
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows of text: prompts, responses, scores, whatever JSON can hold."""
+        for row in rows:
+            self._append("samples.jsonl", {"step": step, **row})
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the rows of later steps and a half-written last line, in both files and in TensorBoard's
+        view."""
+        self.close()
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self._workdir / name
+            if path.exists():
+                kept = [row for row in read_rows(path) if row["step"] <= step]
+                _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        self._purge_step = step + 1
+
+    def flush(self) -> None:
+        """Bring every row to the disk; called before a checkpoint, so that no checkpoint is ahead of its
+        metrics."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._close_files()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+    def __enter__(self) -> "MetricsWriter":
+        """The writer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close, whatever happened."""
+        self.close()
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._workdir.mkdir(parents=True, exist_ok=True)
+            self._files[name] = (self._workdir / name).open("a", encoding="utf-8")
+        self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._files[name].flush()
+
+    def _close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+    def _tensorboard(self) -> Any:
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            folder = str(self._workdir / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self._purge_step)
+        return self._board
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_rows(path: PathLike) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl or samples.jsonl; a last line without its newline is still being written and is
+    left out.
+
+    Raises ValueError `file:line` for any other line that is not a row.
+    """
+    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}:{number}: not JSON ({error}); delete the line") from error
+        if not isinstance(row, dict) or "step" not in row:
+            raise ValueError(
+                f"{path}:{number}: expected an object with a 'step', got {line[:80]!r}; delete the line"
+            )
+        rows.append(row)
+    return rows
+
+
+def to_number(value: Any) -> Number:
+    """A Python number from a fetched metric: a `Mean` pair (0 when its weight is 0), a NumPy scalar, or a
+    number.
+
+    float32 becomes the shortest decimal that reads back as the same float32: 0.1, not 0.10000000149.
+    """
+    if isinstance(value, Mean):
+        total, weight = float(value.total), float(value.weight)
+        return to_number(np.float32(total / weight if weight != 0 else 0.0))
+    array = np.asarray(value)
+    if array.shape != ():
+        raise ValueError(f"a metric must be a scalar or a Mean, got shape {array.shape}")
+    if isinstance(value, bool | int | float):
+        return value
+    if array.dtype.kind in "iub":
+        return int(array)
+    return float(str(array.astype(np.float32)))
+
+
+class Progress:
+    """One line on the terminal: step, rate, time left, and the metrics that matter.
+
+    On a terminal the line is rewritten in place; into a file or a pipe a new line appears at most every ten
+    seconds.
+    """
+
+    def __init__(
+        self, name: str, start: int, num_steps: int, headline: Sequence[str], stream: TextIO | None = None
+    ) -> None:
+        """Show the metrics named in `headline`; an empty headline shows nothing at all."""
+        self._name, self._start, self._num_steps, self._headline = name, start, num_steps, tuple(headline)
+        self._stream = sys.stderr if stream is None else stream
+        self._began = time.monotonic()
+        self._printed = -math.inf
+
+    def update(self, step: int, row: Mapping[str, Number]) -> None:
+        """Show a row that was just written."""
+        in_place, now = self._stream.isatty(), time.monotonic()
+        last = step == self._num_steps
+        if not self._headline or (not in_place and not last and now - self._printed < 10):
+            return
+        self._printed = now
+        text = self.line(step, row, now - self._began)
+        self._stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
+        self._stream.flush()
+
+    def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
+        """`sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate is that of this process, pauses
+        included."""
+        rate = (step - self._start) / seconds if seconds > 0 else 0.0
+        left = (self._num_steps - step) / rate if rate > 0 else math.inf
+        parts = [f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"]
+        parts += [f"{_clock(left)} left"] if 0 < left < math.inf else []
+        parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
+        return ", ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+_compilations = 0
+_listening = False
+
+
+def _listen() -> None:
+    """Count this process's XLA compilations, disk-cache hits included, from now on; jax has no way to stop
+    listening."""
+    global _listening
+
+    def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        global _compilations
+        del duration_secs, kwargs
+        _compilations += event == "/jax/core/compile/backend_compile_duration"
+
+    if not _listening:
+        jax.monitoring.register_event_duration_secs_listener(on_event)
+        _listening = True
+
+
+class CompileCounter:
+    """Counts compilations inside its `with` blocks, the first block excepted: that one has to compile."""
+
+    def __init__(self) -> None:
+        """Counting starts with the first `with`."""
+        _listen()
+        self.after_first_call = 0
+        self._calls = 0
+
+    def __enter__(self) -> None:
+        """Start counting."""
+        self._before = _compilations
+
+    def __exit__(self, *_: object) -> None:
+        """Stop counting."""
+        self._calls += 1
+        if self._calls > 1:
+            self.after_first_call += _compilations - self._before

@@ -1,0 +1,47 @@
+"""Install rlhf_jax: lower bounds here, exact versions in requirements.lock."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6"]
+
+setup(
+    name="rlhf_jax",
+    version=Path("rlhf_jax/VERSION").read_text().strip(),
+    description="How ChatGPT is trained, in JAX: pretraining, SFT, reward models from rankings, PPO-ptx, evaluation.",
+    long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
+    package_data={"rlhf_jax": ["VERSION", "py.typed"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "transformers>=5.0",
+        "tensorflow-datasets>=4.9.10",
+        "ml-collections>=1.1",
+        "grain>=0.2.18",
+        "array-record>=0.8",
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "numpy>=2",
+        "scipy>=1.14",
+        "absl-py>=2.1",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+        "rich>=13",
+        "tensorboardX>=2.6.2",
+        # tensorflow-datasets 4.9 imports these without declaring all of them.
+        "psutil>=5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "torch": ["torch>=2.6"],
+        "dev": [*TEST, "ruff>=0.14", "mypy>=1.15"],
+    },
+)
