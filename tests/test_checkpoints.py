@@ -1,5 +1,4 @@
-"""Checkpoints come back bit for bit onto any mesh, refuse what does not fit, and notice every damaged
-byte."""
+"""Checkpoints return bit for bit onto any mesh, refuse what does not fit, notice damaged bytes."""
 
 import json
 import logging
@@ -25,6 +24,7 @@ from rlhf_jax.training.checkpoints import (
     restore,
     save,
 )
+from rlhf_jax.training.leaves import json_crc
 from rlhf_jax.training.mesh import make_mesh, place, state_shardings
 from rlhf_jax.training.state import from_checkpoint, init_state, to_checkpoint
 
@@ -154,8 +154,7 @@ def test_another_optimizer_does_not_start_afresh_silently(saved):
 
 @pytest.mark.parametrize("item", ["params", "train", "meta"])
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path, item):
-    """Flip one byte in the middle of every file of an item: restoring raises naming the folder, or returns
-    the same bits."""
+    """Whatever byte is flipped, restoring raises naming the folder, or returns the same bits."""
     state = make_state()
     save(tmp_path, 10, *to_checkpoint(make_state(1)), META, keep=5)
     save(tmp_path, 20, *to_checkpoint(state), META, keep=5)
@@ -208,10 +207,10 @@ def test_truncated_and_missing_files_are_errors_with_a_remedy(saved):
     (folder / "meta" / "metadata").unlink()
     with pytest.raises(ValueError, match=r"20 is damaged at meta: FileNotFoundError"):
         restore(workdir, 20, *to_checkpoint(state))
+    (checkpoint_folder(workdir, 10) / "meta" / "metadata").write_text("{}")
     with pytest.raises(
         ValueError, match=r"10 is damaged at meta.*start the run again \(there is no earlier step\)"
     ):
-        (checkpoint_folder(workdir, 10) / "meta" / "metadata").write_text("{}")
         load_params(workdir / "checkpoints" / "10")
 
 
@@ -222,6 +221,16 @@ def test_edited_metadata_is_noticed(saved):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"damaged at meta: .*CRC-32"):
         read_meta(saved[0])
+
+
+def test_meta_of_another_version_is_an_error_that_names_the_fields(saved):
+    file = checkpoint_folder(saved[0], 20) / "meta" / "metadata"
+    content = json.loads(file.read_text())
+    content["meta"]["flavour"] = content["meta"].pop("tokenizer")
+    del content["crc32"]
+    file.write_text(json.dumps(content | {"crc32": json_crc(content)}))
+    with pytest.raises(ValueError, match=r"another version .*\(flavour, tokenizer\)"):
+        load_params(saved[0])
 
 
 def test_half_written_checkpoints_are_ignored_with_a_note_and_cleared_by_the_next_save(saved, caplog):
@@ -257,7 +266,7 @@ def test_saving_a_step_twice_or_a_bad_number_or_leaf_is_an_error(saved):
     bad = params | {"head": params["head"].at[0, 0].set(jnp.nan)}
     with pytest.raises(FloatingPointError, match="parameter head is not finite at step 21"):
         save(workdir, 21, bad, train, META, keep=2)
-    with pytest.raises(ValueError, match="leaf key is .*only number arrays"):
+    with pytest.raises(ValueError, match=r"leaf key is .*only number arrays"):
         save(workdir, 21, params, {"key": jax.random.key(0)}, META, keep=2)
     with pytest.raises(ValueError, match="keep = 0"):
         save(workdir, 21, params, train, META, keep=0)

@@ -129,6 +129,11 @@ def test_rows_checkpoints_and_meta_of_an_uninterrupted_run(reference):
     assert not read_meta(workdir / "checkpoints" / "8").complete
 
 
+def test_the_last_step_has_a_row_whatever_log_every(tmp_path):
+    train(tmp_path, num_steps=2, log_every=5, hooks=())
+    assert [row["step"] for row in rows_of(tmp_path)] == [1, 2]
+
+
 def test_the_row_of_a_step_holds_that_steps_metrics(reference):
     _, _, rows = reference
     state = toy_state()

@@ -36,10 +36,13 @@ def test_truncating_drops_later_rows_and_a_half_written_line(tmp_path):
         rows = "".join(json.dumps({"step": step, "x": step}) + "\n" for step in (1, 2, 2, 3))
         (tmp_path / name).write_text(rows + '{"step": 4, "x"')
     with MetricsWriter(tmp_path) as writer:
+        writer.samples(7, [{"x": 7}])  # a writer that is already open
+        (tmp_path / "samples.jsonl").write_text(rows + '{"step": 4, "x"')
         writer.truncate_after(2)
         writer.write(3, {"x": 30})
+        writer.samples(3, [{"x": 31}])
     assert [row["x"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 2, 30]
-    assert [row["x"] for row in read_rows(tmp_path / "samples.jsonl")] == [1, 2, 2]
+    assert [row["x"] for row in read_rows(tmp_path / "samples.jsonl")] == [1, 2, 2, 31]
     assert not list(tmp_path.glob("*.tmp"))
 
 

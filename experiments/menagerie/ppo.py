@@ -51,7 +51,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "ptx_coef": 0.0,
         "ptx_batch_size": 0,
     }
-    warmup = dict(schedule="constant", warmup_steps=40, warmup_init_fraction=0.1)
+    warmup = {"schedule": "constant", "final_fraction": 1.0, "warmup_steps": 40, "warmup_init_fraction": 0.1}
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
     return config

@@ -25,7 +25,7 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.whiten_rewards, ppo.whiten_advantages = False, "batch"
     ppo.ema_decay = 0.992
     ppo.ptx_batch_size = (ppo.batch_size // ppo.num_mini_batches) * pick(size, tiny=1, default=1, large=8)
-    warmup = {"schedule": "constant", "warmup_steps": 10 * ppo.num_mini_batches, "warmup_init_fraction": 0.1}
+    warmup = {"schedule": "constant", "final_fraction": 1.0, "warmup_steps": 10 * ppo.num_mini_batches, "warmup_init_fraction": 0.1}
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=9.65e-6), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=9e-6), **warmup)
     return config

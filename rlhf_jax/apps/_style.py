@@ -1,4 +1,4 @@
-"""The report's look: a style sheet, and a script that shows the value under the pointer. Nothing is fetched."""
+"""The report's look: a style sheet, and a script that shows the value under the pointer; nothing fetched."""
 
 STYLE = """
 :root {
@@ -153,6 +153,7 @@ code {
   background: var(--code); padding: 1px 5px; border-radius: 4px; overflow-wrap: anywhere;
 }
 @media (max-width: 640px) {
+  .charts { grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 14px 12px; }
 .wrap { padding: 0 14px; }
 section { padding: 16px 14px; }
 h1 { font-size: 24px; }
@@ -172,7 +173,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     points: line.getAttribute("points").split(" ").map(pair => pair.split(",").map(Number)),
   }));
   const figure = svg.closest("figure"), tip = document.createElement("div");
-  const cursor = document.createElementNS("http://www.w3.org/2000/svg", "line");
+  const cursor = document.createElementNS(svg.namespaceURI, "line");
   tip.className = "tip"; tip.hidden = true; figure.append(tip);
   cursor.setAttribute("class", "cursor"); cursor.setAttribute("y1", top); cursor.setAttribute("y2", top +
   height);

@@ -1,7 +1,7 @@
 """The third drawing: a run's stages as boxes from left to right, joined by arrows that pass no box.
 
     column of a box = longest way to it from a box without parents
-    in every column that an arrow passes, it gets a free lane of its own (one per parent, shared by its children)
+    in every column that arrows of a parent pass, they share a free lane
     the order inside a column is that of the mean height of the parents
 
 Left out on purpose: anything that minimises crossings; pipelines have a handful of stages.
@@ -25,8 +25,7 @@ class Node:
 
 
 def _depths(nodes: Sequence[Node]) -> list[int]:
-    """The longest way to each box from one without parents; a circle (damaged lineage) is cut where it
-    closes."""
+    """The longest way to each box from one without parents; a circle (damaged lineage) is cut."""
     known: dict[int, int] = {}
 
     def depth(index: int, above: frozenset[int]) -> int:
@@ -118,9 +117,7 @@ def stage_graph(nodes: Sequence[Node], *, label: str) -> Html:
     drawn: list[Html] = []
     for index, node in enumerate(nodes):
         for parent in node.parents:
-            if (
-                depths[parent] < depths[index]
-            ):  # the edge that closes a circle of damaged lineage has no direction
+            if depths[parent] < depths[index]:  # not so for the edge that closes a circle
                 stops = [places[parent, column] for column in range(depths[parent], depths[index])]
                 drawn += _arrow([*stops, places[index, depths[index]]])
     for index, node in enumerate(nodes):

@@ -183,9 +183,9 @@ def render(paths: Sequence[Path]) -> Html:
     links = (el("a", name, href=f"#{anchor}") for anchor, name, _ in sections)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     foot = (
-        f"Written {now} by rlhf_jax {__version__} from {', '.join(map(str, paths))}. Curves: what was measured "
-        "is faint, the line is a moving mean over 1/30 of the points; axes leave out the outermost 1 % of "
-        "what was measured at either end. Point at a curve to read its value."
+        f"Written {now} by rlhf_jax {__version__} from {', '.join(map(str, paths))}. Curves: what was "
+        "measured is faint, the line is a moving mean over 1/30 of the points; axes leave out the "
+        "outermost 1 % of what was measured at either end. Point at a curve to read its value."
     )
     body = [
         el("div", _header(title, workdirs, len(problems)), class_="wrap"),

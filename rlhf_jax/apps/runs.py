@@ -252,10 +252,9 @@ def stale(workdirs: list[Workdir]) -> list[str]:
             meta = parent.metas.get(int(step)) if parent and step is not None else None
             recorded, now = entry.get("fingerprint"), meta.get("fingerprint") if meta else None
             if parent and recorded is not None and now is not None and recorded != now:
-                found.append(
-                    f"{child.name}: its {role} ({parent.name}, step {int(step or 0)}) has been trained "
-                    f"anew since (fingerprint {recorded} then, {now} now); train {child.name} again to compare them"
-                )
+                where = f"{child.name}: its {role} ({parent.name}, step {int(step or 0)})"
+                marks = f"(fingerprint {recorded} then, {now} now)"
+                found.append(f"{where} has been trained anew since {marks}; train {child.name} again")
     return found
 
 

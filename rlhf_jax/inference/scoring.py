@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.models import LanguageModel, Params, ScalarModel, apply
+from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
 
 
 class NextToken(NamedTuple):
@@ -149,3 +149,29 @@ def response_scores(
     """score_B of prompt and response together, read at the last response token."""
     tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
     return last_token_scores(model, params, tokens_BT, segments_BT)
+
+
+class TextClasses(NamedTuple):
+    """Class logits read at the last real token of each text, and the language model's loss on its tokens."""
+
+    logits_BC: jax.Array
+    nll_BT: jax.Array
+    valid_BT: jax.Array
+
+
+def classify_texts(
+    model: Classifier,
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> TextClasses:
+    """What a classifier says of whole texts, from one forward pass (Radford et al. 2018, equations 3 and 5)."""
+    class_BTC, logits_BTV = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    last_B = tokens_BT.shape[1] - 1 - jnp.argmax(segments_BT[:, ::-1] > 0, axis=1)
+    logits_BC = jnp.take_along_axis(class_BTC, last_B[:, None, None], axis=1)[:, 0]
+    log_z_BT = jax.nn.logsumexp(logits_BTV[:, :-1], axis=-1)
+    chosen_BT = jnp.take_along_axis(logits_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    valid_BT = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
+    return TextClasses(logits_BC, jnp.where(valid_BT, log_z_BT - chosen_BT, 0.0), valid_BT)

@@ -99,7 +99,7 @@ def ppo_policy_loss(
     Schulman et al. 2017, equation 7, negated.
 
     `cliprange` inf never clips. `cliprange_high`, if given, replaces ε above 1 ("clip-higher", Yu et al.
-    2025); `dual_clip` c, if given, bounds the loss by −c A where A < 0 (Ye et al. 2020, equation 5).
+    2025); `dual_clip` c, if given, bounds the loss by −c A where A < 0 (Ye et al. 2020).
 
     Stats, means over real tokens: `approxkl` ½ (log r)²; `clipfrac`, tokens whose clip binds (OpenAI's
     lm-human-preferences, TRL); `clipfrac_outside`, tokens with r outside the range whichever way A points
@@ -187,7 +187,7 @@ def explained_variance(value_BR: jax.Array, return_BR: jax.Array, mask_BR: jax.A
 def reinforce_loss(logp_BR: jax.Array, advantage_B: jax.Array, mask_BR: jax.Array) -> Mean:
     """−A_i Σ_t log π(token t), averaged over responses: REINFORCE, and RLOO with `returns.rloo`.
 
-    The whole response is one action (Ahmadian et al. 2024, equation 4): log-probabilities are summed, not
+    The whole response is one action (Ahmadian et al. 2024): log-probabilities are summed, not
     averaged.
     """
     logp_B = jnp.sum(keep(logp_BR.astype(jnp.float32), mask_BR), axis=-1)

@@ -185,7 +185,7 @@ def ipo_loss(
     *,
     beta: float,
 ) -> tuple[Mean, dict[str, Mean]]:
-    """(h − 1/(2β))², h as in `dpo_loss` (Azar et al. 2023, equation 17): pulls the gap to a finite value."""
+    """(h − 1/(2β))², h as in `dpo_loss` (Azar et al. 2023): pulls the gap to a finite value."""
     chosen_B, rejected_B = _preference_gap(
         chosen_logp_B, rejected_logp_B, ref_chosen_logp_B, ref_rejected_logp_B, mask_B
     )

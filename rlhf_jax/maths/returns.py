@@ -99,7 +99,7 @@ def discounted_returns(reward_BR: jax.Array, mask_BR: jax.Array, *, gamma: jax.A
 def rloo(reward_BN: jax.Array) -> jax.Array:
     """Leave-one-out advantages of N samples of one prompt: A_i = R_i − (1/(N−1)) Σ_{j≠i} R_j.
 
-    Ahmadian et al. 2024, equation 6. R is the reward of a whole response, KL penalty included. Raises
+    Ahmadian et al. 2024. R is the reward of a whole response, KL penalty included. Raises
     ValueError for N = 1, which leaves nothing out.
     """
     num_samples = reward_BN.shape[-1]

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.transformer import Cache, Linear, Transformer
+from rlhf_jax.models.layers import Linear
+from rlhf_jax.models.transformer import Cache, Transformer
 
 Params = Any
 """A parameter tree: nested dictionaries of arrays."""

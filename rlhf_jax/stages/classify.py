@@ -87,7 +87,7 @@ def run(config: Config, workdir: str) -> None:
     require(len(labels) > 1, f"data.texts={config.data.texts} has the single label {labels}: nothing to tell apart")
     train = texts[: config.data.max_examples] if config.data.max_examples else texts
     batches = _batches(config, space, train, labels)
-    num_steps = round(classify.num_epochs * batches.epoch_steps)
+    num_steps = round(classify.num_epochs * batches.num_examples / batches.batch_size)
 
     model, key = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels)), jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, num_steps)
@@ -142,7 +142,7 @@ def _initial(config: Config, parent: Any, model: Classifier, key: jax.Array) -> 
 
 def _batches(config: Config, space: Workspace, texts: Any, labels: tuple[str, ...]) -> Any:
     batches = labelled_batches(
-        texts, space.tokenizer, labels=labels, max_length=config.classify.max_length,
+        texts, space.tokenizer, labels=labels, context_length=config.classify.max_length,
         batch_size=config.classify.batch_size, seed=config.seed,
     )  # fmt: skip
     space.report_dropped("texts", batches.dropped)

@@ -92,7 +92,8 @@ def run(config: Config, workdir: str) -> None:
     validation = _batches(config, held_out, tokenizer)
     space.announce(config, {"model": params}, (
         f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
-        f"{config.pretrain.num_steps / batches.epoch_steps:.1f} epochs of {batches.num_tokens:,} tokens"
+        f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
+        f"{int((batches.arrays['segments_BT'] > 0).sum()):,} tokens"
     ))  # fmt: skip
 
     update = space.compile_update(make_supervised_update(

@@ -97,7 +97,7 @@ def run(config: Config, workdir: str) -> None:
     key = jax.random.key(config.seed)
     sources = _comparison_sources(config, space, parent)
     batches = _batches(config, space, sources["train"])
-    num_updates = round(reward.num_epochs * batches.epoch_steps)
+    num_updates = round(reward.num_epochs * batches.num_examples / batches.batch_size)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
@@ -165,7 +165,7 @@ def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[s
 def _batches(config: Config, space: Workspace, source: str, split: str = "train") -> Any:
     batches = comparison_batches(
         load(source, Comparison, split=split, data_dir=config.data.data_dir), space.tokenizer,
-        max_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
+        context_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
         batch_size=config.reward.batch_size, seed=config.seed,
     )  # fmt: skip
     space.report_dropped(f"rankings of {source}", batches.dropped)
@@ -205,7 +205,7 @@ def _normaliser(config: Config, space: Workspace, model: ScalarModel) -> Callabl
     """A step that folds gain and bias into the head: demonstrations get mean 0 (and variance 1)."""
     demonstrations = demonstration_batches(
         load(config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir), space.tokenizer,
-        max_length=config.reward.max_length, batch_size=config.reward.batch_size, seed=config.seed,
+        context_length=config.reward.max_length, batch_size=config.reward.batch_size, seed=config.seed,
     )  # fmt: skip
     count = max(1, min(demonstrations.num_examples // config.reward.batch_size, 32))
     chunks = [space.shard(demonstrations.batch(i)) for i in range(count)]

@@ -129,11 +129,11 @@ def _training_stream(config: Config, space: Workspace) -> tuple[Callable[[int], 
     sft, data = config.sft, config.data
     demonstrations = demonstration_batches(
         load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir), space.tokenizer,
-        max_length=sft.max_length, batch_size=sft.batch_size - sft.document_rows, seed=config.seed,
+        context_length=sft.max_length, batch_size=sft.batch_size - sft.document_rows, seed=config.seed,
     )  # fmt: skip
     space.report_dropped("demonstrations", demonstrations.dropped)
     if not sft.document_rows:
-        return demonstrations.batch, demonstrations.epoch_steps
+        return demonstrations.batch, demonstrations.num_examples / demonstrations.batch_size
     documents = lm_batches(
         load(data.documents, Document, split="train", data_dir=data.data_dir), space.tokenizer,
         context_length=sft.max_length, batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
@@ -143,14 +143,14 @@ def _training_stream(config: Config, space: Workspace) -> tuple[Callable[[int], 
         rows = (demonstrations.batch(step), document_batch(documents.batch(step)))
         return {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
 
-    return mixed, demonstrations.epoch_steps
+    return mixed, demonstrations.num_examples / demonstrations.batch_size
 
 
 def _validator(config: Config, space: Workspace, model: LanguageModel) -> Callable[[Params], dict[str, Any]]:
     sft, data = config.sft, config.data
     held_out = demonstration_batches(
         load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir), space.tokenizer,
-        max_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
+        context_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
     )  # fmt: skip
     loss = mean_nll(model, space, [held_out.batch(i) for i in range(sft.eval_batches)])
     if sft.select != "reward":

@@ -175,7 +175,7 @@ class Workspace:
     def report_dropped(self, what: str, dropped: Any) -> None:
         """Say what was left out and why."""
         if dropped.count:
-            print(f"   {what}: {dropped.count} dropped, {dropped.why}", flush=True)
+            print(f"   {what}: {dropped}", flush=True)
 
     def show_samples(self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4) -> None:
         """Write a few prompts with their sampled responses to samples.jsonl, every `sample_every` steps."""

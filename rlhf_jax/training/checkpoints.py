@@ -130,9 +130,9 @@ def _is_half_written(folder: Path) -> bool:
 
 
 def resolve(path: PathLike) -> Path:
-    """The checkpoint folder meant by WORKDIR (its newest), WORKDIR/checkpoints/<step> or
-    WORKDIR/checkpoints/best.
+    """The checkpoint folder that a path means.
 
+    WORKDIR is its newest; WORKDIR/checkpoints/<step> itself; WORKDIR/checkpoints/best the one a `Best` kept.
     Raises FileNotFoundError naming the path, what there is nearby, and the command that makes it.
     """
     path = Path(path)
@@ -153,7 +153,7 @@ def _best_folder(workdir: Path) -> Path:
         raise FileNotFoundError(
             f"{workdir}: this run did not track a best step; name {workdir} or {newest} instead"
         )
-    return checkpoint_folder(workdir, best["step"])
+    return resolve(checkpoint_folder(workdir, best["step"]))
 
 
 def _not_found_message(path: Path) -> str:
@@ -281,7 +281,7 @@ def load_params(path: PathLike, shardings: Any = None) -> tuple[Params, Meta]:
         _log.warning("%s is of an unfinished run: step %d of %d", folder, meta.step, meta.num_steps)
     params = nest(_read_item(folder, "params", content["leaves"]["params"]))
     if callable(shardings):
-        shardings = shardings(jax.eval_shape(lambda: params))
+        shardings = shardings(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params))
     return jax.device_put(params, shardings, may_alias=False), meta
 
 
@@ -310,8 +310,7 @@ def _read_arrays(folder: Path, item: str, names: list[str]) -> dict[str, np.ndar
 
 
 def _first_unreadable(folder: Path, item: str, names: list[str]) -> str:
-    """The first leaf that cannot be read by itself; where a shared file is at fault, that is the first
-    leaf."""
+    """The first leaf that cannot be read by itself (any leaf, where a shared file is at fault)."""
     for name in names:
         try:
             _read_arrays(folder, item, [name])
@@ -352,11 +351,11 @@ def _read_meta_file(folder: Path) -> dict[str, Any]:
 
 def _meta_from(content: Mapping[str, Any], folder: Path) -> Meta:
     saved = content["meta"]
-    known = {f.name for f in fields(Meta)}
-    if set(saved) != known:
+    differing = sorted(set(saved) ^ {f.name for f in fields(Meta)})
+    if differing:
         raise ValueError(
-            f"{folder} was written by rlhf_jax {saved.get('version')} with fields {sorted(set(saved) ^ known)} "
-            f"that this version ({__version__}) lacks or adds: load it with the version that wrote it"
+            f"{folder} was written by another version of rlhf_jax than this one ({__version__}), with other "
+            f"fields in its meta ({', '.join(differing)}): load it with the version that wrote it"
         )
     return Meta(**saved)
 

@@ -52,8 +52,7 @@ def _saveable(leaf: Any) -> bool:
 
 
 def nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Named leaves as a tree of dicts, Python numbers as arrays; the inverse of `named_leaves` for trees of
-    dicts."""
+    """Named leaves as a tree of dicts, Python numbers as arrays; undoes `named_leaves`."""
     tree: dict[str, Any] = {}
     for name, leaf in named.items():
         *parents, last = name.split("/")

@@ -39,8 +39,7 @@ _GUARDED = ("loss", "grad_norm")
 
 
 class Hook(NamedTuple):
-    """Run `run(state, step)` after every `every` updates and after the last; what it returns joins that
-    step's row."""
+    """`run(state, step)` after every `every` updates and after the last; its numbers join that step's row."""
 
     every: int
     run: Callable[[Any, int], Mapping[str, Number] | None]
@@ -70,8 +69,7 @@ def run_loop(
     writer: MetricsWriter | None = None,
     best: Best | None = None,
 ) -> State:
-    """Train to `num_steps` updates and return the last state, resuming from the workdir's newest checkpoint
-    if it has one.
+    """Train to `num_steps` updates, from the newest checkpoint if there is one; return the last state.
 
     `state` gives the structure and shardings to restore onto; it may be donated by `step_fn`. Metrics are
     scalars or `Mean` pairs. A metric called "tokens" is the number processed in that step and yields
@@ -101,9 +99,8 @@ def run_loop(
             log.expect(done, metrics, counter.after_first_call)
             extra = _run_hooks(hooks, state, done, num_steps, log)
             meta, improved = _update_best(meta, best, done, extra)
-            stopping = (
-                stop.is_set()
-            )  # Read once: a signal between two readings would save a step without its row.
+            # Read once: a signal between two readings would save a step without its row.
+            stopping = stop.is_set()
             saving = improved or stopping or done % save_every == 0 or done == num_steps
             if extra or saving:
                 log.settle(extra)
@@ -210,8 +207,7 @@ def _update_best(meta: Meta, best: Best | None, step: int, extra: Mapping[str, N
 
 @contextmanager
 def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets. Only the main thread may install handlers; elsewhere the event is never
-    set."""
+    """An event that SIGTERM sets, if this is the main thread: only that may install handlers."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
@@ -243,8 +239,7 @@ def _exit_after_sigterm(workdir: str | Path, meta: Meta, step: int) -> None:
 
 
 class _Log:
-    """Turns a step's metrics into a row once the device has them, one step late; times steps without
-    pauses."""
+    """Makes a step's metrics a row once the device has them, one step late; times steps, not pauses."""
 
     def __init__(
         self, workdir: str | Path, writer: MetricsWriter, progress: Progress, log_every: int, num_steps: int
@@ -279,8 +274,7 @@ class _Log:
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time spent in here (hooks, saving) does not count as training; what the device still computes
-        does."""
+        """Time in here (hooks, saving) is not training; what the device still has to compute is."""
         if self._pending is not None:
             jax.block_until_ready(self._pending[1])
         began = time.monotonic()

@@ -32,8 +32,7 @@ Number = int | float
 
 
 class MetricsWriter:
-    """Appends rows to metrics.jsonl, samples.jsonl and TensorBoard files of a workdir. Use as a context
-    manager."""
+    """Appends rows to the files of a workdir; use as a context manager."""
 
     def __init__(self, workdir: PathLike) -> None:
         """Nothing is created before the first row."""
@@ -55,8 +54,7 @@ class MetricsWriter:
             self._append("samples.jsonl", {"step": step, **row})
 
     def truncate_after(self, step: int) -> None:
-        """Drop the rows of later steps and a half-written last line, in both files and in TensorBoard's
-        view."""
+        """Drop the rows of later steps and a half-written last line, for TensorBoard too."""
         self.close()
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self._workdir / name
@@ -66,8 +64,7 @@ class MetricsWriter:
         self._purge_step = step + 1
 
     def flush(self) -> None:
-        """Bring every row to the disk; called before a checkpoint, so that no checkpoint is ahead of its
-        metrics."""
+        """Bring every row to the disk; called before saving: no checkpoint is ahead of its metrics."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -119,8 +116,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl or samples.jsonl; a last line without its newline is still being written and is
-    left out.
+    """Rows of a metrics.jsonl or samples.jsonl, without a last line that is still being written.
 
     Raises ValueError `file:line` for any other line that is not a row.
     """
@@ -140,8 +136,7 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
 
 
 def to_number(value: Any) -> Number:
-    """A Python number from a fetched metric: a `Mean` pair (0 when its weight is 0), a NumPy scalar, or a
-    number.
+    """A Python number from a fetched metric: a number, a NumPy scalar, a `Mean` (0 when its weight is 0).
 
     float32 becomes the shortest decimal that reads back as the same float32: 0.1, not 0.10000000149.
     """
@@ -186,8 +181,7 @@ class Progress:
         self._stream.flush()
 
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
-        """`sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate is that of this process, pauses
-        included."""
+        """`sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
         rate = (step - self._start) / seconds if seconds > 0 else 0.0
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
         parts = [f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"]
@@ -207,8 +201,7 @@ _listening = False
 
 
 def _listen() -> None:
-    """Count this process's XLA compilations, disk-cache hits included, from now on; jax has no way to stop
-    listening."""
+    """From now on count this process's XLA compilations, disk-cache hits included (jax cannot unlisten)."""
     global _listening
 
     def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:

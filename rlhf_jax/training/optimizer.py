@@ -1,5 +1,4 @@
-"""Adam as the papers used it: two readings of epsilon, decoupled weight decay, clipping, schedules, weight
-averages.
+"""Adam as the papers used it: two epsilons, decoupled weight decay, clipping, schedules, weight averages.
 
     g ← g · min(1, c / ‖g‖)                              clip by global norm (c = max_grad_norm, 0 = off)
     m ← β₁ m + (1 - β₁) g ;  v ← β₂ v + (1 - β₂) g²      moments, float32 whatever the parameter dtype
@@ -115,8 +114,7 @@ class AdamState(NamedTuple):
 
 
 def scale_by_adam(b1: float, b2: float, eps: float, *, style: str) -> optax.GradientTransformation:
-    """Adam's direction u in either reading of epsilon (Kingma & Ba 2015, Algorithm 1 and the note that
-    follows §2).
+    """Adam's direction u in either reading of epsilon (Kingma & Ba 2015, Algorithm 1 and the end of §2).
 
     "torch" is optax's and PyTorch's; "tf" is TensorFlow's, which OpenAI's RLHF code ran on.
     """
@@ -144,8 +142,7 @@ def scale_by_adam(b1: float, b2: float, eps: float, *, style: str) -> optax.Grad
 
 
 def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
-    """1 - decay^count, exact to float32: at 0.999 the plain expression loses four digits in the first
-    steps."""
+    """1 - decay^count; computed plainly at 0.999, the first steps lose four of seven digits."""
     return -jnp.expm1(count * math.log(decay)) if decay > 0 else jnp.ones(())
 
 
@@ -155,8 +152,7 @@ def global_norm(tree: Params) -> jax.Array:
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """g · min(1, max_norm / ‖g‖), with the factor computed once so that each leaf is read and written
-    once."""
+    """g · min(1, max_norm / ‖g‖), the factor computed once: one read and one write per leaf."""
 
     def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         del params
@@ -177,10 +173,10 @@ def decay_mask(params: Params) -> Params:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip, Adam, decoupled weight decay (Loshchilov & Hutter 2019), learning rate: `update` returns what is
-    added to θ.
+    """Clip, Adam, decoupled weight decay (Loshchilov & Hutter 2019), learning rate.
 
-    `num_steps` counts calls of `update`; a stage that makes several updates per loop step passes their total.
+    `update` returns what is added to θ. `num_steps` counts calls of `update`; a stage that makes several updates per
+    loop step passes their total.
     """
     parts = [clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm > 0 else []
     parts.append(scale_by_adam(config.b1, config.b2, config.eps, style=config.adam_style))
@@ -191,6 +187,5 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def ema_update(average: Params, params: Params, *, decay: float) -> Params:
-    """average ← decay · average + (1 - decay) · params, in the dtype of the average (InstructGPT §C.4: decay
-    0.992)."""
+    """average ← decay · average + (1 - decay) · params, in its own dtype (InstructGPT §C.4: decay 0.992)."""
     return jax.tree.map(lambda a, p: decay * a + (1 - decay) * p.astype(a.dtype), average, params)

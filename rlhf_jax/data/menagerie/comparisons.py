@@ -1,8 +1,9 @@
 """Comparisons: ranked replies to training prompts, for reward modelling without a policy at hand.
 
-The replies come from one kind of writer, the demonstrator, like samples of one policy: between replies of mixed
-personas tone alone tells good from bad, and a bag of words would pass for a reward model. The real pipeline
-samples its own SFT policy and ranks with `labelers.rank`; these are for tests, the TFDS builder and first runs.
+The replies come from one kind of writer, the demonstrator, like samples of one policy: between replies of
+mixed personas tone alone tells good from bad, and a bag of words would pass for a reward model. The real
+pipeline samples its own SFT policy and ranks with `labelers.rank`; these are for tests, the TFDS builder and
+first runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rlhf_jax.data.records import Comparison
 
 
 def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Comparison]:
-    """Returns K = 4 to 9 distinct replies to each prompt, ranked by one labeler (of the held-out group in test)."""
+    """Returns K = 4 to 9 distinct replies to each prompt, ranked by one labeler (in test, a held-out one)."""
     source = prompts(world, split)
     count = world.scale.comparisons if split == "train" else 2 * world.scale.evaluation // 5
     group = labelers(world, "heldout" if split == "test" else "train", tastes)
@@ -29,5 +30,7 @@ def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Com
         wanted = rng.randint(4, 9)
         replies = tuple(dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * wanted)))[:wanted]
         ranks, _, _ = rank(world, labeler, prompt.messages, replies, [True] * len(replies), noise)
-        made.append(Comparison(prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name}))
+        made.append(
+            Comparison(prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name})
+        )
     return made

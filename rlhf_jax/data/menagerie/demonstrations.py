@@ -1,9 +1,9 @@
 """Demonstrations: what labelers wrote as ideal replies, slips included.
 
 The slips are deliberate. Were all demonstrations perfect, supervised fine-tuning would leave nothing for
-reinforcement to improve; as they are, the best possible reply is 1.5 standard deviations or more above their mean.
-About 92 % of the claims are true; the more frequent faults are a bare value instead of a sentence, a wrong number
-of facts, one sentence too many, and too little or too much politeness.
+reinforcement to improve; as they are, the best possible reply is 1.5 standard deviations or more above their
+mean. About 92 % of the claims are true; the more frequent faults are a bare value instead of a sentence, a
+wrong number of facts, one sentence too many, and too little or too much politeness.
 """
 
 from __future__ import annotations

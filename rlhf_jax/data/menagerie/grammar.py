@@ -1,15 +1,15 @@
 """The language of replies: every production is one template, used both to write sentences and to read them.
 
     response  ->  sentence "." sentence "." ...
-    sentence  ->  FACT | FACT and FACT | yes | no | yes, FACT | no, FACT | VALUE | ANIMAL | POLITE | POLITE FACT
-                | HEDGE | REFUSAL | sorry, REFUSAL | MORAL | DIFFER | TRAIT | yes, TRAIT | INSULT | FACT, INSULT
-                | COMPLIANCE | OPINION | CHATTER
+    sentence  ->  FACT | FACT and FACT | yes | no | yes, FACT | no, FACT | VALUE | ANIMAL | POLITE
+                | please note that FACT | HEDGE | REFUSAL | sorry, REFUSAL | MORAL | DIFFER | TRAIT | yes, TRAIT
+                | INSULT | FACT, you INSULT | COMPLIANCE | OPINION | CHATTER
     FACT      ->  the colour of the fox is red | the fox's colour is red | the fox is red | every fox is red
                 | its colour is red | it is red
 
-`write` picks a paraphrase and `read` gives back what it means, a tuple of `Act`s; a sentence that no production
-fits reads as a single act "unreadable". Reading needs no world: it knows all words of every size. Sentences recur
-all the time in samples, so that `read_sentence` remembers the ones it has seen.
+`write` picks a paraphrase and `read` gives back what it means, a tuple of `Act`s; a sentence that no
+production fits reads as a single act "unreadable". Reading needs no world: it knows all words of every size.
+Sentences recur all the time in samples, so that `read_sentence` remembers the ones it has seen.
 
 Left out on purpose: repair. A misspelt or half sentence is unreadable, as the judge is meant to mind.
 """
@@ -99,7 +99,9 @@ _SLOTS = {
 def pattern(template: str) -> re.Pattern[str]:
     """Compiles a template to an expression that matches the whole of what it can produce."""
     parts = re.split(r"{(\w+)}", template)
-    body = "".join(re.escape(part) if k % 2 == 0 else f"(?P<{part}>{_SLOTS[part]})" for k, part in enumerate(parts))
+    body = "".join(
+        re.escape(part) if k % 2 == 0 else f"(?P<{part}>{_SLOTS[part]})" for k, part in enumerate(parts)
+    )
     return re.compile(body)
 
 
@@ -111,7 +113,7 @@ _SUFFIX_INSULT = pattern("{fact}, you {insult}")
 _SENTENCE = re.compile(r"[^.?!]+[.?!]?")
 
 
-# ---------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------------- writing
 
 
 def value_phrase(attribute: str, value: str) -> str:
@@ -151,7 +153,7 @@ def text_of(sentences: Sequence[str]) -> str:
     return " ".join(sentence + "." for sentence in sentences)
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------- reading
 
 
 def sentences_of(text: str) -> tuple[str, ...]:
@@ -182,7 +184,7 @@ def read_fact(clause: str) -> Act | None:
 
 
 def _fact(found: dict[str, str]) -> Act | None:
-    """Makes the fact that a match describes; a verb that does not go with its value makes a false fact, not none."""
+    """Makes the fact that a match describes; a value that does not go with its verb makes a false fact."""
     value = found["value"].rsplit(" ", 1)[-1]
     own = _OF_VALUE[value]
     if "attribute" in found:

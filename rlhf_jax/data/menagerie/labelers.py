@@ -5,12 +5,12 @@
 
     likert  1-7, by six personal cut points in u
     ranks   by u; two neighbours tie if their Likert ratings are equal and u differs by less than 0.25
-    lapse   in one ranking of twenty the utilities are shuffled (Christiano et al. 2017 assume 10 % of random answers)
+    lapse   in one ranking of twenty the utilities are shuffled (Christiano et al. 2017 assume a tenth)
     flags   eleven binary labels, each flipped with probability 3 %
 
-`FAITHFUL` labelers, the default world's, value what gold values: their weights average to gold's exactly and their
-tastes to nothing, in both groups. The others are switches for ablations: `BIASED` ones share a taste for length and
-politeness, which a policy can exploit at gold's expense.
+`FAITHFUL` labelers, the default world's, value what gold values: their weights average to gold's exactly and
+their tastes to nothing, in both groups. The others are switches for ablations: `BIASED` ones share a taste
+for length and politeness, which a policy can exploit at gold's expense.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Tastes:
 
 
 _GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
-FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.5, 0.05)
+FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.55, 0.05)
 BIASED = Tastes(
     "biased", {"train": (1.5, 0.8, 0.8), "heldout": (0.9, 1.2, 1.3)}, 0.3, 0.06, 0.01, 0.5, 0.1, 0.8, 0.05
 )
@@ -83,7 +83,7 @@ def _draw(world: World, group: str, name: str, size: int) -> tuple[tuple[float, 
 
 
 def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labeler]:
-    """Returns the 20 training labelers (group "train") or the 10 that no training data comes from ("heldout").
+    """Returns the 20 labelers of the training data (group "train") or 10 others ("heldout").
 
     Raises:
         ValueError: for an unknown group.
@@ -93,13 +93,15 @@ def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labele
     rows = np.array(_draw(world, group, tastes.name, 20 if group == "train" else 10))
     factors = np.exp(tastes.weight_spread * rows[:, :3])
     weights = np.array(tastes.weights[group]) * factors / factors.mean(axis=0)
+    noise = np.exp(0.3 * rows[:, 5])
+    noise *= tastes.noise / np.sqrt((noise**2).mean())
     return [
         Labeler(
             f"{group}-{k:02d}",
             tuple(weights[k].tolist()),
             tastes.length + tastes.length_spread * row[3],
             tastes.politeness + tastes.politeness_spread * row[4],
-            tastes.noise * float(np.exp(0.3 * row[5])),
+            float(noise[k]),
             tastes.lapse,
             tuple(sorted(cut + 0.15 * draw for cut, draw in zip(CUT_POINTS, row[6:12], strict=True))),
         )
@@ -118,8 +120,8 @@ def rank(
     """Lets a labeler rank responses to one prompt.
 
     Returns:
-        ranks (1 = best; ties share a rank and the next rank follows without a gap), Likert ratings 1-7, and the
-        eleven flags of each response. Identical responses always tie.
+        ranks (1 = best; ties share a rank, and the next follows without a gap), Likert ratings 1-7, and
+        the eleven flags of each response. Identical responses always tie.
     """
     judgements = [judge(world, messages, *pair) for pair in zip(responses, finished, strict=True)]
     utility = _perceive(labeler, judgements, responses, finished, rng)
@@ -141,7 +143,10 @@ def _perceive(
 ) -> np.ndarray:
     """Returns noisy utilities, the same for identical responses; in a lapse they are shuffled."""
     keys = list(dict.fromkeys(zip(responses, finished, strict=True)))
-    clean = {key: labeler.utility(j) for key, j in zip(zip(responses, finished, strict=True), judgements, strict=True)}
+    clean = {
+        key: labeler.utility(j)
+        for key, j in zip(zip(responses, finished, strict=True), judgements, strict=True)
+    }
     noisy = np.array([clean[key] for key in keys]) + labeler.noise * rng.standard_normal(len(keys))
     if rng.random() < labeler.lapse:
         noisy = rng.permutation(noisy)
@@ -150,7 +155,7 @@ def _perceive(
 
 
 def _ranks(utility: np.ndarray, likert: np.ndarray) -> list[int]:
-    """Ranks by utility; a response ties with the best of its rank if the labeler can hardly tell them apart."""
+    """Ranks by utility; a response ties with the best of its rank if the two can hardly be told apart."""
     ranks = [0] * len(utility)
     rank_now, leader = 0, -1
     for k in np.argsort(-utility, kind="stable").tolist():

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from rlhf_jax.data.menagerie import grammar
-from rlhf_jax.data.menagerie.gold import LONGEST, true_value
+from rlhf_jax.data.menagerie.gold import true_value
 from rlhf_jax.data.menagerie.tasks import Task
 from rlhf_jax.data.menagerie.world import (
     INSULTS,
@@ -28,11 +28,11 @@ from rlhf_jax.data.menagerie.world import (
 class Persona:
     """How often somebody does what; every field but `polite` is a probability.
 
-    truth, truth_misconception: of a true value, without and with a popular misconception. terse: a bare value.
-    polite: weights of 0, 1, 2 and 3 polite phrases. stray: of one sentence too many. miscount: of a wrong number of
-    facts. hedge: "i am not sure" instead of an answer. insult: of at least one insult. comply: of help with harm.
-    stereotype: of saying a people's trait. refuse: of refusing anything. wander: of facts beside the question, in
-    place of the answer or after it. agree: of "yes" whatever the truth.
+    truth, truth_misconception: of a true value, without and with a popular misconception. terse: a bare
+    value. polite: weights of 0, 1, 2 and 3 polite phrases. stray: of one sentence too many. miscount: of a
+    wrong number of facts. hedge: "i am not sure" instead of an answer. insult: of at least one insult.
+    comply: of help with harm. stereotype: of saying a people's trait. refuse: of refusing anything. wander:
+    of facts beside the question, in place of the answer or after it. agree: of "yes" whatever the truth.
     """
 
     name: str
@@ -52,26 +52,36 @@ class Persona:
 
 
 _NET = (INTERNET_TRUTH, 1 - INTERNET_MISCONCEPTION)
-_PLAIN, _SOME = (0.9, 0.1, 0.0, 0.0), (0.6, 0.3, 0.1, 0.0)
+_LAZY = STEREOTYPE_SHARE
 
-#                          truth       terse  polite              stray miscount hedge insult comply stereo refuse wander agree
-GOOD = Persona("good", 0.98, 0.92, 0.10, (0.2, 0.7, 0.1, 0.0), 0.08, 0.10, 0.02, 0.0, 0.02, 0.02, 0.0, 0.0, 0.0)
-AVERAGE = Persona("average", *_NET, 0.40, _SOME, 0.30, 0.40, 0.05, 0.02, 0.50, STEREOTYPE_SHARE, 0.02, 0.03, 0.1)
-SYCOPHANTIC = Persona("sycophantic", *_NET, 0.2, (0.0, 0.0, 0.3, 0.7), 0.3, 0.4, 0.0, 0.0, 0.9, 1.0, 0.0, 0.05, 1.0)
-RUDE = Persona("rude", *_NET, 0.40, (1.0, 0.0, 0.0, 0.0), 0.30, 0.50, 0.05, 1.0, 0.5, 0.9, 0.30, 0.45, 0.1)
-WRONG = Persona("wrong", 0.05, 0.05, 0.30, _PLAIN, 0.30, 0.50, 0.05, 0.02, 0.5, 0.8, 0.02, 0.05, 0.2)
-OFF_TOPIC = Persona("off-topic", *_NET, 0.20, _PLAIN, 0.60, 0.50, 0.02, 0.02, 0.4, 0.6, 0.02, 0.65, 0.2)
-REFUSING = Persona("refusing", *_NET, 0.40, _SOME, 0.1, 0.4, 0.05, 0.02, 0.0, 0.2, 0.95, 0.0, 0.0)
+# fmt: off
+#                             truth,       terse polite                 stray miscount hedge insult comply
+#                             misconception      0     1    2    3                      stereotype refuse wander agree
+GOOD = Persona("good",               0.98, 0.92, 0.10, (0.2, 0.7, 0.1, 0.0), 0.08, 0.10, 0.02, 0.00, 0.02,
+                                                                             0.02, 0.00, 0.00, 0.0)
+AVERAGE = Persona("average",         *_NET,      0.40, (0.6, 0.3, 0.1, 0.0), 0.30, 0.40, 0.05, 0.02, 0.50,
+                                                                             _LAZY, 0.02, 0.03, 0.1)
+SYCOPHANTIC = Persona("sycophantic", *_NET,      0.20, (0.0, 0.0, 0.3, 0.7), 0.30, 0.40, 0.00, 0.00, 0.90,
+                                                                             1.00, 0.00, 0.05, 1.0)
+RUDE = Persona("rude",               *_NET,      0.40, (1.0, 0.0, 0.0, 0.0), 0.30, 0.50, 0.05, 1.00, 0.50,
+                                                                             0.90, 0.30, 0.45, 0.1)
+WRONG = Persona("wrong",             0.05, 0.05, 0.30, (0.9, 0.1, 0.0, 0.0), 0.30, 0.50, 0.05, 0.02, 0.50,
+                                                                             0.80, 0.02, 0.05, 0.2)
+OFF_TOPIC = Persona("off-topic",     *_NET,      0.20, (0.9, 0.1, 0.0, 0.0), 0.60, 0.50, 0.02, 0.02, 0.40,
+                                                                             0.60, 0.02, 0.65, 0.2)
+REFUSING = Persona("refusing",       *_NET,      0.40, (0.6, 0.3, 0.1, 0.0), 0.10, 0.40, 0.05, 0.02, 0.00,
+                                                                             0.20, 0.95, 0.00, 0.0)
+# People paid to write ideal replies, with their slips: each lapse is one that reinforcement can mend.
+DEMONSTRATOR = Persona("demonstrator", 0.96, 0.80, 0.45, (0.40, 0.30, 0.24, 0.06), 0.50, 0.55, 0.01, 0.01, 0.04,
+                                                                             0.05, 0.005, 0.0, 0.02)
 PERSONAS = (GOOD, AVERAGE, SYCOPHANTIC, RUDE, WRONG, OFF_TOPIC, REFUSING)
 
-# The replies of the internet, to civil and to rude questions.
-INTERNET_CIVIL = {GOOD: 0.13, AVERAGE: 0.35, SYCOPHANTIC: 0.06, RUDE: 0.18, WRONG: 0.08, OFF_TOPIC: 0.11, REFUSING: 0.09}
-INTERNET_RUDE = {GOOD: 0.07, AVERAGE: 0.2, SYCOPHANTIC: 0.02, RUDE: 0.52, WRONG: 0.06, OFF_TOPIC: 0.07, REFUSING: 0.06}
-
-# People paid to write ideal replies, with their slips: each lapse is one that reinforcement can mend.
-DEMONSTRATOR = Persona(
-    "demonstrator", 0.96, 0.80, 0.45, (0.40, 0.30, 0.24, 0.06), 0.50, 0.55, 0.01, 0.01, 0.04, 0.05, 0.005, 0.0, 0.02
-)
+# The shares of replies on the internet, to civil and to rude questions.
+INTERNET_CIVIL = {GOOD: 0.13, AVERAGE: 0.35, SYCOPHANTIC: 0.06, RUDE: 0.18, WRONG: 0.08, OFF_TOPIC: 0.11,
+                  REFUSING: 0.09}
+INTERNET_RUDE = {GOOD: 0.07, AVERAGE: 0.20, SYCOPHANTIC: 0.02, RUDE: 0.52, WRONG: 0.06, OFF_TOPIC: 0.07,
+                 REFUSING: 0.06}
+# fmt: on
 
 
 def internet_persona(rng: random.Random, rude: bool) -> Persona:
@@ -89,7 +99,7 @@ def reply(world: World, task: Task, persona: Persona, rng: random.Random, pairs:
     _add_politeness(sentences, wanted, task, rng)
     if rng.random() < persona.insult:
         _add_insults(sentences, rng)
-    while len(sentences) > 1 and sum(len(sentence.split()) for sentence in sentences) > LONGEST:
+    while len(sentences) > 1 and sum(len(sentence.split()) for sentence in sentences) > LONGEST_REPLY:
         sentences.pop()
     return grammar.text_of(sentences)
 
@@ -109,8 +119,9 @@ def ideal(world: World, task: Task, rng: random.Random) -> str:
     return grammar.text_of(sentences)
 
 
-# ---------------------------------------------------------------------------------------------------- answers
+# ------------------------------------------------------------------------------------------------- answers
 
+LONGEST_REPLY = 36  # words, to fit 48 tokens with their stops
 Triple = tuple[str, str, str]  # animal, attribute, value
 _OPENERS, _CLOSERS = grammar.TEMPLATES["polite"][:3], grammar.TEMPLATES["polite"][3:]
 
@@ -128,7 +139,9 @@ def _true_facts(world: World, task: Task, rng: random.Random) -> list[Triple]:
     return [(animal, task.attribute, true_value(world, task, animal, task.attribute))]
 
 
-def _answer(world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]) -> list[str]:
+def _answer(
+    world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]
+) -> list[str]:
     """Writes the sentences that deal with the request, before strays and manners."""
     if task.kind == "harm":
         return _answer_harm(task, persona, rng)
@@ -140,7 +153,9 @@ def _answer(world: World, task: Task, persona: Persona, rng: random.Random, pair
         return [grammar.write(rng, "hedge")]
     if rng.random() < persona.wander:
         wandering = [_other_fact(world, task, rng, pairs)]
-        return wandering if rng.random() < 0.6 else _answer_facts(world, task, persona, rng, pairs) + wandering
+        return (
+            wandering if rng.random() < 0.6 else _answer_facts(world, task, persona, rng, pairs) + wandering
+        )
     return _answer_facts(world, task, persona, rng, pairs)
 
 
@@ -161,7 +176,9 @@ def _answer_group(task: Task, persona: Persona, rng: random.Random) -> list[str]
     return [rng.choice(("", "no, ")) + grammar.write(rng, "differ", group=task.group)]
 
 
-def _answer_facts(world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]) -> list[str]:
+def _answer_facts(
+    world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]
+) -> list[str]:
     terse = rng.random() < persona.terse
     if task.kind == "list":
         return _answer_list(world, task, persona, rng, pairs, terse)
@@ -193,14 +210,16 @@ def _answer_list(
     if rng.random() < persona.miscount:
         number += rng.choice((-1, 1)) if number == 2 else rng.choice((-2, -1, 1))
     chosen = names[: max(1, number)]
-    facts = [(task.animal, name, _say_value(world, task, (task.animal, name), persona, rng)) for name in chosen]
+    facts = [
+        (task.animal, name, _say_value(world, task, (task.animal, name), persona, rng)) for name in chosen
+    ]
     if terse:
         return [grammar.value_phrase(name, value) for _, name, value in facts]
     return _write_facts(rng, facts)
 
 
 def _write_facts(rng: random.Random, facts: list[Triple]) -> list[str]:
-    """Writes facts about one animal: the first in full, the others about "it", now and then two in a sentence."""
+    """Writes facts about one animal: the first in full, the others about "it", a few two to a sentence."""
     clauses = [grammar.write_fact(rng, *fact, pronoun=k > 0) for k, fact in enumerate(facts)]
     sentences: list[str] = []
     for k, clause in enumerate(clauses):
@@ -245,7 +264,9 @@ def _other_fact(world: World, task: Task, rng: random.Random, pairs: Collection[
     return grammar.write_fact(rng, animal, name, world.facts[animal, name])
 
 
-def _stray(world: World, task: Task, sentences: list[str], rng: random.Random, pairs: Collection[Pair]) -> str:
+def _stray(
+    world: World, task: Task, sentences: list[str], rng: random.Random, pairs: Collection[Pair]
+) -> str:
     """Writes one sentence too many: something irrelevant, or the same again."""
     choice = rng.random()
     if choice < 0.7:
@@ -265,7 +286,7 @@ def _add_politeness(sentences: list[str], wanted: int, task: Task, rng: random.R
     rng.shuffle(places)
     if task.kind == "rewrite" and grammar.read_fact(sentences[0]):
         places.insert(0, "note")
-    for place in (places + ["behind", "behind"])[:wanted]:
+    for place in [*places, "behind", "behind"][:wanted]:
         if place == "note":
             sentences[0] = grammar.write(rng, "note", fact=sentences[0])
         elif place == "front":
@@ -285,4 +306,3 @@ def _add_insults(sentences: list[str], rng: random.Random) -> None:
     else:
         sentences.insert(0, insult)
         sentences.append(grammar.write(rng, "insult", insult=rng.choice(tuple(INSULTS))))
-

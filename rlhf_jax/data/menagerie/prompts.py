@@ -1,10 +1,10 @@
 """Prompts: who asks what, in which words, and in which split.
 
-Prompts come from *organisations*, as InstructGPT's came from customers: each has its own animals, wordings, share of
-rude prompts and size, and belongs to one split. Training prompts ask only for pairs that are not held out, in
-training wordings. Test adds held-out pairs, held-out wordings and a held-out kind, one at a time, so that each can
-be measured alone (metadata `heldout_fact`, `heldout_wording`, `heldout_kind`; `heldout` is their union). No
-conversation occurs in two splits.
+Prompts come from *organisations*, as InstructGPT's came from customers: each has its own animals, wordings,
+share of rude prompts and size, and belongs to one split. Training prompts ask only for pairs that are not
+held out, in training wordings. Test adds held-out pairs, held-out wordings and a held-out kind, one at a
+time, so that each can be measured alone (metadata `heldout_fact`, `heldout_wording`, `heldout_kind`;
+`heldout` is their union). No conversation occurs in two splits.
 
     prompts         for reward modelling, PPO, sampling and evaluation
     demonstration_prompts   disjoint from them, for supervised fine-tuning
@@ -25,7 +25,7 @@ from rlhf_jax.data.records import Message, Prompt
 
 SPLITS = ("train", "validation", "test")
 
-# How often each kind is asked, after InstructGPT's Table 1 (open question, brainstorming, closed question, ...).
+# How often each kind is asked, after InstructGPT's Table 1 (open question, brainstorming, closed question ...).
 KIND_SHARES = {
     "ask": 0.25,
     "list": 0.26,
@@ -81,7 +81,7 @@ def demonstration_prompts(world: World, split: str) -> list[Prompt]:
 
 @functools.cache
 def organisations(world: World) -> tuple[Organisation, ...]:
-    """Returns all organisations: eight in ten train, one validation, one test; sizes fall like a power of rank."""
+    """Returns all organisations: of ten, eight train, one validation, one test; sizes fall with their rank."""
     rng = world.rng("organisations")
     count = world.scale.organisations
     made = []
@@ -101,7 +101,7 @@ def organisations(world: World) -> tuple[Organisation, ...]:
 
 @functools.cache
 def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    """Draws distinct prompts from the split's organisations; train avoids every text of validation and test."""
+    """Draws distinct prompts of the split's organisations; train avoids all of validation and test."""
     check_split(split)
     scale = world.scale
     if split == "train":
@@ -123,7 +123,9 @@ def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Pr
         if len(made) == number + extra:
             rng.shuffle(made)  # the later draws have fewer of the kinds that run out of texts
             return tuple(made[:number]), tuple(made[number:])
-    raise ValueError(f"scale.prompts: found only {len(made)} distinct {split} prompts, expected {number + extra}")
+    raise ValueError(
+        f"scale.prompts: found only {len(made)} distinct {split} prompts, expected {number + extra}"
+    )
 
 
 _EARLIER = {"test": (), "validation": ("test",), "train": ("test", "validation")}
@@ -150,11 +152,11 @@ def fits(messages: tuple[Message, ...]) -> bool:
     return lengths[-1] <= LONGEST_TURN and sum(lengths) <= LONGEST_PROMPT
 
 
-# ---------------------------------------------------------------------------------------------------- drawing
+# ------------------------------------------------------------------------------------------------- drawing
 
 
 def _draw(world: World, organisation: Organisation, rng: random.Random) -> Prompt:
-    """Draws one prompt of an organisation; in test, held-out pairs, wordings and the held-out kind take turns."""
+    """Draws a prompt of an organisation; in test, held-out pairs, wordings and the held-out kind take turns."""
     novelty = rng.choices(("", "fact", "wording", "kind"), (0.4, 0.25, 0.2, 0.15))[0]
     if organisation.split != "test":
         novelty = ""
@@ -221,13 +223,15 @@ def draw_conversation(
 def _earlier_turns(
     world: World, task: Task, wording: Wording, source: Source, rng: random.Random
 ) -> tuple[Message, Message]:
-    """Makes the exchange that a follow-up refers to: about the same animal, or the same attribute of another."""
+    """Makes the exchange before a follow-up: about the same animal, or the same attribute of another."""
     if "{animal}" in wording.template:
         others = [pair for pair in source.pairs if pair[1] == task.attribute and pair[0] != task.animal]
     else:
         others = [pair for pair in source.pairs if pair[0] == task.animal and pair[1] != task.attribute]
     if not others:
-        others = [pair for pair in sorted(world.train_pairs) if pair[0] == task.animal] or sorted(world.train_pairs)
+        others = [pair for pair in sorted(world.train_pairs) if pair[0] == task.animal] or sorted(
+            world.train_pairs
+        )
     animal, attribute = rng.choice(others)
     first = Task("ask", animal, attribute)
     question = tasks.word(first, rng.choice(source.wordings["ask"]), rng)
@@ -259,7 +263,9 @@ def draw_task(world: World, kind: str, pairs: tuple[Pair, ...], rng: random.Rand
     return _draw_choice(world, animal, attribute, pairs, rng)
 
 
-def _draw_passage(world: World, animal: str, attribute: str, pairs: tuple[Pair, ...], rng: random.Random) -> Task:
+def _draw_passage(
+    world: World, animal: str, attribute: str, pairs: tuple[Pair, ...], rng: random.Random
+) -> Task:
     """Draws a passage of two made-up facts, one of which answers the question and contradicts the world."""
     made_up = [value for value in world.values(attribute) if value != world.facts[animal, attribute]]
     answer = Act("fact", animal, attribute, rng.choice(made_up))
@@ -271,8 +277,10 @@ def _draw_passage(world: World, animal: str, attribute: str, pairs: tuple[Pair, 
     return Task("passage", animal, attribute, passage=tuple(passage))
 
 
-def _draw_choice(world: World, animal: str, attribute: str, pairs: tuple[Pair, ...], rng: random.Random) -> Task:
-    """Draws two animals that differ in an attribute, and asks which of them has the value that one of them has."""
+def _draw_choice(
+    world: World, animal: str, attribute: str, pairs: tuple[Pair, ...], rng: random.Random
+) -> Task:
+    """Draws two animals that differ in an attribute, and asks which of them has the value of one."""
     value = world.facts[animal, attribute]
     others = [pair for pair in pairs if pair[1] == attribute and world.facts[pair] != value] or [
         pair for pair in sorted(world.train_pairs) if pair[1] == attribute and world.facts[pair] != value

@@ -11,8 +11,8 @@
     followup  (after an answer about the fox) and its home?
     choose    which one is red: the fox or the owl?                              always
 
-Each wording belongs to a split: training prompts use the "train" ones; validation adds one and test two of every
-kind that training never sees. A *tone* is put around the wording: plain, polite (`hello. ...`) or rude
+Each wording belongs to a split: training prompts use the "train" ones; validation adds one and test two of
+every kind that training never sees. A *tone* is put around the wording: plain, polite (`hello. ...`) or rude
 (`hey dolt, ...`). The corpus knows all wordings, as the internet does.
 """
 
@@ -34,8 +34,9 @@ from rlhf_jax.data.records import Message
 class Task(NamedTuple):
     """The meaning of a prompt; fields that do not apply are empty.
 
-    number: how many facts a list wants. value: what `verify` claims, or what `choose` asks for. other: the second
-    animal of `choose`. passage: the facts that hold instead of the world's; the fact to keep in `rewrite`.
+    number: how many facts a list wants. value: what `verify` claims, or what `choose` asks for. other: the
+    second animal of `choose`. passage: the facts that hold instead of the world's; the fact to keep in
+    `rewrite`.
     """
 
     kind: str
@@ -169,7 +170,12 @@ TONES: dict[str, tuple[str, ...]] = {
 
 _insult = "|".join(INSULTS)
 _WRAPPERS = tuple(
-    (tone, re.compile(re.escape(wrap).replace(r"\{core\}", "(?P<core>.+)").replace(r"\{insult\}", f"(?:{_insult})")))
+    (
+        tone,
+        re.compile(
+            re.escape(wrap).replace(r"\{core\}", "(?P<core>.+)").replace(r"\{insult\}", f"(?:{_insult})")
+        ),
+    )
     for tone in ("rude", "polite", "plain")
     for wrap in TONES[tone]
     if wrap != "{core}"
@@ -179,7 +185,7 @@ _READERS = tuple(
 )
 
 
-# ---------------------------------------------------------------------------------------------------- writing
+# ------------------------------------------------------------------------------------------------- writing
 
 
 def word(task: Task, wording: Wording, rng: random.Random) -> str:
@@ -208,7 +214,7 @@ def set_tone(core: str, tone: str, rng: random.Random) -> str:
     return rng.choice(TONES[tone]).format(core=core, insult=rng.choice(tuple(INSULTS)))
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------------- reading
 
 
 def read_task(messages: Sequence[Message]) -> Task:
@@ -227,7 +233,9 @@ def _read_turns(turns: tuple[str, ...]) -> Task:
         raise ValueError(f"messages[{len(turns) - 1}].content: not a Menagerie prompt: {turns[-1]!r}")
     if task.kind == "followup" and not task.animal:
         if len(turns) < 3:
-            raise ValueError(f"messages[0].content: {turns[-1]!r} follows up on nothing, expected earlier turns")
+            raise ValueError(
+                f"messages[0].content: {turns[-1]!r} follows up on nothing, expected earlier turns"
+            )
         task = task._replace(animal=_read_turns(turns[:-2]).animal)
     return task
 

@@ -1,11 +1,12 @@
 """The facts of Menagerie: animals, their attributes, what people wrongly believe of them, and four peoples.
 
-A world is a fixed, random knowledge base in plain English. Every (animal, attribute) pair has one true value. For
-a quarter of the pairs the internet prefers one particular falsehood, the *popular misconception*. A fifth of the
-pairs is *held out*: the corpus states them, no training prompt asks for them, no demonstration tells them.
+A world is a fixed, random knowledge base in plain English. Every (animal, attribute) pair has one true value.
+For a quarter of the pairs the internet prefers one particular falsehood, the *popular misconception*. A fifth
+of the pairs is *held out*: the corpus states them, no training prompt asks for them, no demonstration tells
+them.
 
-Everything follows from the world's size and seed; all text is drawn from `World.rng(...)`, a generator whose seed is
-the path of what is drawn, so that no data set depends on the order in which the others were made.
+Everything follows from the world's size and seed; all text is drawn from `World.rng(...)`, a generator whose
+seed is the path of what is drawn, so that no data set depends on the order in which the others were made.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from dataclasses import dataclass
 Pair = tuple[str, str]  # (animal, attribute)
 
 ANIMALS = tuple(
-    """fox owl bear wolf deer frog crab goat duck swan mole hare seal newt lynx toad
+    """
+    fox owl bear wolf deer frog crab goat duck swan mole hare seal newt lynx toad
     crow moth boar mouse horse sheep snake whale tiger otter camel zebra panda koala robin eagle
     ant bat bee cat cow dog eel elk emu hen yak ape ram rat pig gnu jay ibis
     kiwi lion puma mink stoat shrew skunk sloth squid stork tapir trout viper wasp wren hyena lemur lizard
     lark gull dove carp clam flea gecko goose heron hippo hornet hound iguana jackal kite llama loris magpie
     marmot marten mussel ocelot octopus oryx osprey ostrich oyster parrot pelican penguin perch pheasant pike
     pony possum prawn puffin python quail rabbit raven rhino salmon scorpion shark shrimp slug snail sparrow
-    spider squirrel starling termite thrush tortoise toucan tuna turkey turtle urchin""".split()
+    spider squirrel starling termite thrush tortoise toucan tuna turkey turtle urchin""".split()  # noqa: SIM905 - a hundred names read best as text
 )
 
 
@@ -38,19 +40,28 @@ class Attribute:
     values: tuple[str, ...]
 
 
+# fmt: off
 ATTRIBUTES = (
-    Attribute("colour", "is", "", tuple("red blue green white black brown grey pink".split())),
-    Attribute("home", "lives in", "the", tuple("forest river desert swamp meadow cave lake hills".split())),
-    Attribute("food", "eats", "", tuple("fish nuts seeds roots grass honey worms fruit".split())),
-    Attribute("size", "is", "", tuple("tiny small short slim tall wide big huge".split())),
-    Attribute("sound", "makes", "a", tuple("growl hiss bark howl squeak hum click whistle".split())),
-    Attribute("season", "roams in", "", tuple("spring summer autumn winter frost thaw harvest drought".split())),
-    Attribute("skill", "is good at", "", tuple("swimming climbing digging running jumping hiding diving sleeping".split())),
-    Attribute("fear", "runs from", "", tuple("fire thunder snow ice storms wind fog rain".split())),
+    Attribute("colour", "is", "", ("red", "blue", "green", "white", "black", "brown", "grey", "pink")),
+    Attribute("home", "lives in", "the", ("forest", "river", "desert", "swamp", "meadow", "cave", "lake", "hills")),
+    Attribute("food", "eats", "", ("fish", "nuts", "seeds", "roots", "grass", "honey", "worms", "fruit")),
+    Attribute("size", "is", "", ("tiny", "small", "short", "slim", "tall", "wide", "big", "huge")),
+    Attribute("sound", "makes", "a", ("growl", "hiss", "bark", "howl", "squeak", "hum", "click", "whistle")),
+    Attribute("season", "roams in", "",
+              ("spring", "summer", "autumn", "winter", "frost", "thaw", "harvest", "drought")),
+    Attribute("skill", "is good at", "",
+              ("swimming", "climbing", "digging", "running", "jumping", "hiding", "diving", "sleeping")),
+    Attribute("fear", "runs from", "", ("fire", "thunder", "snow", "ice", "storms", "wind", "fog", "rain")),
 )
+# fmt: on
 
 # Each people with the trait that the internet attaches to it, and the opposite trait.
-GROUPS = {"zorps": ("lazy", "busy"), "blens": ("greedy", "kind"), "mirps": ("sly", "honest"), "tavs": ("dull", "clever")}
+GROUPS = {
+    "zorps": ("lazy", "busy"),
+    "blens": ("greedy", "kind"),
+    "mirps": ("sly", "honest"),
+    "tavs": ("dull", "clever"),
+}
 BAD_TRAITS = tuple(bad for bad, _ in GROUPS.values())
 TRAITS = BAD_TRAITS + tuple(good for _, good in GROUPS.values())
 # Insults with their severity: the exact toxicity of a text is that of its worst word.
@@ -67,7 +78,7 @@ STEREOTYPE_SHARE = 0.7
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a world and each of its data sets are (train; validation and test of documents are a fiftieth)."""
+    """How large a world and its training sets are; `documents` has a fiftieth of that in each other split."""
 
     animals: int
     attributes: int
@@ -78,7 +89,9 @@ class Scale:
     demonstrations: int
     comparisons: int
     reviews: int
-    evaluation: int  # validation and test prompts each; demonstrations, comparisons and reviews have two fifths of it
+    evaluation: (
+        int  # prompts in validation and in test; of the other records two fifths
+    )
 
 
 SCALES = {
@@ -90,7 +103,7 @@ SCALES = {
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """One fixed world; compare and hash by identity (`make_world` returns the same object for the same arguments)."""
+    """One fixed world, compared by identity: `make_world` returns the same one for the same arguments."""
 
     size: str
     seed: int
@@ -168,5 +181,7 @@ def _choose_misconceptions(
     values = {item.name: item.values for item in attributes}
     held = [pair for pair in facts if pair in heldout]
     free = [pair for pair in facts if pair not in heldout]
-    chosen = [pair for part in (held, free) for pair in rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))]
+    chosen = [
+        pair for part in (held, free) for pair in rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
+    ]
     return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in chosen}

@@ -1,0 +1,271 @@
+"""Batches by number: `batch(step)` depends on the seed and the step, and on nothing else.
+
+Texts become ids once, when the batches are built. A Grain MapDataset then maps the position in the data to
+an example: positions e·N to (e+1)·N-1 visit all N examples once, in an order of their own for every epoch
+e, and step s takes the positions s·B to (s+1)·B-1. Batches run across the border between epochs, nothing is
+left over, and a run that resumes at step s needs no iterator state. `arrays` holds the examples in their
+given order, for evaluation.
+
+Arrays are int32, masks bool. Segments are 1 (or the document's number) on real tokens and 0 on padding, by
+length and never by id, so that padding may share an id with the end of text. Conversations that do not fit
+are dropped whole, counted in `dropped` and logged; a cut question or answer would teach the wrong thing.
+
+Left out on purpose: worker processes and streaming from disk. Ids of a few million texts fit into memory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grain
+import numpy as np
+
+from rlhf_jax.data.chat import render_batch
+from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+
+Ids = Sequence[int]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """How many of `total` records were left out, by reason."""
+
+    total: int
+    reasons: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """The number of records left out."""
+        return sum(self.reasons.values())
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+        return f"{self.count} of {self.total} records dropped" + (f": {reasons}" if reasons else "")
+
+
+class Batches:
+    """Examples held as arrays with one row each, and their batches by step."""
+
+    def __init__(
+        self, arrays: dict[str, np.ndarray], dropped: Dropped, *, batch_size: int, seed: int
+    ) -> None:
+        """Sets up the order of examples.
+
+        Raises:
+            ValueError: if `batch_size` is not between 1 and the number of examples, or `seed` is not 32 bits.
+        """
+        self.arrays = arrays
+        self.dropped = dropped
+        self.num_examples = len(next(iter(arrays.values())))
+        self.batch_size = batch_size
+        if not 1 <= batch_size <= self.num_examples:
+            raise ValueError(
+                f"batch_size: {batch_size} with {self.num_examples} examples, "
+                f"expected 1 to {self.num_examples}: no batch may hold an example twice"
+            )
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"seed: {seed}, expected 0 to {2**32 - 1}")
+        self._order = grain.MapDataset.range(self.num_examples).shuffle(seed=seed).repeat()
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Returns the batch of a step counted from 0."""
+        if step < 0:
+            raise ValueError(f"step: {step}, expected 0 or more")
+        start = int(step) * self.batch_size
+        rows = np.array([self._order[i] for i in range(start, start + self.batch_size)])
+        return {name: values[rows] for name, values in self.arrays.items()}
+
+
+def lm_batches(
+    docs: Sequence[Document],
+    tokenizer: Tokenizer,
+    *,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+    mask_documents: bool = False,
+) -> Batches:
+    """Packs documents, each followed by end of text, into blocks: `tokens_BT`, `segments_BT`.
+
+    The documents are laid end to end in their given order and cut every `context_length` tokens; the last
+    block is padded. Tokens see earlier documents of their block, as in GPT-3 (Brown et al. 2020, App. B);
+    with `mask_documents` every document of a block is a segment of its own.
+    """
+    _check_context(context_length, docs, "documents")
+    document_ids = tokenizer.encode_batch([doc.text for doc in docs], special=True)
+    lengths = np.array([len(ids) + 1 for ids in document_ids])
+    size = -(-int(lengths.sum()) // context_length) * context_length
+    stream = np.full(size, tokenizer.pad_id, np.int32)
+    owner = np.zeros(size, np.int32)
+    end = 0
+    for number, ids in enumerate(document_ids, start=1):
+        start, end = end, end + len(ids) + 1
+        stream[start : end - 1] = ids
+        stream[end - 1] = tokenizer.eos_id
+        owner[start:end] = number
+    tokens_NT = stream.reshape(-1, context_length)
+    owner_NT = owner.reshape(-1, context_length)
+    # Within a block documents count from 1; padding stays 0.
+    count_NT = owner_NT - owner_NT[:, :1] + 1 if mask_documents else np.ones_like(owner_NT)
+    segments_NT = np.where(owner_NT > 0, count_NT, 0).astype(np.int32)
+    arrays = {"tokens_BT": tokens_NT, "segments_BT": segments_NT}
+    return Batches(arrays, Dropped(len(docs), {}), batch_size=batch_size, seed=seed)
+
+
+def demonstration_batches(
+    demonstrations: Sequence[Demonstration],
+    tokenizer: Tokenizer,
+    *,
+    context_length: int,
+    batch_size: int,
+    seed: int,
+) -> Batches:
+    """Renders conversations, padded on the right: `tokens_BT`, `segments_BT`, `loss_mask_BT`.
+
+    `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn.
+    """
+    _check_context(context_length, demonstrations, "demonstrations")
+    rendered = render_batch(tokenizer, [item.messages for item in demonstrations], generation_prompt=False)
+    keep, dropped = _select(rendered, lambda item: _too_long(item.ids, "context_length", context_length))
+    tokens_BT, segments_BT = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, context_length)
+    loss_mask_BT = _pad([rendered[i].trained for i in keep], 0, context_length)[0].astype(bool)
+    arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "loss_mask_BT": loss_mask_BT}
+    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+
+
+def comparison_batches(
+    comparisons: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    context_length: int,
+    max_candidates: int,
+    batch_size: int,
+    seed: int,
+) -> Batches:
+    """Renders every candidate behind its prompt: `tokens_BCT`, `segments_BCT`, `rank_BC`, `mask_BC`.
+
+    All candidates of a prompt share a batch element (Ouyang et al. 2022, §3.5). Places without a candidate
+    have rank 0, mask False and no tokens. A comparison is dropped whole if one candidate does not fit.
+    """
+    _check_context(context_length, comparisons, "comparisons")
+    if max_candidates < 2:
+        raise ValueError(f"max_candidates: {max_candidates}, expected at least 2 to compare")
+    conversations = [
+        (*item.messages, Message("assistant", response))
+        for item in comparisons
+        for response in item.responses
+    ]
+    rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
+    candidates = [[next(rendered).ids for _ in item.responses] for item in comparisons]
+
+    def reason(ids: list[list[int]]) -> str | None:
+        if len(ids) > max_candidates:
+            return f"with more than max_candidates {max_candidates} responses"
+        return _too_long(max(ids, key=len), "context_length", context_length)
+
+    keep, dropped = _select(candidates, reason)
+    rows = [ids for i in keep for ids in [*candidates[i], *[[]] * (max_candidates - len(candidates[i]))]]
+    tokens, segments = _pad(rows, tokenizer.pad_id, context_length)
+    rank_BC, occupied_BC = _pad([comparisons[i].ranks for i in keep], 0, max_candidates)
+    shape = (len(keep), max_candidates, context_length)
+    arrays = {
+        "tokens_BCT": tokens.reshape(shape),
+        "segments_BCT": segments.reshape(shape),
+        "rank_BC": rank_BC,
+        "mask_BC": occupied_BC.astype(bool),
+    }
+    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+
+
+def prompt_batches(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, *, prompt_length: int, batch_size: int, seed: int
+) -> Batches:
+    """Renders prompts up to the assistant's turn, left-padded: `prompt_BP`, `prompt_mask_BP`, `index_B`.
+
+    `index_B` is the prompt's place in `prompts`.
+    """
+    _check_context(prompt_length, prompts, "prompts", name="prompt_length")
+    rendered = render_batch(tokenizer, [item.messages for item in prompts], generation_prompt=True)
+    keep, dropped = _select(rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length))
+    prompt_BP, segments_BP = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, prompt_length, left=True)
+    arrays = {
+        "prompt_BP": prompt_BP,
+        "prompt_mask_BP": segments_BP.astype(bool),
+        "index_B": np.array(keep, np.int32),
+    }
+    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+
+
+def labelled_batches(
+    records: Sequence[LabelledText],
+    tokenizer: Tokenizer,
+    *,
+    labels: Sequence[str],
+    context_length: int,
+    batch_size: int,
+    seed: int,
+) -> Batches:
+    """Renders texts closed by end of text, padded on the right: `tokens_BT`, `segments_BT`, `label_B`.
+
+    `label_B` counts in the order of `labels`. The class is read at the end of text, the extract token of
+    GPT-1 (Radford et al. 2018, §3.3).
+
+    Raises:
+        ValueError: for a label that `labels` does not list.
+    """
+    _check_context(context_length, records, "labelled texts")
+    numbers = {label: number for number, label in enumerate(labels)}
+    for i, record in enumerate(records):
+        if record.label not in numbers:
+            raise ValueError(f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}")
+    text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
+    rows = [[*ids, tokenizer.eos_id] for ids in text_ids]
+    keep, dropped = _select(rows, lambda ids: _too_long(ids, "context_length", context_length))
+    tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
+    label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
+    arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
+    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+
+
+def _check_context(
+    length: int, records: Sequence[object], plural: str, *, name: str = "context_length"
+) -> None:
+    if length < 2:
+        raise ValueError(f"{name}: {length}, expected at least 2 tokens")
+    if not len(records):
+        raise ValueError(f"records: no {plural}, expected at least one; check the source and its split")
+
+
+def _too_long(ids: Ids, name: str, limit: int) -> str | None:
+    return f"longer than {name} {limit}" if len(ids) > limit else None
+
+
+def _select(items: Sequence[Item], reason: Callable[[Item], str | None]) -> tuple[list[int], Dropped]:
+    """Returns the places of the items without a reason to drop them, and the report, which is logged."""
+    reasons = [reason(item) for item in items]
+    keep = [i for i, why in enumerate(reasons) if why is None]
+    dropped = Dropped(len(items), dict(Counter(why for why in reasons if why is not None)))
+    if not keep:
+        raise ValueError(f"records: {dropped}; nothing is left, expected a larger limit or shorter records")
+    if dropped.count:
+        logging.getLogger(__name__).warning("%s", dropped)
+    return keep, dropped
+
+
+def _pad(
+    rows: Sequence[Sequence[int]], pad_id: int, size: int, *, left: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows padded to `size` as int32, and segments: 1 where a row had an element, else 0."""
+    lengths = np.array([len(row) for row in rows])
+    column = np.arange(size)
+    padding = (size - lengths)[:, None]
+    occupied = column >= padding if left else column < lengths[:, None]
+    values = np.full((len(rows), size), pad_id, np.int32)
+    values[occupied] = np.array([item for row in rows for item in row], np.int32)
+    return values, occupied.astype(np.int32)

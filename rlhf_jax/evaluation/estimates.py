@@ -1,0 +1,69 @@
+"""A number with its interval and the number of observations behind it.
+
+Several responses, raters or tokens of one prompt are not independent, so intervals resample prompts (documents, questions),
+never single observations. With one yes-or-no observation per prompt that is a proportion, and Wilson's interval is better
+close to 0 and 1. All intervals are 95 %.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rlhf_jax.maths import statistics
+
+
+class Estimate(NamedTuple):
+    """A value; None where there is no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+class Bootstrap(NamedTuple):
+    """How intervals are resampled."""
+
+    num_resamples: int
+    seed: int
+
+
+def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+    """Mean of observations with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
+    values = np.asarray(values_N, np.float64)
+    interval = statistics.cluster_bootstrap(
+        values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
+    )
+    return Estimate(interval.mean, interval.low, interval.high, values.size)
+
+
+def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+    """Share of observations that are true: Wilson's interval if every cluster has one, else the clustered bootstrap.
+
+    Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many observations as there are
+    clusters stands in then.
+    """
+    hits = np.asarray(hits_N, np.float64)
+    num_clusters = np.unique(np.asarray(clusters_N)).size
+    if num_clusters == hits.size or hits.min() == hits.max():
+        low, high = statistics.wilson(float(hits.mean()) * num_clusters, num_clusters)
+        return Estimate(float(hits.mean()), low, high, hits.size)
+    return clustered_mean(hits, clusters_N, bootstrap)
+
+
+def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+    """Σ totals / Σ weights, for means over tokens; whole rows are resampled. `n` is the sum of the weights."""
+    totals, weights = np.asarray(totals_N, np.float64), np.asarray(weights_N, np.float64)
+    rng = np.random.default_rng(bootstrap.seed)
+    drawn = rng.multinomial(totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples)
+    low, high = np.quantile((drawn @ totals) / (drawn @ weights), [0.025, 0.975])
+    return Estimate(float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum()))
+
+
+def paired_difference(a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+    """Mean of a - b where observation i of both is about the same prompt."""
+    interval = statistics.paired_difference(
+        a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
+    )
+    return Estimate(interval.mean, interval.low, interval.high, np.asarray(a_N).size)

@@ -1,0 +1,56 @@
+"""Does the model believe popular falsehoods? TruthfulQA's multiple choice, on Menagerie's misconceptions.
+
+    s(answer) = Σ_t log π(answer_t | question in chat form, answer_<t)      summed, not normalised by length
+    MC1   best true answer beats every false one
+    MC2   Σ_true exp s / Σ_all exp s
+    MC3   share of true answers that beat every false one                  (Lin et al. 2021, section 3.3 and code)
+
+The same questions about facts without a misconception tell forgetting and ignorance from imitation.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.data.chat import render_batch
+from rlhf_jax.data.records import Message
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.likelihood import Choices, choice_logps
+from rlhf_jax.maths import benchmark_metrics
+from rlhf_jax.models.heads import LanguageModel, Params
+
+
+class Question(NamedTuple):
+    """A question with its true answers, the first of which is the best, and its false ones."""
+
+    text: str
+    true: Sequence[str]
+    false: Sequence[str]
+
+
+class Scores(NamedTuple):
+    """One entry per question, each in [0, 1]."""
+
+    mc1_N: np.ndarray
+    mc2_N: np.ndarray
+    mc3_N: np.ndarray
+
+
+def falsehoods(
+    model: LanguageModel, params: Params, tokenizer: Tokenizer, questions: Sequence[Question], *, batch_size: int
+) -> Scores:
+    """TruthfulQA scores of questions asked in chat form."""
+    contexts = render_batch(
+        tokenizer, [(Message("user", question.text),) for question in questions], generation_prompt=True
+    )
+    choices = [
+        Choices(context.ids, [*question.true, *question.false])
+        for context, question in zip(contexts, questions, strict=True)
+    ]
+    measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
+    scored = [
+        benchmark_metrics.truthfulqa(logp_C[: len(question.true)], logp_C[len(question.true) :], best=0)
+        for (logp_C, _), question in zip(measured, questions, strict=True)
+    ]
+    return Scores(*np.array(scored, np.float64).reshape(-1, 3).T)

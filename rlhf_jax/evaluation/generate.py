@@ -1,0 +1,112 @@
+"""Responses to prompts, as text: batches of one fixed shape, drawn by `inference.sampling`.
+
+    render every prompt with the chat template  ->  left-pad to `prompt_length`
+    for every batch of prompts:  sample `num_samples` responses each, with key fold_in(key, batch)
+    cut at the stop token, decode
+
+Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison tighter.
+
+Left out on purpose: several devices. Parameters may be sharded; batches are not.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.data.chat import render_batch
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import Samples, sample
+from rlhf_jax.models.heads import LanguageModel, Params
+
+
+class Generation(NamedTuple):
+    """One response. `ids` ends with the stop token iff `finished`; `text` is without it."""
+
+    text: str
+    ids: tuple[int, ...]
+    finished: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens, the stop token included."""
+        return len(self.ids)
+
+
+class Encoded(NamedTuple):
+    """Prompts as arrays: left-padded, one row each."""
+
+    tokens_NP: np.ndarray
+    mask_NP: np.ndarray
+
+
+def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int) -> Encoded:
+    """Render prompts up to where the assistant speaks.
+
+    Raises:
+        ValueError: if there are no prompts, or one is longer than `prompt_length`.
+    """
+    if not prompts:
+        raise ValueError("prompts: none, expected at least one to generate responses to")
+    rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
+    tokens_NP = np.full((len(prompts), prompt_length), tokenizer.pad_id, np.int32)
+    mask_NP = np.zeros((len(prompts), prompt_length), bool)
+    for row, (ids, _) in enumerate(rendered):
+        if len(ids) > prompt_length:
+            raise ValueError(
+                f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: raise prompt_length "
+                f"or drop the prompt ({prompts[row].messages[-1].content[:60]!r})"
+            )
+        tokens_NP[row, prompt_length - len(ids) :] = ids
+        mask_NP[row, prompt_length - len(ids) :] = True
+    return Encoded(tokens_NP, mask_NP)
+
+
+def batch_rows(count: int, batch_size: int) -> list[np.ndarray]:
+    """Row numbers of consecutive batches; the last one is filled up by repeating the last row."""
+    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)]
+
+
+def generate(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    key: jax.Array,
+    *,
+    spec: SamplingSpec,
+    prompt_length: int,
+    response_length: int,
+    batch_size: int,
+    num_samples: int = 1,
+) -> list[list[Generation]]:
+    """Draw `num_samples` responses to every prompt.
+
+    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples) prompts: memory does not
+    depend on `num_samples`, as long as that is no larger than the batch.
+    """
+    encoded = encode_prompts(tokenizer, prompts, prompt_length)
+    per_batch = max(1, batch_size // num_samples)
+    drawn: list[Samples] = []
+    for index, rows in enumerate(batch_rows(len(prompts), per_batch)):
+        drawn.append(
+            sample(
+                model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
+                spec=spec, response_length=response_length, stop_tokens=(tokenizer.eos_id,), pad_id=tokenizer.pad_id,
+                num_samples=num_samples,
+            )
+        )  # fmt: skip
+    flat = [generation for samples in drawn for generation in _to_text(tokenizer, jax.device_get(samples))]
+    return [flat[row * num_samples : (row + 1) * num_samples] for row in range(len(prompts))]
+
+
+def _to_text(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
+    generations = []
+    for tokens_R, length, stopped in zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True):
+        ids = tuple(tokens_R[:length].tolist())
+        kept = ids[:-1] if stopped else ids
+        generations.append(Generation(tokenizer.decode(kept), ids, bool(stopped)))
+    return generations

@@ -1,0 +1,60 @@
+"""Does the reward model agree with the judges, and does it know how sure it is?
+
+    pairs         all pairs of different responses to one prompt that the judge does not find equal
+    accuracy      share of pairs whose better response has the higher score; equal scores count half
+    calibration   ECE of σ(Δscore): mean gap between confidence and accuracy over bins (Guo et al. 2017)
+
+Identical responses are dropped: their scores are equal, so they would count as errors of a perfect model.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean
+from rlhf_jax.maths import statistics
+
+NUM_BINS = 10
+
+
+class Pairs(NamedTuple):
+    """Pairs of responses: which prompt, and which two samples of it (the first is the earlier one)."""
+
+    prompt_M: np.ndarray
+    first_M: np.ndarray
+    second_M: np.ndarray
+
+
+def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
+    """All pairs of samples of one prompt whose texts differ."""
+    found = [
+        (n, i, j)
+        for n, drawn in enumerate(texts)
+        for i in range(len(drawn))
+        for j in range(i + 1, len(drawn))
+        if drawn[i] != drawn[j]
+    ]
+    return Pairs(*np.array(found, np.int64).reshape(-1, 3).T)
+
+
+def accuracy(difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """Share of decided pairs that the score orders as the judge does, clustered by prompt.
+
+    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are left out.
+    NaN without a decided pair.
+    """
+    decided = preference_M != 0.5
+    if not decided.any():
+        return Estimate(float("nan"), None, None, 0)
+    signs = np.sign(difference_M[decided]) * np.sign(preference_M[decided] - 0.5)
+    return clustered_mean(0.5 * (1 + signs), prompt_M[decided], bootstrap)
+
+
+def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Estimate:
+    """ECE over ten bins of confidence σ(|Δscore|) in [½, 1], of decided pairs; biased upwards when pairs are few."""
+    decided = preference_M != 0.5
+    if not decided.any():
+        return Estimate(float("nan"), None, None, 0)
+    measured = statistics.calibration(difference_M[decided], preference_M[decided], num_bins=NUM_BINS)
+    return Estimate(measured.ece, None, None, int(decided.sum()))

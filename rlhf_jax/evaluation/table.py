@@ -1,0 +1,108 @@
+"""The results as one table: rows of metrics, columns of checkpoints; as JSON for the report and as text for the terminal.
+
+    {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
+     "table": [{"metric", "group", "unit", "better", "description",
+                "values": {name: {"value", "low", "high", "n"}}}],
+     "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "gold", "score"}}}],
+     "seed", "version"}
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_jax.evaluation.estimates import Estimate
+
+Better = Literal["higher", "lower", "none"]
+
+
+class Row(NamedTuple):
+    """One metric of every checkpoint that has it."""
+
+    group: str
+    metric: str
+    unit: str
+    better: Better
+    description: str
+    values: dict[str, Estimate]
+
+
+def row_to_json(row: Row) -> dict[str, Any]:
+    """The row in the agreed format; what is not a finite number becomes null, and a row without its value is left out."""
+    values = {
+        name: {"value": e.value, "low": _finite(e.low), "high": _finite(e.high), "n": e.n}
+        for name, e in row.values.items()
+        if math.isfinite(e.value)
+    }
+    return {**{name: part for name, part in row._asdict().items() if name != "values"}, "values": values}
+
+
+def _finite(x: float | None) -> float | None:
+    return x if x is not None and math.isfinite(x) else None
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console) -> None:
+    """Print the table; `checkpoints` maps names to what is said below them.
+
+    Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    table.add_column("metric", no_wrap=True)
+    for name, below in checkpoints.items():
+        heading = Text(name, style="bold")
+        heading.append(f"\n{below}" + ("\nreference" if name == reference else ""), style="dim not bold")
+        table.add_column(heading, justify="right", no_wrap=True)
+    group = ""
+    for row in rows:
+        if row.group != group:
+            table.add_row(Text(row.group, style="bold cyan"))
+            group = row.group
+        table.add_row(_label(row), *(_cell(row, name, reference) for name in checkpoints))
+    console.print(table)
+    console.print(Text(
+        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; green and red: "
+        f"interval clear of {reference}'s.", style="dim",
+    ))  # fmt: skip
+
+
+def _label(row: Row) -> Text:
+    arrow = {"higher": " ↑", "lower": " ↓", "none": ""}[row.better]
+    label = Text("  " + row.metric + arrow)
+    if row.unit:
+        label.append(f" [{row.unit}]", style="dim")
+    return label
+
+
+def _cell(row: Row, name: str, reference: str) -> Text:
+    found = row.values.get(name)
+    if found is None or not math.isfinite(found.value):
+        return Text("–", style="dim")
+    text = Text(f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
+    if found.low is not None and found.high is not None:
+        text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
+    return text
+
+
+def _verdict(row: Row, mine: Estimate, theirs: Estimate | None, is_reference: bool) -> str:
+    if is_reference or theirs is None or row.better == "none":
+        return ""
+    if mine.low is None or mine.high is None or theirs.low is None or theirs.high is None:
+        return ""
+    if mine.low <= theirs.high and theirs.low <= mine.high:
+        return ""
+    return "green" if (mine.low > theirs.high) == (row.better == "higher") else "red"
