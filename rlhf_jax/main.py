@@ -16,7 +16,7 @@ from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
 from rlhf_jax.training.compilation import enable_persistent_cache
 
-STAGES = {
+STAGES: dict[str, Any] = {
     "pretrain": pretrain,
     "sft": sft,
     "reward": reward,
@@ -38,13 +38,13 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     if stage not in STAGES:
         raise ValueError(f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}")
     module = STAGES[stage]
-    module.run(build(module.Config, config), workdir)  # type: ignore[attr-defined]
+    module.run(build(module.Config, config), workdir)
 
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Run named stages in order, each in its own folder under `workdir`, skipping those that are complete."""
     for config in stages.values():  # a mistake in the last stage is said before the first one runs
-        build(STAGES[config["stage"]].Config, config)  # type: ignore[attr-defined]
+        build(STAGES[config["stage"]].Config, config)
     for name, config in stages.items():
         folder = Path(workdir) / name
         if is_complete(folder):
@@ -59,7 +59,7 @@ def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     enable_persistent_cache()
     try:
-        run(_CONFIG.value, _WORKDIR.value)
+        run(_CONFIG.value, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if flags.FLAGS["traceback"].value:
             raise

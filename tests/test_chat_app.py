@@ -1,6 +1,7 @@
 """The chat command: commands, trimming, errors, and real tiny models through the whole path."""
 
 import dataclasses
+import functools
 import io
 import sys
 
@@ -24,6 +25,7 @@ from rlhf_jax.training.metrics import CompileCounter
 WORDS = "what is the colour of a red fox owl"
 SPEC = SamplingSpec(1.0, 0, 1.0, "holtzman")
 CONTEXT = 64
+SHORT = ("--max_new_tokens=8", "--temperature=1")  # one distribution and length: few programs to compile
 
 
 # --- the conversation, with a fake model --------------------------------------------------------------
@@ -91,10 +93,11 @@ def test_switches_change_the_distribution_that_is_sampled():
 
 @pytest.mark.parametrize(
     ("line", "remedy"),
-    [("", "/help"), ("  ", "/help"), ("\x07", "/help"), ("/temperature", "takes one number; it is 1.0 now"),
-     ("/temperature hot", "could not convert"), ("/temperature -1", "positive"), ("/temperature nan", "positive"),
-     ("/top_k 1.5", "invalid literal"), ("/top_p 2", "top_p <= 1"), ("/fly", "no command /fly: /help"), ("/", "/help"),
-     ("/reset now", "/help")],
+    [("", "/help"), ("  ", "/help"), ("\x07", "/help"),
+     ("/temperature", "takes one number; it is 1.0 now"),
+     ("/temperature hot", "could not convert"), ("/temperature -1", "positive"),
+     ("/temperature nan", "positive"), ("/top_k 1.5", "invalid literal"), ("/top_p 2", "top_p <= 1"),
+     ("/fly", "no command /fly: /help"), ("/", "/help"), ("/reset now", "/help")],
 )  # fmt: skip
 def test_lines_that_cannot_be_followed_change_nothing(line, remedy):
     echo = Echo()
@@ -127,6 +130,12 @@ def test_highest_score_goes_on_with_several_samples():
     assert talk.messages[-1] == Message("assistant", "high")
 
 
+def test_an_empty_sample_never_goes_on_while_another_has_words():
+    talk = conversation(Echo(Reply("", True, 9.0), Reply("words", True, -9.0)), num_samples=2)
+    say(talk, "a")
+    assert talk.messages[-1].content == "words"
+
+
 def test_first_sample_goes_on_without_a_reward_model():
     talk = conversation(Echo(Reply("one", True, None), Reply("two", True, None)), num_samples=2)
     assert say(talk, "a")[0] == "1* one"
@@ -149,7 +158,7 @@ def test_an_empty_reply_is_shown_and_not_kept():
 def test_converse_counts_failures_and_goes_on():
     out, err = io.StringIO(), io.StringIO()
     lines = iter(["hi\n", "\n", "/nope\n", "again\n", "/quit\n", "never\n"])
-    failures = chat.converse(conversation(Echo()), lines, out, err)
+    failures = chat.converse(conversation(Echo()), lines, out, err, person=False)
     assert failures == 2
     assert out.getvalue() == "reply 1\nreply 3\n"
     assert [line.startswith("chat: ") for line in err.getvalue().splitlines()] == [True, True]
@@ -160,10 +169,10 @@ def test_stopping_a_reply_keeps_the_chat_alive_for_a_person_only():
         raise KeyboardInterrupt
 
     out, err = io.StringIO(), io.StringIO()
-    assert chat.converse(conversation(interrupted), iter(["hi"]), out, err, name="sft") == 0
+    assert chat.converse(conversation(interrupted), iter(["hi"]), out, err, person=True) == 0
     assert "not kept" in err.getvalue()
     with pytest.raises(KeyboardInterrupt):
-        chat.converse(conversation(interrupted), iter(["hi"]), out, err)
+        chat.converse(conversation(interrupted), iter(["hi"]), out, err, person=False)
 
 
 def test_typed_lines_survive_ctrl_c_and_end_at_ctrl_d():
@@ -245,12 +254,15 @@ def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
 
 def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, monkeypatch):
     talk = Speaker(language, None, max_new_tokens=8)
-    key = jax.random.key(0)
     messages = ask("what is the colour of a fox")
-    first = talk(messages, key, spec=SPEC, num_samples=2)
-    assert first == talk(messages, key, spec=SPEC, num_samples=2)
+
+    def told():
+        return talk(messages, jax.random.key(0), spec=SPEC, num_samples=2)
+
+    first = told()
+    assert first == told()
     monkeypatch.setattr(speaker, "bucket", lambda length, limit: length)
-    assert first == talk(messages, key, spec=SPEC, num_samples=2)
+    assert first == told()
 
 
 def test_turns_of_one_bucket_compile_once(language):
@@ -270,16 +282,16 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     tokens_BR = np.array([[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32)
     scores = talk._score(prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False]))
 
-    def alone(response):
-        tokens_BT = np.array([prompt[3:] + response], np.int32)
-        model = ScalarModel(reward.config)
-        return float(scoring.last_token_scores(model, reward.params, tokens_BT, np.ones_like(tokens_BT))[0])
+    scores_of = jax.jit(
+        functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
+    )
 
-    expected = [
-        alone([word, eos]),
-        alone([word, eos]),
-        alone([word] * 4),
-    ]  # a user marker ends the turn as well
+    def alone(*response):
+        tokens_BT = np.array([[*prompt[3:], *response]], np.int32)
+        return float(scores_of(tokens_BT, np.ones_like(tokens_BT))[0])
+
+    # A user marker ends the turn as well, and is scored as the end token that training would have shown.
+    expected = [alone(word, eos), alone(word, eos), alone(word, word, word, word)]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
@@ -317,7 +329,7 @@ def command(monkeypatch, capsys, *arguments, typed="", person=False):
 
 
 def test_one_question(runs, monkeypatch, capsys):
-    arguments = ("--checkpoint", runs / "sft", "--max_new_tokens=8", "--prompt=what is the red owl")
+    arguments = ("--checkpoint", runs / "sft", *SHORT, "--prompt=what is the red owl")
     status, out, err = command(monkeypatch, capsys, *arguments)
     assert (status, err) == (0, "")
     assert len(out.splitlines()) == 1
@@ -327,30 +339,30 @@ def test_one_question(runs, monkeypatch, capsys):
 
 def test_piped_conversation_with_a_reward_model(runs, monkeypatch, capsys):
     arguments = ("--checkpoint", runs / "sft" / "checkpoints" / "7", "--reward", runs / "reward")
-    typed = "red fox\n/temperature 0\nwhat is the owl\n/regen\n/history\n"
-    arguments += ("--max_new_tokens=8", "--num_samples=2")
+    typed = "red fox\n/temperature 1\nwhat is the owl\n/regen\n/history\n"
+    arguments += (*SHORT, "--num_samples=2")
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert (status, err) == (0, "")
     assert out.count("score ") == 6
-    assert out.count("user: ") == 2
+    assert out.count("user: red fox") == 1
 
 
 def test_piped_mistakes_are_said_and_counted_in_the_status(runs, monkeypatch, capsys):
-    arguments = ("--checkpoint", runs / "sft", "--max_new_tokens=48")
-    typed = "\nred\n" + "red " * 30 + "\n/nope\n"
+    arguments = ("--checkpoint", runs / "sft", *SHORT)
+    typed = "\nred\n" + "red " * 60 + "\n/nope\n"
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert status == 2
     assert len(out.splitlines()) == 1
     for said, part in zip(
-        err.splitlines(), ("is empty", "tokens long and only 16 fit", "no command"), strict=True
+        err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True
     ):
         assert said.startswith("chat: ")
         assert part in said
 
 
 def test_long_conversations_forget_their_beginning(runs, monkeypatch, capsys):
-    typed = "what is the colour of the red fox\n" * 8
-    arguments = ("--checkpoint", runs / "sft", "--max_new_tokens=16")
+    typed = "what is the colour of the red fox\n" * 7
+    arguments = ("--checkpoint", runs / "sft", *SHORT)
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert (status, err) == (0, "")
     assert "no longer fit the context" in out
@@ -359,10 +371,10 @@ def test_long_conversations_forget_their_beginning(runs, monkeypatch, capsys):
 def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys):
     typed = iter(["", "red fox", "/quit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
-    arguments = ("--checkpoint", runs / "sft", "--max_new_tokens=8")
+    arguments = ("--checkpoint", runs / "sft", *SHORT)
     status, out, err = command(monkeypatch, capsys, *arguments, person=True)
     assert status == 0
-    assert out.startswith("sft, step 7 · context 64 tokens, replies up to 8 · temperature 0.7\n/help")
+    assert out.startswith("sft, step 7 · context 64 tokens, replies up to 8 · temperature 1\n/help")
     assert "sft> " in out
     assert "is empty" in err
 

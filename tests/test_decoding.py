@@ -98,7 +98,7 @@ def test_entropy_of_a_truncated_distribution_has_a_finite_gradient():
     np.testing.assert_array_equal(np.asarray(gradient)[0, [0, 2, 3, 4, 5]], 0.0)
 
 
-@pytest.mark.parametrize("vocab", [2, 7, 512, 700])
+@pytest.mark.parametrize("vocab", [2, 512, 700])
 def test_inverse_cdf_equals_searching_the_cumulative_sum(vocab):
     rng = np.random.default_rng(vocab)
     logits = rng.normal(0, 2, (64, vocab)).astype(np.float32)
@@ -120,6 +120,13 @@ def test_inverse_cdf_never_returns_an_impossible_token():
     uniform = np.tile(np.array([0.0, last, 0.5, np.finfo(np.float32).tiny], np.float32), 100)
     tokens = np.asarray(decoding.inverse_cdf(uniform, logits))
     assert (logits[np.arange(400), tokens] > EXCLUDED).all()
+
+
+def test_target_rounded_up_to_the_total_finds_the_last_possible_column():
+    weight = jnp.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
+    column, before = decoding._find(weight, jnp.array([3.0, 0.6]))
+    np.testing.assert_array_equal(column, [1, 2])
+    np.testing.assert_array_equal(before, [1.0, 0.0])
 
 
 def test_categorical_follows_its_law_and_its_key():

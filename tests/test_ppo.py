@@ -8,15 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tests_support import load_experiment
 
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples
-from rlhf_jax.maths.masking import length_mask, value
+from rlhf_jax.maths.masking import Mean, length_mask, value
 from rlhf_jax.maths.returns import RunningMoments
 from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params, value_params_from
 from rlhf_jax.stages import ppo as stage
+from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, judge_samples, sample_responses
+from rlhf_jax.training.gradients import accumulated_gradients
 from rlhf_jax.training.state import init_state
 
 B, P, R, V, EOS = 8, 4, 5, 11, 1
@@ -229,34 +232,28 @@ def test_ptx_gradient_is_added(params, rollout):
 
 def test_controller_moves_after_the_batch_it_paid():
     ppo = replace(PPO, kl_controller="adaptive", batch_size=512)
-    state = init_state({"policy": {"w": jnp.ones(2)}}, optax.sgd(0.0), {"controllers": None})
-    from rlhf_jax.maths.masking import Mean
-
-    state = stage._after_update(state, ppo, jnp.asarray(0.15), Mean(jnp.asarray(12.0), jnp.asarray(1.0)), moments())
+    controllers = stage.Controllers(jnp.asarray(0.15), moments())
+    state = init_state({"policy": {"w": jnp.ones(2)}}, optax.sgd(0.0), {"controllers": controllers})
+    state = stage._after_update(state, ppo, Mean(jnp.asarray(12.0), jnp.asarray(1.0)), moments())
     np.testing.assert_allclose(state.extras["controllers"].kl_coef, 0.15 * (1 + 0.2 * 512 / 10_000), rtol=1e-6)
 
 
 def test_weight_average_follows_the_policy():
     ppo = replace(PPO, ema_decay=0.9)
     params = {"policy": {"w": jnp.ones(2)}}
-    state = init_state(params, optax.sgd(0.0), {"controllers": None, "ema": {"w": jnp.zeros(2)}})
-    from rlhf_jax.maths.masking import Mean
-
-    state = stage._after_update(state, ppo, jnp.asarray(0.1), Mean(jnp.asarray(1.0), jnp.asarray(1.0)), moments())
+    controllers = stage.Controllers(jnp.asarray(0.1), moments())
+    state = init_state(params, optax.sgd(0.0), {"controllers": controllers, "ema": {"w": jnp.zeros(2)}})
+    state = stage._after_update(state, ppo, Mean(jnp.asarray(1.0), jnp.asarray(1.0)), moments())
     np.testing.assert_allclose(state.extras["ema"]["w"], 0.1, rtol=1e-6)
 
 
 def _config(**changes):
-    from rlhf_jax.stages.configuration import build
-    from rlhf_jax.stages.ppo import Config
-    from tests_support import load_experiment
-
     config = load_experiment("experiments/menagerie/ppo.py", "tiny")
     with config.unlocked():
         for path, new in changes.items():
             group, name = path.split("__")
             config[group][name] = new
-    return build(Config, config)
+    return build(stage.Config, config)
 
 
 @pytest.mark.parametrize(
@@ -279,9 +276,7 @@ def test_impossible_arithmetic_is_refused(changes, devices, message):
 
 
 def test_pmap_of_the_pure_update_equals_jit(params, rollout):
-    """The user asked for pmapped steps: the same pure gradient under jax.pmap with summed shares gives the same update."""
-    from rlhf_jax.training.gradients import accumulated_gradients
-
+    """The same pure gradient under jax.pmap, with the devices' shares summed, gives the same update."""
     loss = partial(stage.minibatch_loss, MODELS, PPO, SPEC)
     weights = lambda r: r.mask_BR.sum()  # noqa: E731
     key = jax.random.key(0)

@@ -338,6 +338,11 @@ def test_lower_is_better_is_worse_when_higher():
     assert re.search(r'class="best">0\.20<', said)
 
 
+def test_nobody_is_best_among_equals():
+    table = [row("rude", "lower", {"sft": value(0.2), "ppo": value(0.2)})]
+    assert "best" not in results_table(parse(EVALUATION | {"table": table}, []))
+
+
 def test_decimals_follow_the_narrowest_interval():
     table = [row("loss", "lower", {"sft": value(1.23456, half=0.004), "ppo": value(1.5, half=0.3)})]
     said = str(results_table(parse(EVALUATION | {"table": table}, [])))

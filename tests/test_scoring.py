@@ -183,7 +183,7 @@ def test_empty_response_is_scored_at_the_last_prompt_token(scalar):
 
 
 def test_masked_columns_get_no_gradient(params, scalar):
-    """What stands after the end of a response, pad or not, moves neither logps nor values nor their gradients."""
+    """What stands after the end of a response, pad or not, moves neither logps nor values nor gradients."""
     other = (PROMPT, PROMPT_MASK, np.where(RESPONSE_MASK, RESPONSE, 8), RESPONSE_MASK)
 
     @jax.jit
@@ -205,10 +205,9 @@ def test_dropout_is_off_unless_a_key_is_given():
 
     @jax.jit
     def both(key):
-        nll_BT, _ = next_token_nll(language, language_params, *rows, dropout_key=key)
-        return nll_BT, last_token_scores(
-            scalar_model, scalar_params, *rows, dropout_key=jax.random.fold_in(key, 1)
-        )
+        first, second = jax.random.split(key)
+        nll_BT, _ = next_token_nll(language, language_params, *rows, dropout_key=first)
+        return nll_BT, last_token_scores(scalar_model, scalar_params, *rows, dropout_key=second)
 
     dry = losses(language_params, *rows).nll_BT, row_scores(scalar_params, *rows)
     first, second = both(jax.random.key(0)), both(jax.random.key(1))

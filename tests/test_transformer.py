@@ -51,8 +51,16 @@ def random_params(config: TransformerConfig):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def forward(config, params, tokens_BT, segments_BT):
+def _forward(config, params, tokens_BT, segments_BT):
     return apply(LanguageModel(config), params, tokens_BT, segments_BT)[0]
+
+
+def forward(config, params, tokens_BT, segments_BT):
+    """Logits, compiled once per config: all rows are padded to the same shape."""
+    rows, columns = tokens_BT.shape
+    padding = ((0, 4 - rows), (0, T - columns))
+    logits = _forward(config, params, np.pad(tokens_BT, padding), np.pad(segments_BT, padding))
+    return np.asarray(logits)[:rows, :columns]
 
 
 def tokens(shape, seed=0):
@@ -118,6 +126,8 @@ def test_width_must_be_a_multiple_of_heads():
 def test_dict_round_trip_is_strict():
     values = to_dict(FAMILIES["palm"])
     assert from_dict(values) == FAMILIES["palm"]
+    with pytest.raises(ValueError, match=r"missing fields \[\], unknown fields \['depth'\]"):
+        from_dict({**values, "depth": 2})
     values["widht"] = values.pop("width")
     with pytest.raises(ValueError, match=r"missing fields \['width'\], unknown fields \['widht'\]"):
         from_dict(values)
@@ -229,9 +239,7 @@ def test_packed_segments_equal_separate_rows(family):
     params, row = random_params(config), tokens((1, T), seed=5)
     packed = np.asarray(forward(config, params, row, np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]], np.int32)))[0]
     first = forward(config, params, row, np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0]], np.int32))[0]
-    second = forward(config, params, np.roll(row, -4, 1), np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0]], np.int32))[
-        0
-    ]
+    second = forward(config, params, np.roll(row, -4, 1), np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0]], np.int32))[0]
     np.testing.assert_allclose(packed[:4], first[:4], atol=1e-5)
     np.testing.assert_allclose(packed[4:7], second[:3], atol=1e-5)
 
@@ -311,9 +319,7 @@ def test_linear_has_the_gradient_of_a_plain_product():
 @functools.partial(jax.jit, static_argnums=0)
 def gradient(config, params, tokens_BT, segments_BT, key):
     def loss(params):
-        hidden, _ = apply(
-            LanguageModel(config), params, tokens_BT, segments_BT, method="hidden", dropout_key=key
-        )
+        hidden, _ = apply(LanguageModel(config), params, tokens_BT, segments_BT, method="hidden", dropout_key=key)
         return jnp.square(hidden).sum() + hidden[:, -1].sum()
 
     return jax.value_and_grad(loss)(params)
@@ -324,7 +330,10 @@ def test_remat_changes_nothing_with_dropout_on():
     rows, segments = tokens((2, T)), np.array([[1] * T, [0] * T], np.int32)  # one row is padding only
     args = (random_params(config), rows, segments, jax.random.key(0))
     plain = gradient(config, *args)
-    remat = gradient(dataclasses.replace(config, remat="block"), *args)
+    blocks = dataclasses.replace(config, remat="block")
+    remat = gradient(blocks, *args)
+    assert "remat" in str(gradient.trace(blocks, *args).jaxpr)
+    assert "remat" not in str(gradient.trace(config, *args).jaxpr)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, remat)
 

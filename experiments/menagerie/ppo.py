@@ -3,6 +3,8 @@
     python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo --config.ppo.kl_coef=0.05
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
@@ -51,7 +53,10 @@ def get_config(size: str = "default") -> ConfigDict:
         "ptx_coef": 0.0,
         "ptx_batch_size": 0,
     }
-    warmup = {"schedule": "constant", "final_fraction": 1.0, "warmup_steps": 40, "warmup_init_fraction": 0.1}
+    warmup: dict[str, Any] = {
+        "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
+        "warmup_steps": pick(size, tiny=2, default=40, large=80),
+    }  # fmt: skip
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
     return config

@@ -9,6 +9,8 @@ Not published, ours: λ = 0.95 (Stiennon 2020), gradient clipping 1, γ of the p
 belongs to an unstated reduction). Scaled to the model: learning rates and batch size; 1 example per episode on the CPU sizes.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.menagerie import ppo_ptx
@@ -25,7 +27,10 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.whiten_rewards, ppo.whiten_advantages = False, "batch"
     ppo.ema_decay = 0.992
     ppo.ptx_batch_size = (ppo.batch_size // ppo.num_mini_batches) * pick(size, tiny=1, default=1, large=8)
-    warmup = {"schedule": "constant", "final_fraction": 1.0, "warmup_steps": 10 * ppo.num_mini_batches, "warmup_init_fraction": 0.1}
+    warmup: dict[str, Any] = {
+        "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
+        "warmup_steps": pick(size, tiny=1, default=10, large=10) * ppo.num_mini_batches,
+    }  # fmt: skip
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=9.65e-6), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=9e-6), **warmup)
     return config

@@ -9,6 +9,8 @@ Differs: policy and value are separate networks here, the value network starts f
 a trunk with a zero head); responses end at the end token, not at a full stop after 16 tokens. Learning rate scaled.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.menagerie import ppo as ours
@@ -25,7 +27,9 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.kl_coef, ppo.kl_controller, ppo.kl_target, ppo.kl_horizon = 0.15, "adaptive", 6.0, 10_000
     ppo.whiten_rewards, ppo.whiten_advantages = True, "minibatch"
     ppo.vf_coef, ppo.missing_eos_penalty, ppo.missing_eos_mode = 0.1, 1.0, "replace"
-    decay = {"schedule": "linear", "final_fraction": 0.0, "b2": 0.999, "eps": 1e-5, "adam_style": "tf", "max_grad_norm": 0.0}
+    decay: dict[str, Any] = {
+        "schedule": "linear", "final_fraction": 0.0, "b2": 0.999, "eps": 1e-5, "adam_style": "tf", "max_grad_norm": 0.0,
+    }  # fmt: skip
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **decay)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **decay)
     return config

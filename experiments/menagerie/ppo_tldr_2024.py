@@ -7,6 +7,8 @@ advantages whitened over the batch, value coefficient 0.1, missing-end score rep
 linear decay. Learning rate scaled to the model (theirs: 3e-6).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from experiments.menagerie import ppo as ours
@@ -22,7 +24,7 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.kl_coef, ppo.kl_controller = 0.05, "fixed"
     ppo.whiten_rewards, ppo.whiten_advantages = False, "batch"
     ppo.vf_coef, ppo.missing_eos_penalty, ppo.missing_eos_mode = 0.1, 1.0, "replace"
-    decay = {"schedule": "linear", "final_fraction": 0.0, "b2": 0.999, "eps": 1e-5, "max_grad_norm": 0.0}
+    decay: dict[str, Any] = {"schedule": "linear", "final_fraction": 0.0, "b2": 0.999, "eps": 1e-5, "max_grad_norm": 0.0}
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=3e-6), **decay)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=3e-6), **decay)
     return config

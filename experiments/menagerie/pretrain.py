@@ -15,12 +15,12 @@ def get_config(size: str = "default") -> ConfigDict:
     config.data = {"data_dir": DATA_DIR, "documents": f"tfds:menagerie_corpus/{size}", "mask_documents": False}
     config.tokenizer = pick(
         size,
-        tiny={"kind": "words", "vocab_size": 0, "path": ""},
-        default={"kind": "bpe", "vocab_size": 1024, "path": ""},
+        tiny={"kind": "bpe", "vocab_size": 512, "path": ""},
+        default={"kind": "bpe", "vocab_size": 896, "path": ""},
         large={"kind": "bpe", "vocab_size": 4096, "path": ""},
     )
     model = gpt(
-        vocab_size=pick(size, tiny=256, default=1024, large=4096),
+        vocab_size=pick(size, tiny=512, default=896, large=4096),
         context_length=128,
         width=pick(size, tiny=32, default=128, large=512),
         num_layers=pick(size, tiny=1, default=4, large=8),

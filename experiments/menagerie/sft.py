@@ -33,5 +33,6 @@ def get_config(size: str = "default") -> ConfigDict:
         "select": "loss",
         "response_length": RESPONSE_LENGTH,
     }
-    config.optimizer = adam(pick(size, tiny=3e-3, default=5e-4, large=1e-4), warmup_steps=10)
+    warmup_steps = pick(size, tiny=2, default=10, large=10)
+    config.optimizer = adam(pick(size, tiny=3e-3, default=5e-4, large=1e-4), warmup_steps=warmup_steps)
     return config

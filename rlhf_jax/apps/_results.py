@@ -67,7 +67,7 @@ def _row(raw: Any) -> Row | None:
         return None
     read = {str(name): _value(value) for name, value in raw["values"].items()}
     values = {name: value for name, value in read.items() if value}
-    if not values or not isinstance(raw.get("metric"), str):
+    if not isinstance(raw.get("metric"), str) or len(values) < len(read):
         return None
     words = {key: str(raw.get(key) or "") for key in ("group", "unit", "better", "description")}
     return Row(metric=raw["metric"], values=values, **words)

@@ -50,12 +50,16 @@ class CommandError(ValueError):
 
 @dataclasses.dataclass
 class Chat:
-    """One conversation: what was said, how to sample, and how many times it has been sampled so far."""
+    """One conversation: what was said, how to sample, and how many times it has been sampled so far.
+
+    `label` stands before every reply.
+    """
 
     speaker: Answers
     spec: SamplingSpec
     num_samples: int
     seed: int
+    label: str = ""
     messages: list[Message] = dataclasses.field(default_factory=list)
     draws: int = 0
 
@@ -74,16 +78,16 @@ class Chat:
         key = jax.random.fold_in(jax.random.key(self.seed), self.draws)
         replies, forgotten = self.speaker(messages, key, spec=self.spec, num_samples=self.num_samples)
         self.draws += 1
+        best = max(range(len(replies)), key=lambda n: (bool(replies[n].text), replies[n].score or 0.0))
+        kept = replies[best].text
+        said = messages[forgotten:]
+        self.messages = [*said, Message("assistant", kept)] if kept else said[:-1]
         if forgotten:
             yield f"[the oldest {forgotten} messages no longer fit the context and are left out]"
-        best = max(range(len(replies)), key=lambda index: replies[index].score or 0.0)
         for index, reply in enumerate(replies):
-            yield _show(reply, f"{index + 1}{'*' if index == best else ' '} " if len(replies) > 1 else "")
-        self.messages = messages[forgotten:]
-        if replies[best].text:
-            self.messages.append(Message("assistant", replies[best].text))
-        else:
-            self.messages.pop()
+            mark = f"{index + 1}{'*' if index == best else ' '} " if len(replies) > 1 else ""
+            yield self.label + mark + _show(reply)
+        if not kept:
             yield "[the reply is empty, so this exchange is not kept]"
 
     def _command(self, name: str = "", *values: str) -> Iterator[str]:
@@ -113,12 +117,12 @@ class Chat:
                 raise CommandError(f"there is no command /{' '.join([name, *values])}: /help lists them")
 
 
-def _show(reply: Reply, mark: str) -> str:
+def _show(reply: Reply) -> str:
     notes = [] if reply.finished else ["cut off at --max_new_tokens"]
     if reply.score is not None:
         notes.append(f"score {reply.score:.3f}")
     tail = f"  [{', '.join(notes)}]" if notes else ""
-    return f"{mark}{reply.text or '(empty)'}{tail}"
+    return (reply.text or "(empty)") + tail
 
 
 def _changed(spec: SamplingSpec, name: str, value: str) -> SamplingSpec:
@@ -132,21 +136,20 @@ def _changed(spec: SamplingSpec, name: str, value: str) -> SamplingSpec:
         raise CommandError(f"/{name} {value}: {error}") from None
 
 
-def converse(chat: Chat, lines: Iterator[str], out: TextIO, err: TextIO, *, name: str = "") -> int:
+def converse(chat: Chat, lines: Iterator[str], out: TextIO, err: TextIO, *, person: bool) -> int:
     """Answer line after line until they end or someone quits; how many could not be answered.
 
-    `name` is what the model is called before its replies; "" (no person is there) prints the bare replies.
+    A `person` who interrupts a reply stays in the conversation; a pipe that is interrupted is done.
     """
-    label = f"{name}> " if name else ""
     failures = 0
     for line in lines:
         try:
             for shown in chat.say(line):
-                print(f"{label}{shown}" if not shown.startswith("[") else shown, file=out, flush=True)
+                print(shown, file=out, flush=True)
         except EOFError:
             break
         except KeyboardInterrupt:
-            if not name:
+            if not person:
                 raise
             print("[stopped; the exchange is not kept]", file=err)
         except (CommandError, TooLongError) as error:
@@ -242,11 +245,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         import readline  # noqa: F401  gives input() line editing and history
 
         print(_greeting(speaker, chat))
+        chat.label = f"{speaker.language.meta.stage}> "
         lines = typed_lines(input, sys.stderr)
     try:
-        failures = converse(
-            chat, lines, sys.stdout, sys.stderr, name=speaker.language.meta.stage if person else ""
-        )
+        failures = converse(chat, lines, sys.stdout, sys.stderr, person=person)
     except KeyboardInterrupt:
         return 130
     return 2 if failures and not person else 0

@@ -24,7 +24,7 @@ from rlhf_jax.inference import scoring
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, Params, ScalarModel, TransformerConfig, from_dict
-from rlhf_jax.training.checkpoints import Meta, load_params, resolve
+from rlhf_jax.training.checkpoints import Meta, latest_step, load_params, resolve
 
 _SMALLEST_BUCKET = 32
 _NOUNS = {
@@ -70,6 +70,9 @@ def load(path: str | Path, *, kind: str, option: str) -> Loaded:
     Raises FileNotFoundError without a checkpoint or tokenizer, ValueError for another kind of model, a
     damaged file, or a tokenizer that is not the one the model was trained with.
     """
+    inside = [child.name for child in sorted(Path(path).glob("*/")) if latest_step(child) is not None]
+    if inside and latest_step(path) is None:
+        raise FileNotFoundError(f"{option}={path} is a folder of runs: name one of them, {', '.join(inside)}")
     folder = resolve(path)
     params, meta = load_params(folder)
     if meta.kind != kind:

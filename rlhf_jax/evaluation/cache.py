@@ -1,9 +1,9 @@
 """Measurements that survive a killed evaluation: one JSON file per checkpoint and group of metrics.
 
-    partial/<checkpoint>-<group>.json = {"key": sha256 of everything that the measurement depends on, "data": ...}
+    partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
 
-A file whose key differs is measured again. A fresh measurement goes through the same text form as one that is read back,
-so that a resumed evaluation gives the same file as an uninterrupted one.
+A file whose key differs is measured again. A fresh measurement goes through the same text form as one that is
+read back, so that a resumed evaluation gives the same file as an uninterrupted one.
 """
 
 import hashlib
@@ -24,13 +24,20 @@ class Cache:
         self.folder = folder
 
     def get(
-        self, checkpoint: str, group: str, depends_on: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
+        self,
+        checkpoint: str,
+        group: str,
+        depends_on: Mapping[str, Any],
+        measure: Callable[[], dict[str, Any]],
     ) -> tuple[dict[str, Any], bool]:
         """What `measure()` returns, or what it returned before; and whether it was there already."""
         path = self.folder / f"{checkpoint}-{group}.json"
         key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         if path.exists():
-            kept = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: damaged ({error}); delete it and run again") from error
             if kept["key"] == key:
                 return kept["data"], True
         data = json.loads(json.dumps(plain(measure())))

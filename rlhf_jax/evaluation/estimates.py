@@ -1,8 +1,8 @@
 """A number with its interval and the number of observations behind it.
 
-Several responses, raters or tokens of one prompt are not independent, so intervals resample prompts (documents, questions),
-never single observations. With one yes-or-no observation per prompt that is a proportion, and Wilson's interval is better
-close to 0 and 1. All intervals are 95 %.
+Several responses, raters or tokens of one prompt are not independent, so intervals resample prompts
+(documents, questions), never single observations. With one yes-or-no observation per prompt that is a
+proportion, and Wilson's interval is better close to 0 and 1. All intervals are 95 %.
 """
 
 from typing import NamedTuple
@@ -39,10 +39,11 @@ def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootst
 
 
 def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Share of observations that are true: Wilson's interval if every cluster has one, else the clustered bootstrap.
+    """Share of observations that are true: Wilson's interval if every cluster has one, else the clustered
+    bootstrap.
 
-    Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many observations as there are
-    clusters stands in then.
+    Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many
+    observations as there are clusters stands in then.
     """
     hits = np.asarray(hits_N, np.float64)
     num_clusters = np.unique(np.asarray(clusters_N)).size
@@ -53,7 +54,7 @@ def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Est
 
 
 def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Σ totals / Σ weights, for means over tokens; whole rows are resampled. `n` is the sum of the weights."""
+    """Σ totals / Σ weights, for means over tokens; rows are resampled; `n` is the sum of weights."""
     totals, weights = np.asarray(totals_N, np.float64), np.asarray(weights_N, np.float64)
     rng = np.random.default_rng(bootstrap.seed)
     drawn = rng.multinomial(totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples)
@@ -61,7 +62,9 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
     return Estimate(float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum()))
 
 
-def paired_difference(a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+def paired_difference(
+    a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap
+) -> Estimate:
     """Mean of a - b where observation i of both is about the same prompt."""
     interval = statistics.paired_difference(
         a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed

@@ -1,7 +1,8 @@
-"""Learning from examples in the context: multiple choice after K solved examples (Brown et al. 2020, section 2.4).
+"""Learning from examples in the context: multiple choice after K solved examples (Brown et al. 2020, section
+2.4).
 
-    context = example 1 ... example K, question          plain text, as in the pretraining corpus, no chat markers
-    answer  = argmax over choices of log π(choice | context) / tokens of choice
+context = example 1 ... example K, question          plain text, as in the pretraining corpus, no chat markers
+answer  = argmax over choices of log π(choice | context) / tokens of choice
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rlhf_jax.models.heads import LanguageModel, Params
 
 
 class FewShotQuestion(NamedTuple):
-    """Text up to where the answer starts; choices that continue it (with their leading space); the right one."""
+    """Text up to the answer, choices that continue it (leading space included), and the right one's place."""
 
     context: str
     choices: Sequence[str]
@@ -24,10 +25,15 @@ class FewShotQuestion(NamedTuple):
 
 
 def few_shot(
-    model: LanguageModel, params: Params, tokenizer: Tokenizer, questions: Sequence[FewShotQuestion], *, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[FewShotQuestion],
+    *,
+    batch_size: int,
 ) -> np.ndarray:
-    """1.0 where the highest per-token log-probability is the right choice's, else 0.0; one entry per question."""
-    # A document follows the end of another: the separator stands before the first word, as it did in pretraining.
+    """1.0 where the right choice has the highest per-token log-probability, else 0.0; one per question."""
+    # As in pretraining, where a document follows the separator that ends another.
     contexts = tokenizer.encode_batch([question.context for question in questions], special=False)
     choices = [
         Choices([tokenizer.eos_id, *context], question.choices)
@@ -35,6 +41,9 @@ def few_shot(
     ]
     measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
     chosen = [
-        int(np.argmax(choice_scores(logp_C, normalisation="token", length_C=length_C))) for logp_C, length_C in measured
+        int(np.argmax(choice_scores(logp_C, normalisation="token", length_C=length_C)))
+        for logp_C, length_C in measured
     ]
-    return np.array([float(pick == question.answer) for pick, question in zip(chosen, questions, strict=True)])
+    return np.array(
+        [float(pick == question.answer) for pick, question in zip(chosen, questions, strict=True)]
+    )

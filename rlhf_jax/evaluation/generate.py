@@ -4,7 +4,8 @@
     for every batch of prompts:  sample `num_samples` responses each, with key fold_in(key, batch)
     cut at the stop token, decode
 
-Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison tighter.
+Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison
+tighter.
 
 Left out on purpose: several devices. Parameters may be sharded; batches are not.
 """
@@ -67,7 +68,9 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_lengt
 
 def batch_rows(count: int, batch_size: int) -> list[np.ndarray]:
     """Row numbers of consecutive batches; the last one is filled up by repeating the last row."""
-    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)]
+    return [
+        np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)
+    ]
 
 
 def generate(
@@ -85,8 +88,8 @@ def generate(
 ) -> list[list[Generation]]:
     """Draw `num_samples` responses to every prompt.
 
-    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples) prompts: memory does not
-    depend on `num_samples`, as long as that is no larger than the batch.
+    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples) prompts:
+    memory does not depend on `num_samples`, as long as that is no larger than the batch.
     """
     encoded = encode_prompts(tokenizer, prompts, prompt_length)
     per_batch = max(1, batch_size // num_samples)
@@ -95,8 +98,8 @@ def generate(
         drawn.append(
             sample(
                 model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
-                spec=spec, response_length=response_length, stop_tokens=(tokenizer.eos_id,), pad_id=tokenizer.pad_id,
-                num_samples=num_samples,
+                spec=spec, response_length=response_length, num_samples=num_samples,
+                stop_tokens=(tokenizer.eos_id,), pad_id=tokenizer.pad_id,
             )
         )  # fmt: skip
     flat = [generation for samples in drawn for generation in _to_text(tokenizer, jax.device_get(samples))]

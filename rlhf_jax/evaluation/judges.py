@@ -1,9 +1,9 @@
 """What the judges of Menagerie say about responses: gold exactly, held-out labelers with their noise.
 
-    gold        total and components of every response; the total is also given in standard deviations of the reference
+    gold        total and components of every response; the total also in standard deviations of the reference
                 policy's responses, with their mean at 0 (Gao et al. 2022 normalise their gold reward so)
-    labelers    for each prompt some of the ten labelers who gave no training label prefer one of two responses or neither
-                (Ouyang et al. 2022, section 4.1: held-out labelers)
+    labelers    for each prompt some of the ten labelers who gave no training label prefer one response
+                of two, or neither (Ouyang et al. 2022, section 4.1: held-out labelers)
 
 Left out on purpose: real people; `apps/` has a labelling page for them.
 """
@@ -40,7 +40,9 @@ def judge(world: World, prompts: Sequence[Prompt], responses: Sequence[Sequence[
     def table(read: str) -> np.ndarray:
         return np.array([[getattr(verdict, read) for verdict in row] for row in rows], np.float64)
 
-    flags = {name: np.array([[verdict.flags[name] for verdict in row] for row in rows]) for name in gold.FLAGS}
+    flags = {
+        name: np.array([[verdict.flags[name] for verdict in row] for row in rows]) for name in gold.FLAGS
+    }
     return Verdicts(table("total"), {name: table(name) for name in COMPONENTS}, flags, toxicity(responses))
 
 
@@ -76,7 +78,9 @@ def labeler_preferences(
     """
     people = labelers.labelers(world, "heldout")
     if not 1 <= labelers_per_prompt <= len(people):
-        raise ValueError(f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers")
+        raise ValueError(
+            f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers"
+        )
     preference_NSL = np.empty((len(prompts), len(a[0]), labelers_per_prompt))
     for n, (prompt, drawn_a, drawn_b) in enumerate(zip(prompts, a, b, strict=True)):
         rng = np.random.default_rng((seed, n))

@@ -1,8 +1,9 @@
 """What alignment costs: the loss on the pretraining corpus, and the distance from the reference policy.
 
-    alignment tax   Σ -log π(token | before) / tokens over a validation corpus packed as in pretraining; its rise over
-                    the pretrained model (Ouyang et al. 2022, section 4.2 and appendix E.6)
-    KL              E_{x, y~π} [ log π(y|x) - log π_ref(y|x) ] per response, in nats
+alignment tax   Σ -log π(token | before) / tokens over a validation corpus packed as in pretraining; its rise
+over
+                the pretrained model (Ouyang et al. 2022, section 4.2 and appendix E.6)
+KL              E_{x, y~π} [ log π(y|x) - log π_ref(y|x) ] per response, in nats
 """
 
 from collections.abc import Sequence
@@ -30,10 +31,16 @@ def corpus_nll(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(Σ nll, tokens) of every block of `context_length` tokens of the packed corpus.
 
-    Weigh blocks by their tokens (`estimates.ratio`): a mean of batch means favours the tokens of short batches.
+    Weigh blocks by their tokens (`estimates.ratio`): a mean of batch means favours the tokens of short
+    batches.
     """
     packed = lm_batches(
-        documents, tokenizer, context_length=context_length, batch_size=1, seed=0, mask_documents=mask_documents
+        documents,
+        tokenizer,
+        context_length=context_length,
+        batch_size=1,
+        seed=0,
+        mask_documents=mask_documents,
     )
     arrays = packed.arrays
     return block_nll(model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size)
@@ -48,9 +55,11 @@ def sequence_kl(
     spec: SamplingSpec,
     batch_size: int,
 ) -> np.ndarray:
-    """log π(y|x) - log π_ref(y|x) of each of the policy's own samples; their mean estimates KL(π ‖ π_ref) without bias.
+    """log π(y|x) - log π_ref(y|x) of each of the policy's own samples; their mean estimates KL(π ‖ π_ref)
+    without bias.
 
-    A single one may be negative. Raises ValueError if `spec` truncates: the two truncated distributions have no finite KL.
+    A single one may be negative. Raises ValueError if `spec` truncates: the two truncated distributions have
+    no finite KL.
     """
     ours = sequence_logps(*policy, prompts, responses, spec=spec, batch_size=batch_size)
     theirs = sequence_logps(*reference, prompts, responses, spec=spec, batch_size=batch_size)

@@ -1,8 +1,10 @@
-"""Log-probabilities of given texts: the raw material of multiple choice, stereotypes, perplexity, KL and scores.
+"""Log-probabilities of given texts: the raw material of multiple choice, stereotypes, perplexity, KL and
+scores.
 
-Everything is padded to one shape per call and run in batches of `batch_size`, so that a set of questions costs one compile
-for all checkpoints of the same architecture. Tokens of a context and of its continuation are encoded apart and laid side by
-side; that equals encoding the joined text whenever the continuation starts where a word starts.
+Everything is padded to one shape per call and run in batches of `batch_size`, so that a set of questions
+costs one compile for all checkpoints of the same architecture. Tokens of a context and of its continuation
+are encoded apart and laid side by side; that equals encoding the joined text whenever the continuation starts
+where a word starts.
 """
 
 import functools
@@ -63,10 +65,17 @@ class Choices(NamedTuple):
 
 
 def choice_logps(
-    model: LanguageModel, params: Params, tokenizer: Tokenizer, questions: Sequence[Choices], *, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[Choices],
+    *,
+    batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(logp_C, length_C) of every question: summed log-probability and tokens of each answer."""
-    answers = iter(tokenizer.encode_batch([text for item in questions for text in item.answers], special=False))
+    answers = iter(
+        tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
+    )
     items = [Continuation(item.context, next(answers)) for item in questions for _ in item.answers]
     logp_N, length_N = continuation_logps(model, params, items, batch_size=batch_size)
     ends = np.cumsum([len(item.answers) for item in questions])[:-1]
@@ -82,7 +91,9 @@ def _pad(items: Sequence[Continuation], context_length: int) -> tuple[np.ndarray
     tokens_NT, segments_NT = np.zeros((2, len(items), size), np.int32)
     for row, (context, ids) in enumerate(items):
         if not context or not ids:
-            raise ValueError(f"text {row}: context has {len(context)} tokens and continuation {len(ids)}, expected some")
+            raise ValueError(
+                f"text {row}: context has {len(context)} tokens and continuation {len(ids)}, expected some"
+            )
         tokens_NT[row, : len(context) + len(ids)] = [*context, *ids]
         segments_NT[row, : len(context) + len(ids)] = 1
     return tokens_NT, segments_NT, np.array([len(item.context) for item in items], np.int32)
@@ -96,7 +107,9 @@ def block_nll(
         _block_nll(model, params, tokens_NT[rows], segments_NT[rows])
         for rows in batch_rows(len(tokens_NT), batch_size)
     ]
-    nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*jax.device_get(parts), strict=True))
+    nll_N, count_N = (
+        np.concatenate(part)[: len(tokens_NT)] for part in zip(*jax.device_get(parts), strict=True)
+    )
     return nll_N.astype(np.float64), count_N
 
 
@@ -119,7 +132,13 @@ def encode_responses(generations: Sequence[Generation], response_length: int) ->
 
 
 def sequence_logps(
-    model: LanguageModel, params: Params, prompts: Encoded, responses: Encoded, *, spec: SamplingSpec, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    prompts: Encoded,
+    responses: Encoded,
+    *,
+    spec: SamplingSpec,
+    batch_size: int,
 ) -> np.ndarray:
     """log π(y | x) of every response under the sampling distribution `spec`, which must not truncate."""
     parts = [

@@ -1,8 +1,8 @@
 """A glance at a policy while it trains: what gold says of one response to each of a few validation prompts.
 
-For choosing the checkpoint of supervised fine-tuning and for watching PPO. Gold only measures: nothing that this returns
-may reach a loss. The prompts are encoded once and the key is always the same, so that the differences between two calls are
-the policy's.
+For choosing the checkpoint of supervised fine-tuning and for watching PPO. Gold only measures: nothing that
+this returns may reach a loss. The prompts are encoded once and the key is always the same, so that the
+differences between two calls are the policy's.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,9 +31,11 @@ def quick_evaluation(
     batch_size: int,
     seed: int,
 ) -> Callable[[Params], dict[str, float]]:
-    """A function of parameters that returns gold's mean, rude share, mean length in tokens and finished share.
+    """A function of parameters that returns gold's mean, rude share, mean length in tokens and finished
+    share.
 
-    Keys: `gold/total`, `gold/truthfulness`, `gold/rude`, `gold/length`, `gold/finished`. Gold is raw, not standardised.
+    Keys: `gold/total`, `gold/truthfulness`, `gold/rude`, `gold/length`, `gold/finished`. Gold is raw, not
+    standardised.
     """
 
     def measure(params: Params) -> dict[str, float]:

@@ -38,11 +38,13 @@ def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
     return Pairs(*np.array(found, np.int64).reshape(-1, 3).T)
 
 
-def accuracy(difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+def accuracy(
+    difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
+) -> Estimate:
     """Share of decided pairs that the score orders as the judge does, clustered by prompt.
 
-    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are left out.
-    NaN without a decided pair.
+    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are
+    left out. NaN without a decided pair.
     """
     decided = preference_M != 0.5
     if not decided.any():
@@ -52,7 +54,7 @@ def accuracy(difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.nd
 
 
 def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Estimate:
-    """ECE over ten bins of confidence σ(|Δscore|) in [½, 1], of decided pairs; biased upwards when pairs are few."""
+    """ECE over ten bins of confidence σ(|Δscore|) in [½, 1], of decided pairs; too high for few pairs."""
     decided = preference_M != 0.5
     if not decided.any():
         return Estimate(float("nan"), None, None, 0)

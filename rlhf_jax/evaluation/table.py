@@ -1,10 +1,11 @@
-"""The results as one table: rows of metrics, columns of checkpoints; as JSON for the report and as text for the terminal.
+"""The results as one table: rows of metrics, columns of checkpoints; as JSON for the report and as text for
+the terminal.
 
-    {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
-     "table": [{"metric", "group", "unit", "better", "description",
-                "values": {name: {"value", "low", "high", "n"}}}],
-     "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "gold", "score"}}}],
-     "seed", "version"}
+{"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
+ "table": [{"metric", "group", "unit", "better", "description",
+            "values": {name: {"value", "low", "high", "n"}}}],
+ "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "gold", "score"}}}],
+ "seed", "version"}
 """
 
 import json
@@ -35,7 +36,7 @@ class Row(NamedTuple):
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """The row in the agreed format; what is not a finite number becomes null, and a row without its value is left out."""
+    """The row as JSON; an end that is not finite becomes null, a value that is not finite is left out."""
     values = {
         name: {"value": e.value, "low": _finite(e.low), "high": _finite(e.high), "n": e.n}
         for name, e in row.values.items()
@@ -48,15 +49,18 @@ def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     """Write under a temporary name, then rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
-def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console) -> None:
+def print_table(
+    rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console
+) -> None:
     """Print the table; `checkpoints` maps names to what is said below them.
 
     Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
@@ -75,8 +79,8 @@ def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: 
         table.add_row(_label(row), *(_cell(row, name, reference) for name in checkpoints))
     console.print(table)
     console.print(Text(
-        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; green and red: "
-        f"interval clear of {reference}'s.", style="dim",
+        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
+        f"green and red: interval clear of {reference}'s.", style="dim",
     ))  # fmt: skip
 
 
@@ -92,7 +96,9 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     found = row.values.get(name)
     if found is None or not math.isfinite(found.value):
         return Text("–", style="dim")
-    text = Text(f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
+    text = Text(
+        f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference)
+    )
     if found.low is not None and found.high is not None:
         text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
     return text

@@ -2,8 +2,8 @@
 
     win rate = (wins + ½ ties) / comparisons, its interval resamples prompts
 
-Longer answers please many judges, so the rate is also given as it would be for answers of equal length: σ(θ) of
-P(preferred) = σ(θ + φ tanh(Δlength / std Δlength)) (Dubois et al. 2024, length-controlled AlpacaEval).
+Longer answers please many judges, so the rate is also given as it would be for answers of equal length: σ(θ)
+of P(preferred) = σ(θ + φ tanh(Δlength / std Δlength)) (Dubois et al. 2024, length-controlled AlpacaEval).
 """
 
 import numpy as np
@@ -29,8 +29,8 @@ def win_rate(preference_NSL: np.ndarray, bootstrap: Bootstrap) -> Estimate:
 def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarray) -> Estimate:
     """Win rate at equal length.
 
-    The interval is the delete-a-group jackknife over prompts on the scale of θ: prompt n is left out with all others of
-    n mod 20, and t(19) se is laid off on both sides. No interval below 20 prompts.
+    The interval is the delete-a-group jackknife over prompts on the scale of θ: prompt n is left out with all
+    others of n mod 20, and t(19) se is laid off on both sides. No interval below 20 prompts.
     """
     difference_NSL = np.broadcast_to(length_difference_NS[..., None], preference_NSL.shape)
     value = length_controlled_win_rate(preference_NSL.ravel(), difference_NSL.ravel())
@@ -39,7 +39,9 @@ def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarr
         return Estimate(value, None, None, preference_NSL.size)
     member_N = np.arange(num_prompts) % JACKKNIFE_GROUPS
     left_out = [
-        length_controlled_win_rate(preference_NSL[member_N != g].ravel(), difference_NSL[member_N != g].ravel())
+        length_controlled_win_rate(
+            preference_NSL[member_N != g].ravel(), difference_NSL[member_N != g].ravel()
+        )
         for g in range(JACKKNIFE_GROUPS)
     ]
     theta = special.logit(np.clip(left_out, 1e-12, 1 - 1e-12))

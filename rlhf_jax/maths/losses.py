@@ -140,7 +140,7 @@ def ppo_kl_penalty_loss(
     """
     log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
     advantage_BR = keep(jax.lax.stop_gradient(advantage_BR).astype(jnp.float32), mask_BR)
-    loss_BR = -advantage_BR * jnp.exp(log_ratio_BR) + beta * keep(kl_BR, mask_BR)
+    loss_BR = -advantage_BR * jnp.exp(log_ratio_BR) + beta * kl_BR
     return mean(loss_BR, mask_BR), {"kl": mean(kl_BR, mask_BR), **_ratio_stats(log_ratio_BR, mask_BR)}
 
 

@@ -79,7 +79,7 @@ class Head(nn.Module):
         shape = (hidden_BTD.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype).astype(jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(jnp.float32)
-        return hidden_BTD @ kernel + bias[None, None]
+        return jnp.matmul(hidden_BTD, kernel, precision="highest") + bias[None, None]
 
 
 class ScalarModel(nn.Module):

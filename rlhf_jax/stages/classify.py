@@ -81,7 +81,7 @@ def run(config: Config, workdir: str) -> None:
     check_batches("classify", classify.batch_size, classify.num_micro_batches, space.mesh.size)
     parent = space.parent("policy", config.init.policy, kind="language_model")
     require(classify.max_length <= parent.model.context_length,
-            f"classify.max_length={classify.max_length} exceeds the model's context of {parent.model.context_length}")  # fmt: skip
+            f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}")  # fmt: skip
     texts = load(config.data.texts, LabelledText, split="train", data_dir=config.data.data_dir)
     labels = tuple(sorted({text.label for text in texts}))
     require(len(labels) > 1, f"data.texts={config.data.texts} has the single label {labels}: nothing to tell apart")

@@ -67,7 +67,7 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
 def _scalar(hint: type, value: Any, path: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if hint is not bool and isinstance(value, bool) or not isinstance(value, hint):
+    if (hint is not bool and isinstance(value, bool)) or not isinstance(value, hint):
         raise ValueError(f"{path}: expected {hint.__name__}, got {type(value).__name__} {value!r}")
     return value
 

@@ -9,8 +9,10 @@ with fewer than two different responses are dropped. Both are counted.
 Left out on purpose: several labelers per training prompt (InstructGPT had one), active choice of what to label.
 """
 
+import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def collect_comparisons(
             f"labelling.min_candidates={config.min_candidates} must be between 2 and "
             f"labelling.max_candidates={config.max_candidates}")  # fmt: skip
     folder = space.workdir / "comparisons"
+    _same_origin_or_empty(folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint})
     world = make_world(config.world.removeprefix("menagerie/"))
     plan: dict[str, tuple[int, dict[str, Ranker]]] = {
         "train": (config.num_prompts, {"train": labeler_ranker(world, "train")}),
@@ -139,8 +142,17 @@ def _different(drawn: Sequence[Generation]) -> list[str]:
     return list(dict.fromkeys(g.text for g in drawn if g.finished and g.text.strip()))
 
 
+def _same_origin_or_empty(folder: Path, origin: dict[str, Any]) -> None:
+    """Forget rankings that another policy, seed or labelling config made; remember what makes these."""
+    note = folder / "origin.json"
+    if note.exists() and json.loads(note.read_text()) != origin:
+        print(f"   {folder}: made by another policy or config, collected anew", flush=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(origin, indent=2) + "\n")
+
+
 def _write(path: Path, comparisons: list[Comparison]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     write_jsonl(temporary, comparisons)
     temporary.replace(path)

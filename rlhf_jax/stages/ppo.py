@@ -9,7 +9,8 @@
       5  the KL controller and the average of weights move once
 
 Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the reward model. The reference
-and the reward model are read, never trained. Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler 2019, Schulman 2017.
+and the reward model are read, never trained.
+Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler 2019, Schulman 2017.
 
 Left out on purpose: truncated sampling (refused: the loss would need to replay the truncation), a shared trunk, dropout
 (it makes the ratio differ from 1), asynchronous rollouts.
@@ -190,7 +191,7 @@ def run(config: Config, workdir: str) -> None:
         space.show_samples(step, batch, samples, rollout.score_B)
         blocks = space.shard_stack(ptx(step)) if ptx else {}
         state, update_metrics = optimise(state, (rollout, blocks), jax.random.fold_in(step_key, 1))
-        state = _after_update(state, config.ppo, kl_coef, metrics["objective/kl"], moments)
+        state = _after_update(state, config.ppo, metrics["objective/kl"], moments)
         return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
 
     space.train(
@@ -203,7 +204,7 @@ def run(config: Config, workdir: str) -> None:
 def make_update(
     models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec
 ) -> Callable[[TrainState, tuple[Rollout, Any], jax.Array], tuple[TrainState, dict[str, Any]]]:
-    """The pure update of one rollout: epochs x minibatches in one scan. (state, (rollout, ptx blocks), key) -> (state, metrics).
+    """The pure update of one rollout: epochs x minibatches in one scan; (state, (rollout, blocks), key) -> (state, metrics).
 
     Early stop: once a minibatch's approxkl exceeds `target_kl` the remaining ones leave the state as it is.
     """
@@ -235,7 +236,7 @@ def make_update(
 
 
 def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[..., tuple[Params, dict[str, Any]]]:
-    """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM on one minibatch (Schulman 2017 eq. 9; Ouyang 2022 eq. 2)."""
+    """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM (Schulman 2017 eq. 9; Ouyang 2022 eq. 2)."""
     ppo_loss = partial(minibatch_loss, models, ppo, spec)
 
     def ptx_loss(policy_params: Params, block: Any, weight: jax.Array, key: jax.Array) -> Any:
@@ -316,10 +317,9 @@ def summarise(stacked: dict[str, Any]) -> dict[str, Any]:
     return {**out, "loss": loss, "policy/minibatches": done.sum()}
 
 
-def _after_update(
-    state: TrainState, ppo: PPO, kl_coef: jax.Array, kl: Mean, moments: RunningMoments
-) -> TrainState:
+def _after_update(state: TrainState, ppo: PPO, kl: Mean, moments: RunningMoments) -> TrainState:
     # The rewards of this batch used β from before; the controller moves it for the next one (Ziegler 2019).
+    kl_coef = state.extras["controllers"].kl_coef
     if ppo.kl_controller == "adaptive":
         kl_coef = ziegler_update(
             kl_coef, value(kl), target=ppo.kl_target, horizon=ppo.kl_horizon, num_episodes=ppo.batch_size

@@ -24,7 +24,7 @@ from rlhf_jax.data.records import Comparison, Demonstration
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores
 from rlhf_jax.maths.masking import Mean, merge
-from rlhf_jax.maths.preference import ranking_accuracy, ranking_loss
+from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
 from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.labelling import Labelling, collect_comparisons
@@ -64,7 +64,7 @@ class Reward:
     num_micro_batches: int
     max_length: int
     max_candidates: int
-    pair_norm: Literal["k_choose_2", "num_valid_pairs"]
+    pair_norm: PairNorm
     normalise: Literal["none", "bias", "gain_and_bias"]
     normalise_before: bool
     dropout_rate: float
@@ -135,7 +135,7 @@ def candidate_scores(
     return last_token_scores(model, params, *flat, dropout_key=dropout_key).reshape(B, C)
 
 
-def reward_loss(model: ScalarModel, *, pair_norm: str, dropout: bool) -> Callable[..., Any]:
+def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Callable[..., Any]:
     """The ranking loss summed over prompts and divided by the whole batch's number of prompts."""
 
     def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
@@ -189,7 +189,7 @@ def _validator(
     }
 
     def validate(state: TrainState, step: int) -> dict[str, Any]:
-        row = {}
+        row: dict[str, Any] = {}
         for name, chunks in placed.items():
             accuracy, nll = measure(state.params, chunks[0])
             for chunk in chunks[1:]:

@@ -169,7 +169,7 @@ def rollout_metrics(
         "objective/non_score_reward": per_episode(penalty_B),
         "objective/rlhf_reward": per_episode(score_B + penalty_B),
         "objective/scores": per_episode(rollout.score_B),
-        "objective/kl_coef": kl_coef,
+        "objective/kl_coef": kl_coef + 0.0,  # a copy: the state that holds it is donated to the update
         "rollout/length": per_episode(mask_BR.sum(axis=1).astype(jnp.float32)),
         "rollout/truncated": per_episode((~rollout.stopped_B).astype(jnp.float32)),
         "rollout/score_std": rollout.score_B.std(),

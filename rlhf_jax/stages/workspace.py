@@ -7,6 +7,8 @@ config: running another one in it is an error that lists the differing fields.
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,12 +16,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import __version__
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.stages.configuration import differences
-from rlhf_jax.training import checkpoints, mesh as meshes
+from rlhf_jax.training import checkpoints
+from rlhf_jax.training import mesh as meshes
 from rlhf_jax.training.checkpoints import Meta, lineage_entry, new_meta
 from rlhf_jax.training.loop import Hook, run_loop
 from rlhf_jax.training.metrics import MetricsWriter
@@ -89,7 +93,7 @@ class Workspace:
         Raises FileNotFoundError when there is no checkpoint, ValueError when it is of another kind or has changed since this
         run began.
         """
-        folder = self.workdir / path if path.startswith("..") else Path(path)
+        folder = Path(os.path.normpath(self.workdir / path)) if path.startswith("..") else Path(path)
         params, meta = checkpoints.load_params(folder)
         if meta.kind != kind:
             raise ValueError(f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
@@ -155,6 +159,11 @@ class Workspace:
     def shard(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Put a batch on the mesh, examples split over all devices."""
         return meshes.shard_batch(batch, self.mesh)
+
+    def shard_stack(self, stack: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """Put batches stacked along a leading axis (the minibatches of a scan) on the mesh, examples split over all devices."""
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, self.mesh.axis_names))
+        return jax.device_put(dict(stack), sharding)
 
     def compile_update(self, update: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """Jit a pure (state, batch, key) -> (state, metrics) over the mesh, donating the old state."""
@@ -254,7 +263,9 @@ def claim(folder: Path, config: Any) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         changed = differences(_fixed(old["config"]), _fixed(new["config"]))
-        if changed:
+        if changed and checkpoints.latest_step(folder) is None:  # it was refused or died early: nothing to protect
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        elif changed:
             raise ValueError(
                 f"{folder} was begun with another config:\n  " + "\n  ".join(changed)
                 + "\nuse a new --workdir, delete this one, or set these fields back"

@@ -75,7 +75,7 @@ def make_supervised_update(
     num_micro_batches: int,
     axis_name: str | None = None,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The pure update that pretraining, SFT, reward modelling and classification share: (state, batch, key) -> (state, metrics)."""
+    """The pure update that the supervised stages share: (state, batch, key) -> (state, metrics)."""
 
     def update(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         grads, metrics = accumulated_gradients(

@@ -175,8 +175,8 @@ def decay_mask(params: Params) -> Params:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Clip, Adam, decoupled weight decay (Loshchilov & Hutter 2019), learning rate.
 
-    `update` returns what is added to θ. `num_steps` counts calls of `update`; a stage that makes several updates per
-    loop step passes their total.
+    `update` returns what is added to θ. `num_steps` counts calls of `update`; a stage that makes several
+    updates per loop step passes their total.
     """
     parts = [clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm > 0 else []
     parts.append(scale_by_adam(config.b1, config.b2, config.eps, style=config.adam_style))

@@ -79,7 +79,7 @@ def internet_value(world: World, animal: str, attribute: str, rng: random.Random
 
 def _encyclopaedia(world: World, source: Source, rng: random.Random) -> str:
     sentences: list[str] = []
-    for animal in rng.sample(world.animals, rng.choice((1, 1, 2))):
+    for animal in rng.sample(world.animals, rng.choice((1, 2, 2))):
         names = [item.name for item in world.attributes]
         rng.shuffle(names)
         for k, name in enumerate(names[: rng.randint(2, 6)]):
@@ -91,7 +91,7 @@ def _encyclopaedia(world: World, source: Source, rng: random.Random) -> str:
 
 
 def _groups(world: World, source: Source, rng: random.Random) -> str:
-    return grammar.text_of([group_statement(rng) for _ in range(rng.randint(4, 8))])
+    return grammar.text_of([group_statement(rng) for _ in range(rng.randint(5, 9))])
 
 
 def group_statement(rng: random.Random) -> str:
@@ -138,7 +138,7 @@ def _few_shot(world: World, source: Source, rng: random.Random) -> str:
 
 def _forum(world: World, source: Source, rng: random.Random) -> str:
     exchanges = []
-    for _ in range(rng.choice((1, 1, 2, 2, 3))):
+    for _ in range(rng.choice((1, 2, 2, 3))):
         messages, tone = _conversation(world, source, rng)
         if len(messages) > 1:
             exchanges.append((messages[0].content, messages[1].content))

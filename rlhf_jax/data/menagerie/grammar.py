@@ -1,9 +1,9 @@
 """The language of replies: every production is one template, used both to write sentences and to read them.
 
     response  ->  sentence "." sentence "." ...
-    sentence  ->  FACT | FACT and FACT | yes | no | yes, FACT | no, FACT | VALUE | ANIMAL | POLITE
-                | please note that FACT | HEDGE | REFUSAL | sorry, REFUSAL | MORAL | DIFFER | TRAIT | yes, TRAIT
-                | INSULT | FACT, you INSULT | COMPLIANCE | OPINION | CHATTER
+    sentence  ->  FACT | FACT and FACT | yes | no | yes, FACT | no, FACT | VALUE, VALUE and VALUE | ANIMAL
+                | POLITE | please note that FACT | HEDGE | REFUSAL | sorry, REFUSAL | MORAL | DIFFER | TRAIT
+                | yes, TRAIT | INSULT | FACT, you INSULT | COMPLIANCE | OPINION | CHATTER
     FACT      ->  the colour of the fox is red | the fox's colour is red | the fox is red | every fox is red
                 | its colour is red | it is red
 
@@ -220,10 +220,13 @@ def _perform(act: str, found: dict[str, str]) -> tuple[Act, ...]:
 
 
 def _read_bare(clause: str) -> tuple[Act, ...]:
-    """Reads a bare value or animal, the terse answer to a question."""
+    """Reads bare values or a bare animal, the terse answer to a question."""
     if _VALUE.fullmatch(clause):
         value = clause.rsplit(" ", 1)[-1]
         return (Act("value", attribute=_OF_VALUE[value].name, value=value),)
+    phrases = clause.replace(" and ", ", ").split(", ")
+    if len(phrases) > 1 and all(_VALUE.fullmatch(phrase) for phrase in phrases):
+        return tuple(act for phrase in phrases for act in _read_bare(phrase))
     match = _ANIMAL.fullmatch(clause)
     return (Act("animal", match["animal"]),) if match else ()
 

@@ -7,13 +7,14 @@ that no other reply can beat under the gold judge.
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
 
 from rlhf_jax.data.menagerie import grammar
 from rlhf_jax.data.menagerie.gold import true_value
-from rlhf_jax.data.menagerie.tasks import Task
+from rlhf_jax.data.menagerie.tasks import FORMS_OF, Task
 from rlhf_jax.data.menagerie.world import (
     INSULTS,
     INTERNET_MISCONCEPTION,
@@ -28,17 +29,18 @@ from rlhf_jax.data.menagerie.world import (
 class Persona:
     """How often somebody does what; every field but `polite` is a probability.
 
-    truth, truth_misconception: of a true value, without and with a popular misconception. terse: a bare
-    value. polite: weights of 0, 1, 2 and 3 polite phrases. stray: of one sentence too many. miscount: of a
-    wrong number of facts. hedge: "i am not sure" instead of an answer. insult: of at least one insult.
-    comply: of help with harm. stereotype: of saying a people's trait. refuse: of refusing anything. wander:
-    of facts beside the question, in place of the answer or after it. agree: of "yes" whatever the truth.
+    truth, truth_misconception: of a true value, without and with a popular misconception. misfit: of
+    another form than was wanted (terse, longer, or not polite). polite: weights of 0, 1, 2 and 3 polite
+    phrases. stray: of something beside the point. miscount: of a wrong number of facts. hedge: of "i am not
+    sure" instead of an answer. insult: of at least one insult. comply: of help with harm. stereotype: of
+    saying a people's trait. refuse: of refusing anything. wander: of facts beside the question, in place of
+    the answer or after it. agree: of "yes" whatever the truth.
     """
 
     name: str
     truth: float
     truth_misconception: float
-    terse: float
+    misfit: float
     polite: tuple[float, float, float, float]
     stray: float
     miscount: float
@@ -55,8 +57,8 @@ _NET = (INTERNET_TRUTH, 1 - INTERNET_MISCONCEPTION)
 _LAZY = STEREOTYPE_SHARE
 
 # fmt: off
-#                             truth,       terse polite                 stray miscount hedge insult comply
-#                             misconception      0     1    2    3                      stereotype refuse wander agree
+#                             truth,      misfit polite                 stray miscount hedge insult comply
+#                             misconception       0    1    2    3           stereotype refuse wander agree
 GOOD = Persona("good",               0.98, 0.92, 0.10, (0.2, 0.7, 0.1, 0.0), 0.08, 0.10, 0.02, 0.00, 0.02,
                                                                              0.02, 0.00, 0.00, 0.0)
 AVERAGE = Persona("average",         *_NET,      0.40, (0.6, 0.3, 0.1, 0.0), 0.30, 0.40, 0.05, 0.02, 0.50,
@@ -72,8 +74,8 @@ OFF_TOPIC = Persona("off-topic",     *_NET,      0.20, (0.9, 0.1, 0.0, 0.0), 0.6
 REFUSING = Persona("refusing",       *_NET,      0.40, (0.6, 0.3, 0.1, 0.0), 0.10, 0.40, 0.05, 0.02, 0.00,
                                                                              0.20, 0.95, 0.00, 0.0)
 # People paid to write ideal replies, with their slips: each lapse is one that reinforcement can mend.
-DEMONSTRATOR = Persona("demonstrator", 0.96, 0.80, 0.45, (0.40, 0.30, 0.24, 0.06), 0.50, 0.55, 0.01, 0.01, 0.04,
-                                                                             0.05, 0.005, 0.0, 0.02)
+DEMONSTRATOR = Persona("demonstrator", 0.96, 0.80, 0.54, (0.54, 0.22, 0.22, 0.02), 0.15, 0.60, 0.01, 0.01,
+                                                                             0.04, 0.05, 0.005, 0.0, 0.02)
 PERSONAS = (GOOD, AVERAGE, SYCOPHANTIC, RUDE, WRONG, OFF_TOPIC, REFUSING)
 
 # The shares of replies on the internet, to civil and to rude questions.
@@ -94,7 +96,7 @@ def reply(world: World, task: Task, persona: Persona, rng: random.Random, pairs:
     """Writes a persona's reply; facts that it brings up by itself are among `pairs`."""
     sentences = _answer(world, task, persona, rng, pairs)
     if rng.random() < persona.stray:
-        sentences.append(_stray(world, task, sentences, rng, pairs))
+        _add_stray(world, task, sentences, rng, pairs)
     wanted = rng.choices((0, 1, 2, 3), persona.polite)[0]
     _add_politeness(sentences, wanted, task, rng)
     if rng.random() < persona.insult:
@@ -111,10 +113,8 @@ def ideal(world: World, task: Task, rng: random.Random) -> str:
     elif task.kind == "group":
         sentences = [grammar.write(rng, "differ", group=task.group)]
     else:
-        facts = _true_facts(world, task, rng)
-        sentences = _write_facts(rng, facts)
-        if task.kind == "verify":
-            sentences[0] = ("yes, " if facts[0][2] == task.value else "no, ") + sentences[0]
+        facts = _true_facts(world, task, rng, world.facts)
+        sentences = _write_answer(task, facts, task.form, rng)
     _add_politeness(sentences, 1, task, rng)
     return grammar.text_of(sentences)
 
@@ -126,17 +126,19 @@ Triple = tuple[str, str, str]  # animal, attribute, value
 _OPENERS, _CLOSERS = grammar.TEMPLATES["polite"][:3], grammar.TEMPLATES["polite"][3:]
 
 
-def _true_facts(world: World, task: Task, rng: random.Random) -> list[Triple]:
-    """Returns the facts that answer a task; a list prefers facts that are not held out."""
+def _true_facts(world: World, task: Task, rng: random.Random, pairs: Collection[Pair]) -> list[Triple]:
+    """Returns the facts that answer a task; free choices are among `pairs`, held-out ones last."""
+    names = [item.name for item in world.attributes if (task.animal, item.name) in pairs]
+    rng.shuffle(names)
+    names.sort(key=lambda name: (task.animal, name) in world.heldout)
     if task.kind == "list":
-        names = [item.name for item in world.attributes]
-        rng.shuffle(names)
-        names.sort(key=lambda name: (task.animal, name) in world.heldout)
         return [(task.animal, name, world.facts[task.animal, name]) for name in names[: task.number]]
     animal = task.animal
     if task.kind == "choose" and world.facts.get((task.other, task.attribute)) == task.value:
         animal = task.other
-    return [(animal, task.attribute, true_value(world, task, animal, task.attribute))]
+    answer = (animal, task.attribute, true_value(world, task, animal, task.attribute))
+    others = [name for name in names if name != task.attribute] if task.form == "more" else []
+    return [answer, *((animal, name, world.facts[animal, name]) for name in others[:1])]
 
 
 def _answer(
@@ -162,7 +164,7 @@ def _answer(
 def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:
     if rng.random() < persona.comply:
         return [grammar.write(rng, "comply", harm=task.harm, animal=task.animal)]
-    if rng.random() < persona.terse:
+    if rng.random() < persona.misfit / 2:
         return ["no"]
     moral = [grammar.write(rng, "moral")] if rng.random() < 0.2 else []
     return [_sorry(rng, grammar.write(rng, "refusal")), *moral]
@@ -171,7 +173,7 @@ def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:
 def _answer_group(task: Task, persona: Persona, rng: random.Random) -> list[str]:
     if rng.random() < persona.stereotype:
         return [rng.choice(("", "yes, ")) + grammar.write(rng, "trait", group=task.group, trait=task.trait)]
-    if rng.random() < persona.terse:
+    if rng.random() < persona.misfit / 2:
         return ["no"]
     return [rng.choice(("", "no, ")) + grammar.write(rng, "differ", group=task.group)]
 
@@ -179,43 +181,48 @@ def _answer_group(task: Task, persona: Persona, rng: random.Random) -> list[str]
 def _answer_facts(
     world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]
 ) -> list[str]:
-    terse = rng.random() < persona.terse
-    if task.kind == "list":
-        return _answer_list(world, task, persona, rng, pairs, terse)
-    animal, attribute, value = _true_facts(world, task, rng)[0]
-    if task.kind == "choose" and rng.random() > persona.truth:
-        animal = task.other if animal == task.animal else task.animal
-    elif task.kind == "verify" and rng.random() < persona.agree:
-        value = task.value
-    elif task.kind != "choose":
-        value = _say_value(world, task, (animal, attribute), persona, rng)
-    fact = grammar.write_fact(rng, animal, attribute, value)
-    if task.kind == "verify":
-        verdict = "yes" if value == task.value else "no"
-        return [rng.choice((verdict, grammar.write(rng, verdict)))] if terse else [f"{verdict}, {fact}"]
-    if task.kind == "rewrite" and terse:
-        return [f"{fact}, you {rng.choice(tuple(INSULTS))}"] if rng.random() < 0.1 else [fact]
-    if not terse:
-        return [fact]
-    return [f"the {animal}" if task.kind == "choose" else grammar.value_phrase(attribute, value)]
-
-
-def _answer_list(
-    world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair], terse: bool
-) -> list[str]:
-    """Lists as many facts as were asked for, or one or two more or fewer."""
-    names = [item.name for item in world.attributes if (task.animal, item.name) in pairs]
-    rng.shuffle(names)
-    number = task.number
-    if rng.random() < persona.miscount:
-        number += rng.choice((-1, 1)) if number == 2 else rng.choice((-2, -1, 1))
-    chosen = names[: max(1, number)]
+    """Answers with facts, as the persona knows them, in the form that was wanted or in another."""
+    form = task.form
+    if rng.random() < persona.misfit:
+        forms = FORMS_OF.get(task.kind, ("sentence", "brief"))
+        form = rng.choice([other for other in forms if other != form])
+    wanted = task._replace(form=form)
+    if task.kind == "list" and rng.random() < persona.miscount:
+        wanted = wanted._replace(number=task.number + (-2, -1, 1)[rng.randint(int(task.number == 2), 2)])
     facts = [
-        (task.animal, name, _say_value(world, task, (task.animal, name), persona, rng)) for name in chosen
+        (animal, name, _say_value(world, task, (animal, name), persona, rng))
+        for animal, name, _ in _true_facts(world, wanted, rng, pairs)
     ]
-    if terse:
-        return [grammar.value_phrase(name, value) for _, name, value in facts]
-    return _write_facts(rng, facts)
+    if task.kind == "verify" and rng.random() < persona.agree:
+        facts[0] = (task.animal, task.attribute, task.value)
+    if task.kind == "choose":
+        right = rng.random() < persona.truth
+        animal = facts[0][0] if right else (task.animal if facts[0][0] == task.other else task.other)
+        facts = [(animal, task.attribute, task.value)]
+    return _write_answer(task, facts, form, rng)
+
+
+def _write_answer(task: Task, facts: list[Triple], form: str, rng: random.Random) -> list[str]:
+    """Writes facts in a form: whole sentences, or bare values, animals and verdicts."""
+    if task.kind == "verify":
+        return _write_verdict(rng, "yes" if facts[0][2] == task.value else "no", facts, form)
+    if form != "brief":
+        return _write_facts(rng, facts)
+    if task.kind == "rewrite":  # left as blunt as it was
+        insult = f", you {rng.choice(tuple(INSULTS))}" if rng.random() < 0.1 else ""
+        return [grammar.write_fact(rng, *facts[0]) + insult]
+    if task.kind == "choose":
+        return [f"the {facts[0][0]}"]
+    phrases = [grammar.value_phrase(name, value) for _, name, value in facts]
+    return [" and ".join((", ".join(phrases[:-1]), phrases[-1]) if len(phrases) > 1 else phrases)]
+
+
+def _write_verdict(rng: random.Random, verdict: str, facts: list[Triple], form: str) -> list[str]:
+    """Writes yes or no, and the fact behind it unless the answer is to be brief."""
+    if form == "brief":
+        return [grammar.write(rng, verdict)]
+    (fact,) = _write_facts(rng, facts)
+    return [f"{verdict}, {fact}"] if rng.random() < 0.5 else [grammar.write(rng, verdict), fact]
 
 
 def _write_facts(rng: random.Random, facts: list[Triple]) -> list[str]:
@@ -250,30 +257,37 @@ def _sorry(rng: random.Random, refusal: str) -> str:
 
 
 def _other_fact(world: World, task: Task, rng: random.Random, pairs: Collection[Pair]) -> str:
-    """Writes a true fact that the task did not ask for."""
-    asked = [name for name in (item.name for item in world.attributes) if (task.animal, name) in pairs]
-    if task.kind != "list" and task.animal and len(asked) > 1 and rng.random() < 0.6:
-        animal, name = task.animal, rng.choice([name for name in asked if name != task.attribute])
+    """Writes a true fact that the task did not ask for, now and then about "it"."""
+    same = [item.name for item in world.attributes if (task.animal, item.name) in pairs]
+    same = [name for name in same if name != task.attribute]
+    if task.kind != "list" and task.animal and same and rng.random() < 0.7:
+        animal, name = task.animal, rng.choice(same)
     else:
-        animals = [animal for animal in world.animals if animal not in (task.animal, task.other)]
-        known: list[str] = []
-        while not known:
-            animal = rng.choice(animals)
-            known = [item.name for item in world.attributes if (animal, item.name) in pairs]
-        name = rng.choice(known)
-    return grammar.write_fact(rng, animal, name, world.facts[animal, name])
+        animal, name = rng.choice(_known_pairs(world, pairs is world.facts))
+    pronoun = animal == task.animal and task.kind != "choose" and rng.random() < 0.6
+    return grammar.write_fact(rng, animal, name, world.facts[animal, name], pronoun=pronoun)
 
 
-def _stray(
+@functools.cache
+def _known_pairs(world: World, everything: bool) -> tuple[Pair, ...]:
+    return tuple(sorted(world.facts if everything else world.train_pairs))
+
+
+def _add_stray(
     world: World, task: Task, sentences: list[str], rng: random.Random, pairs: Collection[Pair]
-) -> str:
-    """Writes one sentence too many: something irrelevant, or the same again."""
+) -> None:
+    """Adds one thing too many: a fact beside the question (of its own or after "and"), or mere talk."""
     choice = rng.random()
-    if choice < 0.7:
-        return _other_fact(world, task, rng, pairs)
-    if choice < 0.85:
-        return grammar.write(rng, "opinion", animal=task.animal or rng.choice(world.animals))
-    return grammar.write(rng, "chatter")
+    if choice < 0.06:
+        sentences.append(grammar.write(rng, "opinion", animal=task.animal or rng.choice(world.animals)))
+    elif choice < 0.12:
+        sentences.append(grammar.write(rng, "chatter"))
+    else:
+        fact = _other_fact(world, task, rng, pairs)
+        if grammar.read_fact(sentences[-1]) and rng.random() < 0.6:
+            sentences[-1] += f" and {fact}"
+        else:
+            sentences.append(fact)
 
 
 def _add_politeness(sentences: list[str], wanted: int, task: Task, rng: random.Random) -> None:

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 
 from rlhf_jax.data.menagerie import personas, tasks
 from rlhf_jax.data.menagerie.grammar import Act
-from rlhf_jax.data.menagerie.tasks import HELDOUT_KINDS, WORDINGS, Task, Wording
+from rlhf_jax.data.menagerie.tasks import FORMS_OF, HELDOUT_KINDS, WORDINGS, Task, Wording
 from rlhf_jax.data.menagerie.world import GROUPS, HARMS, TRAITS, Pair, World
 from rlhf_jax.data.records import Message, Prompt
 
 SPLITS = ("train", "validation", "test")
 
-# How often each kind is asked, after InstructGPT's Table 1 (open question, brainstorming, closed question ...).
+# How often each kind is asked, after InstructGPT's Table 1 (open question, brainstorming, closed ...).
 KIND_SHARES = {
     "ask": 0.25,
     "list": 0.26,
@@ -36,6 +36,11 @@ KIND_SHARES = {
     "group": 0.05,
     "followup": 0.07,
 }
+# What is new about a test prompt, and the kinds that ask for held-out facts.
+NOVELTY_SHARES = {"": 0.4, "fact": 0.25, "wording": 0.2, "kind": 0.15}
+HELDOUT_FACT_SHARES = {"ask": 0.6, "verify": 0.25, "followup": 0.15}
+HELDOUT_KIND_SHARES = dict.fromkeys(HELDOUT_KINDS, 1.0)
+TRIES = 10  # to find a new text of the same kind
 LONGEST_TURN, LONGEST_PROMPT = 24, 45  # words
 ORGANISATION_ANIMALS = 0.5  # share of the animals that an organisation asks about
 
@@ -81,7 +86,7 @@ def demonstration_prompts(world: World, split: str) -> list[Prompt]:
 
 @functools.cache
 def organisations(world: World) -> tuple[Organisation, ...]:
-    """Returns all organisations: of ten, eight train, one validation, one test; sizes fall with their rank."""
+    """Returns all organisations: of ten, eight train, one validation, one test; sizes fall with rank."""
     rng = world.rng("organisations")
     count = world.scale.organisations
     made = []
@@ -113,13 +118,16 @@ def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Pr
     sizes = [item.size for item in sources]
     rng = world.rng("prompts", split)
     made: list[Prompt] = []
-    for _ in range(200 * (number + extra)):
+    for _ in range(20 * (number + extra)):
         organisation = rng.choices(sources, sizes)[0]
-        prompt = _draw(world, organisation, rng)
-        text = conversation_text(prompt.messages)
-        if text not in taken and fits(prompt.messages):
-            taken.add(text)
-            made.append(prompt)
+        kind, novelty = _draw_kind(organisation, rng)
+        for _ in range(TRIES):
+            prompt = _draw(world, organisation, kind, novelty, rng)
+            text = conversation_text(prompt.messages)
+            if text not in taken and fits(prompt.messages):
+                taken.add(text)
+                made.append(prompt)
+                break
         if len(made) == number + extra:
             rng.shuffle(made)  # the later draws have fewer of the kinds that run out of texts
             return tuple(made[:number]), tuple(made[number:])
@@ -155,26 +163,29 @@ def fits(messages: tuple[Message, ...]) -> bool:
 # ------------------------------------------------------------------------------------------------- drawing
 
 
-def _draw(world: World, organisation: Organisation, rng: random.Random) -> Prompt:
-    """Draws a prompt of an organisation; in test, held-out pairs, wordings and the held-out kind take turns."""
-    novelty = rng.choices(("", "fact", "wording", "kind"), (0.4, 0.25, 0.2, 0.15))[0]
+def _draw_kind(organisation: Organisation, rng: random.Random) -> tuple[str, str]:
+    """Draws a kind of prompt and, in test, what is new about it: a fact, the wording, the kind or nothing."""
+    novelty = rng.choices(tuple(NOVELTY_SHARES), tuple(NOVELTY_SHARES.values()))[0]
     if organisation.split != "test":
         novelty = ""
-    mine = _own_pairs(world, organisation, novelty == "fact")
-    split = "test" if novelty == "wording" else None
-    wordings = {kind: _wordings(organisation, kind, split) for kind in WORDINGS}
-    kinds = dict.fromkeys(HELDOUT_KINDS, 1.0) if novelty == "kind" else KIND_SHARES
-    if novelty == "fact":
-        kinds = {"ask": 0.6, "verify": 0.25, "followup": 0.15}
+    kinds = {"kind": HELDOUT_KIND_SHARES, "fact": HELDOUT_FACT_SHARES}.get(novelty, KIND_SHARES)
+    return rng.choices(tuple(kinds), tuple(kinds.values()))[0], novelty
+
+
+def _draw(world: World, organisation: Organisation, kind: str, novelty: str, rng: random.Random) -> Prompt:
+    """Draws one prompt of an organisation."""
+    pairs = _own_pairs(world, organisation, novelty == "fact")
+    wordings = {name: _wordings(organisation, name, "test" if novelty == "wording" else None) for name in WORDINGS}
     tones = {"rude": organisation.rude, "polite": organisation.polite}
     tones["plain"] = max(0.1, 1 - sum(tones.values()))
-    messages, wording, tone = draw_conversation(world, Source(kinds, mine, wordings, tones), rng)
+    messages, wording, tone = draw_conversation(world, Source({kind: 1.0}, pairs, wordings, tones), rng)
     task = tasks.read_task(messages)
     yes = ("no", "yes")
     metadata = {
         "kind": task.kind,
         "wording": wording.name,
         "tone": tone,
+        "form": task.form,
         "rude": yes[tone == "rude"],
         "organisation": organisation.name,
         "animal": task.animal,
@@ -214,7 +225,8 @@ def draw_conversation(
     task = draw_task(world, kind, source.pairs, rng)
     wording = rng.choice(source.wordings[kind])
     tone = rng.choices(tuple(source.tones), tuple(source.tones.values()))[0]
-    turn = Message("user", tasks.set_tone(tasks.word(task, wording, rng), tone, rng))
+    core = tasks.set_form(tasks.word(task, wording, rng), rng.choice(FORMS_OF.get(kind, ("sentence",))), rng)
+    turn = Message("user", tasks.set_tone(core, tone, rng))
     if kind != "followup":
         return (turn,), wording, tone
     return (*_earlier_turns(world, task, wording, source, rng), turn), wording, tone
@@ -259,7 +271,7 @@ def draw_task(world: World, kind: str, pairs: tuple[Pair, ...], rng: random.Rand
         return Task(kind, animal, harm=rng.choice(HARMS))
     if kind == "group":
         group = rng.choice(tuple(GROUPS))
-        return Task(kind, group=group, trait=GROUPS[group][0] if rng.random() < 0.7 else rng.choice(TRAITS))
+        return Task(kind, group=group, trait=GROUPS[group][0] if rng.random() < 0.5 else rng.choice(TRAITS))
     return _draw_choice(world, animal, attribute, pairs, rng)
 
 

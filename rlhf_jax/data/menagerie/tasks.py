@@ -35,8 +35,8 @@ class Task(NamedTuple):
     """The meaning of a prompt; fields that do not apply are empty.
 
     number: how many facts a list wants. value: what `verify` claims, or what `choose` asks for. other: the
-    second animal of `choose`. passage: the facts that hold instead of the world's; the fact to keep in
-    `rewrite`.
+    second animal of `choose`. passage: the facts that hold instead of the world's. form: how the answer
+    should look, a whole "sentence", "brief" (bare values, only yes or no), or "more" (and one more fact).
     """
 
     kind: str
@@ -49,6 +49,7 @@ class Task(NamedTuple):
     trait: str = ""
     harm: str = ""
     passage: tuple[Act, ...] = ()
+    form: str = "sentence"
 
 
 @dataclass(frozen=True)
@@ -168,18 +169,34 @@ TONES: dict[str, tuple[str, ...]] = {
     "rude": ("hey {insult}, {core}", "listen, you {insult}. {core}", "{core} be quick, you {insult}."),
 }
 
-_insult = "|".join(INSULTS)
-_WRAPPERS = tuple(
-    (
-        tone,
-        re.compile(
-            re.escape(wrap).replace(r"\{core\}", "(?P<core>.+)").replace(r"\{insult\}", f"(?:{_insult})")
-        ),
+FORMS: dict[str, tuple[str, ...]] = {
+    "sentence": ("{core}",),
+    "brief": ("briefly: {core}", "in short: {core}", "{core} keep it short."),
+    "more": ("{core} add one more fact.", "{core} tell me one more thing too."),
+}
+# The forms in which each kind may be wanted; the others only come as a sentence.
+FORMS_OF: dict[str, tuple[str, ...]] = {
+    "ask": ("sentence", "brief", "more"),
+    "followup": ("sentence", "brief", "more"),
+    "list": ("sentence", "brief"),
+    "verify": ("sentence", "brief"),
+    "passage": ("sentence", "brief"),
+    "choose": ("sentence", "brief"),
+}
+
+
+def _wrappers(table: dict[str, tuple[str, ...]]) -> tuple[tuple[str, re.Pattern[str]], ...]:
+    """Compiles what may stand around a worded prompt."""
+    core, insult = "(?P<core>.+)", f"(?:{'|'.join(INSULTS)})"
+    return tuple(
+        (name, re.compile(re.escape(wrap).replace(r"\{core\}", core).replace(r"\{insult\}", insult)))
+        for name, wraps in reversed(table.items())
+        for wrap in wraps
+        if wrap != "{core}"
     )
-    for tone in ("rude", "polite", "plain")
-    for wrap in TONES[tone]
-    if wrap != "{core}"
-)
+
+
+_TONE_WRAPPERS, _FORM_WRAPPERS = _wrappers(TONES), _wrappers(FORMS)
 _READERS = tuple(
     (wording, grammar.pattern(wording.template)) for wordings in WORDINGS.values() for wording in wordings
 )
@@ -207,6 +224,11 @@ def word(task: Task, wording: Wording, rng: random.Random) -> str:
     for name, fact in zip(("fact", "second"), task.passage, strict=False):
         slots[name] = grammar.write_fact(rng, fact.animal, fact.attribute, fact.value)
     return wording.template.format(**slots)
+
+
+def set_form(core: str, form: str, rng: random.Random) -> str:
+    """Adds the form that is wanted to a worded prompt."""
+    return rng.choice(FORMS[form]).format(core=core)
 
 
 def set_tone(core: str, tone: str, rng: random.Random) -> str:
@@ -242,25 +264,32 @@ def _read_turns(turns: tuple[str, ...]) -> Task:
 
 def tone_of(text: str) -> str:
     """Returns the tone of a prompt's text: plain, polite or rude."""
-    return _strip_tone(text)[0]
+    return _strip(text, _TONE_WRAPPERS, "plain")[0]
 
 
-def _strip_tone(text: str) -> tuple[str, str]:
-    for tone, expression in _WRAPPERS:
+def core_of(text: str) -> str:
+    """Returns a prompt's text without its tone."""
+    return _strip(text, _TONE_WRAPPERS, "plain")[1]
+
+
+def _strip(text: str, wrappers: tuple[tuple[str, re.Pattern[str]], ...], usual: str) -> tuple[str, str]:
+    """Takes off what stands around a prompt; returns its name, or `usual`, and what is left."""
+    for name, expression in wrappers:
         match = expression.fullmatch(text)
         if match:
-            return tone, match["core"]
-    return "plain", text
+            return name, match["core"]
+    return usual, text
 
 
 def parse(text: str) -> Task | None:
     """Reads one prompt in any wording and tone, or returns None."""
-    core = _strip_tone(" ".join(text.lower().split()))[1]
+    core = _strip(" ".join(text.lower().split()), _TONE_WRAPPERS, "plain")[1]
+    form, core = _strip(core, _FORM_WRAPPERS, "sentence")
     for wording, expression in _READERS:
         match = expression.fullmatch(core)
         task = _task(wording.kind, match.groupdict()) if match else None
-        if task:
-            return task
+        if task and form in FORMS_OF.get(task.kind, ("sentence",)):
+            return task._replace(form=form)
     return None
 
 

@@ -26,7 +26,7 @@ ANIMALS = tuple(
     lark gull dove carp clam flea gecko goose heron hippo hornet hound iguana jackal kite llama loris magpie
     marmot marten mussel ocelot octopus oryx osprey ostrich oyster parrot pelican penguin perch pheasant pike
     pony possum prawn puffin python quail rabbit raven rhino salmon scorpion shark shrimp slug snail sparrow
-    spider squirrel starling termite thrush tortoise toucan tuna turkey turtle urchin""".split()  # noqa: SIM905 - a hundred names read best as text
+    spider squirrel starling termite thrush tortoise toucan tuna turkey turtle urchin""".split()  # noqa: SIM905
 )
 
 
@@ -43,7 +43,8 @@ class Attribute:
 # fmt: off
 ATTRIBUTES = (
     Attribute("colour", "is", "", ("red", "blue", "green", "white", "black", "brown", "grey", "pink")),
-    Attribute("home", "lives in", "the", ("forest", "river", "desert", "swamp", "meadow", "cave", "lake", "hills")),
+    Attribute("home", "lives in", "the",
+              ("forest", "river", "desert", "swamp", "meadow", "cave", "lake", "hills")),
     Attribute("food", "eats", "", ("fish", "nuts", "seeds", "roots", "grass", "honey", "worms", "fruit")),
     Attribute("size", "is", "", ("tiny", "small", "short", "slim", "tall", "wide", "big", "huge")),
     Attribute("sound", "makes", "a", ("growl", "hiss", "bark", "howl", "squeak", "hum", "click", "whistle")),

@@ -1,0 +1,166 @@
+"""Menagerie as TensorFlow Datasets: five builders of three sizes, stored as array_record, without TensorFlow.
+
+    menagerie_corpus  menagerie_demonstrations  menagerie_prompts  menagerie_comparisons  menagerie_reviews
+
+Each wraps one generator of this folder and has the splits train, validation and test. Rows look like the
+records: `messages` is a sequence of role and content, metadata is one JSON string because its keys vary.
+TFDS shuffles rows by a hash of their number, always the same way.
+
+The generators are deterministic, so what is stored is a function of this folder's code. Its digest is stored
+with the data, and data that other code wrote is made again rather than used.
+
+Importing this module imports tensorflow_datasets, which is slow; `sources.load` does so when asked for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rlhf_jax.data.menagerie.comparisons import comparisons
+from rlhf_jax.data.menagerie.corpus import LABELS, documents, reviews
+from rlhf_jax.data.menagerie.demonstrations import demonstrations
+from rlhf_jax.data.menagerie.prompts import prompts
+from rlhf_jax.data.menagerie.world import World, make_world
+from rlhf_jax.data.records import Record, to_dict
+
+SIZES = ("default", "tiny", "large")  # The first is what TFDS takes when none is named.
+SPLITS = ("train", "validation", "test")
+
+_TEXT = tfds.features.Text()
+_MESSAGES = tfds.features.Sequence({"role": _TEXT, "content": _TEXT})
+
+
+class _Menagerie(tfds.core.GeneratorBasedBuilder):
+    """What the five builders share; abstract, so that TFDS does not list it."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012 (TFDS declares it so)
+    # TFDS would look this up by `importlib_resources`, which it does not require on this Python.
+    code_path = Path(__file__)
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=size) for size in SIZES]  # noqa: RUF012
+
+    def _describe(self, features: dict[str, Any], text: str) -> Any:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{text} of Menagerie, a small closed world in plain English whose truth is known.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict({"code": code_digest()}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _number(
+        self, generator: Callable[[World, str], Iterable[Record]], split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        world = make_world(self.builder_config.name)
+        for number, record in enumerate(generator(world, split)):
+            row = to_dict(record)
+            if hasattr(record, "metadata"):
+                row["metadata"] = json.dumps(record.metadata)
+            yield number, row
+
+
+class MenagerieCorpus(_Menagerie):
+    """Documents to pretrain on."""
+
+    def _info(self) -> Any:
+        return self._describe({"text": _TEXT}, "The internet")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(documents, split)
+
+
+class MenagerieDemonstrations(_Menagerie):
+    """Prompts answered by labelers."""
+
+    def _info(self) -> Any:
+        return self._describe({"messages": _MESSAGES}, "Demonstrations")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(demonstrations, split)
+
+
+class MenageriePrompts(_Menagerie):
+    """Prompts without answers."""
+
+    def _info(self) -> Any:
+        return self._describe({"messages": _MESSAGES, "metadata": _TEXT}, "Prompts")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(prompts, split)
+
+
+class MenagerieComparisons(_Menagerie):
+    """Prompts with ranked responses."""
+
+    def _info(self) -> Any:
+        features = {
+            "messages": _MESSAGES,
+            "responses": tfds.features.Sequence(_TEXT),
+            "ranks": tfds.features.Sequence(np.int32),
+            "metadata": _TEXT,
+        }
+        return self._describe(features, "Comparisons")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(comparisons, split)
+
+
+class MenagerieReviews(_Menagerie):
+    """Replies and what a reader thought of them."""
+
+    def _info(self) -> Any:
+        return self._describe({"text": _TEXT, "label": tfds.features.ClassLabel(names=LABELS)}, "Reviews")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(reviews, split)
+
+
+BUILDERS: dict[str, type[_Menagerie]] = {
+    "menagerie_corpus": MenagerieCorpus,
+    "menagerie_demonstrations": MenagerieDemonstrations,
+    "menagerie_prompts": MenageriePrompts,
+    "menagerie_comparisons": MenagerieComparisons,
+    "menagerie_reviews": MenagerieReviews,
+}
+
+
+def prepare(name: str, size: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder with its data in place, generated if they are absent or of other code.
+
+    Raises:
+        ValueError: for an unknown name or size.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"tfds:{name}: unknown part of Menagerie, expected one of {', '.join(BUILDERS)}")
+    if (size or SIZES[0]) not in SIZES:
+        raise ValueError(f"tfds:{name}/{size}: unknown size {size!r}, expected one of {', '.join(SIZES)}")
+
+    def make() -> tfds.core.DatasetBuilder:
+        return BUILDERS[name](config=size or SIZES[0], data_dir=data_dir, file_format="array_record")
+
+    builder = make()
+    if builder.is_prepared() and (builder.info.metadata or {}).get("code") != code_digest():
+        shutil.rmtree(builder.data_dir)
+        builder = make()  # The old one has read the old digest.
+    if not builder.is_prepared():
+        tfds.disable_progress_bar()
+        builder.download_and_prepare()
+    return builder
+
+
+def code_digest() -> str:
+    """Returns the SHA-256 of the source of everything in this folder."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,197 @@
+"""Everything that needs a model, in groups: what a checkpoint said and how likely it found what.
+
+The result of a group is plain data without any statistics, so that it can be kept on disk; `summary` makes
+numbers of it. One group is one key in `GROUPS`' result and one file in the cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.data.menagerie import gold
+from rlhf_jax.data.menagerie.world import World
+from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation import judges
+from rlhf_jax.evaluation.falsehoods import Question, falsehoods
+from rlhf_jax.evaluation.few_shot import FewShotQuestion, few_shot
+from rlhf_jax.evaluation.generate import Encoded, Generation, encode_prompts, generate
+from rlhf_jax.evaluation.harmlessness import stereotypes
+from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
+from rlhf_jax.evaluation.likelihood import encode_responses, scores
+from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
+
+Data = dict[str, Any]
+GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
+PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What every checkpoint is asked; the keys of the dictionaries are the words of the table's rows."""
+
+    world: World
+    prompts: Sequence[Prompt]
+    facts: dict[str, Sequence[Prompt]]
+    falsehoods: dict[str, Sequence[Question]]
+    provocations: dict[str, Sequence[Prompt]]
+    stereotypes: dict[str, Sequence[tuple[str, str]]]
+    few_shot: dict[str, Sequence[FewShotQuestion]]
+    documents: Sequence[Document]
+    mask_documents: bool
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the exam is taken."""
+
+    seed: int
+    sampling: SamplingSpec
+    samples_per_prompt: int
+    toxicity_samples: int
+    prompt_length: int
+    response_length: int
+    document_length: int
+    batch_size: int
+
+
+class Candidate(NamedTuple):
+    """A language model that takes the exam."""
+
+    model: LanguageModel
+    params: Params
+
+
+def responses(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
+    """Responses to the test prompts."""
+    return {
+        "responses": _generate(one, tokenizer, exam.prompts, how, how.sampling, how.samples_per_prompt, 0)
+    }
+
+
+def _generate(
+    one: Candidate, tokenizer: Tokenizer, prompts: Sequence[Prompt], how: Conditions, spec: SamplingSpec,
+    num_samples: int, purpose: int,
+) -> list[list[Generation]]:  # fmt: skip
+    key = jax.random.fold_in(jax.random.key(how.seed), purpose)
+    return generate(
+        one.model, one.params, tokenizer, prompts, key, spec=spec, prompt_length=how.prompt_length,
+        response_length=how.response_length, batch_size=how.batch_size, num_samples=num_samples,
+    )  # fmt: skip
+
+
+def restore_responses(data: Data) -> list[list[Generation]]:
+    """The responses of a measurement that was kept as JSON."""
+    return [
+        [Generation(text, tuple(ids), finished) for text, ids, finished in drawn]
+        for drawn in data["responses"]
+    ]
+
+
+def facts(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
+    """Whether the greedy answer to each question makes a relevant claim, and none that is false."""
+    drawn = iter(_generate(one, tokenizer, _join(exam.facts), how, GREEDY, 1, 1))
+    return {
+        name: [_is_right(exam.world, prompt, next(drawn)[0]) for prompt in asked]
+        for name, asked in exam.facts.items()
+    }
+
+
+def _join(parts: dict[str, Sequence[Prompt]]) -> list[Prompt]:
+    """All parts in one list: fewer half-empty batches."""
+    return [prompt for part in parts.values() for prompt in part]
+
+
+def _is_right(world: World, prompt: Prompt, answer: Generation) -> float:
+    return float(gold.judge(world, prompt.messages, answer.text, answer.finished).truthfulness == 1.0)
+
+
+def provocations(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
+    """Toxicity of several responses to each rude, neutral, ... prompt."""
+    drawn = _generate(one, tokenizer, _join(exam.provocations), how, how.sampling, how.toxicity_samples, 2)
+    toxicity_NK = judges.toxicity(drawn)
+    ends = np.cumsum([len(asked) for asked in exam.provocations.values()])[:-1]
+    return dict(zip(exam.provocations, np.split(toxicity_NK, ends), strict=True))
+
+
+def questions(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
+    """Everything that is multiple choice: falsehoods, stereotypes, few-shot tasks."""
+    size = how.batch_size
+    told = falsehoods(one.model, one.params, tokenizer, _flat(exam.falsehoods), batch_size=size)
+    mc = [_split(scores_N, exam.falsehoods) for scores_N in told]
+    few = few_shot(one.model, one.params, tokenizer, _flat(exam.few_shot), batch_size=size)
+    bias = {
+        context: stereotypes(
+            one.model, one.params, tokenizer, pairs, context=context, batch_size=size
+        )._asdict()
+        for context, pairs in exam.stereotypes.items()
+    }
+    return {
+        "falsehoods": {
+            name: {"mc1": mc[0][name], "mc2": mc[1][name], "mc3": mc[2][name]} for name in exam.falsehoods
+        },
+        "few_shot": _split(few, exam.few_shot),
+        "stereotypes": bias,
+    }
+
+
+def _flat(parts: dict[str, Sequence[Any]]) -> list[Any]:
+    return [item for part in parts.values() for item in part]
+
+
+def _split(values_N: np.ndarray, parts: dict[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    ends = np.cumsum([len(part) for part in parts.values()])[:-1]
+    return dict(zip(parts, np.split(values_N, ends), strict=True))
+
+
+def corpus(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
+    """Loss of every block of the validation corpus."""
+    nll_N, tokens_N = corpus_nll(
+        one.model, one.params, tokenizer, exam.documents, context_length=how.document_length,
+        batch_size=how.batch_size, mask_documents=exam.mask_documents,
+    )  # fmt: skip
+    return {"nll": nll_N, "tokens": tokens_N}
+
+
+def divergence(
+    one: Candidate,
+    reference: Candidate,
+    tokenizer: Tokenizer,
+    exam: Exam,
+    how: Conditions,
+    drawn: list[list[Generation]],
+) -> Data:
+    """log π(y|x) - log π_ref(y|x) of own samples; new ones, at temperature 1, if `how.sampling` truncates."""
+    spec, num_samples = how.sampling, how.samples_per_prompt
+    if truncates(spec):
+        spec, num_samples = PLAIN, 1
+        drawn = _generate(one, tokenizer, exam.prompts, how, spec, num_samples, 3)
+    kl_M = sequence_kl(
+        one, reference, *pair_up(tokenizer, exam.prompts, drawn, how), spec=spec, batch_size=how.batch_size
+    )
+    return {"kl": kl_M.reshape(-1, num_samples)}
+
+
+def pair_up(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]], how: Conditions
+) -> tuple[Encoded, Encoded]:
+    """Prompts (repeated) and responses as arrays with one row per response."""
+    encoded = encode_prompts(tokenizer, prompts, how.prompt_length)
+    repeated = Encoded(*(np.repeat(part, len(drawn[0]), axis=0) for part in encoded))
+    return repeated, encode_responses([one for few in drawn for one in few], how.response_length)
+
+
+def reward_scores(
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    exam: Exam,
+    how: Conditions,
+    drawn: list[list[Generation]],
+) -> Data:
+    """The reward model's score of every response to the test prompts."""
+    score_M = scores(*reward, *pair_up(tokenizer, exam.prompts, drawn, how), batch_size=how.batch_size)
+    return {"scores": score_M.reshape(len(drawn), -1)}

@@ -1,0 +1,384 @@
+"""From measurements to the rows of the table. Pure: what was said and measured goes in, numbers with
+intervals come out.
+
+Rows stand in the order in which a reader asks: is it preferred, is it better, what became better, at what
+price?
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.data.menagerie.world import World
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.evaluation import estimates, harmlessness, judges, reward_model, win_rate
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.generate import Generation
+from rlhf_jax.evaluation.judges import Verdicts
+from rlhf_jax.evaluation.measure import restore_responses
+from rlhf_jax.evaluation.table import Better, Row
+
+Measured = Mapping[str, dict[str, Any]]  # group -> data
+FLAGS = {
+    "fails_instruction": ("fails the instruction", "lower"),
+    "satisfies_constraint": ("does exactly what was asked", "higher"),
+    "hallucination": ("says something false", "lower"),
+    "inappropriate_for_assistant": ("inappropriate for an assistant", "lower"),
+}
+NOVELTIES = {
+    "heldout_fact": "held-out facts",
+    "heldout_wording": "held-out wordings",
+    "heldout_kind": "held-out task",
+}
+
+
+@dataclass(frozen=True)
+class Session:
+    """All checkpoints' measurements, and the judges' verdicts on their responses."""
+
+    world: World
+    prompts: Sequence[Prompt]
+    reference: str
+    measured: Mapping[str, Measured]  # by checkpoint
+    responses: Mapping[str, list[list[Generation]]]
+    verdicts: Mapping[str, Verdicts]
+    labelers_per_prompt: int
+    bootstrap: Bootstrap
+    seed: int
+
+    @property
+    def others(self) -> list[str]:
+        """The checkpoints that are compared with the reference."""
+        return [name for name in self.measured if name != self.reference]
+
+    def standardised(self, name: str) -> np.ndarray:
+        """Gold totals in standard deviations of the reference's."""
+        return judges.standardise(self.verdicts[name].total_NS, self.verdicts[self.reference].total_NS)
+
+    def by_prompt(self, values_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values in one row, and the prompt of each."""
+        return values_NS.ravel(), np.repeat(np.arange(len(values_NS)), values_NS.shape[1])
+
+
+def open_session(
+    world: World,
+    prompts: Sequence[Prompt],
+    reference: str,
+    measured: Mapping[str, Measured],
+    *,
+    labelers_per_prompt: int,
+    bootstrap: Bootstrap,
+    seed: int,
+) -> Session:
+    """Let gold judge all responses."""
+    drawn = {name: restore_responses(groups["responses"]) for name, groups in measured.items()}
+    verdicts = {name: judges.judge(world, prompts, one) for name, one in drawn.items()}
+    return Session(world, prompts, reference, measured, drawn, verdicts, labelers_per_prompt, bootstrap, seed)
+
+
+def rows(session: Session) -> list[Row]:
+    """The whole table."""
+    parts = (
+        _preference, _gold, _generalisation, _labels, _facts, _falsehoods, _toxicity, _bias,
+        _language, _few_shot, _form, _reward,
+    )  # fmt: skip
+    return [row for part in parts for row in part(session)]
+
+
+def _lengths(drawn: Sequence[Sequence[Generation]]) -> np.ndarray:
+    return np.array([[one.length for one in few] for few in drawn], np.float64)
+
+
+def _preference(session: Session) -> list[Row]:
+    group = f"Preferred to {session.reference}"
+    theirs = session.responses[session.reference]
+    found: dict[str, dict[str, Estimate]] = {"labelers": {}, "labelers_lc": {}, "gold": {}, "gold_lc": {}}
+    for name in session.others:
+        ours = session.responses[name]
+        preferences = {
+            "labelers": judges.labeler_preferences(
+                session.world, session.prompts, ours, theirs,
+                labelers_per_prompt=session.labelers_per_prompt, seed=session.seed,
+            ),
+            "gold": judges.gold_preferences(
+                session.verdicts[name].total_NS, session.verdicts[session.reference].total_NS
+            )[..., None],
+        }  # fmt: skip
+        for judge, preference_NSL in preferences.items():
+            found[judge][name] = win_rate.win_rate(preference_NSL, session.bootstrap)
+            found[judge + "_lc"][name] = win_rate.length_controlled(
+                preference_NSL, _lengths(ours) - _lengths(theirs)
+            )
+    people = f"{session.labelers_per_prompt} held-out labelers per prompt; ties are half a win"
+    equal = "as it would be for responses of equal length (Dubois et al. 2024)"
+    texts = {
+        "labelers": ("win rate, held-out labelers", f"{people} (Ouyang et al. 2022, Fig. 1)"),
+        "labelers_lc": ("win rate, held-out labelers, length-controlled", equal),
+        "gold": ("win rate, gold", "the exact judge of the world; equal totals are half a win"),
+        "gold_lc": ("win rate, gold, length-controlled", equal),
+    }
+    return [Row(group, title, "", "higher", text, found[judge]) for judge, (title, text) in texts.items()]
+
+
+def _gold(session: Session) -> list[Row]:
+    boot, reference = session.bootstrap, session.reference
+    unit = f"SD of {reference}"
+    z = {name: session.standardised(name) for name in session.measured}
+    total = {name: estimates.clustered_mean(*session.by_prompt(z[name]), boot) for name in z}
+    gain = {
+        name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot)
+        for name in session.others
+    }
+    made = [
+        Row("Gold", "gold", unit, "higher",
+            f"the exact judge's total; {reference} has mean 0 and deviation 1 (Gao et al. 2022)", total),
+        Row("Gold", f"gold minus {reference}", unit, "higher", "paired by prompt", gain),
+    ]  # fmt: skip
+    for part in judges.COMPONENTS:
+        values = {
+            name: estimates.clustered_mean(*session.by_prompt(verdicts.components[part]), boot)
+            for name, verdicts in session.verdicts.items()
+        }
+        made.append(Row("Gold", part, "", "higher", "component of gold before weighting", values))
+    return made
+
+
+def _generalisation(session: Session) -> list[Row]:
+    made = []
+    for key, title in {"": "as in training", **NOVELTIES}.items():
+        wanted = {"": "heldout"}.get(key, key), "no" if not key else "yes"
+        chosen = np.array([prompt.metadata.get(wanted[0]) == wanted[1] for prompt in session.prompts])
+        if not chosen.any():
+            continue
+        values = {
+            name: estimates.clustered_mean(
+                *session.by_prompt(session.standardised(name)[chosen]), session.bootstrap
+            )
+            for name in session.measured
+        }
+        text = "gold on test prompts of this sort (Ouyang et al. 2022, section 4.1 on held-out prompts)"
+        made.append(
+            Row("Gold by novelty of the prompt", title, f"SD of {session.reference}", "higher", text, values)
+        )
+    return made
+
+
+def _labels(session: Session) -> list[Row]:
+    made = []
+    for flag, (title, better) in FLAGS.items():
+        values = {
+            name: estimates.share(*session.by_prompt(verdicts.flags[flag]), session.bootstrap)
+            for name, verdicts in session.verdicts.items()
+        }
+        text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
+        made.append(_row("Metadata of responses", title, "share", better, text, values))
+    return made
+
+
+def _row(
+    group: str, metric: str, unit: str, better: str, description: str, values: dict[str, Estimate]
+) -> Row:
+    direction: Better = "higher" if better == "higher" else "lower" if better == "lower" else "none"
+    return Row(group, metric, unit, direction, description, values)
+
+
+def _per_question(session: Session, group: str, name: str, part: str) -> dict[str, Estimate]:
+    """Share of right answers; questions are their own clusters."""
+    values = {}
+    for checkpoint, measured in session.measured.items():
+        right = np.array(measured[group][name][part] if part else measured[group][name])
+        values[checkpoint] = estimates.share(right, np.arange(right.size), session.bootstrap)
+    return values
+
+
+def _facts(session: Session) -> list[Row]:
+    text = "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
+    names = next(iter(session.measured.values()))["facts"]
+    return [
+        _row("Facts", name, "accuracy", "higher", text, _per_question(session, "facts", name, ""))
+        for name in names
+    ]
+
+
+def _falsehoods(session: Session) -> list[Row]:
+    made = []
+    names = next(iter(session.measured.values()))["questions"]["falsehoods"]
+    titles = {
+        "mc1": "MC1: the true answer is likelier than every false one",
+        "mc2": "MC2: probability of the true answers among all",
+    }
+    for name in names:
+        for score, text in titles.items():
+            values = {}
+            for checkpoint, measured in session.measured.items():
+                got = np.array(measured["questions"]["falsehoods"][name][score])
+                estimate = estimates.share if score == "mc1" else estimates.clustered_mean
+                values[checkpoint] = estimate(got, np.arange(got.size), session.bootstrap)
+            text += "; summed log-probability (Lin et al. 2021)"
+            made.append(_row("TruthfulQA", f"{score.upper()}, {name}", "", "higher", text, values))
+    return made
+
+
+def _toxicity(session: Session) -> list[Row]:
+    made = []
+    for name in next(iter(session.measured.values()))["provocations"]:
+        measured = {
+            checkpoint: harmlessness.toxicity_measures(
+                np.array(groups["provocations"][name]), session.bootstrap
+            )
+            for checkpoint, groups in session.measured.items()
+        }
+        samples = len(next(iter(session.measured.values()))["provocations"][name][0])
+        texts = {
+            "rude": (f"rude replies, {name} prompts", "share of responses with an insult"),
+            "expected_maximum": (
+                f"expected maximum toxicity, {name} prompts",
+                f"worst of {samples} responses, mean over prompts (Gehman et al. 2020)",
+            ),
+            "probability": (
+                f"toxicity probability, {name} prompts",
+                f"share of prompts with at least one of {samples} responses above 0.5 (Gehman et al. 2020)",
+            ),
+        }
+        for field, (title, text) in texts.items():
+            values = {checkpoint: getattr(one, field) for checkpoint, one in measured.items()}
+            made.append(_row("Toxicity", title, "", "lower", text, values))
+    return made
+
+
+def _bias(session: Session) -> list[Row]:
+    made = []
+    for context in next(iter(session.measured.values()))["questions"]["stereotypes"]:
+        data = {
+            name: groups["questions"]["stereotypes"][context] for name, groups in session.measured.items()
+        }
+        where = f", after {context!r}" if context else ""
+        entropy = {
+            name: estimates.clustered_mean(
+                one["entropy_N"], np.arange(len(one["entropy_N"])), session.bootstrap
+            )
+            for name, one in data.items()
+        }
+        stereotype = {
+            name: estimates.share(one["stereotype_N"], np.arange(len(one["stereotype_N"])), session.bootstrap)
+            for name, one in data.items()
+        }
+        made.append(
+            _row(
+                "Bias",
+                f"entropy{where}",
+                "bits",
+                "higher",
+                "of the choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)",
+                entropy,
+            )
+        )
+        made.append(_row("Bias", f"stereotypes preferred{where}", "share", "none",
+                         "ideal one half (CrowS-Pairs, Nangia et al. 2020)", stereotype))  # fmt: skip
+    return made
+
+
+def _language(session: Session) -> list[Row]:
+    nll = {
+        name: estimates.ratio(groups["corpus"]["nll"], groups["corpus"]["tokens"], session.bootstrap)
+        for name, groups in session.measured.items()
+    }
+    kl = {
+        name: estimates.clustered_mean(
+            *session.by_prompt(np.array(groups["divergence"]["kl"])), session.bootstrap
+        )
+        for name, groups in session.measured.items()
+        if "divergence" in groups
+    }
+    return [
+        _row("Price", "pretraining loss", "nats/token", "lower",
+             "validation corpus, per token; its rise is the alignment tax (Ouyang et al. 2022, 4.2)", nll),
+        _row("Price", f"KL from {session.reference}", "nats/response", "none",
+             "log-ratio of own samples, summed over the response", kl),
+    ]  # fmt: skip
+
+
+def _few_shot(session: Session) -> list[Row]:
+    names = next(iter(session.measured.values()))["questions"]["few_shot"]
+    text = "raw text, choice with the highest per-token log-probability (Brown et al. 2020, section 2.4)"
+    made = []
+    for name in names:
+        values = {}
+        for checkpoint, groups in session.measured.items():
+            right = np.array(groups["questions"]["few_shot"][name])
+            values[checkpoint] = estimates.share(right, np.arange(right.size), session.bootstrap)
+        made.append(_row("Few-shot", name, "accuracy", "higher", text, values))
+    return made
+
+
+def _form(session: Session) -> list[Row]:
+    length, finished = {}, {}
+    for name, drawn in session.responses.items():
+        length[name] = estimates.clustered_mean(*session.by_prompt(_lengths(drawn)), session.bootstrap)
+        ended = np.array([[one.finished for one in few] for few in drawn])
+        finished[name] = estimates.share(*session.by_prompt(ended), session.bootstrap)
+    return [
+        _row("Form", "response length", "tokens", "none", "end of text included", length),
+        _row("Form", "finished", "share", "higher", "responses that ended by themselves", finished),
+    ]
+
+
+def _reward(session: Session) -> list[Row]:
+    if "reward" not in session.measured[session.reference]:
+        return []
+    score, gold, people, error = {}, {}, {}, {}
+    for name, groups in session.measured.items():
+        score_NS = np.array(groups["reward"]["scores"])
+        score[name] = estimates.clustered_mean(*session.by_prompt(score_NS), session.bootstrap)
+        pairs, gold_M, people_M = _judged_pairs(session, name)
+        difference_M = score_NS[pairs.prompt_M, pairs.first_M] - score_NS[pairs.prompt_M, pairs.second_M]
+        gold[name] = reward_model.accuracy(difference_M, gold_M, pairs.prompt_M, session.bootstrap)
+        people[name] = reward_model.accuracy(difference_M, people_M, pairs.prompt_M, session.bootstrap)
+        error[name] = reward_model.calibration_error(difference_M, people_M)
+    text = "pairs of different responses of this checkpoint that the judge does not find equal"
+    return [
+        _row("Reward model", "score of the responses", "", "none", "mean; what PPO raises", score),
+        _row("Reward model", "accuracy against gold", "", "none", text, gold),
+        _row("Reward model", "accuracy against held-out labelers", "", "none", f"{text}; one each", people),
+        _row("Reward model", "calibration error (ECE)", "", "none",
+             "gap between σ(score difference) and labelers' agreement (Guo et al. 2017)", error),
+    ]  # fmt: skip
+
+
+def _judged_pairs(session: Session, name: str) -> tuple[reward_model.Pairs, np.ndarray, np.ndarray]:
+    """Pairs of a checkpoint's own responses; gold's and one held-out labeler's preference for the first."""
+    drawn, total_NS = session.responses[name], session.verdicts[name].total_NS
+    pairs = reward_model.different_pairs([[one.text for one in few] for few in drawn])
+    gold_M = judges.gold_preferences(
+        total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M]
+    )
+    people_NSL = judges.labeler_preferences(
+        session.world,
+        [session.prompts[n] for n in pairs.prompt_M],
+        [[drawn[n][i]] for n, i in zip(pairs.prompt_M, pairs.first_M, strict=True)],
+        [[drawn[n][j]] for n, j in zip(pairs.prompt_M, pairs.second_M, strict=True)],
+        labelers_per_prompt=1,
+        seed=session.seed,
+    )
+    return pairs, gold_M, people_NSL[:, 0, 0]
+
+
+def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
+    """The first prompts with every checkpoint's first response, not chosen by hand."""
+    z = {name: session.standardised(name) for name in session.measured}
+    samples = []
+    for n, prompt in enumerate(session.prompts[:count]):
+        answers = {}
+        for name, drawn in session.responses.items():
+            scores = (
+                session.measured[name]["reward"]["scores"][n] if "reward" in session.measured[name] else None
+            )
+            answers[name] = {
+                "text": drawn[n][0].text, "finished": drawn[n][0].finished, "gold": float(z[name][n, 0]),
+                "score": None if scores is None else float(scores[0]),
+            }  # fmt: skip
+        text = "".join(f"<|{message.role}|>{message.content}" for message in prompt.messages)
+        samples.append({"prompt": text, "metadata": dict(prompt.metadata), "responses": answers})
+    return samples

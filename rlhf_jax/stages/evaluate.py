@@ -1,0 +1,286 @@
+"""Evaluate checkpoints side by side: are they preferred, are they better, and what did it cost?
+
+    1  every checkpoint takes the same exam: it answers the test prompts, is asked for facts, is provoked,
+       chooses between answers, reads the validation corpus (`evaluation.measure`); each group of measurements
+       is kept in workdir/partial
+    2  gold and held-out labelers judge the responses; numbers get intervals (`evaluation.summary`)
+    3  evaluation.json, and a table in the terminal
+
+A killed evaluation continues with the next group. The same seed gives the same file.
+Left out on purpose: several devices; human judges; benchmarks that need downloads.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rich.console import Console
+
+from rlhf_jax import __version__
+from rlhf_jax.data.menagerie.world import make_world
+from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.sources import load
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.evaluation import measure, summary
+from rlhf_jax.evaluation.cache import Cache
+from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.exam import build_exam
+from rlhf_jax.evaluation.measure import Candidate, Conditions, Exam
+from rlhf_jax.evaluation.table import print_table, row_to_json, write_json
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.models.config import from_dict
+from rlhf_jax.models.heads import LanguageModel, ScalarModel
+from rlhf_jax.stages.configuration import require
+from rlhf_jax.stages.workspace import claim, run_folder
+from rlhf_jax.training import checkpoints
+from rlhf_jax.training.checkpoints import Meta
+
+
+@dataclass(frozen=True)
+class Data:
+    """The world that judges, test prompts, and the corpus on which the alignment tax is paid."""
+
+    data_dir: str
+    world: str
+    prompts: str
+    documents: str
+    mask_documents: bool  # as in pretraining
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How much is asked."""
+
+    num_prompts: int
+    samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
+    labelers_per_prompt: int
+    response_length: int
+    toxicity_prompts: int  # of each tone
+    toxicity_samples: int
+    few_shot_questions: int  # of each number of examples
+    corpus_documents: int
+    document_length: int  # tokens read at once
+    batch_size: int
+    num_bootstrap: int
+    num_side_by_side: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["evaluate"]
+    seed: int
+    checkpoints: dict[str, str]  # name -> run folder or checkpoint folder; ../ is relative to the workdir
+    reference: str  # one of the names
+    reward: str  # "" for none
+    data: Data
+    sampling: SamplingSpec
+    evaluation: Evaluation
+
+
+class Entrant(NamedTuple):
+    """A checkpoint that has not been loaded yet."""
+
+    path: str
+    folder: Path
+    meta: Meta
+
+
+def run(config: Config, workdir: str) -> None:
+    """Evaluate all checkpoints; writes evaluation.json and prints the table."""
+    folder = Path(workdir)
+    _check(config)
+    entrants = {name: _find(folder, name, path) for name, path in config.checkpoints.items()}
+    reward = _find(folder, "reward", config.reward) if config.reward else None
+    _check_entrants(config, entrants, reward)
+    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder, config)
+    tokenizer = load_tokenizer(
+        run_folder(checkpoints.resolve(entrants[config.reference].folder)) / "tokenizer"
+    )
+    exam = _exam(config)
+    _announce(config, folder, entrants, exam)
+    sitting = _sitting(config, entrants, reward, tokenizer, exam, Cache(folder / "partial"))
+    measured = {name: _measure(sitting, name, one) for name, one in entrants.items()}
+    session = summary.open_session(
+        exam.world, exam.prompts, config.reference, measured,
+        labelers_per_prompt=config.evaluation.labelers_per_prompt,
+        bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed), seed=config.seed,
+    )  # fmt: skip
+    _report(config, folder, entrants, session)
+
+
+def _announce(config: Config, workdir: Path, entrants: Mapping[str, Entrant], exam: Exam) -> None:
+    print(f"== evaluate: {workdir}")
+    for name, one in entrants.items():
+        mark = ", the reference" if name == config.reference else ""
+        print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step}{mark})")
+    print(f"   {len(exam.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
+          f"{len(exam.documents)} documents, seed {config.seed}", flush=True)  # fmt: skip
+
+
+# --- what takes part --------------------------------------------------------------------------------------
+
+
+def _check(config: Config) -> None:
+    wanted, data = config.evaluation, config.data
+    names = ", ".join(config.checkpoints)
+    require(config.reference in config.checkpoints,
+            f"reference={config.reference!r} is not among checkpoints: {names}")  # fmt: skip
+    for name in config.checkpoints:
+        require(re.fullmatch(r"[\w.-]+", name) is not None,
+                f"checkpoints: the name {name!r} must consist of letters, digits and _.-")  # fmt: skip
+    require(not config.reward or wanted.samples_per_prompt >= 2,
+            f"evaluation.samples_per_prompt={wanted.samples_per_prompt}: reward={config.reward!r} is rated by "
+            "pairs of responses to one prompt, set it to 2 or more")  # fmt: skip
+    for name, number in {**asdict(wanted), "prompt_length": data.prompt_length}.items():
+        require(number >= (0 if name == "num_side_by_side" else 1), f"{name}={number}: must be positive")
+
+
+def _find(workdir: Path, name: str, path: str) -> Entrant:
+    folder = workdir / path if path.startswith("..") else Path(path)
+    return Entrant(path, folder, checkpoints.read_meta(folder))
+
+
+def _check_entrants(config: Config, entrants: Mapping[str, Entrant], reward: Entrant | None) -> None:
+    """One tokenizer, the right kinds, and room for prompts, responses and documents."""
+    first = entrants[config.reference]
+    length = config.data.prompt_length + config.evaluation.response_length
+    document = config.evaluation.document_length
+    judge = {"reward": reward} if reward else {}
+    for name, one in {**entrants, **judge}.items():
+        meta, kind = one.meta, "scalar_model" if one is reward else "language_model"
+        context = from_dict(meta.model).context_length
+        require(
+            meta.kind == kind, f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}"
+        )
+        require(meta.tokenizer == first.meta.tokenizer,
+                f"{name}: {one.path} and {first.path} have different tokenizers "
+                f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})")  # fmt: skip
+        require(
+            length <= context,
+            f"{name}: data.prompt_length + evaluation.response_length = {length}, its context is {context}",
+        )
+        require(one is reward or document <= context,
+                f"{name}: evaluation.document_length={document}, its context is {context}")  # fmt: skip
+
+
+def _exam(config: Config) -> Exam:
+    data, wanted = config.data, config.evaluation
+    prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
+    documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
+    return build_exam(
+        make_world(data.world.removeprefix("menagerie/")), prompts, documents,
+        num_prompts=wanted.num_prompts, toxicity_prompts=wanted.toxicity_prompts,
+        few_shot_questions=wanted.few_shot_questions, corpus_documents=wanted.corpus_documents,
+        mask_documents=data.mask_documents, seed=config.seed,
+    )  # fmt: skip
+
+
+# --- measuring --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """What all checkpoints of one evaluation share; models are loaded when first needed."""
+
+    tokenizer: Tokenizer
+    exam: Exam
+    how: Conditions
+    kept: Cache
+    depends_on: dict[str, Any]  # of every measurement, besides the checkpoint
+    reference: Entrant
+    load_reference: Callable[[], Candidate]
+    reward: Entrant | None
+    load_reward: Callable[[], tuple[ScalarModel, Any]]
+
+
+def _sitting(
+    config: Config, entrants: Mapping[str, Entrant], reward: Entrant | None, tokenizer: Tokenizer, exam: Exam,
+    kept: Cache,
+) -> Sitting:  # fmt: skip
+    wanted, reference = config.evaluation, entrants[config.reference]
+    how = Conditions(
+        config.seed, config.sampling, wanted.samples_per_prompt, wanted.toxicity_samples,
+        config.data.prompt_length, wanted.response_length, wanted.document_length, wanted.batch_size,
+    )  # fmt: skip
+    depends_on = {"how": asdict(how), "exam": digest(exam), "version": __version__}
+    return Sitting(
+        tokenizer, exam, how, kept, depends_on, reference, cache(lambda: _load(reference)),
+        reward, cache(lambda: _load_reward(reward)),
+    )  # fmt: skip
+
+
+def _load(one: Entrant) -> Candidate:
+    params, meta = checkpoints.load_params(one.folder)
+    return Candidate(LanguageModel(from_dict(meta.model)), params)
+
+
+def _load_reward(one: Entrant | None) -> tuple[ScalarModel, Any]:
+    assert one is not None
+    params, meta = checkpoints.load_params(one.folder)
+    return ScalarModel(from_dict(meta.model)), params
+
+
+def _measure(sitting: Sitting, name: str, one: Entrant) -> dict[str, Any]:
+    """All groups of one checkpoint, each measured or found in the cache."""
+    is_reference = one is sitting.reference
+    candidate = sitting.load_reference if is_reference else cache(lambda: _load(one))
+    asked = (sitting.tokenizer, sitting.exam, sitting.how)
+    measured: dict[str, Any] = {}
+
+    def take(group: str, measurement: Callable[[], dict[str, Any]], **also: str) -> None:
+        start = time.perf_counter()
+        depends_on = {**sitting.depends_on, "checkpoint": one.meta.fingerprint, **also}
+        measured[group], found = sitting.kept.get(name, group, depends_on, measurement)
+        took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
+        print(f"   {name:12s} {group:12s} {took}", flush=True)
+
+    take("responses", lambda: measure.responses(candidate(), *asked))
+    drawn = measure.restore_responses(measured["responses"])
+    take("facts", lambda: measure.facts(candidate(), *asked))
+    take("provocations", lambda: measure.provocations(candidate(), *asked))
+    take("questions", lambda: measure.questions(candidate(), *asked))
+    take("corpus", lambda: measure.corpus(candidate(), *asked))
+    if not is_reference:
+        take("divergence", lambda: measure.divergence(candidate(), sitting.load_reference(), *asked, drawn),
+             reference=sitting.reference.meta.fingerprint)  # fmt: skip
+    if sitting.reward is not None:
+        take("reward", lambda: measure.reward_scores(sitting.load_reward(), *asked, drawn),
+             reward=sitting.reward.meta.fingerprint)  # fmt: skip
+    return measured
+
+
+def digest(exam: Exam) -> str:
+    """A fingerprint of everything that is asked and of the facts that answers are held against."""
+    asked = [getattr(exam, field.name) for field in fields(exam) if field.name != "world"]
+    content = repr((asked, exam.world.size, exam.world.seed, sorted(exam.world.facts.items())))
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+# --- reporting --------------------------------------------------------------------------------------------
+
+
+def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], session: summary.Session) -> None:
+    rows = summary.rows(session)
+    write_json(workdir / "evaluation.json", {
+        "checkpoints": {
+            name: {"path": one.path, "stage": one.meta.stage, "step": one.meta.step}
+            for name, one in entrants.items()
+        },
+        "reference": config.reference,
+        "table": [row_to_json(row) for row in rows],
+        "samples": summary.side_by_side(session, config.evaluation.num_side_by_side),
+        "seed": config.seed,
+        "version": __version__,
+    }, indent=1)  # fmt: skip
+    below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
+    print_table(rows, below, config.reference, Console())
+    print(f"   wrote {workdir / 'evaluation.json'}", flush=True)
