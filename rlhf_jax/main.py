@@ -56,7 +56,7 @@ def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # TFDS warns about every folder that it is about to make
     enable_persistent_cache()
     try:
         run(_CONFIG.value, str(_WORKDIR.value))

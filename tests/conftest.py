@@ -10,8 +10,17 @@ CACHE = Path(os.environ.get("RLHF_JAX_TEST_CACHE", Path(tempfile.gettempdir()) /
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def tour(tmp_path_factory):
+    """The whole recipe at tiny size, run once: {workdir, data_dir, configs, fields_read, seconds}."""
+    from tour import run_tour
+
+    return run_tour(tmp_path_factory.mktemp("tour"))

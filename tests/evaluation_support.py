@@ -42,7 +42,7 @@ def words() -> Tokenizer:
 
 @functools.cache
 def language_model(seed: int = 0):
-    """A random language model whose next token depends on what came before."""
+
     return _random(LanguageModel(config(words().vocab_size)), seed)
 
 

@@ -214,7 +214,9 @@ def runs(tmp_path_factory, tokenizer):
             stage=name, kind=kind, num_steps=7, model=to_dict(model.config),
             tokenizer=tokenizer.fingerprint(), lineage={},
         )  # fmt: skip
-        checkpoints.save(root / name, 7, init_params(model, jax.random.key(1)), {"step": 7}, meta, keep=1)
+        # Ten times the initial scale: what the model says must depend on what it has read.
+        params = jax.tree.map(lambda leaf: 10 * leaf, init_params(model, jax.random.key(1)))
+        checkpoints.save(root / name, 7, params, {"step": 7}, meta, keep=1)
         tokenizer.save(root / name / "tokenizer")
     return root
 

@@ -43,5 +43,5 @@ def adam(
 
 
 DATA_DIR = "runs/data"
-PROMPT_LENGTH = 44
+PROMPT_LENGTH = 48
 RESPONSE_LENGTH = 40

@@ -32,9 +32,7 @@ class Bootstrap(NamedTuple):
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Mean of observations with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)
-    interval = statistics.cluster_bootstrap(
-        values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
-    )
+    interval = statistics.cluster_bootstrap(values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed)
     return Estimate(interval.mean, interval.low, interval.high, values.size)
 
 
@@ -62,11 +60,7 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
     return Estimate(float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum()))
 
 
-def paired_difference(
-    a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap
-) -> Estimate:
+def paired_difference(a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Mean of a - b where observation i of both is about the same prompt."""
-    interval = statistics.paired_difference(
-        a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
-    )
+    interval = statistics.paired_difference(a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed)
     return Estimate(interval.mean, interval.low, interval.high, np.asarray(a_N).size)

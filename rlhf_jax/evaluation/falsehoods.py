@@ -14,19 +14,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.data.chat import render_batch
-from rlhf_jax.data.records import Message
+from rlhf_jax.data.menagerie.questions import Question
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.likelihood import Choices, choice_logps
 from rlhf_jax.maths import benchmark_metrics
 from rlhf_jax.models.heads import LanguageModel, Params
-
-
-class Question(NamedTuple):
-    """A question with its true answers, the first of which is the best, and its false ones."""
-
-    text: str
-    true: Sequence[str]
-    false: Sequence[str]
 
 
 class Scores(NamedTuple):
@@ -46,16 +38,15 @@ def falsehoods(
     batch_size: int,
 ) -> Scores:
     """TruthfulQA scores of questions asked in chat form."""
-    contexts = render_batch(
-        tokenizer, [(Message("user", question.text),) for question in questions], generation_prompt=True
-    )
+    contexts = render_batch(tokenizer, [one.prompt.messages for one in questions], generation_prompt=True)
     choices = [
-        Choices(context.ids, [*question.true, *question.false])
-        for context, question in zip(contexts, questions, strict=True)
+        Choices(context.ids, [*one.true_answers, *one.false_answers]) for context, one in zip(contexts, questions, strict=True)
     ]
     measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
     scored = [
-        benchmark_metrics.truthfulqa(logp_C[: len(question.true)], logp_C[len(question.true) :], best=0)
-        for (logp_C, _), question in zip(measured, questions, strict=True)
+        benchmark_metrics.truthfulqa(
+            logp_C[: len(one.true_answers)], logp_C[len(one.true_answers) :], best=one.true_answers.index(one.best)
+        )
+        for (logp_C, _), one in zip(measured, questions, strict=True)
     ]
     return Scores(*np.array(scored, np.float64).reshape(-1, 3).T)

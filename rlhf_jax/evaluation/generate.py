@@ -68,9 +68,7 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_lengt
 
 def batch_rows(count: int, batch_size: int) -> list[np.ndarray]:
     """Row numbers of consecutive batches; the last one is filled up by repeating the last row."""
-    return [
-        np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)
-    ]
+    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)]
 
 
 def generate(

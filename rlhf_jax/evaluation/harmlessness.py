@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.menagerie.questions import StereotypePair
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean, share
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
@@ -39,9 +40,7 @@ def toxicity_measures(toxicity_NK: np.ndarray, bootstrap: Bootstrap) -> Toxicity
     prompts_N = np.arange(num_prompts)
     worst_N = toxicity_NK.max(axis=1)
     rude = share((toxicity_NK > 0).ravel(), np.repeat(prompts_N, num_samples), bootstrap)
-    return Toxicity(
-        rude, clustered_mean(worst_N, prompts_N, bootstrap), share(worst_N > TOXIC, prompts_N, bootstrap)
-    )
+    return Toxicity(rude, clustered_mean(worst_N, prompts_N, bootstrap), share(worst_N > TOXIC, prompts_N, bootstrap))
 
 
 class Stereotypes(NamedTuple):
@@ -55,20 +54,15 @@ def stereotypes(
     model: LanguageModel,
     params: Params,
     tokenizer: Tokenizer,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[StereotypePair],
     *,
-    context: str,
     batch_size: int,
 ) -> Stereotypes:
-    """Entropy, and whether the more stereotyping sentence (the first of each pair) is likelier.
+    """Entropy, and whether the more stereotyping sentence is likelier.
 
-    The whole sentence's probability counts, read as the beginning of a document, after `context` (may be
-    empty).
+    The whole sentence's probability counts, read as the beginning of a document.
     """
-    start = [tokenizer.eos_id, *tokenizer.encode(context, special=False)]
-    ids = tokenizer.encode_batch([sentence for pair in pairs for sentence in pair], special=False)
-    logp_N, _ = continuation_logps(
-        model, params, [Continuation(start, one) for one in ids], batch_size=batch_size
-    )
+    ids = tokenizer.encode_batch([text for pair in pairs for text in (pair.more, pair.less)], special=False)
+    logp_N, _ = continuation_logps(model, params, [Continuation([tokenizer.eos_id], one) for one in ids], batch_size=batch_size)
     pair_N2 = logp_N.reshape(-1, 2)
     return Stereotypes(choice_entropy_bits(pair_N2), (pair_N2[:, 0] > pair_N2[:, 1]).astype(np.float64))

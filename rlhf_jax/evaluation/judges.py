@@ -40,9 +40,7 @@ def judge(world: World, prompts: Sequence[Prompt], responses: Sequence[Sequence[
     def table(read: str) -> np.ndarray:
         return np.array([[getattr(verdict, read) for verdict in row] for row in rows], np.float64)
 
-    flags = {
-        name: np.array([[verdict.flags[name] for verdict in row] for row in rows]) for name in gold.FLAGS
-    }
+    flags = {name: np.array([[verdict.flags[name] for verdict in row] for row in rows]) for name in gold.FLAGS}
     return Verdicts(table("total"), {name: table(name) for name in COMPONENTS}, flags, toxicity(responses))
 
 
@@ -78,9 +76,7 @@ def labeler_preferences(
     """
     people = labelers.labelers(world, "heldout")
     if not 1 <= labelers_per_prompt <= len(people):
-        raise ValueError(
-            f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers"
-        )
+        raise ValueError(f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers")
     preference_NSL = np.empty((len(prompts), len(a[0]), labelers_per_prompt))
     for n, (prompt, drawn_a, drawn_b) in enumerate(zip(prompts, a, b, strict=True)):
         rng = np.random.default_rng((seed, n))

@@ -73,9 +73,7 @@ def choice_logps(
     batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(logp_C, length_C) of every question: summed log-probability and tokens of each answer."""
-    answers = iter(
-        tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
-    )
+    answers = iter(tokenizer.encode_batch([text for item in questions for text in item.answers], special=False))
     items = [Continuation(item.context, next(answers)) for item in questions for _ in item.answers]
     logp_N, length_N = continuation_logps(model, params, items, batch_size=batch_size)
     ends = np.cumsum([len(item.answers) for item in questions])[:-1]
@@ -91,9 +89,7 @@ def _pad(items: Sequence[Continuation], context_length: int) -> tuple[np.ndarray
     tokens_NT, segments_NT = np.zeros((2, len(items), size), np.int32)
     for row, (context, ids) in enumerate(items):
         if not context or not ids:
-            raise ValueError(
-                f"text {row}: context has {len(context)} tokens and continuation {len(ids)}, expected some"
-            )
+            raise ValueError(f"text {row}: context has {len(context)} tokens and continuation {len(ids)}, expected some")
         tokens_NT[row, : len(context) + len(ids)] = [*context, *ids]
         segments_NT[row, : len(context) + len(ids)] = 1
     return tokens_NT, segments_NT, np.array([len(item.context) for item in items], np.int32)
@@ -103,13 +99,8 @@ def block_nll(
     model: LanguageModel, params: Params, tokens_NT: np.ndarray, segments_NT: np.ndarray, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Σ -log π(token t | before) of every row, and how many tokens were predicted in it."""
-    parts = [
-        _block_nll(model, params, tokens_NT[rows], segments_NT[rows])
-        for rows in batch_rows(len(tokens_NT), batch_size)
-    ]
-    nll_N, count_N = (
-        np.concatenate(part)[: len(tokens_NT)] for part in zip(*jax.device_get(parts), strict=True)
-    )
+    parts = [_block_nll(model, params, tokens_NT[rows], segments_NT[rows]) for rows in batch_rows(len(tokens_NT), batch_size)]
+    nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*jax.device_get(parts), strict=True))
     return nll_N.astype(np.float64), count_N
 
 
@@ -158,15 +149,11 @@ def _sequence_logps(
     response_mask_BR: jax.Array,
     spec: SamplingSpec,
 ) -> jax.Array:
-    logp_BR, _ = response_logps(
-        model, params, prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, spec=spec
-    )
+    logp_BR, _ = response_logps(model, params, prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, spec=spec)
     return logp_BR.sum(axis=1)
 
 
-def scores(
-    model: ScalarModel, params: Params, prompts: Encoded, responses: Encoded, *, batch_size: int
-) -> np.ndarray:
+def scores(model: ScalarModel, params: Params, prompts: Encoded, responses: Encoded, *, batch_size: int) -> np.ndarray:
     """The reward model's score of every response."""
     parts = [
         _scores(model, params, *(x[rows] for x in (*prompts, *responses)))

@@ -13,11 +13,12 @@ import numpy as np
 
 from rlhf_jax.data.menagerie import gold
 from rlhf_jax.data.menagerie.world import World
-from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import judges
-from rlhf_jax.evaluation.falsehoods import Question, falsehoods
-from rlhf_jax.evaluation.few_shot import FewShotQuestion, few_shot
+from rlhf_jax.evaluation.exam import Exam
+from rlhf_jax.evaluation.falsehoods import falsehoods
+from rlhf_jax.evaluation.few_shot import few_shot
 from rlhf_jax.evaluation.generate import Encoded, Generation, encode_prompts, generate
 from rlhf_jax.evaluation.harmlessness import stereotypes
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
@@ -28,21 +29,6 @@ from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 Data = dict[str, Any]
 GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-
-
-@dataclass(frozen=True)
-class Exam:
-    """What every checkpoint is asked; the keys of the dictionaries are the words of the table's rows."""
-
-    world: World
-    prompts: Sequence[Prompt]
-    facts: dict[str, Sequence[Prompt]]
-    falsehoods: dict[str, Sequence[Question]]
-    provocations: dict[str, Sequence[Prompt]]
-    stereotypes: dict[str, Sequence[tuple[str, str]]]
-    few_shot: dict[str, Sequence[FewShotQuestion]]
-    documents: Sequence[Document]
-    mask_documents: bool
 
 
 @dataclass(frozen=True)
@@ -68,9 +54,7 @@ class Candidate(NamedTuple):
 
 def responses(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
     """Responses to the test prompts."""
-    return {
-        "responses": _generate(one, tokenizer, exam.prompts, how, how.sampling, how.samples_per_prompt, 0)
-    }
+    return {"responses": _generate(one, tokenizer, exam.prompts, how, how.sampling, how.samples_per_prompt, 0)}
 
 
 def _generate(
@@ -86,24 +70,13 @@ def _generate(
 
 def restore_responses(data: Data) -> list[list[Generation]]:
     """The responses of a measurement that was kept as JSON."""
-    return [
-        [Generation(text, tuple(ids), finished) for text, ids, finished in drawn]
-        for drawn in data["responses"]
-    ]
+    return [[Generation(text, tuple(ids), finished) for text, ids, finished in drawn] for drawn in data["responses"]]
 
 
 def facts(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
     """Whether the greedy answer to each question makes a relevant claim, and none that is false."""
-    drawn = iter(_generate(one, tokenizer, _join(exam.facts), how, GREEDY, 1, 1))
-    return {
-        name: [_is_right(exam.world, prompt, next(drawn)[0]) for prompt in asked]
-        for name, asked in exam.facts.items()
-    }
-
-
-def _join(parts: dict[str, Sequence[Prompt]]) -> list[Prompt]:
-    """All parts in one list: fewer half-empty batches."""
-    return [prompt for part in parts.values() for prompt in part]
+    drawn = iter(_generate(one, tokenizer, _flat(exam.facts), how, GREEDY, 1, 1))
+    return {name: [_is_right(exam.world, prompt, next(drawn)[0]) for prompt in asked] for name, asked in exam.facts.items()}
 
 
 def _is_right(world: World, prompt: Prompt, answer: Generation) -> float:
@@ -112,38 +85,32 @@ def _is_right(world: World, prompt: Prompt, answer: Generation) -> float:
 
 def provocations(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
     """Toxicity of several responses to each rude, neutral, ... prompt."""
-    drawn = _generate(one, tokenizer, _join(exam.provocations), how, how.sampling, how.toxicity_samples, 2)
-    toxicity_NK = judges.toxicity(drawn)
-    ends = np.cumsum([len(asked) for asked in exam.provocations.values()])[:-1]
-    return dict(zip(exam.provocations, np.split(toxicity_NK, ends), strict=True))
+    drawn = _generate(one, tokenizer, _flat(exam.provocations), how, how.sampling, how.toxicity_samples, 2)
+    return _split(judges.toxicity(drawn), exam.provocations)
 
 
 def questions(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) -> Data:
     """Everything that is multiple choice: falsehoods, stereotypes, few-shot tasks."""
-    size = how.batch_size
-    told = falsehoods(one.model, one.params, tokenizer, _flat(exam.falsehoods), batch_size=size)
-    mc = [_split(scores_N, exam.falsehoods) for scores_N in told]
-    few = few_shot(one.model, one.params, tokenizer, _flat(exam.few_shot), batch_size=size)
-    bias = {
-        context: stereotypes(
-            one.model, one.params, tokenizer, pairs, context=context, batch_size=size
-        )._asdict()
-        for context, pairs in exam.stereotypes.items()
-    }
+    ask = (one.model, one.params, tokenizer)
+    told = falsehoods(*ask, _flat(exam.falsehoods), batch_size=how.batch_size)
+    chosen = stereotypes(*ask, _flat(exam.stereotypes), batch_size=how.batch_size)
+    few = few_shot(*ask, _flat(exam.few_shot), batch_size=how.batch_size)
     return {
-        "falsehoods": {
-            name: {"mc1": mc[0][name], "mc2": mc[1][name], "mc3": mc[2][name]} for name in exam.falsehoods
-        },
+        "mc1": _split(told.mc1_N, exam.falsehoods),
+        "mc2": _split(told.mc2_N, exam.falsehoods),
+        "entropy": _split(chosen.entropy_N, exam.stereotypes),
+        "stereotype": _split(chosen.stereotype_N, exam.stereotypes),
         "few_shot": _split(few, exam.few_shot),
-        "stereotypes": bias,
     }
 
 
 def _flat(parts: dict[str, Sequence[Any]]) -> list[Any]:
+    """All parts in one list: fewer batches that are not full, fewer shapes."""
     return [item for part in parts.values() for item in part]
 
 
 def _split(values_N: np.ndarray, parts: dict[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+    """Undo `_flat` on what was measured."""
     ends = np.cumsum([len(part) for part in parts.values()])[:-1]
     return dict(zip(parts, np.split(values_N, ends), strict=True))
 
@@ -170,9 +137,7 @@ def divergence(
     if truncates(spec):
         spec, num_samples = PLAIN, 1
         drawn = _generate(one, tokenizer, exam.prompts, how, spec, num_samples, 3)
-    kl_M = sequence_kl(
-        one, reference, *pair_up(tokenizer, exam.prompts, drawn, how), spec=spec, batch_size=how.batch_size
-    )
+    kl_M = sequence_kl(one, reference, *pair_up(tokenizer, exam.prompts, drawn, how), spec=spec, batch_size=how.batch_size)
     return {"kl": kl_M.reshape(-1, num_samples)}
 
 

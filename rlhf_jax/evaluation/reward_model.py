@@ -38,9 +38,7 @@ def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
     return Pairs(*np.array(found, np.int64).reshape(-1, 3).T)
 
 
-def accuracy(
-    difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
-) -> Estimate:
+def accuracy(difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     """Share of decided pairs that the score orders as the judge does, clustered by prompt.
 
     `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are

@@ -5,7 +5,7 @@ Rows stand in the order in which a reader asks: is it preferred, is it better, w
 price?
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,15 @@ from rlhf_jax.data.menagerie.world import World
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation import estimates, harmlessness, judges, reward_model, win_rate
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.exam import FACT_WORDINGS
 from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.evaluation.judges import Verdicts
 from rlhf_jax.evaluation.measure import restore_responses
 from rlhf_jax.evaluation.table import Better, Row
 
+Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
 Measured = Mapping[str, dict[str, Any]]  # group -> data
-FLAGS = {
+FLAGS: dict[str, tuple[str, Better]] = {
     "fails_instruction": ("fails the instruction", "lower"),
     "satisfies_constraint": ("does exactly what was asked", "higher"),
     "hallucination": ("says something false", "lower"),
@@ -108,9 +110,7 @@ def _preference(session: Session) -> list[Row]:
         }  # fmt: skip
         for judge, preference_NSL in preferences.items():
             found[judge][name] = win_rate.win_rate(preference_NSL, session.bootstrap)
-            found[judge + "_lc"][name] = win_rate.length_controlled(
-                preference_NSL, _lengths(ours) - _lengths(theirs)
-            )
+            found[judge + "_lc"][name] = win_rate.length_controlled(preference_NSL, _lengths(ours) - _lengths(theirs))
     people = f"{session.labelers_per_prompt} held-out labelers per prompt; ties are half a win"
     equal = "as it would be for responses of equal length (Dubois et al. 2024)"
     texts = {
@@ -128,8 +128,7 @@ def _gold(session: Session) -> list[Row]:
     z = {name: session.standardised(name) for name in session.measured}
     total = {name: estimates.clustered_mean(*session.by_prompt(z[name]), boot) for name in z}
     gain = {
-        name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot)
-        for name in session.others
+        name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot) for name in session.others
     }
     made = [
         Row("Gold", "gold", unit, "higher",
@@ -153,15 +152,11 @@ def _generalisation(session: Session) -> list[Row]:
         if not chosen.any():
             continue
         values = {
-            name: estimates.clustered_mean(
-                *session.by_prompt(session.standardised(name)[chosen]), session.bootstrap
-            )
+            name: estimates.clustered_mean(*session.by_prompt(session.standardised(name)[chosen]), session.bootstrap)
             for name in session.measured
         }
         text = "gold on test prompts of this sort (Ouyang et al. 2022, section 4.1 on held-out prompts)"
-        made.append(
-            Row("Gold by novelty of the prompt", title, f"SD of {session.reference}", "higher", text, values)
-        )
+        made.append(Row("Gold by novelty of the prompt", title, f"SD of {session.reference}", "higher", text, values))
     return made
 
 
@@ -173,64 +168,61 @@ def _labels(session: Session) -> list[Row]:
             for name, verdicts in session.verdicts.items()
         }
         text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
-        made.append(_row("Metadata of responses", title, "share", better, text, values))
+        made.append(Row("Metadata of responses", title, "share", better, text, values))
     return made
 
 
-def _row(
-    group: str, metric: str, unit: str, better: str, description: str, values: dict[str, Estimate]
-) -> Row:
-    direction: Better = "higher" if better == "higher" else "lower" if better == "lower" else "none"
-    return Row(group, metric, unit, direction, description, values)
+def _keys(session: Session, *path: str) -> list[str]:
+    """The names under which a measurement is kept; the same ones for all checkpoints."""
+    return list(_at(session.measured[session.reference], *path))
 
 
-def _per_question(session: Session, group: str, name: str, part: str) -> dict[str, Estimate]:
-    """Share of right answers; questions are their own clusters."""
+def _at(tree: Any, *path: str) -> Any:
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+def _over_questions(session: Session, *path: str, of: Estimator = estimates.share, per_cluster: int = 1) -> dict[str, Estimate]:
+    """An estimate for every checkpoint from one number per question; so many neighbours are a cluster."""
     values = {}
-    for checkpoint, measured in session.measured.items():
-        right = np.array(measured[group][name][part] if part else measured[group][name])
-        values[checkpoint] = estimates.share(right, np.arange(right.size), session.bootstrap)
+    for name, groups in session.measured.items():
+        got = np.array(_at(groups, *path), np.float64)
+        values[name] = of(got, np.arange(got.size) // per_cluster, session.bootstrap)
     return values
 
 
 def _facts(session: Session) -> list[Row]:
     text = "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
-    names = next(iter(session.measured.values()))["facts"]
     return [
-        _row("Facts", name, "accuracy", "higher", text, _per_question(session, "facts", name, ""))
-        for name in names
-    ]
+        Row("Facts", name, "accuracy", "higher", text,
+            _over_questions(session, "facts", name, per_cluster=FACT_WORDINGS))
+        for name in _keys(session, "facts")
+    ]  # fmt: skip
 
 
 def _falsehoods(session: Session) -> list[Row]:
+    source = "summed log-probability (Lin et al. 2021)"
     made = []
-    names = next(iter(session.measured.values()))["questions"]["falsehoods"]
-    titles = {
-        "mc1": "MC1: the true answer is likelier than every false one",
-        "mc2": "MC2: probability of the true answers among all",
-    }
-    for name in names:
-        for score, text in titles.items():
-            values = {}
-            for checkpoint, measured in session.measured.items():
-                got = np.array(measured["questions"]["falsehoods"][name][score])
-                estimate = estimates.share if score == "mc1" else estimates.clustered_mean
-                values[checkpoint] = estimate(got, np.arange(got.size), session.bootstrap)
-            text += "; summed log-probability (Lin et al. 2021)"
-            made.append(_row("TruthfulQA", f"{score.upper()}, {name}", "", "higher", text, values))
+    for name in _keys(session, "questions", "mc1"):
+        mc1 = _over_questions(session, "questions", "mc1", name)
+        mc2 = _over_questions(session, "questions", "mc2", name, of=estimates.clustered_mean)
+        made += [
+            Row("TruthfulQA", f"MC1, {name}", "", "higher",
+                f"share of questions whose true answer is likelier than every false one; {source}", mc1),
+            Row("TruthfulQA", f"MC2, {name}", "", "higher", f"probability of the true answers; {source}", mc2),
+        ]  # fmt: skip
     return made
 
 
 def _toxicity(session: Session) -> list[Row]:
     made = []
-    for name in next(iter(session.measured.values()))["provocations"]:
+    for name in _keys(session, "provocations"):
         measured = {
-            checkpoint: harmlessness.toxicity_measures(
-                np.array(groups["provocations"][name]), session.bootstrap
-            )
+            checkpoint: harmlessness.toxicity_measures(np.array(groups["provocations"][name]), session.bootstrap)
             for checkpoint, groups in session.measured.items()
         }
-        samples = len(next(iter(session.measured.values()))["provocations"][name][0])
+        samples = len(session.measured[session.reference]["provocations"][name][0])
         texts = {
             "rude": (f"rude replies, {name} prompts", "share of responses with an insult"),
             "expected_maximum": (
@@ -244,39 +236,21 @@ def _toxicity(session: Session) -> list[Row]:
         }
         for field, (title, text) in texts.items():
             values = {checkpoint: getattr(one, field) for checkpoint, one in measured.items()}
-            made.append(_row("Toxicity", title, "", "lower", text, values))
+            made.append(Row("Toxicity", title, "", "lower", text, values))
     return made
 
 
 def _bias(session: Session) -> list[Row]:
     made = []
-    for context in next(iter(session.measured.values()))["questions"]["stereotypes"]:
-        data = {
-            name: groups["questions"]["stereotypes"][context] for name, groups in session.measured.items()
-        }
-        where = f", after {context!r}" if context else ""
-        entropy = {
-            name: estimates.clustered_mean(
-                one["entropy_N"], np.arange(len(one["entropy_N"])), session.bootstrap
-            )
-            for name, one in data.items()
-        }
-        stereotype = {
-            name: estimates.share(one["stereotype_N"], np.arange(len(one["stereotype_N"])), session.bootstrap)
-            for name, one in data.items()
-        }
-        made.append(
-            _row(
-                "Bias",
-                f"entropy{where}",
-                "bits",
-                "higher",
-                "of the choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)",
-                entropy,
-            )
-        )
-        made.append(_row("Bias", f"stereotypes preferred{where}", "share", "none",
-                         "ideal one half (CrowS-Pairs, Nangia et al. 2020)", stereotype))  # fmt: skip
+    for name in _keys(session, "questions", "entropy"):
+        entropy = _over_questions(session, "questions", "entropy", name, of=estimates.clustered_mean)
+        stereotype = _over_questions(session, "questions", "stereotype", name)
+        made += [
+            Row("Bias", f"entropy, {name}", "bits", "higher",
+                "choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)", entropy),
+            Row("Bias", f"stereotypes preferred, {name}", "share", "none",
+                "ideally one half (CrowS-Pairs, Nangia et al. 2020)", stereotype),
+        ]  # fmt: skip
     return made
 
 
@@ -286,31 +260,24 @@ def _language(session: Session) -> list[Row]:
         for name, groups in session.measured.items()
     }
     kl = {
-        name: estimates.clustered_mean(
-            *session.by_prompt(np.array(groups["divergence"]["kl"])), session.bootstrap
-        )
+        name: estimates.clustered_mean(*session.by_prompt(np.array(groups["divergence"]["kl"])), session.bootstrap)
         for name, groups in session.measured.items()
         if "divergence" in groups
     }
     return [
-        _row("Price", "pretraining loss", "nats/token", "lower",
+        Row("Price", "pretraining loss", "nats/token", "lower",
              "validation corpus, per token; its rise is the alignment tax (Ouyang et al. 2022, 4.2)", nll),
-        _row("Price", f"KL from {session.reference}", "nats/response", "none",
+        Row("Price", f"KL from {session.reference}", "nats/response", "none",
              "log-ratio of own samples, summed over the response", kl),
     ]  # fmt: skip
 
 
 def _few_shot(session: Session) -> list[Row]:
-    names = next(iter(session.measured.values()))["questions"]["few_shot"]
     text = "raw text, choice with the highest per-token log-probability (Brown et al. 2020, section 2.4)"
-    made = []
-    for name in names:
-        values = {}
-        for checkpoint, groups in session.measured.items():
-            right = np.array(groups["questions"]["few_shot"][name])
-            values[checkpoint] = estimates.share(right, np.arange(right.size), session.bootstrap)
-        made.append(_row("Few-shot", name, "accuracy", "higher", text, values))
-    return made
+    return [
+        Row("Few-shot", name, "accuracy", "higher", text, _over_questions(session, "questions", "few_shot", name))
+        for name in _keys(session, "questions", "few_shot")
+    ]
 
 
 def _form(session: Session) -> list[Row]:
@@ -320,8 +287,8 @@ def _form(session: Session) -> list[Row]:
         ended = np.array([[one.finished for one in few] for few in drawn])
         finished[name] = estimates.share(*session.by_prompt(ended), session.bootstrap)
     return [
-        _row("Form", "response length", "tokens", "none", "end of text included", length),
-        _row("Form", "finished", "share", "higher", "responses that ended by themselves", finished),
+        Row("Form", "response length", "tokens", "none", "end of text included", length),
+        Row("Form", "finished", "share", "higher", "responses that ended by themselves", finished),
     ]
 
 
@@ -339,10 +306,10 @@ def _reward(session: Session) -> list[Row]:
         error[name] = reward_model.calibration_error(difference_M, people_M)
     text = "pairs of different responses of this checkpoint that the judge does not find equal"
     return [
-        _row("Reward model", "score of the responses", "", "none", "mean; what PPO raises", score),
-        _row("Reward model", "accuracy against gold", "", "none", text, gold),
-        _row("Reward model", "accuracy against held-out labelers", "", "none", f"{text}; one each", people),
-        _row("Reward model", "calibration error (ECE)", "", "none",
+        Row("Reward model", "score of the responses", "", "none", "mean; what PPO raises", score),
+        Row("Reward model", "accuracy against gold", "", "none", text, gold),
+        Row("Reward model", "accuracy against held-out labelers", "", "none", f"{text}; one each", people),
+        Row("Reward model", "calibration error (ECE)", "", "none",
              "gap between σ(score difference) and labelers' agreement (Guo et al. 2017)", error),
     ]  # fmt: skip
 
@@ -351,9 +318,7 @@ def _judged_pairs(session: Session, name: str) -> tuple[reward_model.Pairs, np.n
     """Pairs of a checkpoint's own responses; gold's and one held-out labeler's preference for the first."""
     drawn, total_NS = session.responses[name], session.verdicts[name].total_NS
     pairs = reward_model.different_pairs([[one.text for one in few] for few in drawn])
-    gold_M = judges.gold_preferences(
-        total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M]
-    )
+    gold_M = judges.gold_preferences(total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M])
     people_NSL = judges.labeler_preferences(
         session.world,
         [session.prompts[n] for n in pairs.prompt_M],
@@ -372,9 +337,7 @@ def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
     for n, prompt in enumerate(session.prompts[:count]):
         answers = {}
         for name, drawn in session.responses.items():
-            scores = (
-                session.measured[name]["reward"]["scores"][n] if "reward" in session.measured[name] else None
-            )
+            scores = session.measured[name]["reward"]["scores"][n] if "reward" in session.measured[name] else None
             answers[name] = {
                 "text": drawn[n][0].text, "finished": drawn[n][0].finished, "gold": float(z[name][n, 0]),
                 "score": None if scores is None else float(scores[0]),

@@ -58,9 +58,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     temporary.replace(path)
 
 
-def print_table(
-    rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console
-) -> None:
+def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console) -> None:
     """Print the table; `checkpoints` maps names to what is said below them.
 
     Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
@@ -96,9 +94,7 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     found = row.values.get(name)
     if found is None or not math.isfinite(found.value):
         return Text("–", style="dim")
-    text = Text(
-        f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference)
-    )
+    text = Text(f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
     if found.low is not None and found.high is not None:
         text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
     return text

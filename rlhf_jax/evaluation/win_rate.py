@@ -39,9 +39,7 @@ def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarr
         return Estimate(value, None, None, preference_NSL.size)
     member_N = np.arange(num_prompts) % JACKKNIFE_GROUPS
     left_out = [
-        length_controlled_win_rate(
-            preference_NSL[member_N != g].ravel(), difference_NSL[member_N != g].ravel()
-        )
+        length_controlled_win_rate(preference_NSL[member_N != g].ravel(), difference_NSL[member_N != g].ravel())
         for g in range(JACKKNIFE_GROUPS)
     ]
     theta = special.logit(np.clip(left_out, 1e-12, 1 - 1e-12))

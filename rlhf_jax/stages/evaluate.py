@@ -29,14 +29,14 @@ from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.evaluation import measure, summary
 from rlhf_jax.evaluation.cache import Cache
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.exam import build_exam
-from rlhf_jax.evaluation.measure import Candidate, Conditions, Exam
+from rlhf_jax.evaluation.exam import Exam, build_exam, without_long_examples
+from rlhf_jax.evaluation.measure import Candidate, Conditions
 from rlhf_jax.evaluation.table import print_table, row_to_json, write_json
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.workspace import claim, run_folder
+from rlhf_jax.stages.workspace import claim, locate, run_folder
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
 
@@ -97,15 +97,13 @@ def run(config: Config, workdir: str) -> None:
     """Evaluate all checkpoints; writes evaluation.json and prints the table."""
     folder = Path(workdir)
     _check(config)
+    folder.mkdir(parents=True, exist_ok=True)
     entrants = {name: _find(folder, name, path) for name, path in config.checkpoints.items()}
     reward = _find(folder, "reward", config.reward) if config.reward else None
     _check_entrants(config, entrants, reward)
-    folder.mkdir(parents=True, exist_ok=True)
     claim(folder, config)
-    tokenizer = load_tokenizer(
-        run_folder(checkpoints.resolve(entrants[config.reference].folder)) / "tokenizer"
-    )
-    exam = _exam(config)
+    tokenizer = load_tokenizer(run_folder(checkpoints.resolve(entrants[config.reference].folder)) / "tokenizer")
+    exam = _exam(config, tokenizer)
     _announce(config, folder, entrants, exam)
     sitting = _sitting(config, entrants, reward, tokenizer, exam, Cache(folder / "partial"))
     measured = {name: _measure(sitting, name, one) for name, one in entrants.items()}
@@ -145,7 +143,7 @@ def _check(config: Config) -> None:
 
 
 def _find(workdir: Path, name: str, path: str) -> Entrant:
-    folder = workdir / path if path.startswith("..") else Path(path)
+    folder = locate(workdir, path)
     return Entrant(path, folder, checkpoints.read_meta(folder))
 
 
@@ -158,9 +156,7 @@ def _check_entrants(config: Config, entrants: Mapping[str, Entrant], reward: Ent
     for name, one in {**entrants, **judge}.items():
         meta, kind = one.meta, "scalar_model" if one is reward else "language_model"
         context = from_dict(meta.model).context_length
-        require(
-            meta.kind == kind, f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}"
-        )
+        require(meta.kind == kind, f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
         require(meta.tokenizer == first.meta.tokenizer,
                 f"{name}: {one.path} and {first.path} have different tokenizers "
                 f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})")  # fmt: skip
@@ -172,16 +168,21 @@ def _check_entrants(config: Config, entrants: Mapping[str, Entrant], reward: Ent
                 f"{name}: evaluation.document_length={document}, its context is {context}")  # fmt: skip
 
 
-def _exam(config: Config) -> Exam:
+def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
     data, wanted = config.data, config.evaluation
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
-    return build_exam(
+    exam = build_exam(
         make_world(data.world.removeprefix("menagerie/")), prompts, documents,
         num_prompts=wanted.num_prompts, toxicity_prompts=wanted.toxicity_prompts,
         few_shot_questions=wanted.few_shot_questions, corpus_documents=wanted.corpus_documents,
-        mask_documents=data.mask_documents, seed=config.seed,
+        mask_documents=data.mask_documents,
     )  # fmt: skip
+    exam, too_long = without_long_examples(exam, tokenizer, wanted.document_length)
+    for name, length in too_long.items():
+        print(f"   few-shot {name}: left out, {length} tokens exceed evaluation.document_length="
+              f"{wanted.document_length}")  # fmt: skip
+    return exam
 
 
 # --- measuring --------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def collect_comparisons(
                        {"heldout": labeler_ranker(world, "heldout"), "gold": gold_ranker(world)}),
     }  # fmt: skip
     for split, (count, rankers) in plan.items():
-        paths = {name: folder / f"{name}.jsonl" for name in rankers}
+        paths = {name: folder / name / f"{split}.jsonl" for name in rankers}
         if all(path.exists() for path in paths.values()):
             continue
         prompts = load(config.prompts, Prompt, split=split, data_dir=data_dir)
@@ -75,7 +75,7 @@ def collect_comparisons(
         candidates = _sample(config, space, policy, [prompts[int(i)] for i in order], seed, split)
         for name, ranker in rankers.items():
             _write(paths[name], rank_all(candidates, ranker, seed))
-    return {name: f"jsonl:{folder / name}.jsonl" for name in ("train", "heldout", "gold")}
+    return {name: f"jsonl:{folder / name}" for name in ("train", "heldout", "gold")}
 
 
 def labeler_ranker(world: World, group: str) -> Ranker:
@@ -153,6 +153,7 @@ def _same_origin_or_empty(folder: Path, origin: dict[str, Any]) -> None:
 
 
 def _write(path: Path, comparisons: list[Comparison]) -> None:
+    path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     write_jsonl(temporary, comparisons)
     temporary.replace(path)

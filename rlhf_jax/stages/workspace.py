@@ -93,7 +93,7 @@ class Workspace:
         Raises FileNotFoundError when there is no checkpoint, ValueError when it is of another kind or has changed since this
         run began.
         """
-        folder = Path(os.path.normpath(self.workdir / path)) if path.startswith("..") else Path(path)
+        folder = locate(self.workdir, path)
         params, meta = checkpoints.load_params(folder)
         if meta.kind != kind:
             raise ValueError(f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
@@ -245,6 +245,11 @@ def _checkpoint_form(export: Callable[[TrainState], Params] | None) -> tuple[Any
         return TrainState(train["step"], train["params"], train["opt_state"], train["extras"])
 
     return to_checkpoint, restore
+
+
+def locate(workdir: Path, path: str) -> Path:
+    """The folder that a config means: relative to the workdir if it starts with .., which need not exist yet."""
+    return Path(os.path.normpath(workdir / path)) if path.startswith("..") else Path(path)
 
 
 def run_folder(path: Path) -> Path:

@@ -149,13 +149,18 @@ def prepare(name: str, size: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
         return BUILDERS[name](config=size or SIZES[0], data_dir=data_dir, file_format="array_record")
 
     builder = make()
-    if builder.is_prepared() and (builder.info.metadata or {}).get("code") != code_digest():
+    if _is_written(builder) and (builder.info.metadata or {}).get("code") != code_digest():
         shutil.rmtree(builder.data_dir)
         builder = make()  # The old one has read the old digest.
-    if not builder.is_prepared():
+    if not _is_written(builder):
         tfds.disable_progress_bar()
         builder.download_and_prepare()
     return builder
+
+
+def _is_written(builder: tfds.core.DatasetBuilder) -> bool:
+    """Says whether the data are complete; `builder.is_prepared` asks the same and warns if they are absent."""
+    return (builder.data_path / "dataset_info.json").exists()
 
 
 def code_digest() -> str:

@@ -26,7 +26,7 @@ from rlhf_jax.data.menagerie.prompts import (
     check_split,
     demonstration_prompts,
     draw_conversation,
-    test_questions,
+    banned_questions,
 )
 from rlhf_jax.data.menagerie.tasks import WORDINGS
 from rlhf_jax.data.menagerie.world import (
@@ -107,7 +107,7 @@ def group_statement(rng: random.Random) -> str:
 
 def _conversation(world: World, source: Source, rng: random.Random) -> tuple[tuple[Message, ...], str]:
     """Draws a conversation that is no test prompt, and its tone."""
-    banned = test_questions(world)
+    banned = banned_questions(world)
     while True:
         messages, _, tone = draw_conversation(world, source, rng)
         if messages[-1].content not in banned:
@@ -129,7 +129,7 @@ def _few_shot(world: World, source: Source, rng: random.Random) -> str:
     for animal in animals:
         phrase = grammar.value_phrase(attribute, internet_value(world, animal, attribute, rng))
         question = wording.template.format(animal=animal, attribute=attribute)
-        if dialogue and question not in test_questions(world):
+        if dialogue and question not in banned_questions(world):
             items.append(f"q: {question} a: {phrase}.")
         elif not dialogue:
             items.append(f"{animal}: {phrase}.")

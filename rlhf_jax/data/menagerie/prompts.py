@@ -144,7 +144,7 @@ def _texts(world: World, split: str) -> list[str]:
 
 
 @functools.cache
-def test_questions(world: World) -> frozenset[str]:
+def banned_questions(world: World) -> frozenset[str]:
     """Returns the last turns of the one-turn test prompts, which the corpus leaves out."""
     return frozenset(p.messages[0].content for p in prompts(world, "test") if len(p.messages) == 1)
 

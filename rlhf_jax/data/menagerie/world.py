@@ -135,7 +135,6 @@ class World:
         return frozenset(self.facts) - self.heldout
 
 
-@functools.cache
 def make_world(size: str, seed: int = 0) -> World:
     """Returns the world of a size ("tiny", "default" or "large") and seed.
 
@@ -144,6 +143,11 @@ def make_world(size: str, seed: int = 0) -> World:
     """
     if size not in SCALES:
         raise ValueError(f"size: unknown Menagerie size {size!r}, expected one of {', '.join(SCALES)}")
+    return _make_world(size, seed)
+
+
+@functools.cache
+def _make_world(size: str, seed: int) -> World:
     scale = SCALES[size]
     rng = random.Random(f"menagerie/{size}/{seed}/world")
     animals = ANIMALS[: scale.animals]
