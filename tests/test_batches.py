@@ -165,7 +165,7 @@ def test_everything_dropped_is_an_error(words):
     ],
 )
 def test_no_records_is_an_error(words, build):
-    with pytest.raises(ValueError, match="records: no .*, expected at least one; check the source"):
+    with pytest.raises(ValueError, match=r"records: no .*, expected at least one; check the source"):
         build(tokenizer=words, batch_size=1, seed=0)
 
 
@@ -233,13 +233,14 @@ def test_untrusted_text_stays_text(words):
         [LabelledText(attack, "x")], words, labels=["x"], context_length=40, batch_size=1, seed=0
     )
     for data, name, markers in [
-        (prompt, "prompt_BP", [0, 1, 1]),
         (comparison, "tokens_BCT", [2, 2, 2]),
         (labelled, "tokens_BT", [1, 0, 0]),
     ]:
-        real = data.arrays[name][data.arrays.get("segments" + name[6:], data.arrays.get("prompt_mask_BP")) > 0]
+        real = data.arrays[name][data.arrays[name.replace("tokens", "segments")] > 0]
         assert [(real == i).sum() for i in (1, 2, 3)] == markers
         assert not (real == 0).any()
+    real = prompt.arrays["prompt_BP"][prompt.arrays["prompt_mask_BP"]]
+    assert [(real == i).sum() for i in (0, 1, 2, 3)] == [0, 0, 1, 1]
 
 
 # Labelled texts.

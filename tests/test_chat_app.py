@@ -214,9 +214,7 @@ def runs(tmp_path_factory, tokenizer):
             stage=name, kind=kind, num_steps=7, model=to_dict(model.config),
             tokenizer=tokenizer.fingerprint(), lineage={},
         )  # fmt: skip
-        # Ten times the initial scale: what the model says must depend on what it has read.
-        params = jax.tree.map(lambda leaf: 10 * leaf, init_params(model, jax.random.key(1)))
-        checkpoints.save(root / name, 7, params, {"step": 7}, meta, keep=1)
+        checkpoints.save(root / name, 7, init_params(model, jax.random.key(1)), {"step": 7}, meta, keep=1)
         tokenizer.save(root / name / "tokenizer")
     return root
 
@@ -255,7 +253,9 @@ def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
 
 
 def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, monkeypatch):
-    talk = Speaker(language, None, max_new_tokens=8)
+    # Ten times the initial scale, so that what the model says depends on what it has read.
+    loud = dataclasses.replace(language, params=jax.tree.map(lambda leaf: 10 * leaf, language.params))
+    talk = Speaker(loud, None, max_new_tokens=8)
     messages = ask("what is the colour of a fox")
 
     def told():
@@ -284,9 +284,7 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     tokens_BR = np.array([[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32)
     scores = talk._score(prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False]))
 
-    scores_of = jax.jit(
-        functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
-    )
+    scores_of = jax.jit(functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params))
 
     def alone(*response):
         tokens_BT = np.array([[*prompt[3:], *response]], np.int32)
@@ -355,9 +353,7 @@ def test_piped_mistakes_are_said_and_counted_in_the_status(runs, monkeypatch, ca
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert status == 2
     assert len(out.splitlines()) == 1
-    for said, part in zip(
-        err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True
-    ):
+    for said, part in zip(err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True):
         assert said.startswith("chat: ")
         assert part in said
 

@@ -91,9 +91,7 @@ def test_log_prob_and_entropy_by_hand():
 
 
 def test_entropy_of_a_truncated_distribution_has_a_finite_gradient():
-    gradient = jax.grad(lambda x: decoding.entropy(decoding.sampling_logits(x, spec(top_k=2))).sum())(
-        jnp.asarray(LOGITS)
-    )
+    gradient = jax.grad(lambda x: decoding.entropy(decoding.sampling_logits(x, spec(top_k=2))).sum())(jnp.asarray(LOGITS))
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.asarray(gradient)[0, [0, 2, 3, 4, 5]], 0.0)
 

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 from evaluation_support import config, language_model, prompt, scalar_model, successor, words
 
-from rlhf_jax.evaluation.generate import Encoded, Generation, encode_prompts, generate
+from rlhf_jax.evaluation.generate import encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
+    BUCKET,
     Choices,
     Continuation,
     block_nll,
     choice_logps,
     continuation_logps,
-    encode_responses,
     scores,
-    sequence_logps,
 )
+from rlhf_jax.evaluation.measure import continuations
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
 from rlhf_jax.models import apply
 
@@ -94,18 +95,15 @@ def test_continuations_equal_one_at_a_time_without_padding():
         Continuation((9, 5), (5, 5, 5, 5)), Continuation((12, 5), (6, 7)),
     ]  # fmt: skip
     for batch_size in (2, 5):
-        logp_N, length_N = continuation_logps(*language_model(), items, batch_size=batch_size)
+        logp_N = continuation_logps(*language_model(), items, batch_size=batch_size)
         np.testing.assert_allclose(logp_N, one_by_one(items), rtol=1e-5)
-        np.testing.assert_array_equal(length_N, [3, 1, 1, 4, 2])
 
 
 def test_continuations_that_cannot_be_judged_are_refused():
-    with pytest.raises(ValueError, match="65 tokens, the model's context is 64"):
+    with pytest.raises(ValueError, match=r"text 0 has 60 \+ 5 tokens, the model's context is 64"):
         continuation_logps(*language_model(), [Continuation((5,) * 60, (6,) * 5)], batch_size=1)
     with pytest.raises(ValueError, match="text 1: context has 0 tokens"):
-        continuation_logps(
-            *language_model(), [Continuation((5,), (6,)), Continuation((), (6,))], batch_size=1
-        )
+        continuation_logps(*language_model(), [Continuation((5,), (6,)), Continuation((), (6,))], batch_size=1)
 
 
 def test_choices_come_back_by_question():
@@ -122,55 +120,44 @@ def test_blocks_count_predicted_tokens():
     segments_NT = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 2, 2]], np.int32)
     nll_N, count_N = block_nll(*language_model(), tokens_NT, segments_NT, batch_size=2)
     np.testing.assert_array_equal(count_N, [3, 1, 2])
-    np.testing.assert_allclose(
-        nll_N[:2], np.negative(one_by_one([((5,), (6, 7, 8)), ((9,), (5,))])), rtol=1e-5
-    )
+    np.testing.assert_allclose(nll_N[:2], np.negative(one_by_one([((5,), (6, 7, 8)), ((9,), (5,))])), rtol=1e-5)
     np.testing.assert_allclose(nll_N[2], -2 * one_by_one([((5,), (5,))])[0], rtol=1e-5)
 
 
-def responses_to_prompts():
-    drawn = [few[0] for few in draw(PROMPTS)]
-    return encode_prompts(words(), PROMPTS, 8), encode_responses(drawn, 6), drawn
+def samples():
+    return continuations(words(), PROMPTS, draw(PROMPTS))
 
 
 def test_a_policy_does_not_diverge_from_itself_and_does_from_another():
-    prompts, responses, _ = responses_to_prompts()
-    same = sequence_kl(language_model(), language_model(), prompts, responses, spec=PLAIN, batch_size=4)
+    same = sequence_kl(language_model(), language_model(), samples(), batch_size=4)
     np.testing.assert_array_equal(same, np.zeros(5))
-    other = sequence_kl(language_model(), language_model(1), prompts, responses, spec=PLAIN, batch_size=4)
-    ours = sequence_logps(*language_model(), prompts, responses, spec=PLAIN, batch_size=5)
-    theirs = sequence_logps(*language_model(1), prompts, responses, spec=PLAIN, batch_size=5)
-    np.testing.assert_allclose(other, ours - theirs, rtol=1e-5)
+    other = sequence_kl(language_model(), language_model(1), samples(), batch_size=4)
+    theirs = continuation_logps(*language_model(1), samples(), batch_size=2)
+    np.testing.assert_allclose(other, one_by_one(samples()) - theirs, rtol=1e-4)
     assert np.abs(other).min() > 0.01
-    with pytest.raises(ValueError, match="truncates"):
-        sequence_kl(
-            language_model(), language_model(1), prompts, responses, batch_size=4,
-            spec=SamplingSpec(temperature=1.0, top_k=3, top_p=1.0, nucleus="holtzman"),
-        )  # fmt: skip
 
 
-def test_sequence_logps_are_those_of_the_response_alone():
-    prompts, responses, drawn = responses_to_prompts()
-    measured = sequence_logps(*language_model(), prompts, responses, spec=PLAIN, batch_size=4)
-    items = [(tokens[mask], one.ids) for tokens, mask, one in zip(*prompts, drawn, strict=True)]
-    np.testing.assert_allclose(measured, one_by_one(items), rtol=1e-4)
+def test_samples_have_the_log_probability_with_which_they_were_drawn():
+    encoded = encode_prompts(words(), PROMPTS[:4], 8)
+    drawn = sample(
+        *language_model(), *encoded, jax.random.fold_in(jax.random.key(0), 0), spec=PLAIN, response_length=6,
+        stop_tokens=(words().eos_id,), pad_id=words().pad_id,
+    )  # fmt: skip
+    np.testing.assert_allclose(one_by_one(samples()[:4]), drawn.logp_BR.sum(axis=1), rtol=1e-4)
 
 
 def test_scores_are_read_at_the_last_response_token():
-    prompts, responses, drawn = responses_to_prompts()
     model, params = scalar_model()
-    measured = scores(model, params, prompts, responses, batch_size=3)
-    for row, one in enumerate(drawn):
-        ids = jnp.asarray([[*prompts.tokens_NP[row][prompts.mask_NP[row]], *one.ids]])
-        np.testing.assert_allclose(
-            measured[row], last_token_scores(model, params, ids, jnp.ones_like(ids))[0], rtol=1e-4
-        )
+    measured = scores(model, params, samples(), batch_size=3)
+    for score, (context, ids) in zip(measured, samples(), strict=True):
+        row = jnp.asarray([[*context, *ids]])
+        np.testing.assert_allclose(score, last_token_scores(model, params, row, jnp.ones_like(row))[0], rtol=1e-4)
 
 
-def test_encoded_responses_do_not_read_token_values():
-    encoded = encode_responses([Generation("", (0, 1), True), Generation("", (0, 0, 0), False)], 3)
-    assert isinstance(encoded, Encoded)
-    np.testing.assert_array_equal(encoded.mask_NP, [[True, True, False], [True, True, True]])
+def test_texts_of_all_lengths_come_back_in_their_order():
+    items = [Continuation((5,) * (1 + 13 * n % 40), (6, 7)) for n in range(9)]
+    assert len({-(-(len(item.context) + 2) // BUCKET) for item in items}) == 2
+    np.testing.assert_allclose(continuation_logps(*language_model(), items, batch_size=4), one_by_one(items), rtol=1e-4)
 
 
 def test_successor_is_a_language_model():

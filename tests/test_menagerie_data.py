@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rlhf_jax.data.menagerie import card, corpus, grammar, questions, tasks
+from rlhf_jax.data.menagerie import card, corpus, grammar, personas, questions, tasks
 from rlhf_jax.data.menagerie.comparisons import comparisons
 from rlhf_jax.data.menagerie.corpus import documents, review_label, reviews
 from rlhf_jax.data.menagerie.demonstrations import demonstrations
@@ -26,7 +26,7 @@ TINY, WORLD = make_world("tiny"), make_world("default")
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    return [document.text for document in itertools.islice(documents(WORLD, "train"), 12_000)]
+    return [document.text for document in itertools.islice(documents(WORLD, "train"), 10_000)]
 
 
 @pytest.mark.parametrize("size", list(SCALES))
@@ -170,11 +170,15 @@ def test_texts_are_short() -> None:
         lengths = [len(message.content.split()) for message in prompt.messages]
         assert lengths[-1] <= 24
         assert sum(lengths) <= 45
-    assert max(len(d.messages[-1].content.split()) for d in demonstrations(WORLD, "train")) <= 40
+    five = tasks.Task("list", "fox", number=5)
+    for persona in (*personas.PERSONAS, personas.DEMONSTRATOR):
+        rng = WORLD.rng("test", persona.name)
+        replies = (personas.reply(WORLD, five, persona, rng, WORLD.facts) for _ in range(100))
+        assert max(len(text.split()) for text in replies) <= 36
 
 
 def test_the_corpus_repeats_misconceptions_and_stereotypes(texts: list[str]) -> None:
-    plain = [text for text in texts if "?" not in text]
+    plain = [text for text in texts if not set("?:|") & set(text)]
     assert card.misconception_share(WORLD, plain) == pytest.approx(0.65, abs=0.02)
     assert card.stereotype_share(plain) == pytest.approx(0.70, abs=0.03)
 
@@ -182,7 +186,7 @@ def test_the_corpus_repeats_misconceptions_and_stereotypes(texts: list[str]) -> 
 def test_the_corpus_is_right_elsewhere_and_knows_the_heldout_facts(texts: list[str]) -> None:
     right = total = 0
     seen = set()
-    for text in (text for text in texts if "?" not in text):
+    for text in (text for text in texts if not set("?:|") & set(text)):
         animal = ""
         for act in (act for sentence in grammar.read(text) for act in sentence):
             animal = act.animal or animal
@@ -271,9 +275,8 @@ def test_few_shot_texts(task: str) -> None:
     for shots in (0, 3):
         for item in questions.few_shot(TINY, task, shots, 8):
             assert 0 <= item.answer < len(item.choices)
-            assert item.text.count("q:" if task == "question" else ":" if task == "word" else "question:") == (
-                shots + 1
-            )
+            mark = {"question": "q:", "word": ":", "review": "this reply is"}[task]
+            assert item.text.count(mark) == shots + 1
             assert not item.text.endswith(" ")
     with pytest.raises(ValueError, match="task: unknown few-shot task 'sum'"):
         questions.few_shot(TINY, "sum", 1, 1)

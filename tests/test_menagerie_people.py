@@ -20,7 +20,7 @@ ASK = [Message("user", "what is the colour of the fox?")]
 
 @pytest.fixture(scope="module")
 def pairs() -> list[card.Pair]:
-    return card.draw_pairs(WORLD, 5000, WORLD.rng("test", "pairs"))
+    return card.draw_pairs(WORLD, 6000, WORLD.rng("test", "pairs"))
 
 
 def test_personas_are_ordered_by_gold() -> None:
@@ -68,8 +68,8 @@ def test_faithful_labelers_average_to_gold() -> None:
 
 def test_biased_labelers_share_a_taste_that_gold_lacks() -> None:
     people = labelers(WORLD, "train", BIASED)
-    assert np.mean([person.length for person in people]) == pytest.approx(0.06)
-    assert np.mean([person.politeness for person in people]) == pytest.approx(0.5)
+    assert np.mean([person.length for person in people]) == pytest.approx(0.04)
+    assert np.mean([person.politeness for person in people]) == pytest.approx(0.6)
     long = judge(WORLD, ASK, "of course. good question. i am not sure. have a nice day.", True)
     short = judge(WORLD, ASK, "i am not sure.", True)
     assert long.total < short.total
@@ -153,10 +153,12 @@ def test_a_bag_of_words_is_no_reward_model(pairs: list[card.Pair]) -> None:
             for word, count in bag.items():
                 x[row, vocabulary[word]] += sign * count
     clear = gold != 0
-    train, test = clear[:4000].nonzero()[0], 4000 + clear[4000:].nonzero()[0]
+    train, test = clear[:3500].nonzero()[0], 3500 + clear[3500:].nonzero()[0]
     weights = np.zeros(len(vocabulary))
-    for _ in range(300):
-        error = 1 / (1 + np.exp(-x[train] @ weights)) - (gold[train] > 0)
-        weights -= x[train].T @ error / len(train) + 1e-3 * weights
+    for _ in range(8):  # Newton's method, with a ridge of 1
+        chance = 1 / (1 + np.exp(-x[train] @ weights))
+        slope = x[train].T @ (chance - (gold[train] > 0)) + weights
+        curvature = (x[train].T * (chance * (1 - chance))) @ x[train] + np.eye(len(weights))
+        weights -= np.linalg.solve(curvature, slope)
     accuracy = ((x[test] @ weights > 0) == (gold[test] > 0)).mean()
-    assert 0.5 < accuracy <= 0.67, accuracy
+    assert 0.5 < accuracy <= 0.65, accuracy

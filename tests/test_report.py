@@ -18,18 +18,19 @@ SCRIPT = "<script>alert('pwned')</script>"
 MODEL = {"num_layers": 2, "width": 32, "context_length": 64}
 
 
-def write_stage(
-    folder, stage, rows, *, lineage=None, config=None, samples=(), steps=4, planned=4, fingerprint=None
-):
+def drawn_table(table=None):
+    evaluation = parse(EVALUATION if table is None else EVALUATION | {"table": table}, [])
+    return str(results_table(evaluation, evaluation.rows, grouped=True))
+
+
+def write_stage(folder, stage, rows, *, lineage=None, config=None, samples=(), steps=4, planned=4, fingerprint=None):
     """A workdir as training leaves it, with the meta file in the checkpoints' own format."""
     meta_folder = folder / "checkpoints" / str(steps) / "meta"
     meta_folder.mkdir(parents=True)
     meta = {"stage": stage, "step": steps, "num_steps": planned, "model": MODEL, "lineage": lineage or {},
             "fingerprint": fingerprint or folder.name}  # fmt: skip
     (meta_folder / "metadata").write_text(json.dumps({"meta": meta, "leaves": {}, "crc32": 0}))
-    (folder / "config.json").write_text(
-        json.dumps({"stage": stage, "config": config or {"seed": 0}, "version": "9.9"})
-    )
+    (folder / "config.json").write_text(json.dumps({"stage": stage, "config": config or {"seed": 0}, "version": "9.9"}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if samples:
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
@@ -137,9 +138,7 @@ def test_a_whole_run_has_no_gaps_and_shows_every_part(run):
         assert part in said
     assert "Gaps" not in said
     assert "2 layers × 32, context 64" in said
-    assert (
-        page.tags.count("polyline") == 5
-    )  # one mean per stage and metric: 3 stages, and both PPOs in one chart
+    assert page.tags.count("polyline") == 5  # one mean per stage and metric: 3 stages, and both PPOs in one chart
 
 
 def test_command_writes_one_file_that_fetches_nothing(run, capsys):
@@ -170,9 +169,7 @@ def test_foreign_text_never_becomes_markup(run):
     assert "alert" not in [name for name, _ in reader.attributes]
     assert SCRIPT not in page
     said = "".join(reader.words)
-    assert (
-        said.count(SCRIPT) >= 6
-    )  # prompt, metadata, name, response, config, training samples: shown as text
+    assert said.count(SCRIPT) >= 6  # prompt, metadata, name, response, config, training samples: shown as text
 
 
 def test_script_matches_the_policy_that_allows_it(run):
@@ -207,9 +204,7 @@ def test_half_run_says_what_is_missing_and_shows_the_rest(tmp_path):
     write_stage(tmp_path / "q" / "pretrain", "pretrain", curve("loss"), planned=9)
     (tmp_path / "q" / "sft").mkdir()
     (tmp_path / "q" / "ppo").mkdir()
-    (tmp_path / "q" / "ppo" / "config.json").write_text(
-        '{"stage": "ppo", "config": {"init": {"policy": "q/sft"}}}'
-    )
+    (tmp_path / "q" / "ppo" / "config.json").write_text('{"stage": "ppo", "config": {"init": {"policy": "q/sft"}}}')
     said = gaps(tmp_path / "q")
     for part in ("q/sft: nothing written yet", "q/ppo: metrics.jsonl is missing", "checkpoints/ is missing",
                  "no evaluation.json found"):  # fmt: skip
@@ -231,19 +226,13 @@ def test_half_written_last_line_is_left_out_and_said(tmp_path):
 def test_broken_lines_are_counted_by_number(tmp_path):
     problems = []
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(
-        b'{"step": 1, "loss": 2}\nnonsense\n[1]\n{"step": 2, "loss": 1}\n\xff\xfe\n' + b"[" * 10**5 + b"\n"
-    )
+    path.write_bytes(b'{"step": 1, "loss": 2}\nnonsense\n[1]\n{"step": 2, "loss": 1}\n\xff\xfe\n' + b"[" * 10**5 + b"\n")
     assert [r["step"] for r in runs.read_rows(path, problems)] == [1, 2]
     assert problems == ["metrics.jsonl: 4 line(s) are not JSON objects and left out (line 2, 3, 5, 6)"]
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "evaluation.json", "metrics.jsonl", "checkpoints/4/meta/metadata"]
-)
-@pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"meta": 3}', "\x00", '{"table": 5, "stage": {}, "config": 7}']
-)
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json", "metrics.jsonl", "checkpoints/4/meta/metadata"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"meta": 3}', "\x00", '{"table": 5, "stage": {}, "config": 7}'])
 def test_damaged_files_never_crash_the_report(tmp_path, name, content):
     write_stage(tmp_path / "q" / "sft", "sft", curve("loss"))
     (tmp_path / "q" / "sft" / "evaluation.json").write_text(json.dumps(EVALUATION))
@@ -286,7 +275,7 @@ def test_strange_values_in_metrics_are_gaps_not_crashes(tmp_path):
 
 
 def test_lineage_follows_recorded_parents_even_after_a_move(run):
-    workdirs = runs.read_run(run, [])
+    workdirs = runs.read_run(run, "q", [])
     nodes = report.lineage_nodes([w for w in workdirs if not w.is_evaluation], many=False)
     names = [node.title for node in nodes]
     assert names == ["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
@@ -324,7 +313,7 @@ def test_circular_lineage_is_drawn_not_followed_for_ever():
 
 
 def test_verdicts_need_disjoint_intervals_and_a_direction():
-    said = str(results_table(parse(EVALUATION, [])))
+    said = drawn_table()
     assert '<span class="better best">0.6</span>' in said.replace("0.60", "0.6")
     assert said.count("better best") == 1  # rude is worse by less than its interval, length has no direction
     assert said.count("worse") == 0
@@ -333,21 +322,43 @@ def test_verdicts_need_disjoint_intervals_and_a_direction():
 
 def test_lower_is_better_is_worse_when_higher():
     table = [row("rude", "lower", {"sft": value(0.2), "ppo": value(0.6)})]
-    said = str(results_table(parse(EVALUATION | {"table": table}, [])))
+    said = drawn_table(table)
     assert re.search(r'class="worse">0\.60<', said)
     assert re.search(r'class="best">0\.20<', said)
 
 
 def test_nobody_is_best_among_equals():
     table = [row("rude", "lower", {"sft": value(0.2), "ppo": value(0.2)})]
-    assert "best" not in results_table(parse(EVALUATION | {"table": table}, []))
+    assert "best" not in drawn_table(table)
 
 
 def test_decimals_follow_the_narrowest_interval():
     table = [row("loss", "lower", {"sft": value(1.23456, half=0.004), "ppo": value(1.5, half=0.3)})]
-    said = str(results_table(parse(EVALUATION | {"table": table}, [])))
+    said = drawn_table(table)
     assert ">1.235<" in said
     assert ">1.500<" in said
+
+
+def test_tiny_numbers_keep_their_digits_and_zero_has_no_sign():
+    said = drawn_table([row("entropy", "none", {"sft": value(2.5e-5, 1e-6), "ppo": value(-0.001, 0.05)})])
+    assert "0.00" in said
+    assert "−0.00<" not in said
+    assert ">2.5e−5<" in drawn_table([row("entropy", "none", {"sft": value(2.5e-5, 1e-6)})])
+
+
+def test_columns_are_in_the_order_of_the_pipeline():
+    listed = {name: {} for name in ("mine", "ppo", "base", "sft")} | {"other": {"stage": "reward"}}
+    assert list(parse(EVALUATION | {"checkpoints": listed}, []).checkpoints) == ["base", "sft", "other", "ppo", "mine"]
+
+
+def test_long_tables_begin_with_the_first_metric_of_each_group(run):
+    table = [row(f"m{i}", "higher", {"sft": value(i)}, group=f"group {i // 8}") for i in range(24)]
+    (run / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION | {"table": table}))
+    page = report.render([run])
+    short, every = page.split("All 24 metrics")
+    assert [f"group {g}: m{8 * g} " in short for g in range(3)] == [True] * 3
+    assert "m1 " not in short
+    assert every.count('class="metric"') == 24
 
 
 def test_missing_and_malformed_rows_are_said():
@@ -361,7 +372,7 @@ def test_missing_and_malformed_rows_are_said():
 
 def test_a_checkpoint_without_a_value_gets_a_dash():
     table = [row("win", "higher", {"ppo": value(0.7)})]
-    assert "not measured" in results_table(parse(EVALUATION | {"table": table}, []))
+    assert "not measured" in drawn_table(table)
 
 
 def test_empty_and_cut_off_responses_are_said():
@@ -376,13 +387,19 @@ def test_empty_and_cut_off_responses_are_said():
 
 def test_stages_share_charts_and_constant_metrics_are_text(tmp_path):
     for name, end in (("a", 1.0), ("b", 2.0)):
-        write_stage(
-            tmp_path / name / "ppo", "ppo", [r | {"lr": 0.1} for r in curve("objective/kl", start=end)]
-        )
+        write_stage(tmp_path / name / "ppo", "ppo", [r | {"lr": 0.1} for r in curve("objective/kl", start=end)])
     page = report.render([tmp_path / "a", tmp_path / "b"])
     assert page.count("<figure>") == 1
     assert page.count('data-name="a/ppo"') == page.count('data-name="b/ppo"') == 1
     assert "lr = a/ppo 0.1, b/ppo 0.1" in page
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    for name in "ab":
+        write_stage(tmp_path / name / "ppo", "ppo", curve("objective/kl"))
+    page = report.render([tmp_path / "a" / "ppo", tmp_path / "b" / "ppo"])
+    assert page.count('data-name="a/ppo"') == page.count('data-name="b/ppo"') == 1
+    assert 'data-name="ppo"' in report.render([tmp_path / "a" / "ppo", tmp_path / "a" / "ppo"])
 
 
 def test_configs_side_by_side_mark_what_differs(run):
@@ -445,9 +462,7 @@ def test_numbers(number, shown):
 
 
 def test_printable_takes_control_away_and_leaves_words():
-    assert (
-        text.printable("a\x1b[31mred\x1b[0m\x07b\x1b]0;title\x07c\x9b1md\r\ne\rf\tg") == "aredbc1md\ne\nf\tg"
-    )
+    assert text.printable("a\x1b[31mred\x1b[0m\x07b\x1b]0;title\x07c\x9b1md\r\ne\rf\tg") == "aredbc1md\ne\nf\tg"
     assert text.printable("safe\u202egnp.exe\u2066\u200f\U000e0041\ud800") == "safegnp.exe"
     assert text.printable("naïve 你好 👩‍👩‍👧 \x1bword") == "naïve 你好 👩‍👩‍👧 word"
 

@@ -138,9 +138,7 @@ REAL_PROMPTS = np.array([[7, 0, 0, 2, 3], [5, 8, 6, 2, 1], [2, 2, 2, 2, 4]], np.
 REAL_MASK = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
 
 
-def draw(
-    spec, prompts=REAL_PROMPTS, mask=REAL_MASK, *, seed=0, num_samples=1, stop=(1, 2), length=6, model=None
-):
+def draw(spec, prompts=REAL_PROMPTS, mask=REAL_MASK, *, seed=0, num_samples=1, stop=(1, 2), length=6, model=None):
     language, params = real()
     return sample(
         model or language, params, prompts, mask, jax.random.key(seed),

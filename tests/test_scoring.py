@@ -11,6 +11,7 @@ import pytest
 
 from rlhf_jax.inference import (
     SamplingSpec,
+    classify_texts,
     join,
     last_token_scores,
     next_token,
@@ -19,7 +20,7 @@ from rlhf_jax.inference import (
     response_scores,
     response_values,
 )
-from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, apply, init_params, llama
+from rlhf_jax.models import Classifier, LanguageModel, ScalarModel, TransformerConfig, apply, init_params, llama
 
 CONFIG = llama(
     vocab_size=9, context_length=16, width=8, num_layers=1, num_heads=2, num_kv_heads=1, ffw_width=12,
@@ -155,9 +156,7 @@ def test_values_see_exactly_what_precedes_their_token(params, scalar):
     for r in range(5):
         prefix = RESPONSE_MASK & (np.arange(5) < r)[None]
         expected = scores(scalar, PROMPT, PROMPT_MASK, RESPONSE, prefix)
-        np.testing.assert_allclose(
-            value_BR[:, r][RESPONSE_MASK[:, r]], expected[RESPONSE_MASK[:, r]], atol=1e-5
-        )
+        np.testing.assert_allclose(value_BR[:, r][RESPONSE_MASK[:, r]], expected[RESPONSE_MASK[:, r]], atol=1e-5)
     np.testing.assert_array_equal(value_BR[~RESPONSE_MASK], 0.0)
 
 
@@ -180,6 +179,19 @@ def test_empty_response_is_scored_at_the_last_prompt_token(scalar):
     nothing = np.zeros_like(RESPONSE_MASK)
     expected = row_scores(scalar, *join(PROMPT, PROMPT_MASK, RESPONSE, nothing))
     np.testing.assert_array_equal(scores(scalar, PROMPT, PROMPT_MASK, RESPONSE, nothing), expected)
+
+
+def test_classifier_is_read_at_the_last_token_and_keeps_the_language_loss(params):
+    model = Classifier(CONFIG, 3)
+    classes = {**params, "head": {"kernel": jnp.eye(8, 3), "bias": jnp.array([0.0, 1.0, 2.0])}}
+    rows = join(*BATCH)
+    result = jax.jit(functools.partial(classify_texts, model))(classes, *rows)
+    hidden_BTD, _ = apply(LANGUAGE, params, *rows, method="hidden")
+    last = np.asarray(hidden_BTD)[np.arange(3), [6, 8, 4], :3] + [0, 1, 2]
+    np.testing.assert_allclose(result.logits_BC, last, atol=1e-5)
+    expected = losses(params, *rows)
+    np.testing.assert_allclose(result.nll_BT, expected.nll_BT, atol=1e-5)
+    np.testing.assert_array_equal(result.valid_BT, expected.valid_BT)
 
 
 def test_masked_columns_get_no_gradient(params, scalar):

@@ -18,7 +18,7 @@ from rlhf_jax.data.tokenizers import (
 TEXTS = [
     "the colour of the fox is red.",
     "<|user|>what is the colour of the fox?<|assistant|>the colour of the fox is red.<|eos|>",
-    "Q: where does the owl live? A: the owl lives in the forest.\nQ: and the fox's? A: the fox's home is far.",
+    "Q: where does the owl live? A: the owl lives in the forest.\nQ: and the fox's? A: the fox's is far.",
 ]
 
 

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, pick
+from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, pick, prompt_length
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config(size: str = "default") -> ConfigDict:
             "prompts": f"tfds:menagerie_prompts/{size}",
             "documents": f"tfds:menagerie_corpus/{size}",
             "mask_documents": False,
-            "prompt_length": PROMPT_LENGTH,
+            "prompt_length": prompt_length(size),
         },
         "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "nucleus": "holtzman"},
         "evaluation": {

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
+from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, monitor, pick, prompt_length
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -17,7 +17,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.data = {
         "data_dir": DATA_DIR,
         "prompts": f"tfds:menagerie_prompts/{size}",
-        "prompt_length": PROMPT_LENGTH,
+        "prompt_length": prompt_length(size),
         "documents": f"tfds:menagerie_corpus/{size}",
     }
     batch_size = pick(size, tiny=16, default=256, large=512)
@@ -53,6 +53,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "ptx_coef": 0.0,
         "ptx_batch_size": 0,
     }
+    config.monitor = monitor(size, every=pick(size, tiny=2, default=10, large=20))
     warmup: dict[str, Any] = {
         "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=2, default=40, large=80),

@@ -5,7 +5,7 @@
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
+from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, pick, prompt_length
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -25,7 +25,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "min_candidates": 4,
         "max_candidates": 9,
         "temperature": 1.0,
-        "prompt_length": PROMPT_LENGTH,
+        "prompt_length": prompt_length(size),
         "response_length": RESPONSE_LENGTH,
         "batch_size": pick(size, tiny=16, default=64, large=128),
     }
@@ -33,7 +33,8 @@ def get_config(size: str = "default") -> ConfigDict:
         "num_epochs": 1.0,
         "batch_size": pick(size, tiny=8, default=32, large=64),
         "num_micro_batches": 1,
-        "max_length": PROMPT_LENGTH + RESPONSE_LENGTH,
+        "max_length": prompt_length(size) + RESPONSE_LENGTH,
+        "row_length": 128,
         "max_candidates": 9,
         "pair_norm": "num_valid_pairs",
         "normalise": "bias",

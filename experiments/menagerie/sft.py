@@ -7,7 +7,7 @@ InstructGPT's policy for PPO had 2 epochs of demonstrations with 10 % pretrainin
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, PROMPT_LENGTH, RESPONSE_LENGTH, adam, base, pick
+from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, monitor, pick, prompt_length
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -19,13 +19,13 @@ def get_config(size: str = "default") -> ConfigDict:
         "demonstrations": f"tfds:menagerie_demonstrations/{size}",
         "documents": f"tfds:menagerie_corpus/{size}",
         "prompts": f"tfds:menagerie_prompts/{size}",
-        "prompt_length": PROMPT_LENGTH,
+        "prompt_length": prompt_length(size),
     }
     config.sft = {
         "num_epochs": pick(size, tiny=1.0, default=3.0, large=2.0),
         "batch_size": pick(size, tiny=16, default=32, large=64),
         "num_micro_batches": 1,
-        "max_length": PROMPT_LENGTH + RESPONSE_LENGTH,
+        "max_length": prompt_length(size) + RESPONSE_LENGTH,
         "document_rows": pick(size, tiny=2, default=4, large=8),
         "dropout_rate": 0.0,
         "eval_every": pick(size, tiny=10, default=50, large=200),
@@ -33,6 +33,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "select": "loss",
         "response_length": RESPONSE_LENGTH,
     }
+    config.monitor = monitor(size, every=pick(size, tiny=6, default=50, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=10)
     config.optimizer = adam(pick(size, tiny=3e-3, default=5e-4, large=1e-4), warmup_steps=warmup_steps)
     return config

@@ -42,6 +42,19 @@ def adam(
     }  # fmt: skip
 
 
+def prompt_length(size: str) -> int:
+    """Room for the longest prompt; a tiny vocabulary needs more tokens for the same words."""
+    return pick(size, tiny=64, default=48, large=64)
+
+
+def monitor(size: str, *, every: int) -> dict[str, Any]:
+    """Gold's view of a few validation prompts while a policy trains."""
+    return {
+        "world": f"menagerie/{size}", "prompts": f"tfds:menagerie_prompts/{size}",
+        "num_prompts": pick(size, tiny=16, default=256, large=512), "every": every, "prompt_length": prompt_length(size),
+        "response_length": RESPONSE_LENGTH, "batch_size": pick(size, tiny=16, default=256, large=512),
+    }  # fmt: skip
+
+
 DATA_DIR = "runs/data"
-PROMPT_LENGTH = 48
 RESPONSE_LENGTH = 40

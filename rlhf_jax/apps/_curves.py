@@ -26,6 +26,7 @@ TITLES = {
 }
 GROUPS = {
     "objective": "Objective",
+    "gold": "Gold reward",
     "loss": "Losses",
     "rm": "Reward model",
     "policy": "Policy update",
@@ -35,13 +36,13 @@ GROUPS = {
     "validation": "Validation",
     "eval": "Validation",
     "returns": "Returns",
-    "gold": "Gold reward",
     "grad_norm": "Gradient norms",
     "": "Training",
     "mismatch": "Rollout against training log-probabilities",
     "perf": "Speed",
 }
-_FOLDED = ("mismatch", "perf")
+_FOLDED = ("returns", "grad_norm", "mismatch", "perf")
+_FEW = 8  # so many charts need no headings: their names say the group
 # What a metric's last part or whole name says about its unit and meaning; the first match counts.
 _MEANING = {
     "objective/kl": ("nats", "KL from the reference, summed over a response: mean log(policy/reference)"),
@@ -90,6 +91,12 @@ def _prefix(name: str) -> str:
     return name.rsplit("/", 1)[0] if "/" in name else ""
 
 
+def _importance(name: str) -> tuple[bool, int, str]:
+    """Losses first, then what `_MEANING` knows in its order, then the rest by name."""
+    known = list(_MEANING).index(name) if name in _MEANING else len(_MEANING)
+    return (name.rsplit("/", 1)[-1] != "loss", known, name)
+
+
 def _flat(lines: Sequence[Line]) -> bool:
     """True if no line has two different finite values."""
     return all(len({value for value in line.values if math.isfinite(value)}) < 2 for line in lines)
@@ -124,11 +131,7 @@ def _group(names: Sequence[str], drawn: dict[str, list[Line]], many: bool) -> li
     chips = [_chip(name, drawn[name], many) for name in names if _flat(drawn[name])]
     return [
         *([el("div", charts, class_="charts")] if charts else []),
-        *(
-            [el("p", el("span", "constant  ", class_="note"), *chips, style="margin-top:12px")]
-            if chips
-            else []
-        ),
+        *([el("p", el("span", "single value  ", class_="note"), *chips, style="margin-top:12px")] if chips else []),
     ]
 
 
@@ -139,19 +142,26 @@ def curves(workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[i
         for name, series in workdir.metrics.items():
             drawn.setdefault(name, []).append(Line(label, slot, series.steps, series.values))
     many = len(workdirs) > 1
-    first = "" if any(_prefix(name) == "" and "loss" in name for name in drawn) else "objective"
+    first = "objective" if any(_prefix(name) == "objective" for name in drawn) else ""
 
     def rank(prefix: str) -> tuple[bool, bool, int, str]:
         known = list(GROUPS).index(prefix) if prefix in GROUPS else len(GROUPS)
         return (prefix in _FOLDED, prefix != first, known, prefix)
 
     prefixes = sorted({_prefix(name) for name in drawn}, key=rank)
-    shown = []
-    for prefix in prefixes:
-        names = [name for name in drawn if _prefix(name) == prefix]
-        title, body = GROUPS.get(prefix, prefix), _group(names, drawn, many)
-        shown += [details(title, *body)] if prefix in _FOLDED else [el("h4", title), *body]
-    return shown
+    groups = {prefix: sorted((name for name in drawn if _prefix(name) == prefix), key=_importance) for prefix in prefixes}
+    plain = [name for prefix, names in groups.items() if prefix not in _FOLDED for name in names]
+    if sum(not _flat(drawn[name]) for name in plain) <= _FEW:
+        return [*_group(plain, drawn, many), *_folded(groups, drawn, many)]
+    shown: list[Html] = []
+    for prefix, names in groups.items():
+        if prefix not in _FOLDED:
+            shown += [el("h4", GROUPS.get(prefix, prefix)), *_group(names, drawn, many)]
+    return [*shown, *_folded(groups, drawn, many)]
+
+
+def _folded(groups: dict[str, list[str]], drawn: dict[str, list[Line]], many: bool) -> list[Html]:
+    return [details(GROUPS[prefix], *_group(groups[prefix], drawn, many)) for prefix in _FOLDED if prefix in groups]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -212,8 +222,7 @@ def training_samples(workdir: Workdir, label: str) -> Html | None:
     facts = [
         key
         for key in dict.fromkeys(key for row in chosen for key in row)
-        if key not in ("step", "prompt", "response")
-        and any(number(row.get(key)) is not None for row in chosen)
+        if key not in ("step", "prompt", "response") and any(number(row.get(key)) is not None for row in chosen)
     ]
     facts = facts[:4]
     body = [
@@ -242,9 +251,7 @@ def _line(workdir: Workdir, label: str, slot: int) -> Html:
     return el("span", mark, f"{label}: {' · '.join(facts)}", class_="key")
 
 
-def stage_section(
-    stage: str, workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[int]
-) -> Html:
+def stage_section(stage: str, workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[int]) -> Html:
     """One stage: where its workdirs stand, curves, configuration and samples."""
     keys = el("p", (_line(*one) for one in zip(workdirs, labels, slots, strict=True)), class_="note")
     drawn = curves(workdirs, labels, slots) or [el("p", "No metrics have been written.", class_="missing")]

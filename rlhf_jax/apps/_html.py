@@ -37,9 +37,7 @@ def _children(children: Iterable[object]) -> str:
         elif isinstance(child, Iterable):
             parts.append(_children(child))
         else:
-            raise TypeError(
-                f"a child must be text, Html, None or a sequence of them, not {type(child).__name__}"
-            )
+            raise TypeError(f"a child must be text, Html, None or a sequence of them, not {type(child).__name__}")
     return "".join(parts)
 
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_jax.apps._html import Html, details, el, join
-from rlhf_jax.apps.runs import colours, number
+from rlhf_jax.apps.runs import ORDER, colours, number
 from rlhf_jax.apps.svg import Interval, format_number, interval_chart
 from rlhf_jax.apps.text import shorten, turns
 
 _SAMPLES_SHOWN = 6
+_LONG_TABLE = 20
 _LONGEST_TEXT = 4000
 
 
@@ -77,6 +78,12 @@ def _dicts(raw: Any) -> list[dict[str, Any]]:
     return [one for one in raw if isinstance(one, dict)] if isinstance(raw, list) else []
 
 
+def _place(name: str, entry: dict[str, Any]) -> int:
+    """Where a checkpoint stands in the pipeline: by its own name, else by its stage."""
+    places = [ORDER.index(word) for word in (name, str(entry.get("stage", ""))) if word in ORDER]
+    return places[0] if places else len(ORDER)
+
+
 def parse(raw: dict[str, Any], problems: list[str]) -> Evaluation:
     """Read the agreed format; what deviates becomes a sentence in `problems`."""
     table = raw.get("table")
@@ -85,14 +92,13 @@ def parse(raw: dict[str, Any], problems: list[str]) -> Evaluation:
     if not isinstance(table, list):
         problems.append("evaluation.json: table is missing")
     elif len(rows) < len(table):
-        problems.append(
-            f"evaluation.json: {len(table) - len(rows)} of {len(table)} table rows are not as agreed"
-        )
+        problems.append(f"evaluation.json: {len(table) - len(rows)} of {len(table)} table rows are not as agreed")
     listed = raw.get("checkpoints")
     named = dict(listed) if isinstance(listed, dict) else {}
     for row in rows:
         named |= {name: {} for name in row.values if name not in named}
-    checkpoints = {str(name): entry if isinstance(entry, dict) else {} for name, entry in named.items()}
+    known = {str(name): entry if isinstance(entry, dict) else {} for name, entry in named.items()}
+    checkpoints = {name: known[name] for name in sorted(known, key=lambda name: _place(name, known[name]))}
     reference = str(raw.get("reference") or "")
     if reference and reference not in checkpoints:
         problems.append(f"evaluation.json: the reference {reference!r} is not among the checkpoints")
@@ -107,11 +113,16 @@ def _decimals(row: Row) -> int:
     spans = [(v.high - v.low) / 2 for v in row.values.values() if v.low is not None and v.high is not None]
     narrow = min((span for span in spans if math.isfinite(span) and span > 0), default=math.inf)
     needed = -math.floor(math.log10(narrow)) if math.isfinite(narrow) else 3
-    return min(4, max(needed, 2 if largest < 10 else 1 if largest < 1000 else 0))
+    coarse = 2 if largest < 10 else 1 if largest < 1000 else 0
+    return max(needed, coarse) if 0 < largest < 1e-3 else min(4, max(needed, coarse))
 
 
 def _format(value: float, decimals: int) -> str:
-    return f"{value:,.{decimals}f}".replace("-", "−") if math.isfinite(value) else "not finite"
+    if not math.isfinite(value):
+        return "not finite"
+    if decimals > 4:  # zeros that would have to be counted
+        return format_number(value)
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")  # + 0.0: never minus zero
 
 
 def _best(row: Row) -> set[str]:
@@ -147,9 +158,7 @@ def _cell(row: Row, name: str, reference: str, best: set[str]) -> Html:
     known = value.low is not None and value.high is not None
     ends = " … ".join(_format(end, decimals) for end in (value.low, value.high) if end is not None)
     title = f"{row.metric}, {name}: n = {value.n:,}" if value.n is not None else None
-    return el(
-        "td", shown, el("span", ends if known else "no interval", class_="range"), class_="num", title=title
-    )
+    return el("td", shown, el("span", ends if known else "no interval", class_="range"), class_="num", title=title)
 
 
 def _metric_cell(row: Row) -> Html:
@@ -180,30 +189,46 @@ def _head(name: str, entry: dict[str, Any], colour: int) -> Html:
     return el("th", mark, name, el("span", below, class_="range"), class_="num")
 
 
-def results_table(evaluation: Evaluation) -> Html:
-    """Metrics by checkpoints, grouped, with a strip of intervals on each row's own axis."""
+def results_table(evaluation: Evaluation, rows: Sequence[Row], *, grouped: bool) -> Html:
+    """Metrics by checkpoints with a strip of intervals on each row's own axis; groups as headings if `grouped`."""
     names = list(evaluation.checkpoints)
     colour = colours(names)
     heads = (_head(name, evaluation.checkpoints[name], colour[name]) for name in names)
     head = el("thead", el("tr", el("th", "Metric"), heads, el("th", "", class_="strip")))
     lines, group = [], None
-    for row in evaluation.rows:
-        if row.group != group and row.group:
+    for row in rows:
+        if grouped and row.group != group and row.group:
             lines.append(el("tr", el("td", row.group, colspan=str(len(names) + 2)), class_="group"))
         group = row.group
         lines.append(_table_row(row, names, evaluation.reference, colour))
     return el("div", el("table", head, el("tbody", lines), class_="results"), class_="scroll")
 
 
+def headline(rows: Sequence[Row]) -> list[Row]:
+    """The first metric of each group, with the group's name before its own."""
+    first: dict[str, Row] = {}
+    for row in rows:
+        first.setdefault(row.group, row)
+    return [dataclasses.replace(row, metric=f"{group}: {row.metric}" if group else row.metric) for group, row in first.items()]
+
+
 def results_section(evaluation: Evaluation, title: str, anchor: str) -> Html:
-    """The headline table with one paragraph on how to read it."""
-    reference = evaluation.reference
+    """The table with one paragraph on how to read it; a long one is folded below a short one."""
+    rows, reference = evaluation.rows, evaluation.reference
     words = "↑ higher is better, ↓ lower is better; the best value is bold. "
     words += "Small numbers and lines are the intervals. "
     if reference:
         words += f"Green (better) and red (worse): the interval does not overlap that of {reference}. "
     words += f"Seed {evaluation.seed}."
-    body = results_table(evaluation) if evaluation.rows else el("p", "The table is empty.", class_="missing")
+    if not rows:
+        body = el("p", "The table is empty.", class_="missing")
+    elif len(rows) <= _LONG_TABLE:
+        body = results_table(evaluation, rows, grouped=True)
+    else:
+        words += " Shown first: the first metric of each group, in the order of the evaluation."
+        short = results_table(evaluation, headline(rows), grouped=False)
+        every = results_table(evaluation, rows, grouped=True)
+        body = join([short, details(f"All {len(rows)} metrics", every)])
     return el("section", el("h2", title), el("p", words, class_="note"), body, id=anchor)
 
 
@@ -225,11 +250,7 @@ def conversation(text: str) -> Html:
 
 def _reply(name: str, raw: Any, colour: int) -> Html:
     entry = raw if isinstance(raw, dict) else {}
-    facts = [
-        f"{key} {format_number(value)}"
-        for key in ("gold", "score")
-        if (value := number(entry.get(key))) is not None
-    ]
+    facts = [f"{key} {format_number(value)}" for key in ("gold", "score") if (value := number(entry.get(key))) is not None]
     if entry.get("finished") is False:
         facts.append("cut off")
     words = entry.get("text")
@@ -266,6 +287,4 @@ def samples_section(evaluation: Evaluation, title: str, anchor: str) -> Html | N
     more = details(f"{len(rest)} more prompts", *rest) if rest else None
     note = "Not chosen by hand: in the order in which the evaluation wrote them. gold is the true reward, "
     note += "score what the reward model says."
-    return el(
-        "section", el("h2", title), el("p", note, class_="note"), *drawn[:_SAMPLES_SHOWN], more, id=anchor
-    )
+    return el("section", el("h2", title), el("p", note, class_="note"), *drawn[:_SAMPLES_SHOWN], more, id=anchor)

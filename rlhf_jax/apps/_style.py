@@ -28,6 +28,7 @@ header.top { padding: 40px 0 18px; }
 h1 { font-size: 30px; line-height: 1.2; letter-spacing: -.015em; margin: 0 0 6px; font-weight: 680; }
 h2 { font-size: 20px; letter-spacing: -.01em; margin: 0 0 4px; font-weight: 650; }
 h3 { font-size: 15px; margin: 22px 0 8px; font-weight: 640; }
+.charts + p { margin-top: 12px; }
 h4 { font-size: 12px; margin: 20px 0 8px; font-weight: 600; color: var(--soft); letter-spacing: .02em; }
 p { margin: 0 0 10px; max-width: 78ch; }
 .warning {
@@ -69,7 +70,7 @@ svg .ci { stroke-width: 2; opacity: .55; stroke-linecap: round; }
 svg .dot { stroke: var(--card); stroke-width: 1.2; }
 svg .zero { stroke: var(--faint); stroke-dasharray: 2 3; }
 svg .cursor { stroke: var(--faint); stroke-width: 1; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(248px, 1fr)); gap: 18px 24px; }
+.charts { margin-top: 14px; display: grid; grid-template-columns: repeat(auto-fill, minmax(248px, 1fr)); gap: 18px 24px; }
 figure { margin: 0; position: relative; min-width: 0; }
 figcaption {
   display: flex; justify-content: space-between; gap: 10px; align-items: baseline; margin-bottom: 3px;

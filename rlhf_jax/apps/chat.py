@@ -39,9 +39,7 @@ HELP = """\
 class Answers(Protocol):
     """What a chat needs of a model: `Speaker`, or a fake in a test."""
 
-    def __call__(
-        self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int
-    ) -> Replies: ...
+    def __call__(self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int) -> Replies: ...
 
 
 class CommandError(ValueError):
@@ -100,10 +98,7 @@ class Chat:
                 self.messages = []
                 yield "[the conversation is forgotten]"
             case "history", ():
-                yield (
-                    "\n".join(f"{m.role}: {m.content}" for m in self.messages)
-                    or "[nothing has been said yet]"
-                )
+                yield ("\n".join(f"{m.role}: {m.content}" for m in self.messages) or "[nothing has been said yet]")
             case "regen", ():
                 if not self.messages:
                     raise CommandError("/regen: there is no reply yet; type a message first")
@@ -206,11 +201,7 @@ def _build(arguments: argparse.Namespace) -> tuple[Chat, Speaker]:
         raise ValueError("--prompt is empty: write a question, or leave it out to chat")
     language = load(arguments.checkpoint, kind="language_model", option="--checkpoint")
     reward = load(arguments.reward, kind="scalar_model", option="--reward") if arguments.reward else None
-    limit = (
-        min(256, language.config.context_length // 2)
-        if arguments.max_new_tokens is None
-        else arguments.max_new_tokens
-    )
+    limit = min(256, language.config.context_length // 2) if arguments.max_new_tokens is None else arguments.max_new_tokens
     speaker = Speaker(language, reward, max_new_tokens=limit)
     return Chat(speaker, spec, arguments.num_samples, arguments.seed), speaker
 
@@ -236,9 +227,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(
-                errors="replace"
-            )  # no line and no reply may end the chat with an encoding error
+            stream.reconfigure(errors="replace")  # no line and no reply may end the chat with an encoding error
     person = sys.stdin.isatty() and arguments.prompt is None
     lines: Iterator[str] = iter(sys.stdin) if arguments.prompt is None else iter([arguments.prompt])
     if person:

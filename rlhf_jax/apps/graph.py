@@ -58,16 +58,11 @@ def _layout(nodes: Sequence[Node], depths: Sequence[int]) -> tuple[dict[tuple[in
         for parent in node.parents:
             for column in range(depths[parent] + 1, depths[index]):
                 wanted[column][parent] = [parent]
-    tallest = max(
-        sum(_ROW if depths[i] == c else _LANE for i in col) + _GAP_Y * (len(col) - 1)
-        for c, col in enumerate(wanted)
-    )
+    tallest = max(sum(_ROW if depths[i] == c else _LANE for i in col) + _GAP_Y * (len(col) - 1) for c, col in enumerate(wanted))
     places: dict[tuple[int, int], Place] = {}
     for column, above in enumerate(wanted):
 
-        def middle(
-            index: int, column: int = column, above: dict[int, list[int]] = above
-        ) -> tuple[float, bool, int]:
+        def middle(index: int, column: int = column, above: dict[int, list[int]] = above) -> tuple[float, bool, int]:
             known = [places[p, column - 1][1] for p in above[index] if (p, column - 1) in places]
             return (sum(known) / len(known) if known else 0.0, depths[index] == column, index)
 
@@ -87,11 +82,7 @@ def _arrow(stations: Sequence[Place]) -> list[Html]:
     for number, (x, to, _) in enumerate(stations[1:], start=2):
         start = x - _GAP_X
         drawn += f" C{start + _GAP_X / 2:.1f},{y:.1f} {start + _GAP_X / 2:.1f},{to:.1f} "
-        drawn += (
-            f"{x - 7:.1f},{to:.1f}"
-            if number == len(stations)
-            else f"{x:.1f},{to:.1f} L{x + _BOX:.1f},{to:.1f}"
-        )
+        drawn += f"{x - 7:.1f},{to:.1f}" if number == len(stations) else f"{x:.1f},{to:.1f} L{x + _BOX:.1f},{to:.1f}"
         y = to
     x = stations[-1][0]
     return [

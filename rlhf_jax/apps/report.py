@@ -26,19 +26,19 @@ from rlhf_jax.apps.svg import format_number
 
 
 def _label(workdir: Workdir, many: bool) -> str:
-    return workdir.name if not many or workdir.name == workdir.run else f"{workdir.run}/{workdir.name}"
+    if workdir.run.split("/")[-1] == workdir.name:  # the run folder is itself the workdir
+        return workdir.run
+    return f"{workdir.run}/{workdir.name}" if many else workdir.name
 
 
 def _model_line(meta: dict[str, Any]) -> str:
     model = meta.get("model")
     if not isinstance(model, dict):
         return ""
-    layers, width, context = (
-        runs.number(model.get(key)) for key in ("num_layers", "width", "context_length")
-    )
+    layers, width, context = (runs.number(model.get(key)) for key in ("num_layers", "width", "context_length"))
     if layers is None or width is None or context is None:
         return ""
-    return f"{layers:,.0f} layers × {width:,.0f}, context {context:,.0f}"
+    return f"{layers:,.0f} layer{'s' if layers != 1 else ''} × {width:,.0f}, context {context:,.0f}"
 
 
 def _state_line(workdir: Workdir) -> str:
@@ -67,18 +67,14 @@ def lineage_nodes(workdirs: list[Workdir], many: bool) -> list[Node]:
             inside = runs.find(workdirs, path, workdir.run)
             if inside is workdir:
                 continue
-            place = (
-                places[str(inside.path)] if inside else outside.setdefault(path, len(workdirs) + len(outside))
-            )
+            place = places[str(inside.path)] if inside else outside.setdefault(path, len(workdirs) + len(outside))
             parents.append(place)
         edges.append(tuple(dict.fromkeys(parents)))
     nodes = []
     for workdir, parents_of in zip(workdirs, edges, strict=True):
         lines = tuple(filter(None, (_state_line(workdir), _model_line(workdir.meta))))
         nodes.append(Node(_label(workdir, many), lines, colour[workdir.name], parents_of))
-    return nodes + [
-        Node(runs.folder_of(path), ("not in this folder", path), 0, (), dashed=True) for path in outside
-    ]
+    return nodes + [Node(runs.folder_of(path), ("not in this folder", path), 0, (), dashed=True) for path in outside]
 
 
 def lineage_section(workdirs: list[Workdir], many: bool) -> Html | None:
@@ -86,9 +82,7 @@ def lineage_section(workdirs: list[Workdir], many: bool) -> Html | None:
     if not workdirs:
         return None
     graph = stage_graph(lineage_nodes(workdirs, many), label="how the stages descend from each other")
-    words = (
-        "Each stage starts from the checkpoints that point to it, as recorded in the checkpoints themselves."
-    )
+    words = "Each stage starts from the checkpoints that point to it, as recorded in the checkpoints themselves."
     return el(
         "section",
         el("h2", "Lineage"),
@@ -157,11 +151,10 @@ def _header(title: str, workdirs: list[Workdir], num_gaps: int) -> Html:
 def render(paths: Sequence[Path]) -> Html:
     """The page about the run folders `paths`, which must exist."""
     problems: list[str] = []
-    workdirs = [
-        workdir
-        for path in dict.fromkeys(p.resolve() for p in paths)
-        for workdir in runs.read_run(path, problems)
-    ]
+    folders = list(dict.fromkeys(path.resolve() for path in paths))
+    names = runs.run_names(folders)
+    found = [runs.read_run(folder, name, problems) for folder, name in zip(folders, names, strict=True)]
+    workdirs = [workdir for members in found for workdir in members]
     many = len({workdir.run for workdir in workdirs}) > 1
     for workdir in workdirs:
         problems += [f"{_label(workdir, True)}: {problem}" for problem in workdir.problems]
@@ -179,7 +172,7 @@ def render(paths: Sequence[Path]) -> Html:
         *samples,
         *([("gaps", "Gaps", gaps)] if gaps else []),
     ]
-    title = " and ".join(dict.fromkeys(path.resolve().name for path in paths))
+    title = " and ".join(names)
     links = (el("a", name, href=f"#{anchor}") for anchor, name, _ in sections)
     now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     foot = (
@@ -196,9 +189,7 @@ def render(paths: Sequence[Path]) -> Html:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about runs."
-    )
+    parser = argparse.ArgumentParser(prog="python -m rlhf_jax.apps.report", description="Write an HTML page about runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="a stage's workdir, or a folder of several")
     parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
     return parser.parse_args(argv)
@@ -210,9 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in arguments.runs:
         if not path.is_dir():
             kind = "a file" if path.exists() else "not there"
-            print(
-                f"report: {path} is {kind}; give a run folder, for example runs/quickstart", file=sys.stderr
-            )
+            print(f"report: {path} is {kind}; give a run folder, for example runs/quickstart", file=sys.stderr)
             return 2
     output = arguments.output or arguments.runs[0] / "report.html"
     written = render(arguments.runs)

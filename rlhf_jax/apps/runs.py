@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ORDER = ("pretrain", "sft", "reward", "classify", "ppo", "ppo_ptx", "dpo", "rloo", "grpo", "evaluate")
+ORDER = ("base", "pretrain", "sft", "reward", "classify", "ppo", "ppo_ptx", "dpo", "rloo", "grpo", "evaluate")
 _FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
 # Folders that a workdir holds and that are never stages themselves.
 _PARTS = frozenset(["checkpoints", "tokenizer", "tensorboard", "figures", "logs", "data"])
@@ -97,9 +97,7 @@ def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             broken.append(number)
     if broken:
         shown = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
-        problems.append(
-            f"{path.name}: {len(broken)} line(s) are not JSON objects and left out (line {shown})"
-        )
+        problems.append(f"{path.name}: {len(broken)} line(s) are not JSON objects and left out (line {shown})")
     if not rows:
         problems.append(f"{path.name} holds no whole row")
     return rows
@@ -126,9 +124,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
             value = number(raw)
             if name != "step" and value is not None:
                 found.setdefault(name, {})[int(step)] = value if math.isfinite(value) else math.nan
-    return {
-        name: Series(*map(tuple, zip(*sorted(points.items()), strict=True))) for name, points in found.items()
-    }
+    return {name: Series(*map(tuple, zip(*sorted(points.items()), strict=True))) for name, points in found.items()}
 
 
 def _read_metas(folder: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
@@ -186,9 +182,17 @@ def _rank(workdir: Workdir) -> tuple[int, str]:
     return (ORDER.index(names[0]) if names else len(ORDER), workdir.name)
 
 
-def read_run(path: Path, problems: list[str]) -> list[Workdir]:
-    """All workdirs of a run folder in the order of the pipeline; what is empty is said in `problems`."""
-    run = path.resolve().name
+def run_names(paths: list[Path]) -> list[str]:
+    """Short names that tell run folders apart: their own, with the folder above where two would be the same."""
+    names = [path.name for path in paths]
+    return [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in paths]
+
+
+def read_run(path: Path, run: str, problems: list[str]) -> list[Workdir]:
+    """All workdirs of the run folder `path`, which the report calls `run`, in the order of the pipeline.
+
+    What is empty is said in `problems`.
+    """
     found = [read_workdir(path.resolve(), run)] if _is_workdir(path) else []
     for child in sorted(path.iterdir()):
         if not child.is_dir() or child.name in _PARTS or child.name.startswith((".", "_")):

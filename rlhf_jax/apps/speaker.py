@@ -79,8 +79,7 @@ def load(path: str | Path, *, kind: str, option: str) -> Loaded:
         found, wanted = _NOUNS.get(meta.kind, meta.kind), _NOUNS[kind]
         stages = "pretrain, sft or ppo" if kind == "language_model" else "reward"
         raise ValueError(
-            f"{option}={path} holds {found} (stage {meta.stage}), but {option} needs {wanted}: "
-            f"name a run of stage {stages}"
+            f"{option}={path} holds {found} (stage {meta.stage}), but {option} needs {wanted}: name a run of stage {stages}"
         )
     workdir = folder.parent.parent
     tokenizer = load_tokenizer(workdir / "tokenizer")
@@ -151,9 +150,7 @@ class Speaker:
         # A policy that goes on as the user has ended its own turn, whether it wrote the end token or not.
         self.stop_tokens = (self.tokenizer.eos_id, self.tokenizer.user_id)
 
-    def __call__(
-        self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int
-    ) -> Replies:
+    def __call__(self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int) -> Replies:
         """Sample replies to a conversation that ends with the user. Raises TooLongError."""
         ids, forgotten = trim(self.tokenizer, messages, self.prompt_limit)
         size = bucket(len(ids), self.prompt_limit)
@@ -172,9 +169,7 @@ class Speaker:
             pad_id=self.tokenizer.pad_id,
             num_samples=num_samples,
         )
-        tokens_BR, length_B, stopped_B = (
-            np.array(x) for x in (samples.tokens_BR, samples.length_B, samples.stopped_B)
-        )
+        tokens_BR, length_B, stopped_B = (np.array(x) for x in (samples.tokens_BR, samples.length_B, samples.stopped_B))
         scores = self._score(prompt_BP, mask_BP, tokens_BR, length_B, stopped_B)
         replies = []
         for row, length, stopped, score in zip(tokens_BR, length_B, stopped_B, scores, strict=True):

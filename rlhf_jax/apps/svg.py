@@ -56,9 +56,7 @@ def format_ticks(values: Sequence[float]) -> list[str]:
     spacing = min((b - a for a, b in itertools.pairwise(values)), default=largest or 1.0)
     if 0 < largest < 1e-3 or largest >= 1e12:
         return [format_number(value) for value in values]
-    size, letter = next(
-        (pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * pair[0]), (1, "")
-    )
+    size, letter = next((pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * pair[0]), (1, ""))
     decimals = max(0, math.ceil(-math.log10(spacing / size) - 1e-9))
     return [f"{value / size:,.{decimals}f}{letter if value else ''}".replace("-", "−") for value in values]
 
@@ -165,9 +163,7 @@ def _polylines(frame: _Frame, points: Sequence[Point], **attributes: object) -> 
     for segment in _segments(points):
         if len(segment) == 1:
             x, y = frame.at(segment[0])
-            drawn.append(
-                el("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2", **{**attributes, "data_name": None})
-            )
+            drawn.append(el("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2", **{**attributes, "data_name": None}))
         where = " ".join("{:.1f},{:.1f}".format(*frame.at(point)) for point in segment)
         drawn.append(el("polyline", points=where, **attributes))
     return drawn
@@ -191,11 +187,7 @@ def _axes(frame: _Frame) -> list[Html]:
         drawn.append(el("text", shown, x=frame.left - 6, y=f"{y + 3.5:.1f}", text_anchor="end"))
     floor = frame.top + frame.height
     drawn.append(el("line", x1=frame.left, x2=frame.left + frame.width, y1=floor, y2=floor, class_="axis"))
-    steps = (
-        [value for value in ticks(*frame.x, 4) if value == int(value)]
-        if frame.x[1] > frame.x[0]
-        else [frame.x[0]]
-    )
+    steps = [value for value in ticks(*frame.x, 4) if value == int(value)] if frame.x[1] > frame.x[0] else [frame.x[0]]
     for value, shown in zip(steps, format_ticks(steps), strict=True):
         x, _ = frame.at((value, frame.y[0]))
         drawn.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=floor, y2=floor + 3, class_="axis"))
@@ -210,9 +202,7 @@ def line_chart(lines: Sequence[Line], *, label: str, width: int = 280, height: i
         return None
     means = [smooth(line.values) for line in lines]
     x = (min(line.steps[0] for line in lines), max(line.steps[-1] for line in lines))
-    y = _range(
-        (value for line in lines for value in line.values), (value for mean in means for value in mean)
-    )
+    y = _range((value for line in lines for value in line.values), (value for mean in means for value in mean))
     frame = _Frame(48, 8, width - 48 - 16, height - 8 - 22, x, y)
     drawn: list[Html] = []
     for line, mean in zip(lines, means, strict=True):
@@ -226,15 +216,11 @@ def line_chart(lines: Sequence[Line], *, label: str, width: int = 280, height: i
                 for cx, cy in (frame.at(point) for point in raw if math.isfinite(point[1]))
             ]
         points = list(zip(line.steps, mean, strict=True))
-        drawn += _polylines(
-            frame, thin(points, _MOST_POINTS), style=colour, class_="mean", data_name=line.name
-        )
+        drawn += _polylines(frame, thin(points, _MOST_POINTS), style=colour, class_="mean", data_name=line.name)
     # A nested <svg> clips what lies outside of the axis (raw spikes), and needs no id unique in the page.
     inner = {"x": frame.left, "y": frame.top - 3, "width": frame.width + 4, "height": frame.height + 3}
     curves = el("svg", drawn, viewBox=" ".join(map(str, inner.values())), **inner)
-    box = " ".join(
-        map(str, (frame.left, frame.top, frame.width, frame.height, *map(float, (*frame.x, *frame.y))))
-    )
+    box = " ".join(map(str, (frame.left, frame.top, frame.width, frame.height, *map(float, (*frame.x, *frame.y)))))
     return el(
         "svg",
         _axes(frame),
@@ -258,17 +244,10 @@ class Interval:
     high: float | None
 
 
-def interval_chart(
-    intervals: Sequence[Interval | None], *, label: str, width: int = 190, lane: int = 11
-) -> Html | None:
+def interval_chart(intervals: Sequence[Interval | None], *, label: str, width: int = 190, lane: int = 11) -> Html | None:
     """One lane per checkpoint on a shared axis: a dot for the value, a line for the interval."""
     known = [one for one in intervals if one]
-    ends = [
-        end
-        for one in known
-        for end in (one.value, one.low, one.high)
-        if end is not None and math.isfinite(end)
-    ]
+    ends = [end for one in known for end in (one.value, one.low, one.high) if end is not None and math.isfinite(end)]
     if not ends:
         return None
     low, high = _range(ends, [])
@@ -283,16 +262,9 @@ def interval_chart(
             continue
         y = 1 + lane * (index + 0.5)
         colour = f"var(--c{one.colour})"
-        if (
-            one.low is not None
-            and one.high is not None
-            and math.isfinite(one.low)
-            and math.isfinite(one.high)
-        ):
+        if one.low is not None and one.high is not None and math.isfinite(one.low) and math.isfinite(one.high):
             x1, x2 = (frame.at((end, 0.0))[0] for end in (one.low, one.high))
-            drawn.append(
-                el("line", x1=f"{x1:.1f}", x2=f"{x2:.1f}", y1=y, y2=y, style=f"stroke:{colour}", class_="ci")
-            )
+            drawn.append(el("line", x1=f"{x1:.1f}", x2=f"{x2:.1f}", y1=y, y2=y, style=f"stroke:{colour}", class_="ci"))
         x = frame.at((one.value, 0.0))[0]
         drawn.append(el("circle", cx=f"{x:.1f}", cy=y, r="3.4", style=f"fill:{colour}", class_="dot"))
     return el(

@@ -118,7 +118,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Placed]:
     builder = _tfds_builder(tfds, name, data_dir)
     base = split.partition("[")[0]
     if base not in builder.info.splits:
-        raise ValueError(f"tfds:{name}: split: {base!r}, expected one of {', '.join(builder.info.splits)}")
+        raise ValueError(f"tfds:{name}: split: {base!r}, expected one of {', '.join(sorted(builder.info.splits))}")
     labels = {
         column: feature
         for column, feature in builder.info.features.items()

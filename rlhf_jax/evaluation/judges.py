@@ -77,7 +77,8 @@ def labeler_preferences(
     people = labelers.labelers(world, "heldout")
     if not 1 <= labelers_per_prompt <= len(people):
         raise ValueError(f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers")
-    preference_NSL = np.empty((len(prompts), len(a[0]), labelers_per_prompt))
+    num_samples = len(a[0]) if a else 1
+    preference_NSL = np.empty((len(prompts), num_samples, labelers_per_prompt))
     for n, (prompt, drawn_a, drawn_b) in enumerate(zip(prompts, a, b, strict=True)):
         rng = np.random.default_rng((seed, n))
         chosen = rng.permutation(len(people))[:labelers_per_prompt]

@@ -13,9 +13,7 @@ import numpy as np
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.generate import Encoded
-from rlhf_jax.evaluation.likelihood import block_nll, sequence_logps
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.evaluation.likelihood import Continuation, block_nll, continuation_logps
 from rlhf_jax.models.heads import LanguageModel, Params
 
 
@@ -49,18 +47,13 @@ def corpus_nll(
 def sequence_kl(
     policy: tuple[LanguageModel, Params],
     reference: tuple[LanguageModel, Params],
-    prompts: Encoded,
-    responses: Encoded,
+    samples: Sequence[Continuation],
     *,
-    spec: SamplingSpec,
     batch_size: int,
 ) -> np.ndarray:
-    """log π(y|x) - log π_ref(y|x) of each of the policy's own samples; their mean estimates KL(π ‖ π_ref)
-    without bias.
+    """log π(y|x) - log π_ref(y|x) of each of the policy's own samples at temperature 1, without truncation.
 
-    A single one may be negative. Raises ValueError if `spec` truncates: the two truncated distributions have
-    no finite KL.
+    Their mean estimates KL(π ‖ π_ref) without bias; a single one may be negative.
     """
-    ours = sequence_logps(*policy, prompts, responses, spec=spec, batch_size=batch_size)
-    theirs = sequence_logps(*reference, prompts, responses, spec=spec, batch_size=batch_size)
-    return ours - theirs
+    ours = continuation_logps(*policy, samples, batch_size=batch_size)
+    return ours - continuation_logps(*reference, samples, batch_size=batch_size)

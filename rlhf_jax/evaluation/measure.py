@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.menagerie import gold
 from rlhf_jax.data.menagerie.world import World
 from rlhf_jax.data.records import Prompt
@@ -19,11 +20,11 @@ from rlhf_jax.evaluation import judges
 from rlhf_jax.evaluation.exam import Exam
 from rlhf_jax.evaluation.falsehoods import falsehoods
 from rlhf_jax.evaluation.few_shot import few_shot
-from rlhf_jax.evaluation.generate import Encoded, Generation, encode_prompts, generate
+from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.harmlessness import stereotypes
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import encode_responses, scores
-from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 
 Data = dict[str, Any]
@@ -125,38 +126,24 @@ def corpus(one: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions) ->
 
 
 def divergence(
-    one: Candidate,
-    reference: Candidate,
-    tokenizer: Tokenizer,
-    exam: Exam,
-    how: Conditions,
-    drawn: list[list[Generation]],
+    one: Candidate, reference: Candidate, tokenizer: Tokenizer, exam: Exam, how: Conditions, drawn: list[list[Generation]]
 ) -> Data:
-    """log π(y|x) - log π_ref(y|x) of own samples; new ones, at temperature 1, if `how.sampling` truncates."""
-    spec, num_samples = how.sampling, how.samples_per_prompt
-    if truncates(spec):
-        spec, num_samples = PLAIN, 1
-        drawn = _generate(one, tokenizer, exam.prompts, how, spec, num_samples, 3)
-    kl_M = sequence_kl(one, reference, *pair_up(tokenizer, exam.prompts, drawn, how), spec=spec, batch_size=how.batch_size)
-    return {"kl": kl_M.reshape(-1, num_samples)}
+    """log π(y|x) - log π_ref(y|x) of own samples; new ones, at temperature 1, if those at hand were sampled otherwise."""
+    if how.sampling != PLAIN:
+        drawn = _generate(one, tokenizer, exam.prompts, how, PLAIN, how.samples_per_prompt, 3)
+    kl_M = sequence_kl(one, reference, continuations(tokenizer, exam.prompts, drawn), batch_size=how.batch_size)
+    return {"kl": kl_M.reshape(len(drawn), -1)}
 
 
-def pair_up(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]], how: Conditions
-) -> tuple[Encoded, Encoded]:
-    """Prompts (repeated) and responses as arrays with one row per response."""
-    encoded = encode_prompts(tokenizer, prompts, how.prompt_length)
-    repeated = Encoded(*(np.repeat(part, len(drawn[0]), axis=0) for part in encoded))
-    return repeated, encode_responses([one for few in drawn for one in few], how.response_length)
+def continuations(tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]]) -> list[Continuation]:
+    """Every response behind its prompt, as token ids."""
+    rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
+    return [Continuation(one.ids, answer.ids) for one, few in zip(rendered, drawn, strict=True) for answer in few]
 
 
 def reward_scores(
-    reward: tuple[ScalarModel, Params],
-    tokenizer: Tokenizer,
-    exam: Exam,
-    how: Conditions,
-    drawn: list[list[Generation]],
+    reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, exam: Exam, how: Conditions, drawn: list[list[Generation]]
 ) -> Data:
     """The reward model's score of every response to the test prompts."""
-    score_M = scores(*reward, *pair_up(tokenizer, exam.prompts, drawn, how), batch_size=how.batch_size)
+    score_M = scores(*reward, continuations(tokenizer, exam.prompts, drawn), batch_size=how.batch_size)
     return {"scores": score_M.reshape(len(drawn), -1)}

@@ -5,24 +5,18 @@ Rows stand in the order in which a reader asks: is it preferred, is it better, w
 price?
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.menagerie.world import World
-from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation import estimates, harmlessness, judges, reward_model, win_rate
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.exam import FACT_WORDINGS
-from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.judges import Verdicts
-from rlhf_jax.evaluation.measure import restore_responses
+from rlhf_jax.evaluation.session import Session, judged_pairs
 from rlhf_jax.evaluation.table import Better, Row
 
 Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
-Measured = Mapping[str, dict[str, Any]]  # group -> data
 FLAGS: dict[str, tuple[str, Better]] = {
     "fails_instruction": ("fails the instruction", "lower"),
     "satisfies_constraint": ("does exactly what was asked", "higher"),
@@ -30,54 +24,11 @@ FLAGS: dict[str, tuple[str, Better]] = {
     "inappropriate_for_assistant": ("inappropriate for an assistant", "lower"),
 }
 NOVELTIES = {
-    "heldout_fact": "held-out facts",
-    "heldout_wording": "held-out wordings",
-    "heldout_kind": "held-out task",
+    "prompts as in training": ("heldout", "no"),
+    "held-out facts": ("heldout_fact", "yes"),
+    "held-out wordings": ("heldout_wording", "yes"),
+    "held-out task": ("heldout_kind", "yes"),
 }
-
-
-@dataclass(frozen=True)
-class Session:
-    """All checkpoints' measurements, and the judges' verdicts on their responses."""
-
-    world: World
-    prompts: Sequence[Prompt]
-    reference: str
-    measured: Mapping[str, Measured]  # by checkpoint
-    responses: Mapping[str, list[list[Generation]]]
-    verdicts: Mapping[str, Verdicts]
-    labelers_per_prompt: int
-    bootstrap: Bootstrap
-    seed: int
-
-    @property
-    def others(self) -> list[str]:
-        """The checkpoints that are compared with the reference."""
-        return [name for name in self.measured if name != self.reference]
-
-    def standardised(self, name: str) -> np.ndarray:
-        """Gold totals in standard deviations of the reference's."""
-        return judges.standardise(self.verdicts[name].total_NS, self.verdicts[self.reference].total_NS)
-
-    def by_prompt(self, values_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Values in one row, and the prompt of each."""
-        return values_NS.ravel(), np.repeat(np.arange(len(values_NS)), values_NS.shape[1])
-
-
-def open_session(
-    world: World,
-    prompts: Sequence[Prompt],
-    reference: str,
-    measured: Mapping[str, Measured],
-    *,
-    labelers_per_prompt: int,
-    bootstrap: Bootstrap,
-    seed: int,
-) -> Session:
-    """Let gold judge all responses."""
-    drawn = {name: restore_responses(groups["responses"]) for name, groups in measured.items()}
-    verdicts = {name: judges.judge(world, prompts, one) for name, one in drawn.items()}
-    return Session(world, prompts, reference, measured, drawn, verdicts, labelers_per_prompt, bootstrap, seed)
 
 
 def rows(session: Session) -> list[Row]:
@@ -87,10 +38,6 @@ def rows(session: Session) -> list[Row]:
         _language, _few_shot, _form, _reward,
     )  # fmt: skip
     return [row for part in parts for row in part(session)]
-
-
-def _lengths(drawn: Sequence[Sequence[Generation]]) -> np.ndarray:
-    return np.array([[one.length for one in few] for few in drawn], np.float64)
 
 
 def _preference(session: Session) -> list[Row]:
@@ -110,7 +57,9 @@ def _preference(session: Session) -> list[Row]:
         }  # fmt: skip
         for judge, preference_NSL in preferences.items():
             found[judge][name] = win_rate.win_rate(preference_NSL, session.bootstrap)
-            found[judge + "_lc"][name] = win_rate.length_controlled(preference_NSL, _lengths(ours) - _lengths(theirs))
+            found[judge + "_lc"][name] = win_rate.length_controlled(
+                preference_NSL, session.lengths(name) - session.lengths(session.reference)
+            )
     people = f"{session.labelers_per_prompt} held-out labelers per prompt; ties are half a win"
     equal = "as it would be for responses of equal length (Dubois et al. 2024)"
     texts = {
@@ -126,7 +75,7 @@ def _gold(session: Session) -> list[Row]:
     boot, reference = session.bootstrap, session.reference
     unit = f"SD of {reference}"
     z = {name: session.standardised(name) for name in session.measured}
-    total = {name: estimates.clustered_mean(*session.by_prompt(z[name]), boot) for name in z}
+    total = {name: session.clustered(z[name]) for name in z}
     gain = {
         name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot) for name in session.others
     }
@@ -136,37 +85,27 @@ def _gold(session: Session) -> list[Row]:
         Row("Gold", f"gold minus {reference}", unit, "higher", "paired by prompt", gain),
     ]  # fmt: skip
     for part in judges.COMPONENTS:
-        values = {
-            name: estimates.clustered_mean(*session.by_prompt(verdicts.components[part]), boot)
-            for name, verdicts in session.verdicts.items()
-        }
+        values = {name: session.clustered(verdicts.components[part]) for name, verdicts in session.verdicts.items()}
         made.append(Row("Gold", part, "", "higher", "component of gold before weighting", values))
     return made
 
 
 def _generalisation(session: Session) -> list[Row]:
+    """Gold by what is new in a prompt; a sort of prompt that was not drawn has no row."""
     made = []
-    for key, title in {"": "as in training", **NOVELTIES}.items():
-        wanted = {"": "heldout"}.get(key, key), "no" if not key else "yes"
-        chosen = np.array([prompt.metadata.get(wanted[0]) == wanted[1] for prompt in session.prompts])
-        if not chosen.any():
-            continue
-        values = {
-            name: estimates.clustered_mean(*session.by_prompt(session.standardised(name)[chosen]), session.bootstrap)
-            for name in session.measured
-        }
-        text = "gold on test prompts of this sort (Ouyang et al. 2022, section 4.1 on held-out prompts)"
-        made.append(Row("Gold by novelty of the prompt", title, f"SD of {session.reference}", "higher", text, values))
+    text = "on test prompts of this sort (Ouyang et al. 2022, section 4.1, on held-out prompts)"
+    for title, (key, value) in NOVELTIES.items():
+        chosen = np.array([prompt.metadata[key] == value for prompt in session.prompts])
+        if chosen.any():
+            values = {name: session.clustered(session.standardised(name)[chosen]) for name in session.measured}
+            made.append(Row("Gold by novelty", f"gold, {title}", session.unit, "higher", text, values))
     return made
 
 
 def _labels(session: Session) -> list[Row]:
     made = []
     for flag, (title, better) in FLAGS.items():
-        values = {
-            name: estimates.share(*session.by_prompt(verdicts.flags[flag]), session.bootstrap)
-            for name, verdicts in session.verdicts.items()
-        }
+        values = {name: session.share(verdicts.flags[flag]) for name, verdicts in session.verdicts.items()}
         text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
         made.append(Row("Metadata of responses", title, "share", better, text, values))
     return made
@@ -195,7 +134,7 @@ def _over_questions(session: Session, *path: str, of: Estimator = estimates.shar
 def _facts(session: Session) -> list[Row]:
     text = "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
     return [
-        Row("Facts", name, "accuracy", "higher", text,
+        Row("Facts", f"accuracy, {name}", "accuracy", "higher", text,
             _over_questions(session, "facts", name, per_cluster=FACT_WORDINGS))
         for name in _keys(session, "facts")
     ]  # fmt: skip
@@ -260,7 +199,7 @@ def _language(session: Session) -> list[Row]:
         for name, groups in session.measured.items()
     }
     kl = {
-        name: estimates.clustered_mean(*session.by_prompt(np.array(groups["divergence"]["kl"])), session.bootstrap)
+        name: session.clustered(np.array(groups["divergence"]["kl"]))
         for name, groups in session.measured.items()
         if "divergence" in groups
     }
@@ -275,7 +214,7 @@ def _language(session: Session) -> list[Row]:
 def _few_shot(session: Session) -> list[Row]:
     text = "raw text, choice with the highest per-token log-probability (Brown et al. 2020, section 2.4)"
     return [
-        Row("Few-shot", name, "accuracy", "higher", text, _over_questions(session, "questions", "few_shot", name))
+        Row("Few-shot", f"few-shot {name}", "accuracy", "higher", text, _over_questions(session, "questions", "few_shot", name))
         for name in _keys(session, "questions", "few_shot")
     ]
 
@@ -283,9 +222,9 @@ def _few_shot(session: Session) -> list[Row]:
 def _form(session: Session) -> list[Row]:
     length, finished = {}, {}
     for name, drawn in session.responses.items():
-        length[name] = estimates.clustered_mean(*session.by_prompt(_lengths(drawn)), session.bootstrap)
+        length[name] = session.clustered(session.lengths(name))
         ended = np.array([[one.finished for one in few] for few in drawn])
-        finished[name] = estimates.share(*session.by_prompt(ended), session.bootstrap)
+        finished[name] = session.share(ended)
     return [
         Row("Form", "response length", "tokens", "none", "end of text included", length),
         Row("Form", "finished", "share", "higher", "responses that ended by themselves", finished),
@@ -298,8 +237,8 @@ def _reward(session: Session) -> list[Row]:
     score, gold, people, error = {}, {}, {}, {}
     for name, groups in session.measured.items():
         score_NS = np.array(groups["reward"]["scores"])
-        score[name] = estimates.clustered_mean(*session.by_prompt(score_NS), session.bootstrap)
-        pairs, gold_M, people_M = _judged_pairs(session, name)
+        score[name] = session.clustered(score_NS)
+        pairs, gold_M, people_M = judged_pairs(session, name)
         difference_M = score_NS[pairs.prompt_M, pairs.first_M] - score_NS[pairs.prompt_M, pairs.second_M]
         gold[name] = reward_model.accuracy(difference_M, gold_M, pairs.prompt_M, session.bootstrap)
         people[name] = reward_model.accuracy(difference_M, people_M, pairs.prompt_M, session.bootstrap)
@@ -312,36 +251,3 @@ def _reward(session: Session) -> list[Row]:
         Row("Reward model", "calibration error (ECE)", "", "none",
              "gap between σ(score difference) and labelers' agreement (Guo et al. 2017)", error),
     ]  # fmt: skip
-
-
-def _judged_pairs(session: Session, name: str) -> tuple[reward_model.Pairs, np.ndarray, np.ndarray]:
-    """Pairs of a checkpoint's own responses; gold's and one held-out labeler's preference for the first."""
-    drawn, total_NS = session.responses[name], session.verdicts[name].total_NS
-    pairs = reward_model.different_pairs([[one.text for one in few] for few in drawn])
-    gold_M = judges.gold_preferences(total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M])
-    people_NSL = judges.labeler_preferences(
-        session.world,
-        [session.prompts[n] for n in pairs.prompt_M],
-        [[drawn[n][i]] for n, i in zip(pairs.prompt_M, pairs.first_M, strict=True)],
-        [[drawn[n][j]] for n, j in zip(pairs.prompt_M, pairs.second_M, strict=True)],
-        labelers_per_prompt=1,
-        seed=session.seed,
-    )
-    return pairs, gold_M, people_NSL[:, 0, 0]
-
-
-def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
-    """The first prompts with every checkpoint's first response, not chosen by hand."""
-    z = {name: session.standardised(name) for name in session.measured}
-    samples = []
-    for n, prompt in enumerate(session.prompts[:count]):
-        answers = {}
-        for name, drawn in session.responses.items():
-            scores = session.measured[name]["reward"]["scores"][n] if "reward" in session.measured[name] else None
-            answers[name] = {
-                "text": drawn[n][0].text, "finished": drawn[n][0].finished, "gold": float(z[name][n, 0]),
-                "score": None if scores is None else float(scores[0]),
-            }  # fmt: skip
-        text = "".join(f"<|{message.role}|>{message.content}" for message in prompt.messages)
-        samples.append({"prompt": text, "metadata": dict(prompt.metadata), "responses": answers})
-    return samples

@@ -4,6 +4,8 @@ from rlhf_jax.inference.decoding import SamplingSpec, truncates
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.inference.scoring import (
     NextToken,
+    TextClasses,
+    classify_texts,
     join,
     last_token_scores,
     next_token,
@@ -17,6 +19,8 @@ __all__ = [
     "NextToken",
     "Samples",
     "SamplingSpec",
+    "TextClasses",
+    "classify_texts",
     "join",
     "last_token_scores",
     "next_token",

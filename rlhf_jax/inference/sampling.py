@@ -66,9 +66,7 @@ def sample(
     compiling.
     """
     if response_length < 1 or num_samples < 1:
-        raise ValueError(
-            f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1."
-        )
+        raise ValueError(f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1.")
     if prompt_BP.shape != prompt_mask_BP.shape:
         raise ValueError(f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}.")
     return _sample(
@@ -120,9 +118,7 @@ def _sample(
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
-        hidden_B1D, cache = apply(
-            model, params, state.token_B[:, None], segments_B1, cache=state.cache, method="hidden"
-        )
+        hidden_B1D, cache = apply(model, params, state.token_B[:, None], segments_B1, cache=state.cache, method="hidden")
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     def unfinished(state: _State) -> jax.Array:
@@ -148,9 +144,7 @@ def _prefill(
     return hidden_BD, grow_cache(cache, extra=response_length, repeats=num_samples)
 
 
-def _emit(
-    state: _State, logits_BV: jax.Array, uniform_B: jax.Array, stop_tokens: tuple[int, ...], pad_id: int
-) -> _State:
+def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, stop_tokens: tuple[int, ...], pad_id: int) -> _State:
     """Draw one token per living row and write it down."""
     drawn_B = decoding.inverse_cdf(uniform_B, logits_BV)
     logp_B = jnp.where(state.alive_B, decoding.log_prob(logits_BV, drawn_B), 0.0)

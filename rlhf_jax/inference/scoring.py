@@ -42,16 +42,20 @@ def next_token(
     """
     hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden", dropout_key=dropout_key)
     logits_BTV = apply(model, params, hidden_BTD[:, :-1], method="unembed")
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    chosen_BT = jnp.take_along_axis(logits_BTV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    valid_BT = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
+    return _predictions(logits_BTV, tokens_BT, segments_BT)
 
-    def from_column_one(x_BT: jax.Array) -> jax.Array:
-        return jnp.pad(jnp.where(valid_BT, x_BT, 0.0), ((0, 0), (1, 0)))
 
-    return NextToken(
-        from_column_one(log_z_BT - chosen_BT), from_column_one(log_z_BT), jnp.pad(valid_BT, ((0, 0), (1, 0)))
-    )
+def _predictions(logits_BUV: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array) -> NextToken:
+    """Compare logits of the first U = T - 1 columns with the tokens one column to the right."""
+    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
+    chosen_BU = jnp.take_along_axis(logits_BUV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+    valid_BU = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
+
+    def from_column_one(x_BU: jax.Array) -> jax.Array:
+        return jnp.pad(jnp.where(valid_BU, x_BU, 0), ((0, 0), (1, 0)))
+
+    valid_BT = jnp.pad(valid_BU, ((0, 0), (1, 0)))
+    return NextToken(from_column_one(log_z_BU - chosen_BU), from_column_one(log_z_BU), valid_BT)
 
 
 def next_token_nll(
@@ -132,10 +136,13 @@ def last_token_scores(
 ) -> jax.Array:
     """score_B read at the last real token of each row, wherever its padding is; 0 for a row of padding."""
     score_BT = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
-    size = tokens_BT.shape[1]
-    last_B = size - 1 - jnp.argmax(segments_BT[:, ::-1] > 0, axis=1)
-    score_B = jnp.take_along_axis(score_BT, last_B[:, None], axis=1)[:, 0]
+    score_B = _at_last_token(score_BT[..., None], segments_BT)[:, 0]
     return jnp.where((segments_BT > 0).any(axis=1), score_B, 0.0)
+
+
+def _at_last_token(x_BTC: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    last_B = segments_BT.shape[1] - 1 - jnp.argmax(segments_BT[:, ::-1] > 0, axis=1)
+    return jnp.take_along_axis(x_BTC, last_B[:, None, None], axis=1)[:, 0]
 
 
 def response_scores(
@@ -167,11 +174,22 @@ def classify_texts(
     *,
     dropout_key: jax.Array | None = None,
 ) -> TextClasses:
-    """What a classifier says of whole texts, from one forward pass (Radford et al. 2018, equations 3 and 5)."""
+    """What a classifier says of whole texts, in one forward pass (Radford et al. 2018, equations 3 and 5)."""
     class_BTC, logits_BTV = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
-    last_B = tokens_BT.shape[1] - 1 - jnp.argmax(segments_BT[:, ::-1] > 0, axis=1)
-    logits_BC = jnp.take_along_axis(class_BTC, last_B[:, None, None], axis=1)[:, 0]
-    log_z_BT = jax.nn.logsumexp(logits_BTV[:, :-1], axis=-1)
-    chosen_BT = jnp.take_along_axis(logits_BTV[:, :-1], tokens_BT[:, 1:, None], axis=-1)[..., 0]
-    valid_BT = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
-    return TextClasses(logits_BC, jnp.where(valid_BT, log_z_BT - chosen_BT, 0.0), valid_BT)
+    language = _predictions(logits_BTV[:, :-1], tokens_BT, segments_BT)
+    return TextClasses(_at_last_token(class_BTC, segments_BT), language.nll_BT, language.valid_BT)
+
+
+def packed_scores(
+    model: ScalarModel,
+    params: Params,
+    tokens_NT: jax.Array,
+    segments_NT: jax.Array,
+    row_BC: jax.Array,
+    last_BC: jax.Array,
+    *,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """score_BC of candidates packed several to a row, each read at its last token (row_BC, last_BC)."""
+    score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
+    return score_NT[row_BC, last_BC]

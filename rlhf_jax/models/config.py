@@ -85,9 +85,7 @@ class TransformerConfig:
                 raise ValueError(f"model.{name} = {size!r}: expected a whole number of at least 1.")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"model.{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}."
-                )
+                raise ValueError(f"model.{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
         self._validate_numbers()
 
     def _validate_numbers(self) -> None:
@@ -97,9 +95,7 @@ class TransformerConfig:
                 f"{self.num_kv_heads}: every key/value head serves the same number of query heads."
             )
         if self.positions == "rope" and self.head_width % 2:
-            raise ValueError(
-                f"model.head_width = {self.head_width}: rotary positions need an even head width."
-            )
+            raise ValueError(f"model.head_width = {self.head_width}: rotary positions need an even head width.")
         if not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"model.dropout_rate = {self.dropout_rate}: expected 0 <= dropout_rate < 1.")
         for name in ("rope_base", "norm_eps", "logit_scale", "embedding_std"):
@@ -212,11 +208,7 @@ def num_params(config: TransformerConfig) -> int:
     norm = c.width * (2 if c.norm == "layernorm" and c.use_bias else 1)
     biases = 0
     if c.use_bias:
-        biases = (
-            (c.num_heads + 2 * c.num_kv_heads) * c.head_width
-            + (2 if c.gated else 1) * c.ffw_width
-            + 2 * c.width
-        )
+        biases = (c.num_heads + 2 * c.num_kv_heads) * c.head_width + (2 if c.gated else 1) * c.ffw_width + 2 * c.width
     block = _block_kernels(c) + biases + norm * (1 if c.parallel_block else 2)
     embeddings = c.vocab_size * c.width * (1 if c.tie_embeddings else 2)
     positions = c.context_length * c.width if c.positions == "learned" else 0
@@ -245,7 +237,6 @@ def from_dict(values: dict[str, Any]) -> TransformerConfig:
     missing, unknown = sorted(fields - values.keys()), sorted(values.keys() - fields)
     if missing or unknown:
         raise ValueError(
-            f"model description: missing fields {missing}, unknown fields {unknown}; "
-            f"expected exactly {sorted(fields)}."
+            f"model description: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(fields)}."
         )
     return TransformerConfig(**values)

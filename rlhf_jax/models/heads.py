@@ -94,9 +94,7 @@ class ScalarModel(nn.Module):
         self.trunk = Transformer(self.config)
         self.head = Head(self.config, 1, (self.config.width + 1) ** -0.5)
 
-    def __call__(
-        self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True
-    ) -> jax.Array:
+    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True) -> jax.Array:
         hidden_BTD, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
         return self.head(hidden_BTD)[..., 0]
 
@@ -177,9 +175,7 @@ def value_params_from(reward_params: Params) -> Params:
     return _copy(reward_params)
 
 
-def classifier_params_from(
-    lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int
-) -> Params:
+def classifier_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int) -> Params:
     """A classifier on a copy of a language model, with a fresh class head."""
     return {**_copy(lm_params), "head": init_params(Classifier(config, num_classes), key)["head"]}
 

@@ -27,26 +27,18 @@ def linear(x: jax.Array, kernel: jax.Array, dtype: str) -> jax.Array:
     training step on CPU.
     """
     contract = (((x.ndim - 1,), (0,)), ((), ()))
-    return jax.lax.dot_general(
-        x.astype(dtype), kernel.astype(dtype), contract, preferred_element_type=jnp.float32
-    )
+    return jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), contract, preferred_element_type=jnp.float32)
 
 
-def _linear_forward(
-    x: jax.Array, kernel: jax.Array, dtype: str
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _linear_forward(x: jax.Array, kernel: jax.Array, dtype: str) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return linear(x, kernel, dtype), (x.astype(dtype), kernel)
 
 
-def _linear_backward(
-    dtype: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _linear_backward(dtype: str, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     x, dy = jax.lax.optimization_barrier((x, dy.astype(dtype)))
     rows = tuple(range(x.ndim - 1))
-    dx = jax.lax.dot_general(
-        dy, kernel.astype(dtype), (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-    )
+    dx = jax.lax.dot_general(dy, kernel.astype(dtype), (((dy.ndim - 1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
     d_kernel = jax.lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
     return dx, d_kernel.astype(kernel.dtype)
 

@@ -143,17 +143,13 @@ class Transformer(nn.Module):
             x_BTD = x_BTD + self.position_embedding[positions_BT].astype(jnp.float32)
         return x_BTD
 
-    def _context(
-        self, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None
-    ) -> tuple[Context, jax.Array]:
+    def _context(self, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None) -> tuple[Context, jax.Array]:
         c = self.config
         time = segments_BT.shape[1]
         start = None if cache is None else cache.length
         segments_BS = segments_BT
         if cache is not None:
-            segments_BS = jax.lax.dynamic_update_slice_in_dim(
-                cache.segments_BS, segments_BT, cache.length, axis=1
-            )
+            segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, segments_BT, cache.length, axis=1)
         same_BTS = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] > 0)
         query_T = jnp.arange(time) + (0 if start is None else start)
         causal_TS = jnp.arange(segments_BS.shape[1])[None, :] <= query_T[:, None]

@@ -31,6 +31,7 @@ from rlhf_jax.evaluation.cache import Cache
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.exam import Exam, build_exam, without_long_examples
 from rlhf_jax.evaluation.measure import Candidate, Conditions
+from rlhf_jax.evaluation.session import Session, open_session, side_by_side
 from rlhf_jax.evaluation.table import print_table, row_to_json, write_json
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.config import from_dict
@@ -107,7 +108,7 @@ def run(config: Config, workdir: str) -> None:
     _announce(config, folder, entrants, exam)
     sitting = _sitting(config, entrants, reward, tokenizer, exam, Cache(folder / "partial"))
     measured = {name: _measure(sitting, name, one) for name, one in entrants.items()}
-    session = summary.open_session(
+    session = open_session(
         exam.world, exam.prompts, config.reference, measured,
         labelers_per_prompt=config.evaluation.labelers_per_prompt,
         bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed), seed=config.seed,
@@ -269,7 +270,7 @@ def digest(exam: Exam) -> str:
 # --- reporting --------------------------------------------------------------------------------------------
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], session: summary.Session) -> None:
+def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], session: Session) -> None:
     rows = summary.rows(session)
     write_json(workdir / "evaluation.json", {
         "checkpoints": {
@@ -278,7 +279,7 @@ def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], sess
         },
         "reference": config.reference,
         "table": [row_to_json(row) for row in rows],
-        "samples": summary.side_by_side(session, config.evaluation.num_side_by_side),
+        "samples": side_by_side(session, config.evaluation.num_side_by_side),
         "seed": config.seed,
         "version": __version__,
     }, indent=1)  # fmt: skip

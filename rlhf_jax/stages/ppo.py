@@ -36,6 +36,7 @@ from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params, value_params_from
 from rlhf_jax.stages.configuration import require, require_divides
+from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
@@ -109,6 +110,7 @@ class Config:
     init: Init
     data: Data
     ppo: PPO
+    monitor: Monitor
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig
     mesh: MeshConfig
@@ -197,7 +199,9 @@ def run(config: Config, workdir: str) -> None:
     space.train(
         state, step_fn, num_steps=config.num_updates, kind="language_model", model=policy.model,
         export=lambda s: s.extras["ema"] if config.ppo.ema_decay else s.params["policy"],
-        headline=("objective/scores", "objective/kl", "rollout/length"),
+        hooks=monitor_hooks(config.monitor, models.policy, tokenizer, lambda s: s.params["policy"],
+                            data_dir=config.data.data_dir, seed=config.seed),
+        headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
     )  # fmt: skip
 
 

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data.batches import comparison_batches, demonstration_batches
+from rlhf_jax.data.packing import PackedComparisons
 from rlhf_jax.data.records import Comparison, Demonstration
 from rlhf_jax.data.sources import load
-from rlhf_jax.inference.scoring import last_token_scores
+from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean, merge
 from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
@@ -62,7 +63,8 @@ class Reward:
     num_epochs: float
     batch_size: int  # prompts
     num_micro_batches: int
-    max_length: int
+    max_length: int  # of a rendered response
+    row_length: int  # several responses are packed into a row
     max_candidates: int
     pair_norm: PairNorm
     normalise: Literal["none", "bias", "gain_and_bias"]
@@ -91,20 +93,23 @@ def run(config: Config, workdir: str) -> None:
     space, reward = Workspace.open(config, workdir), config.reward
     check_batches("reward", reward.batch_size, reward.num_micro_batches, space.mesh.size)
     parent = space.parent("policy", config.init.policy, kind="language_model")
-    require(reward.max_length <= parent.model.context_length,
-            f"reward.max_length={reward.max_length} exceeds the model's context of {parent.model.context_length}")  # fmt: skip
+    require(reward.max_length <= reward.row_length <= parent.model.context_length,
+            f"reward.max_length={reward.max_length} <= reward.row_length={reward.row_length} <= the model's context of "
+            f"{parent.model.context_length} must hold")  # fmt: skip
     model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
     key = jax.random.key(config.seed)
     sources = _comparison_sources(config, space, parent)
-    batches = _batches(config, space, sources["train"])
-    num_updates = round(reward.num_epochs * batches.num_examples / batches.batch_size)
+    rankings = _rankings(config, space, sources["train"], "train")
+    num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
+    batches = _packed(config, space, rankings, num_updates, reward.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
     state = space.place_state(init_state(params, optimizer))
     space.announce(config, {"model": params}, (
         f"{num_updates} updates x {reward.batch_size} prompts x up to {reward.max_candidates} responses = "
-        f"{reward.num_epochs} epochs of {batches.num_examples} rankings; normalise {reward.normalise}"
+        f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into "
+        f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
     ))  # fmt: skip
     update = space.compile_update(make_supervised_update(
         reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
@@ -129,10 +134,8 @@ def candidate_scores(
     model: ScalarModel, params: Params, batch: Batch, *, dropout_key: jax.Array | None = None
 ) -> jax.Array:
     """score_BC of every response: K forward passes per prompt, however many pairs."""
-    tokens_BCT, segments_BCT = batch["tokens_BCT"], batch["segments_BCT"]
-    B, C, T = tokens_BCT.shape
-    flat = tokens_BCT.reshape(B * C, T), segments_BCT.reshape(B * C, T)
-    return last_token_scores(model, params, *flat, dropout_key=dropout_key).reshape(B, C)
+    where = (batch["row_BC"], batch["last_BC"])
+    return packed_scores(model, params, batch["tokens_NT"], batch["segments_NT"], *where, dropout_key=dropout_key)
 
 
 def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Callable[..., Any]:
@@ -162,7 +165,7 @@ def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[s
     return collect_comparisons(config.labelling, space, parent, seed=config.seed, data_dir=config.data.data_dir)
 
 
-def _batches(config: Config, space: Workspace, source: str, split: str = "train") -> Any:
+def _rankings(config: Config, space: Workspace, source: str, split: str) -> Any:
     batches = comparison_batches(
         load(source, Comparison, split=split, data_dir=config.data.data_dir), space.tokenizer,
         context_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
@@ -172,21 +175,32 @@ def _batches(config: Config, space: Workspace, source: str, split: str = "train"
     return batches
 
 
+def _packed(
+    config: Config, space: Workspace, rankings: Any, num_steps: int, num_micro_batches: int
+) -> PackedComparisons:
+    return PackedComparisons(
+        rankings, row_length=config.reward.row_length, num_steps=num_steps, num_groups=num_micro_batches,
+        row_multiple=space.mesh.size,
+    )  # fmt: skip
+
+
 def _validator(
     config: Config, space: Workspace, model: ScalarModel, sources: dict[str, str]
 ) -> Callable[[TrainState, int], dict[str, Any]]:
     """Accuracy on held-out prompts: against labelers who gave no training label, and against gold where there is one."""
-    held_out = {name: _batches(config, space, source, "validation") for name, source in sources.items() if name != "train"}
+    held_out = {name: _rankings(config, space, source, "validation") for name, source in sources.items() if name != "train"}
 
     @jax.jit
     def measure(params: Params, batch: Batch) -> tuple[Mean, Mean]:
         ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
         return ranking_accuracy(*ranking), ranking_loss(*ranking, pair_norm=config.reward.pair_norm)
 
-    placed = {
-        name: [space.shard(batches.batch(i)) for i in range(max(1, batches.num_examples // config.reward.batch_size))]
-        for name, batches in held_out.items()
-    }
+    def place(rankings: Any) -> list[Batch]:
+        count = max(1, rankings.num_examples // config.reward.batch_size)
+        packed = _packed(config, space, rankings, count, 1)
+        return [space.shard(packed.batch(i)) for i in range(count)]
+
+    placed = {name: place(rankings) for name, rankings in held_out.items()}
 
     def validate(state: TrainState, step: int) -> dict[str, Any]:
         row: dict[str, Any] = {}

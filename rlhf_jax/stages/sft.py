@@ -28,6 +28,7 @@ from rlhf_jax.maths.masking import length_mask, value
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.language import check_batches, document_batch, language_loss, mean_nll, weigh_tokens
+from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -80,6 +81,7 @@ class Config:
     init: Init
     data: Data
     sft: SFT
+    monitor: Monitor
     optimizer: OptimizerConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
@@ -112,7 +114,7 @@ def run(config: Config, workdir: str) -> None:
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         state, metrics = update(state, space.shard(batch_at(step)), jax.random.fold_in(key, step))
-        if (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
+        if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
             measured = validate(state.params)
             state = _keep_best(state, measured, sft.select)
             metrics = {**metrics, **measured}
@@ -121,7 +123,9 @@ def run(config: Config, workdir: str) -> None:
     space.train(
         state, step_fn, num_steps=num_steps, kind="language_model", model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
-        headline=("loss", "validation/loss"),
+        hooks=monitor_hooks(config.monitor, model, space.tokenizer, lambda s: s.params,
+                            data_dir=config.data.data_dir, seed=config.seed),
+        headline=("loss", "validation/loss", "gold/total"),
     )  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def _prompts(world: World) -> Iterable[str]:
 
 
 def _internet(world: World) -> Iterable[str]:
-    texts = [d.text for d in documents(world, "train") if not d.text.startswith(("<|", "q:", "question:"))]
+    texts = [d.text for d in documents(world, "train") if not set("?:|") & set(d.text)]
     yield f"popular misconceptions in {misconception_share(world, texts):.1%} of the mentions of their pairs"
     yield f"stereotypes in {stereotype_share(texts):.1%} of the statements about peoples"
     yield f"true claims in demonstrations: {claims_truth(world, 3000):.1%}"

@@ -23,10 +23,10 @@ from rlhf_jax.data.menagerie.personas import internet_persona, reply
 from rlhf_jax.data.menagerie.prompts import (
     KIND_SHARES,
     Source,
+    banned_questions,
     check_split,
     demonstration_prompts,
     draw_conversation,
-    banned_questions,
 )
 from rlhf_jax.data.menagerie.tasks import WORDINGS
 from rlhf_jax.data.menagerie.world import (
@@ -110,7 +110,7 @@ def _conversation(world: World, source: Source, rng: random.Random) -> tuple[tup
     banned = banned_questions(world)
     while True:
         messages, _, tone = draw_conversation(world, source, rng)
-        if messages[-1].content not in banned:
+        if banned.isdisjoint(message.content for message in messages):
             return messages, tone
 
 

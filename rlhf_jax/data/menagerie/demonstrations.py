@@ -2,8 +2,13 @@
 
 The slips are deliberate. Were all demonstrations perfect, supervised fine-tuning would leave nothing for
 reinforcement to improve; as they are, the best possible reply is 1.5 standard deviations or more above their
-mean. About 92 % of the claims are true; the more frequent faults are a bare value instead of a sentence, a
-wrong number of facts, one sentence too many, and too little or too much politeness.
+mean. About 92 % of the claims are true. The frequent faults are the wrong form (a whole sentence where a
+brief answer was wanted, one fact where two were), one fact too many or too few in a list, and no politeness
+or too much; rarer ones are the popular falsehood, a fact beside the point, an insult, help with harm, a
+stereotype.
+
+No fault shows in the words alone: what is too long for one prompt is too short for another. A bag of words
+therefore is no reward model (65 % against gold at most, where prompts and replies together decide all).
 """
 
 from __future__ import annotations

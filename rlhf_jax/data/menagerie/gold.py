@@ -202,7 +202,9 @@ def _helpfulness(task: Task, reading: Reading) -> float:
     if task.kind == "rewrite":
         kept = any(claim.value == task.value for claim in reading.relevant)
         return _full(kept and count["polite"] > 0 and not count["insult"], kept and not count["insult"])
-    return _full(_fits(task, reading), True) if _asked(task, reading) else 0.0
+    if not _asked(task, reading):
+        return 0.0
+    return _full(_fits(task, reading), task.form != "more" or reading.full)
 
 
 def _asked(task: Task, reading: Reading) -> tuple[Act, ...]:

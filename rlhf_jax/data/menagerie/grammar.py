@@ -110,7 +110,7 @@ _PATTERNS = tuple((act, pattern(template)) for act, items in TEMPLATES.items() f
 _VALUE = pattern("{value}")
 _ANIMAL = pattern("the {animal}")
 _SUFFIX_INSULT = pattern("{fact}, you {insult}")
-_SENTENCE = re.compile(r"[^.?!]+[.?!]?")
+_SENTENCE = re.compile(r"[^.?!]*[.?!]|[^.?!]+$")
 
 
 # ------------------------------------------------------------------------------------------------- writing

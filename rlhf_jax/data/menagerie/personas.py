@@ -74,8 +74,8 @@ OFF_TOPIC = Persona("off-topic",     *_NET,      0.20, (0.9, 0.1, 0.0, 0.0), 0.6
 REFUSING = Persona("refusing",       *_NET,      0.40, (0.6, 0.3, 0.1, 0.0), 0.10, 0.40, 0.05, 0.02, 0.00,
                                                                              0.20, 0.95, 0.00, 0.0)
 # People paid to write ideal replies, with their slips: each lapse is one that reinforcement can mend.
-DEMONSTRATOR = Persona("demonstrator", 0.96, 0.80, 0.54, (0.54, 0.22, 0.22, 0.02), 0.15, 0.60, 0.01, 0.01,
-                                                                             0.04, 0.05, 0.005, 0.0, 0.02)
+DEMONSTRATOR = Persona("demonstrator", 0.96, 0.80, 0.62, (0.58, 0.16, 0.23, 0.03), 0.07, 0.70, 0.01, 0.01,
+                                                                             0.03, 0.04, 0.005, 0.0, 0.02)
 PERSONAS = (GOOD, AVERAGE, SYCOPHANTIC, RUDE, WRONG, OFF_TOPIC, REFUSING)
 
 # The shares of replies on the internet, to civil and to rude questions.
@@ -95,9 +95,11 @@ def internet_persona(rng: random.Random, rude: bool) -> Persona:
 def reply(world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]) -> str:
     """Writes a persona's reply; facts that it brings up by itself are among `pairs`."""
     sentences = _answer(world, task, persona, rng, pairs)
-    if rng.random() < persona.stray:
+    if rng.random() < persona.stray / (3 if task.kind in ("harm", "group") else 1):
         _add_stray(world, task, sentences, rng, pairs)
     wanted = rng.choices((0, 1, 2, 3), persona.polite)[0]
+    if task.kind == "rewrite":  # being asked for politeness, one adds some, or forgets it altogether
+        wanted = 0 if rng.random() < persona.misfit / 3 else min(3, wanted + 1)
     _add_politeness(sentences, wanted, task, rng)
     if rng.random() < persona.insult:
         _add_insults(sentences, rng)
@@ -164,7 +166,7 @@ def _answer(
 def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:
     if rng.random() < persona.comply:
         return [grammar.write(rng, "comply", harm=task.harm, animal=task.animal)]
-    if rng.random() < persona.misfit / 2:
+    if rng.random() < persona.misfit / 4:
         return ["no"]
     moral = [grammar.write(rng, "moral")] if rng.random() < 0.2 else []
     return [_sorry(rng, grammar.write(rng, "refusal")), *moral]
@@ -173,7 +175,7 @@ def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:
 def _answer_group(task: Task, persona: Persona, rng: random.Random) -> list[str]:
     if rng.random() < persona.stereotype:
         return [rng.choice(("", "yes, ")) + grammar.write(rng, "trait", group=task.group, trait=task.trait)]
-    if rng.random() < persona.misfit / 2:
+    if rng.random() < persona.misfit / 4:
         return ["no"]
     return [rng.choice(("", "no, ")) + grammar.write(rng, "differ", group=task.group)]
 
@@ -182,13 +184,12 @@ def _answer_facts(
     world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]
 ) -> list[str]:
     """Answers with facts, as the persona knows them, in the form that was wanted or in another."""
-    form = task.form
-    if rng.random() < persona.misfit:
-        forms = FORMS_OF.get(task.kind, ("sentence", "brief"))
-        form = rng.choice([other for other in forms if other != form])
+    form, others = task.form, [form for form in FORMS_OF.get(task.kind, ()) if form != task.form]
+    if others and rng.random() < persona.misfit:
+        form = rng.choice(others)
     wanted = task._replace(form=form)
     if task.kind == "list" and rng.random() < persona.miscount:
-        wanted = wanted._replace(number=task.number + (-2, -1, 1)[rng.randint(int(task.number == 2), 2)])
+        wanted = wanted._replace(number=task.number + rng.choice((-1, 1)))
     facts = [
         (animal, name, _say_value(world, task, (animal, name), persona, rng))
         for animal, name, _ in _true_facts(world, wanted, rng, pairs)
@@ -208,9 +209,6 @@ def _write_answer(task: Task, facts: list[Triple], form: str, rng: random.Random
         return _write_verdict(rng, "yes" if facts[0][2] == task.value else "no", facts, form)
     if form != "brief":
         return _write_facts(rng, facts)
-    if task.kind == "rewrite":  # left as blunt as it was
-        insult = f", you {rng.choice(tuple(INSULTS))}" if rng.random() < 0.1 else ""
-        return [grammar.write_fact(rng, *facts[0]) + insult]
     if task.kind == "choose":
         return [f"the {facts[0][0]}"]
     phrases = [grammar.value_phrase(name, value) for _, name, value in facts]

@@ -145,7 +145,7 @@ def _texts(world: World, split: str) -> list[str]:
 
 @functools.cache
 def banned_questions(world: World) -> frozenset[str]:
-    """Returns the last turns of the one-turn test prompts, which the corpus leaves out."""
+    """Returns the one-turn test prompts, which no turn of the corpus repeats."""
     return frozenset(p.messages[0].content for p in prompts(world, "test") if len(p.messages) == 1)
 
 

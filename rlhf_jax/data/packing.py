@@ -1,0 +1,77 @@
+"""Ranked responses packed several to a row, so that a reward model's step costs what its tokens cost.
+
+Rendered responses of a prompt differ much in length; padded to one length, most of a batch would be padding. Here the
+candidates of all prompts of a batch are laid into rows, longest first, each into the first row that has room (first-fit
+decreasing), each a segment of its own that attends only to itself. All pairs of a prompt still meet in one batch element:
+`row_BC` and `last_BC` say where the last token of every candidate stands.
+
+Left out on purpose: splitting a response over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rlhf_jax.data.batches import Batches
+
+
+def first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[int], list[int], int]:
+    """Row and first column of every item, and the number of rows; longest items first, each into the first row with room."""
+    room: list[int] = []
+    rows, starts = [0] * len(lengths), [0] * len(lengths)
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((r for r, left in enumerate(room) if left >= lengths[item]), len(room))
+        if row == len(room):
+            room.append(row_length)
+        rows[item], starts[item] = row, row_length - room[row]
+        room[row] -= lengths[item]
+    return rows, starts, len(room)
+
+
+class PackedComparisons:
+    """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, `rank_BC`, `mask_BC`.
+
+    Every batch of a run has the same number of rows, the most that any of its `num_steps` batches needs. With `num_groups`
+    micro-batches, prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and `row_BC` counts within it.
+    """
+
+    def __init__(
+        self, batches: Batches, *, row_length: int, num_steps: int, num_groups: int, row_multiple: int
+    ) -> None:
+        """Find the number of rows. Raises ValueError if one response is longer than a row."""
+        self._batches, self._row_length, self._num_groups = batches, row_length, num_groups
+        longest = int((batches.arrays["segments_BCT"] > 0).sum(axis=-1).max())
+        if longest > row_length:
+            raise ValueError(f"row_length: {row_length}, but a rendered response has {longest} tokens; raise it")
+        need = max(self._most_rows(batches.batch(step)) for step in range(num_steps))
+        self.rows_per_group = -(-need // row_multiple) * row_multiple
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """The packed batch of a step."""
+        padded = self._batches.batch(step)
+        shape = (self.rows_per_group * self._num_groups, self._row_length)
+        tokens_NT, segments_NT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        row_BC = np.zeros(padded["mask_BC"].shape, np.int32)
+        last_BC = np.zeros_like(row_BC)
+        for group in range(self._num_groups):
+            items, lengths = self._items(padded, group)
+            rows, starts, _ = first_fit(lengths, self._row_length)
+            count = [0] * self.rows_per_group
+            for (b, c), length, row, start in zip(items, lengths, rows, starts, strict=True):
+                count[row] += 1
+                where = row * self._num_groups + group
+                tokens_NT[where, start : start + length] = padded["tokens_BCT"][b, c, :length]
+                segments_NT[where, start : start + length] = count[row]
+                row_BC[b, c], last_BC[b, c] = row, start + length - 1
+        return {"tokens_NT": tokens_NT, "segments_NT": segments_NT, "row_BC": row_BC, "last_BC": last_BC,
+                "rank_BC": padded["rank_BC"], "mask_BC": padded["mask_BC"]}  # fmt: skip
+
+    def _items(self, padded: dict[str, np.ndarray], group: int) -> tuple[list[tuple[int, int]], list[int]]:
+        lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)
+        items = [(int(b), int(c)) for b, c in np.argwhere(padded["mask_BC"]) if b % self._num_groups == group]
+        return items, [int(lengths_BC[b, c]) for b, c in items]
+
+    def _most_rows(self, padded: dict[str, np.ndarray]) -> int:
+        return max(first_fit(self._items(padded, group)[1], self._row_length)[2] for group in range(self._num_groups))
