@@ -196,7 +196,7 @@ def test_comparisons_golden(words):
 
 
 def test_comparisons_that_do_not_fit(words):
-    fits, long = (("a", "a c"), (1, 2)), (("a", "a c d"), (1, 2))
+    fits, long = (("a", "a c"), (2, 1)), (("a", "a c d"), (1, 2))
     many = (("a",) * 4, (1, 2, 3, 4))
     data = compare(words, [long, fits, many])
     assert data.dropped.reasons == {
@@ -204,7 +204,7 @@ def test_comparisons_that_do_not_fit(words):
         "with more than max_candidates 3 responses": 1,
     }
     assert data.num_examples == 1
-    assert data.arrays["rank_BC"].tolist() == [[1, 2, 0]]
+    assert data.arrays["rank_BC"].tolist() == [[2, 1, 0]]
     with pytest.raises(ValueError, match="max_candidates: 1, expected at least 2"):
         compare(words, [fits], max_candidates=1)
 

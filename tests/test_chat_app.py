@@ -380,6 +380,7 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
+        (["--checkpoint=ROOT"], ["is a folder of runs: name one of them, reward, sft"]),
         (["--checkpoint=ROOT/nothing"], ["no checkpoint at", "To make it: python -m rlhf_jax.main"]),
         (
             ["--checkpoint=ROOT/reward"],

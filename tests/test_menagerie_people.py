@@ -1,5 +1,6 @@
 """The people of Menagerie, calibrated: personas, demonstrators and labelers."""
 
+import dataclasses
 import re
 import statistics
 from collections import Counter
@@ -47,7 +48,7 @@ def test_demonstrators_tell_the_truth_92_times_in_100() -> None:
 
 def test_labelers_agree_as_much_as_people_do(pairs: list[card.Pair]) -> None:
     for group in GROUPS:
-        found = card.agreement(WORLD, pairs[:3000], labelers(WORLD, group))
+        found = card.agreement(WORLD, pairs, labelers(WORLD, group))
         assert 0.70 <= found["labeler-labeler"] <= 0.75, found
         assert found["labeler-gold"] >= 0.77, found
         assert found["modal of three-gold"] >= found["labeler-gold"] + 0.04, found
@@ -97,12 +98,17 @@ def test_a_labeler_without_noise_ranks_by_gold() -> None:
 
 def test_near_equals_tie_only_within_a_likert_grade() -> None:
     red = WORLD.facts["fox", "colour"]
-    # 0.75 for each truth of two; 2.25 against 2.0 would be 0.25 apart and no longer tie.
-    same = preference(WORLD, EXACT, ASK, (f"the fox is {red}.", f"every fox is {red}."), (True, True),
-                      np.random.default_rng(0))  # fmt: skip
-    assert same == 0.5
-    args = (WORLD, EXACT, ASK, (f"the fox is {red}.", f"{red}."))
-    assert preference(*args, (True, True), np.random.default_rng(0)) == 1.0
+    two = (f"the colour of the fox is {red}.", f"the fox is {red}.")  # gold 1.75 both, 7 and 4 words
+    for length, cut, expected in ((0.0, 1.4, 0.5), (0.05, 1.4, 0.5), (0.05, 1.3, 1.0), (0.1, 0.9, 1.0)):
+        person = dataclasses.replace(EXACT, length=length, cut_points=(-3.0, -2.0, -1.0, 0.0, cut, 3.0))
+        # Utilities are 1.75 - 8 length and 1.75 - 11 length: 0.15 or 0.3 apart, at 0.05 on both sides of 1.3.
+        got = preference(WORLD, person, ASK, two, (True, True), np.random.default_rng(0))
+        assert got == expected, (length, cut)
+
+
+def test_a_reply_that_does_not_end_loses() -> None:
+    args = (WORLD, EXACT, ASK, ("it is red.", "it is red."))
+    assert preference(*args, (True, True), np.random.default_rng(0)) == 0.5
     assert preference(*args, (False, True), np.random.default_rng(0)) == 0.0
 
 

@@ -20,12 +20,12 @@ def get_config(size: str = "default") -> ConfigDict:
         "prompt_length": prompt_length(size),
         "documents": f"tfds:menagerie_corpus/{size}",
     }
-    batch_size = pick(size, tiny=16, default=256, large=512)
+    batch_size = pick(size, tiny=16, default=128, large=512)
     config.ppo = {
-        "total_episodes": pick(size, tiny=4, default=60, large=500) * batch_size,
+        "total_episodes": pick(size, tiny=4, default=40, large=500) * batch_size,
         "batch_size": batch_size,
         "num_ppo_epochs": 1,
-        "num_mini_batches": pick(size, tiny=2, default=4, large=8),
+        "num_mini_batches": pick(size, tiny=2, default=2, large=8),
         "num_micro_batches": 1,
         "response_length": RESPONSE_LENGTH,
         "temperature": 1.0,
@@ -56,8 +56,8 @@ def get_config(size: str = "default") -> ConfigDict:
     config.monitor = monitor(size, every=pick(size, tiny=2, default=10, large=20))
     warmup: dict[str, Any] = {
         "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
-        "warmup_steps": pick(size, tiny=2, default=40, large=80),
+        "warmup_steps": pick(size, tiny=2, default=10, large=80),
     }  # fmt: skip
-    config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=1e-5), **warmup)
-    config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
+    config.optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
+    config.value_optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
     return config

@@ -43,5 +43,5 @@ def get_config(size: str = "default") -> ConfigDict:
         "eval_every": pick(size, tiny=6, default=60, large=200),
     }
     warmup_steps = pick(size, tiny=2, default=10, large=10)
-    config.optimizer = adam(pick(size, tiny=1e-3, default=5e-4, large=1e-4), warmup_steps=warmup_steps)
+    config.optimizer = adam(pick(size, tiny=1e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps)
     return config

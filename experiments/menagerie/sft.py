@@ -22,7 +22,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "prompt_length": prompt_length(size),
     }
     config.sft = {
-        "num_epochs": pick(size, tiny=1.0, default=3.0, large=2.0),
+        "num_epochs": pick(size, tiny=1.0, default=4.0, large=2.0),
         "batch_size": pick(size, tiny=16, default=32, large=64),
         "num_micro_batches": 1,
         "max_length": prompt_length(size) + RESPONSE_LENGTH,
@@ -30,10 +30,10 @@ def get_config(size: str = "default") -> ConfigDict:
         "dropout_rate": 0.0,
         "eval_every": pick(size, tiny=10, default=50, large=200),
         "eval_batches": pick(size, tiny=1, default=4, large=8),
-        "select": "loss",
+        "select": pick(size, tiny="loss", default="last", large="last"),
         "response_length": RESPONSE_LENGTH,
     }
     config.monitor = monitor(size, every=pick(size, tiny=6, default=50, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=10)
-    config.optimizer = adam(pick(size, tiny=3e-3, default=5e-4, large=1e-4), warmup_steps=warmup_steps)
+    config.optimizer = adam(pick(size, tiny=3e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps)
     return config

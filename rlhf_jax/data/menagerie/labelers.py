@@ -47,9 +47,9 @@ class Tastes:
 
 
 _GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
-FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.48, 0.05)
+FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.46, 0.05)
 BIASED = Tastes(
-    "biased", {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)}, 0.3, 0.04, 0.01, 0.6, 0.1, 0.48, 0.05
+    "biased", {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)}, 0.3, 0.04, 0.01, 0.6, 0.1, 0.46, 0.05
 )
 
 
