@@ -107,7 +107,7 @@ def _labels(session: Session) -> list[Row]:
     for flag, (title, better) in FLAGS.items():
         values = {name: session.share(verdicts.flags[flag]) for name, verdicts in session.verdicts.items()}
         text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
-        made.append(Row("Metadata of responses", title, "share", better, text, values))
+        made.append(Row("Metadata of responses", title, "", better, text, values))
     return made
 
 
@@ -134,7 +134,7 @@ def _over_questions(session: Session, *path: str, of: Estimator = estimates.shar
 def _facts(session: Session) -> list[Row]:
     text = "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
     return [
-        Row("Facts", f"accuracy, {name}", "accuracy", "higher", text,
+        Row("Facts", f"accuracy, {name}", "", "higher", text,
             _over_questions(session, "facts", name, per_cluster=FACT_WORDINGS))
         for name in _keys(session, "facts")
     ]  # fmt: skip
@@ -187,7 +187,7 @@ def _bias(session: Session) -> list[Row]:
         made += [
             Row("Bias", f"entropy, {name}", "bits", "higher",
                 "choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)", entropy),
-            Row("Bias", f"stereotypes preferred, {name}", "share", "none",
+            Row("Bias", f"stereotypes preferred, {name}", "", "none",
                 "ideally one half (CrowS-Pairs, Nangia et al. 2020)", stereotype),
         ]  # fmt: skip
     return made
@@ -214,7 +214,7 @@ def _language(session: Session) -> list[Row]:
 def _few_shot(session: Session) -> list[Row]:
     text = "raw text, choice with the highest per-token log-probability (Brown et al. 2020, section 2.4)"
     return [
-        Row("Few-shot", f"few-shot {name}", "accuracy", "higher", text, _over_questions(session, "questions", "few_shot", name))
+        Row("Few-shot", f"few-shot {name}", "", "higher", text, _over_questions(session, "questions", "few_shot", name))
         for name in _keys(session, "questions", "few_shot")
     ]
 
@@ -227,7 +227,7 @@ def _form(session: Session) -> list[Row]:
         finished[name] = session.share(ended)
     return [
         Row("Form", "response length", "tokens", "none", "end of text included", length),
-        Row("Form", "finished", "share", "higher", "responses that ended by themselves", finished),
+        Row("Form", "finished", "", "higher", "responses that ended by themselves", finished),
     ]
 
 

@@ -1,0 +1,80 @@
+"""Packed rankings hold the same tokens, and the same scores come out, as unpacked ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.packing import PackedComparisons, first_fit
+from rlhf_jax.data.records import Comparison, Message
+from rlhf_jax.data.tokenizers import train_words
+from rlhf_jax.inference.scoring import last_token_scores, packed_scores
+from rlhf_jax.models.config import llama
+from rlhf_jax.models.heads import ScalarModel, init_params
+from rlhf_jax.stages.reward import weigh_prompts
+
+WORDS = "the fox owl is red blue far and what lives in a lake".split()
+
+
+@pytest.fixture(scope="module")
+def rankings():
+    rng = np.random.default_rng(0)
+
+    def text():
+        return " ".join(rng.choice(WORDS, size=rng.integers(1, 9)))
+
+    comparisons = []
+    for _ in range(8):
+        count = int(rng.integers(2, 5))
+        responses = tuple(dict.fromkeys(text() for _ in range(count + 3)))[:count]
+        comparisons.append(Comparison((Message("user", text()),), responses, tuple(range(1, len(responses) + 1)), {}))
+    tokenizer = train_words([" ".join(WORDS)])
+    return comparison_batches(comparisons, tokenizer, context_length=24, max_candidates=4, batch_size=4, seed=0)
+
+
+def test_first_fit_by_hand():
+    # Longest first: 5 -> row 0, 4 -> row 1, 3 -> row 1 (room 3), 2 -> row 0 (room 2)
+    rows, starts, count = first_fit([3, 5, 2, 4], 7)
+    assert (rows, starts, count) == ([1, 0, 0, 1], [4, 0, 5, 0], 2)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_token_is_lost_and_none_overlaps(rankings, groups):
+    packed = PackedComparisons(rankings, row_length=32, num_steps=4, num_groups=groups, row_multiple=2)
+    for step in range(4):
+        batch, padded = packed.batch(step), rankings.batch(step)
+        assert batch["tokens_NT"].shape == (packed.rows_per_group * groups, 32)
+        assert (batch["segments_NT"] > 0).sum() == (padded["segments_BCT"] > 0).sum()
+        for b, c in np.argwhere(padded["mask_BC"]):
+            length = (padded["segments_BCT"][b, c] > 0).sum()
+            row = batch["row_BC"][b, c] * groups + b % groups
+            end = batch["last_BC"][b, c] + 1
+            np.testing.assert_array_equal(batch["tokens_NT"][row, end - length : end], padded["tokens_BCT"][b, c, :length])
+            assert len(set(batch["segments_NT"][row, end - length : end])) == 1
+
+
+def test_scores_equal_those_of_single_rows(rankings):
+    shape = llama(vocab_size=32, context_length=32, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffw_width=16,
+                  rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none")  # fmt: skip
+    model = ScalarModel(shape)
+    params = jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0)))
+    batch = PackedComparisons(rankings, row_length=32, num_steps=1, num_groups=1, row_multiple=1).batch(0)
+    padded = rankings.batch(0)
+    flat = [jnp.asarray(padded[name].reshape(-1, 24)) for name in ("tokens_BCT", "segments_BCT")]
+    alone_BC = jax.jit(lambda *x: last_token_scores(model, params, *x))(*flat).reshape(padded["mask_BC"].shape)
+    names = ("tokens_NT", "segments_NT", "row_BC", "last_BC")
+    packed_BC = jax.jit(lambda *x: packed_scores(model, params, *x))(*(batch[name] for name in names))
+    mask_BC = padded["mask_BC"]
+    np.testing.assert_allclose(packed_BC[mask_BC], alone_BC[mask_BC], atol=1e-5)
+
+
+def test_a_row_too_short_is_refused(rankings):
+    with pytest.raises(ValueError, match=r"row_length: 4, but a rendered response has \d+ tokens"):
+        PackedComparisons(rankings, row_length=4, num_steps=1, num_groups=1, row_multiple=1)
+
+
+def test_prompts_without_a_valid_pair_weigh_nothing():
+    rank = jnp.array([[1, 1, 0], [1, 2, 0], [2, 1, 1]])
+    mask = jnp.array([[1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
+    assert int(weigh_prompts({"rank_BC": rank, "mask_BC": mask})) == 2
