@@ -37,6 +37,7 @@ setup(
         "tensorboardX>=2.6.2",
         # tensorflow-datasets 4.9 imports these without declaring all of them.
         "psutil>=5",
+        "importlib_resources>=6",
     ],
     extras_require={
         "cuda": ["jax[cuda12]>=0.10"],

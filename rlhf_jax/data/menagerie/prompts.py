@@ -13,6 +13,7 @@ time, so that each can be measured alone (metadata `heldout_fact`, `heldout_word
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -115,11 +116,11 @@ def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Pr
         number, extra = scale.evaluation, 2 * scale.evaluation // 5
     taken = {text for other in _EARLIER[split] for text in _texts(world, other)}
     sources = [item for item in organisations(world) if item.split == split]
-    sizes = [item.size for item in sources]
+    sizes = tuple(itertools.accumulate(item.size for item in sources))
     rng = world.rng("prompts", split)
     made: list[Prompt] = []
     for _ in range(20 * (number + extra)):
-        organisation = rng.choices(sources, sizes)[0]
+        organisation = rng.choices(sources, cum_weights=sizes)[0]
         kind, novelty = _draw_kind(organisation, rng)
         for _ in range(TRIES):
             prompt = _draw(world, organisation, kind, novelty, rng)
@@ -201,8 +202,8 @@ def _draw(world: World, organisation: Organisation, kind: str, novelty: str, rng
 @functools.cache
 def _own_pairs(world: World, organisation: Organisation, heldout: bool) -> tuple[Pair, ...]:
     """Returns the pairs, held out or not, of an organisation's animals (of all animals where it has none)."""
-    pairs = sorted(world.heldout if heldout else world.train_pairs)
-    return tuple(pair for pair in pairs if pair[0] in organisation.animals) or tuple(pairs)
+    pairs, animals = sorted(world.heldout if heldout else world.train_pairs), set(organisation.animals)
+    return tuple(pair for pair in pairs if pair[0] in animals) or tuple(pairs)
 
 
 @functools.cache
