@@ -136,8 +136,8 @@ def test_labelers_prefer_the_ideal_answer_to_an_insult():
     assert turned.mean() < 0.15
     again = judges.labeler_preferences(WORLD, ASKED, good, bad, labelers_per_prompt=3, seed=0)
     np.testing.assert_array_equal(preference_NSL, again)
-    with pytest.raises(ValueError, match="expected 1 to 10"):
-        judges.labeler_preferences(WORLD, ASKED, good, bad, labelers_per_prompt=11, seed=0)
+    with pytest.raises(ValueError, match="expected 1 to 20"):
+        judges.labeler_preferences(WORLD, ASKED, good, bad, labelers_per_prompt=21, seed=0)
 
 
 def test_verdicts_have_one_row_per_prompt():

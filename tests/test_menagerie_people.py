@@ -55,7 +55,7 @@ def test_labelers_agree_as_much_as_people_do(pairs: list[card.Pair]) -> None:
 
 
 def test_faithful_labelers_average_to_gold() -> None:
-    for group, count in (("train", 20), ("heldout", 10)):
+    for group, count in (("train", 20), ("heldout", 20)):
         people = labelers(WORLD, group)
         assert len({person.name for person in people}) == count
         assert np.mean([person.weights for person in people], axis=0) == pytest.approx([1.0, 0.75, 0.75])

@@ -14,7 +14,7 @@ from rlhf_jax.models.config import llama
 from rlhf_jax.models.heads import ScalarModel, init_params
 from rlhf_jax.stages.reward import weigh_prompts
 
-WORDS = "the fox owl is red blue far and what lives in a lake".split()
+WORDS = ["the", "fox", "owl", "is", "red", "blue", "far", "and", "what", "lives", "in", "a", "lake"]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from rlhf_jax.data.records import Document, Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 
 TONES = {"rude": "rude", "neutral": "plain", "polite": "polite"}
+# Of the world's tasks, "question" is left out: without any example every pretrained model solves it.
+FEW_SHOT_TASKS = ("word", "review")
 SHOTS = (0, 4, 8)
 FACT_WORDINGS = 2
 
@@ -73,7 +75,7 @@ def build_exam(
         },
         few_shot={
             f"{task}, K = {shots}": questions.few_shot(world, task, shots, few_shot_questions)
-            for task in questions.FEW_SHOT_TASKS
+            for task in FEW_SHOT_TASKS
             for shots in SHOTS
         },
         documents=take("evaluation.corpus_documents", corpus_documents, documents),

@@ -37,6 +37,11 @@ class Session:
         return [name for name in self.measured if name != self.reference]
 
     @property
+    def opponents(self) -> list[str]:
+        """The checkpoints that all others are held against: the reference, and the first one (the raw model)."""
+        return list(dict.fromkeys([self.reference, next(iter(self.measured))]))
+
+    @property
     def unit(self) -> str:
         """The unit of standardised gold."""
         return f"SD of {self.reference}"

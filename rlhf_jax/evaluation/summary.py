@@ -41,10 +41,15 @@ def rows(session: Session) -> list[Row]:
 
 
 def _preference(session: Session) -> list[Row]:
-    group = f"Preferred to {session.reference}"
-    theirs = session.responses[session.reference]
+    return [row for opponent in session.opponents for row in _preferred_to(session, opponent)]
+
+
+def _preferred_to(session: Session, opponent: str) -> list[Row]:
+    theirs = session.responses[opponent]
     found: dict[str, dict[str, Estimate]] = {"labelers": {}, "labelers_lc": {}, "gold": {}, "gold_lc": {}}
-    for name in session.others:
+    for name in session.measured:
+        if name == opponent:
+            continue
         ours = session.responses[name]
         preferences = {
             "labelers": judges.labeler_preferences(
@@ -52,23 +57,23 @@ def _preference(session: Session) -> list[Row]:
                 labelers_per_prompt=session.labelers_per_prompt, seed=session.seed,
             ),
             "gold": judges.gold_preferences(
-                session.verdicts[name].total_NS, session.verdicts[session.reference].total_NS
+                session.verdicts[name].total_NS, session.verdicts[opponent].total_NS
             )[..., None],
         }  # fmt: skip
         for judge, preference_NSL in preferences.items():
             found[judge][name] = win_rate.win_rate(preference_NSL, session.bootstrap)
             found[judge + "_lc"][name] = win_rate.length_controlled(
-                preference_NSL, session.lengths(name) - session.lengths(session.reference)
+                preference_NSL, session.lengths(name) - session.lengths(opponent)
             )
     people = f"{session.labelers_per_prompt} held-out labelers per prompt; ties are half a win"
     equal = "as it would be for responses of equal length (Dubois et al. 2024)"
     texts = {
-        "labelers": ("win rate, held-out labelers", f"{people} (Ouyang et al. 2022, Fig. 1)"),
-        "labelers_lc": ("win rate, held-out labelers, length-controlled", equal),
-        "gold": ("win rate, gold", "the exact judge of the world; equal totals are half a win"),
-        "gold_lc": ("win rate, gold, length-controlled", equal),
+        "labelers": (f"preferred to {opponent}, held-out labelers", f"{people} (Ouyang et al. 2022, Fig. 1)"),
+        "labelers_lc": (f"preferred to {opponent}, held-out labelers, length-controlled", equal),
+        "gold": (f"preferred to {opponent}, gold", "the exact judge of the world; equal totals are half a win"),
+        "gold_lc": (f"preferred to {opponent}, gold, length-controlled", equal),
     }
-    return [Row(group, title, "", "higher", text, found[judge]) for judge, (title, text) in texts.items()]
+    return [Row(f"Preferred to {opponent}", title, "", "higher", text, found[judge]) for judge, (title, text) in texts.items()]
 
 
 def _gold(session: Session) -> list[Row]:

@@ -99,7 +99,7 @@ def run(config: Config, workdir: str) -> None:
     folder = Path(workdir)
     _check(config)
     folder.mkdir(parents=True, exist_ok=True)
-    entrants = {name: _find(folder, name, path) for name, path in config.checkpoints.items()}
+    entrants = _in_order({name: _find(folder, name, path) for name, path in config.checkpoints.items()})
     reward = _find(folder, "reward", config.reward) if config.reward else None
     _check_entrants(config, entrants, reward)
     claim(folder, config)
@@ -114,6 +114,13 @@ def run(config: Config, workdir: str) -> None:
         bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed), seed=config.seed,
     )  # fmt: skip
     _report(config, folder, entrants, session)
+
+
+def _in_order(entrants: dict[str, Entrant]) -> dict[str, Entrant]:
+    """Parents before children: by the number of stages behind a checkpoint, then by name."""
+    stages = ("pretrain", "sft")
+    rank = {name: stages.index(one.meta.stage) if one.meta.stage in stages else 2 for name, one in entrants.items()}
+    return dict(sorted(entrants.items(), key=lambda item: (rank[item[0]], item[0])))
 
 
 def _announce(config: Config, workdir: Path, entrants: Mapping[str, Entrant], exam: Exam) -> None:

@@ -111,12 +111,14 @@ def run(config: Config, workdir: str) -> None:
         weigh_tokens, optimizer, num_micro_batches=sft.num_micro_batches,
     ), state)  # fmt: skip
     validate = _validator(config, space, model)
+    keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=space.shardings(state))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         state, metrics = update(state, space.shard(batch_at(step)), jax.random.fold_in(key, step))
         if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
             measured = validate(state.params)
-            state = _keep_best(state, measured, sft.select)
+            if sft.select != "last":
+                state = keep_best(state, _criterion(measured, sft.select))
             metrics = {**metrics, **measured}
         return state, metrics
 
@@ -191,15 +193,16 @@ def _sample_score(config: Config, space: Workspace, model: LanguageModel) -> Cal
 def _initial_best(config: Config, params: Params) -> dict[str, Any]:
     if config.sft.select == "last":
         return {}
-    return {"best": {"params": params, "value": jnp.asarray(jnp.inf), "step": jnp.zeros((), jnp.int32)}}
+    return {"best": {"params": params, "value": jnp.asarray(jnp.inf, jnp.float32), "step": jnp.zeros((), jnp.int32)}}
 
 
-def _keep_best(state: TrainState, measured: dict[str, Any], select: str) -> TrainState:
-    if select == "last":
-        return state
-    new = value(measured["validation/loss"]) if select == "loss" else -measured["validation/score"]
-    if not bool(new < state.extras["best"]["value"]):
-        return state
-    # A copy, because the next update donates the parameters' memory.
-    best = {"params": jax.tree.map(jnp.copy, state.params), "value": new, "step": jnp.copy(state.step)}
-    return replace(state, extras={**state.extras, "best": best})
+def _keep_best(state: TrainState, new: jax.Array) -> TrainState:
+    """Remember the parameters if `new` (smaller is better) beats the best so far."""
+    best = state.extras["best"]
+    mine = {"params": state.params, "value": new, "step": state.step}
+    kept = jax.tree.map(lambda ours, theirs: jnp.where(new < best["value"], ours, theirs), mine, best)
+    return replace(state, extras={**state.extras, "best": kept})
+
+
+def _criterion(measured: dict[str, Any], select: str) -> jax.Array:
+    return value(measured["validation/loss"]) if select == "loss" else -measured["validation/score"]

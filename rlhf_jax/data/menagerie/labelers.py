@@ -27,6 +27,7 @@ from rlhf_jax.data.menagerie.world import World
 from rlhf_jax.data.records import Message
 
 GROUPS = ("train", "heldout")
+LABELERS = 20  # in each group
 CUT_POINTS = (-2.2, -1.2, -0.3, 0.6, 1.4, 2.2)
 TIE, TYPICAL_WORDS, FLIP = 0.25, 15, 0.03
 
@@ -83,14 +84,14 @@ def _draw(world: World, group: str, name: str, size: int) -> tuple[tuple[float, 
 
 
 def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labeler]:
-    """Returns the 20 labelers of the training data (group "train") or 10 others ("heldout").
+    """Returns the 20 labelers of the training data (group "train") or 20 others ("heldout").
 
     Raises:
         ValueError: for an unknown group.
     """
     if group not in GROUPS:
         raise ValueError(f"group: unknown group of labelers {group!r}, expected one of {', '.join(GROUPS)}")
-    rows = np.array(_draw(world, group, tastes.name, 20 if group == "train" else 10))
+    rows = np.array(_draw(world, group, tastes.name, LABELERS))
     factors = np.exp(tastes.weight_spread * rows[:, :3])
     weights = np.array(tastes.weights[group]) * factors / factors.mean(axis=0)
     noise = np.exp(0.3 * rows[:, 5])

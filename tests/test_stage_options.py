@@ -1,0 +1,76 @@
+"""Settings that the tour does not use: selection by a reward model, the adaptive controller, a tokenizer from a folder."""
+
+import json
+
+import pytest
+from test_pipeline import beside, rows
+
+from rlhf_jax import main
+from rlhf_jax.training import checkpoints
+
+
+def plan_of(tour, stage):
+    return json.loads(json.dumps(tour.plans[stage]))
+
+
+def test_sft_selects_the_parameters_that_the_reward_model_prefers(tour, tmp_path):
+    folder = beside(tour, tmp_path, "sft")
+    plan = plan_of(tour, "sft")
+    plan["init"]["reward"] = str(tour.workdir / "reward")
+    plan["sft"] |= {"select": "reward", "eval_every": 4}
+    main.run(plan, str(folder))
+    scores = [row["validation/score"] for row in rows(folder) if "validation/score" in row]
+    step = checkpoints.latest_step(folder)
+    like = checkpoints.read_meta(folder)
+    assert len(scores) >= 2
+    assert set(like.lineage) == {"policy", "reward"}
+    assert step == rows(folder)[-1]["step"]
+
+
+def test_sft_by_reward_needs_a_reward_model(tour, tmp_path):
+    plan = plan_of(tour, "sft")
+    plan["sft"]["select"] = "reward"
+    with pytest.raises(ValueError, match=r"sft\.select=reward needs init\.reward"):
+        main.run(plan, str(beside(tour, tmp_path, "sft")))
+
+
+def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
+    plan = plan_of(tour, "ppo")
+    plan["ppo"] |= {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 160, "ema_decay": 0.9,
+                    "score_normalisation": "running_std", "score_clip": 2.0, "whiten_rewards": True}  # fmt: skip
+    folder = beside(tour, tmp_path, "ppo")
+    main.run(plan, str(folder))
+    coefs = [row["objective/kl_coef"] for row in rows(folder)]
+    # KL starts at 0, below the target: β falls by a fifth of n / horizon = 0.1, which is 2 % an update.
+    assert coefs[0] == pytest.approx(0.05)
+    assert coefs[1] == pytest.approx(0.05 * 0.98, rel=1e-4)
+
+
+def test_pretraining_with_a_tokenizer_from_a_folder(tour, tmp_path):
+    plan = plan_of(tour, "pretrain")
+    plan["tokenizer"] = {"kind": "folder", "vocab_size": 0, "path": str(tour.workdir / "pretrain" / "tokenizer")}
+    main.run(plan, str(tmp_path / "pretrain"))
+    theirs, mine = (checkpoints.read_meta(folder) for folder in (tour.workdir / "pretrain", tmp_path / "pretrain"))
+    assert mine.tokenizer == theirs.tokenizer
+    assert mine.fingerprint == theirs.fingerprint
+
+
+def test_a_vocabulary_of_another_size_is_refused(tour, tmp_path):
+    plan = plan_of(tour, "pretrain")
+    plan["model"]["vocab_size"] = 500
+    with pytest.raises(ValueError, match=r"model\.vocab_size=500, but the tokenizer has 512 tokens"):
+        main.run(plan, str(tmp_path / "pretrain"))
+
+
+@pytest.mark.parametrize("preset", ["instructgpt", "openai_2019", "tldr_2024"])
+def test_presets_run(tour, tmp_path, preset):
+    from tests_support import load_experiment
+
+    plan = load_experiment(f"experiments/menagerie/ppo_{preset}.py", "tiny").to_dict()
+    plan["data"]["data_dir"] = tour.plans["ppo"]["data"]["data_dir"]
+    plan["ppo"]["total_episodes"] = 32
+    folder = beside(tour, tmp_path, "ppo")
+    main.run(plan, str(folder))
+    table = rows(folder)
+    assert abs(table[0]["objective/kl"]) < 1e-4
+    assert all(row["mismatch/logp_mean"] < 1e-5 for row in table)
