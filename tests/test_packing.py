@@ -56,7 +56,8 @@ def test_no_token_is_lost_and_none_overlaps(rankings, groups):
 
 def test_scores_equal_those_of_single_rows(rankings):
     shape = llama(vocab_size=32, context_length=32, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffw_width=16,
-                  rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none")  # fmt: skip
+                  rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32",
+                  remat="none")  # fmt: skip
     model = ScalarModel(shape)
     params = jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0)))
     batch = PackedComparisons(rankings, row_length=32, num_steps=1, num_groups=1, row_multiple=1).batch(0)

@@ -12,6 +12,6 @@ from experiments.menagerie.shared import pick
 def get_config(size: str = "default") -> ConfigDict:
     """The same run as ppo.py but for γ. InstructGPT's 27.8 belongs to reductions it does not state; ours is a token mean."""
     config = ppo.get_config(size)
-    config.ppo.ptx_coef = 0.3
+    config.ppo.ptx_coef = 1.0
     config.ppo.ptx_batch_size = pick(size, tiny=2, default=16, large=64)
     return config

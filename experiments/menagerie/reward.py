@@ -20,7 +20,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.labelling = {
         "world": f"menagerie/{size}",
         "prompts": f"tfds:menagerie_prompts/{size}",
-        "num_prompts": pick(size, tiny=48, default=6000, large=33_000),
+        "num_prompts": pick(size, tiny=48, default=5000, large=33_000),
         "num_validation_prompts": pick(size, tiny=16, default=256, large=1024),
         "min_candidates": 4,
         "max_candidates": 9,
