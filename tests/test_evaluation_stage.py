@@ -37,10 +37,10 @@ def runs(tmp_path_factory):
         vocab_size=tokenizer.vocab_size, context_length=96, width=8, num_layers=1, num_heads=1, dropout_rate=0.0,
         compute_dtype="float32", param_dtype="float32", remat="none",
     )  # fmt: skip
-    for seed, (name, kind) in enumerate({"base": "", "sft": "", "reward": "scalar_model"}.items()):
-        model = ScalarModel(shape) if kind else LanguageModel(shape)
+    for seed, (name, stage) in enumerate({"base": "pretrain", "sft": "sft", "reward": "reward"}.items()):
+        model = ScalarModel(shape) if name == "reward" else LanguageModel(shape)
         meta = new_meta(
-            stage=name, kind=kind or "language_model", num_steps=3, model=to_dict(shape),
+            stage=stage, kind="scalar_model" if name == "reward" else "language_model", num_steps=3, model=to_dict(shape),
             tokenizer=tokenizer.fingerprint(), lineage={},
         )  # fmt: skip
         params = jax.tree.map(lambda x: 4 * x, init_params(model, jax.random.key(seed)))
@@ -81,7 +81,7 @@ def values(result, metric):
 
 def test_the_file_has_the_agreed_format(result):
     assert set(result) == {"checkpoints", "reference", "table", "samples", "seed", "version"}
-    assert result["checkpoints"]["base"] == {"path": "../base", "stage": "base", "step": 3}
+    assert result["checkpoints"]["base"] == {"path": "../base", "stage": "pretrain", "step": 3}
     assert result["reference"] == "sft"
     for row in result["table"]:
         assert set(row) == {"metric", "group", "unit", "better", "description", "values"}
@@ -102,7 +102,8 @@ def test_the_file_has_the_agreed_format(result):
 def test_every_question_of_the_paper_has_its_row(result):
     metrics = {row["metric"] for row in result["table"]}
     assert {
-        "win rate, held-out labelers", "win rate, held-out labelers, length-controlled", "win rate, gold", "gold",
+        "preferred to sft, held-out labelers", "preferred to sft, held-out labelers, length-controlled",
+        "preferred to sft, gold", "preferred to base, gold", "gold",
         "gold minus sft", "truthfulness", "accuracy, held-out facts", "accuracy, trained misconceptions", "MC1, misconceptions",
         "MC2, clean facts", "rude replies, rude prompts", "expected maximum toxicity, neutral prompts",
         "toxicity probability, polite prompts", "entropy, trait swapped", "pretraining loss", "KL from sft",
@@ -113,12 +114,13 @@ def test_every_question_of_the_paper_has_its_row(result):
 
 def test_the_reference_is_the_origin(result):
     assert values(result, "gold")["sft"]["value"] == pytest.approx(0, abs=1e-9)
-    assert "sft" not in values(result, "win rate, gold")
+    assert set(values(result, "preferred to sft, gold")) == {"base"}
+    assert set(values(result, "preferred to base, gold")) == {"sft"}
     assert "sft" not in values(result, "KL from sft")
     difference = values(result, "gold minus sft")["base"]["value"]
     assert difference == pytest.approx(values(result, "gold")["base"]["value"])
-    assert values(result, "win rate, gold")["base"]["n"] == 44
-    assert values(result, "win rate, held-out labelers")["base"]["n"] == 88
+    assert values(result, "preferred to sft, gold")["base"]["n"] == 44
+    assert values(result, "preferred to sft, held-out labelers")["base"]["n"] == 88
 
 
 def test_an_untrained_model_knows_nothing(result):
