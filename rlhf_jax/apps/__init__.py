@@ -1,0 +1,1 @@
+"""What people run beside training: chat in the terminal, the HTML report."""

@@ -1,9 +1,8 @@
 """Sources: `load("KIND:NAME", record_type, split=...)` reads records, wherever they are kept.
 
-    jsonl:PATH           one JSON object a line. PATH is a file, a pattern with {split}, or a folder of
-    split.jsonl tfds:NAME[/CONFIG]   TensorFlow Datasets, as array_record; `menagerie_*` is built on the
-    spot if it is absent hf:NAME[:CONFIG]     a data set of the Hugging Face hub, or a folder of its parquet
-    or jsonl files
+    jsonl:PATH              one JSON object a line; PATH is a file, a pattern with {split}, or a folder of SPLIT.jsonl
+    tfds:NAME[/CONFIG]      TensorFlow Datasets, as array_record; `menagerie_*` is built on the spot if it is absent
+    hf:NAME[:CONFIG]        a data set of the Hugging Face hub, or a folder of its parquet or jsonl files
 
 A split is a name, or a slice of one as in TFDS: `train[:90%]`, `train[100:]`. Rows have the fields of the
 record or one of the shapes that public data sets have (`_SHAPES`). Whoever writes JSONL means every field,

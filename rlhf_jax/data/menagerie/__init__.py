@@ -1,0 +1,1 @@
+"""Menagerie: a small closed world in plain English with an exact judge."""
