@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from evaluation_support import config, language_model, prompt, scalar_model, successor, words
 
-from rlhf_jax.evaluation.generate import encode_prompts, generate
+from rlhf_jax.evaluation.generate import batch_rows, encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
     BUCKET,
@@ -52,6 +52,7 @@ def test_known_text_is_generated_until_the_stop_token():
 def test_text_is_without_the_stop_token():
     for (one,) in draw(PROMPTS, response_length=40):
         assert one.text == words().decode(one.ids[:-1] if one.finished else one.ids)
+        assert "<|eos|>" not in one.text
         assert one.finished == (one.ids[-1] == words().eos_id)
 
 
@@ -61,6 +62,11 @@ def test_a_last_batch_that_is_filled_up_changes_nothing():
     assert five[:4] == draw(PROMPTS[:4])
     assert draw(PROMPTS) == five
     assert draw(PROMPTS, seed=1) != five
+
+
+def test_all_batches_have_one_shape():
+    np.testing.assert_array_equal(batch_rows(5, 2), [[0, 1], [2, 3], [4, 4]])
+    np.testing.assert_array_equal(batch_rows(1, 3), [[0, 0, 0]])
 
 
 def test_samples_of_a_prompt_stay_together():

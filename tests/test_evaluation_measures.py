@@ -67,6 +67,13 @@ def test_tokens_weigh_the_loss():
     assert found.high == pytest.approx(3.0)
 
 
+def test_tokens_weigh_the_interval_too():
+    # Rarely drawn, but a row of a hundred tokens decides every resample that it is in.
+    found = ratio([0.0] * 20 + [100.0], [1] * 20 + [100], BOOT)
+    assert found.low == 0
+    assert found.high > 0.8
+
+
 def test_pairing_removes_what_both_share():
     rng = np.random.default_rng(1)
     difficulty, prompts_N = rng.normal(size=100), np.arange(100)
@@ -250,6 +257,15 @@ def test_pairs_are_judged_by_prompt():
     assert people_M.shape == (2,)
     none, _, _ = judged_pairs(opened, "rude")
     assert none.prompt_M.size == 0
+
+
+def test_gold_is_measured_in_deviations_of_the_reference():
+    opened = session()
+    assert opened.standardised("good").mean() == pytest.approx(0, abs=1e-9)
+    assert opened.standardised("good").std() == pytest.approx(1)
+    assert opened.standardised("rude").max() < -0.5
+    assert opened.opponents == ["good"]
+    assert opened.others == ["rude"]
 
 
 def test_samples_show_scores_only_with_a_reward_model():

@@ -6,19 +6,21 @@ import math
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from rlhf_jax.data.menagerie.corpus import documents
 from rlhf_jax.data.menagerie.prompts import prompts
 from rlhf_jax.data.menagerie.world import make_world
 from rlhf_jax.data.sources import write_jsonl
-from rlhf_jax.data.tokenizers import train_words
+from rlhf_jax.data.tokenizers import load_tokenizer, train_words
 from rlhf_jax.evaluation import measure
+from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.quick import quick_evaluation
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.models import LanguageModel, ScalarModel, gpt, init_params, to_dict
+from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
 from rlhf_jax.stages import evaluate
-from rlhf_jax.training.checkpoints import new_meta, save
+from rlhf_jax.training.checkpoints import load_params, new_meta, save
 
 WORLD = make_world("tiny")
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -66,6 +68,11 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
     inner = {key: value for key, value in changes.items() if key in wanted.__dataclass_fields__}
     outer = {key: value for key, value in changes.items() if key not in inner}
     return dataclasses.replace(config, evaluation=dataclasses.replace(wanted, **inner), **outer)
+
+
+def load(folder: Path) -> measure.Candidate:
+    params, meta = load_params(folder)
+    return measure.Candidate(LanguageModel(from_dict(meta.model)), params)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +187,15 @@ def test_truncated_sampling_still_has_a_divergence(runs):
     evaluate.run(config, str(runs / "truncated"))
     result = json.loads((runs / "truncated" / "evaluation.json").read_text())
     assert values(result, "KL from sft")["base"]["n"] == 4
+    # The divergence is that of new samples: the greedy answers differ from most of them.
+    kept = json.loads((runs / "truncated" / "partial" / "base-responses.json").read_text())["data"]
+    greedy = measure.restore_responses(kept)
+    asked = prompts(WORLD, "test")[:4]
+    ours, theirs = (load(runs / name) for name in ("base", "sft"))
+    tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
+    of_greedy = sequence_kl(ours, theirs, measure.continuations(tokenizer, asked, greedy), batch_size=16)
+    measured = json.loads((runs / "truncated" / "partial" / "base-divergence.json").read_text())["data"]["kl"]
+    assert not np.isclose(np.ravel(measured), of_greedy).any()
     assert "Reward model" not in {row["group"] for row in result["table"]}
     assert result["samples"][0]["responses"]["sft"]["score"] is None
 
@@ -211,9 +227,8 @@ def test_a_missing_checkpoint_is_named(runs):
 
 
 def test_quick_evaluation_gives_the_same_numbers_every_time(runs):
-    params, meta = evaluate.checkpoints.load_params(runs / "sft")
-    model = LanguageModel(evaluate.from_dict(meta.model))
-    tokenizer = evaluate.load_tokenizer(runs / "sft" / "tokenizer")
+    model, params = load(runs / "sft")
+    tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
     asked = prompts(WORLD, "validation")[:6]
     look = quick_evaluation(
         model, tokenizer, WORLD, asked, spec=PLAIN, prompt_length=64, response_length=6, batch_size=16, seed=3

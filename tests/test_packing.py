@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.data.batches import comparison_batches
-from rlhf_jax.data.packing import PackedComparisons, first_fit
+from rlhf_jax.data.batches import Batches, comparison_batches
+from rlhf_jax.data.packing import InOrder, PackedComparisons, first_fit
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import train_words
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
@@ -68,6 +68,18 @@ def test_scores_equal_those_of_single_rows(rankings):
     packed_BC = jax.jit(lambda *x: packed_scores(model, params, *x))(*(batch[name] for name in names))
     mask_BC = padded["mask_BC"]
     np.testing.assert_allclose(packed_BC[mask_BC], alone_BC[mask_BC], atol=1e-5)
+
+
+def test_in_order_takes_every_example_once(rankings):
+    once = InOrder(comparison_like(rankings, size=3))
+    masks = [once.batch(step)["mask_BC"] for step in range(once.num_batches)]
+    assert once.num_batches == 3
+    assert sum(mask.sum() for mask in masks) == rankings.arrays["mask_BC"].sum()
+    assert not masks[-1][2].any()
+
+
+def comparison_like(batches, size):
+    return Batches(batches.arrays, batches.dropped, batch_size=size, seed=0)
 
 
 def test_a_row_too_short_is_refused(rankings):

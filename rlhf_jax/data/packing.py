@@ -30,6 +30,21 @@ def first_fit(lengths: Sequence[int], row_length: int) -> tuple[list[int], list[
     return rows, starts, len(room)
 
 
+class InOrder:
+    """The examples of `comparison_batches` once each, in their given order; the last batch is filled up with masked rows."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.arrays, self.num_examples, self._size = batches.arrays, batches.num_examples, batches.batch_size
+        self.num_batches = -(-self.num_examples // self._size)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Batch number `step` of `num_batches`."""
+        rows = np.arange(step * self._size, (step + 1) * self._size)
+        real = rows < self.num_examples
+        batch = {name: values[np.where(real, rows, 0)] for name, values in self.arrays.items()}
+        return {**batch, "mask_BC": batch["mask_BC"] & real[:, None]}
+
+
 class PackedComparisons:
     """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, `rank_BC`, `mask_BC`.
 
@@ -38,7 +53,7 @@ class PackedComparisons:
     """
 
     def __init__(
-        self, batches: Batches, *, row_length: int, num_steps: int, num_groups: int, row_multiple: int
+        self, batches: Batches | InOrder, *, row_length: int, num_steps: int, num_groups: int, row_multiple: int
     ) -> None:
         """Find the number of rows. Raises ValueError if one response is longer than a row."""
         self._batches, self._row_length, self._num_groups = batches, row_length, num_groups

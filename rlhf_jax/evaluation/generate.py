@@ -108,6 +108,5 @@ def _to_text(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
     generations = []
     for tokens_R, length, stopped in zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True):
         ids = tuple(tokens_R[:length].tolist())
-        kept = ids[:-1] if stopped else ids
-        generations.append(Generation(tokenizer.decode(kept), ids, bool(stopped)))
+        generations.append(Generation(tokenizer.decode(ids), ids, bool(stopped)))
     return generations

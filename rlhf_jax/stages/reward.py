@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.data.batches import comparison_batches, demonstration_batches
-from rlhf_jax.data.packing import PackedComparisons
+from rlhf_jax.data.packing import InOrder, PackedComparisons
 from rlhf_jax.data.records import Comparison, Demonstration
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
@@ -196,9 +196,9 @@ def _validator(
         return ranking_accuracy(*ranking), ranking_loss(*ranking, pair_norm=config.reward.pair_norm)
 
     def place(rankings: Any) -> list[Batch]:
-        count = max(1, rankings.num_examples // config.reward.batch_size)
-        packed = _packed(config, space, rankings, count, 1)
-        return [space.shard(packed.batch(i)) for i in range(count)]
+        once = InOrder(rankings)
+        packed = _packed(config, space, once, once.num_batches, 1)
+        return [space.shard(packed.batch(i)) for i in range(once.num_batches)]
 
     placed = {name: place(rankings) for name, rankings in held_out.items()}
 
