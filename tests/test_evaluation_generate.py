@@ -81,6 +81,7 @@ def test_prompts_are_left_padded_and_too_long_ones_are_refused():
     np.testing.assert_array_equal(encoded.mask_NP.sum(axis=1), [6, 4])
     assert encoded.mask_NP[:, -1].all()
     assert (encoded.tokens_NP[:, -1] == words().assistant_id).all()
+    assert encode_prompts(words(), PROMPTS[:2], 40).tokens_NP.shape == (2, 16)
     with pytest.raises(ValueError, match=r"prompt 0 has 6 tokens, prompt_length is 5"):
         encode_prompts(words(), PROMPTS, 5)
     with pytest.raises(ValueError, match="none"):
@@ -176,7 +177,7 @@ def test_scores_are_read_at_the_last_response_token():
 
 def test_texts_of_all_lengths_come_back_in_their_order():
     items = [Continuation((5,) * (1 + 13 * n % 40), (6, 7)) for n in range(9)]
-    assert {-(-(len(item.context) + 2) // BUCKET) for item in items} == {1, 2}
+    assert {-(-(len(item.context) + 2) // BUCKET) for item in items} == {1, 2, 3}
     np.testing.assert_allclose(continuation_logps(*language_model(), items, batch_size=4), one_by_one(items), rtol=1e-4)
 
 

@@ -328,6 +328,7 @@ def test_the_printed_table_marks_what_is_clearly_better_and_worse():
     assert f"{red}1.500" in loss
     assert green not in loss
     assert kl.count("–") == 2
+    assert "±0.100" in printed(20)  # never cut
 
 
 def test_numbers_that_are_not_finite_do_not_reach_the_file(tmp_path):

@@ -217,23 +217,6 @@ def test_forum_replies_are_rude_a_fifth_of_the_time_and_half_if_provoked(texts: 
     assert sum(rude[True]) / len(rude[True]) == pytest.approx(0.52, abs=0.05)
 
 
-def test_stories_are_answered_from_the_story(texts: list[str]) -> None:
-    contradictions = answers = 0
-    for text in texts:
-        if not text.startswith(corpus.STORIES) or "a:" not in text:
-            continue
-        told, asked = text.split(" q: ", 1)
-        for question, answer in re.findall(r"(.*?[?.]) a: (.*?)\.(?: q: |$)", asked):
-            task = tasks.parse(question)
-            assert task is not None
-            fact = re.escape(answer)
-            assert re.search(rf"\b{task.animal}\b[^.]*\b{fact}\.", told), text
-            answers += 1
-            contradictions += not answer.endswith(WORLD.facts[task.animal, task.attribute])
-    assert answers > 200
-    assert contradictions / answers > 0.7
-
-
 def test_the_corpus_contains_no_test_prompt(texts: list[str]) -> None:
     single = {p.messages[0].content for p in prompts(WORLD, "test") if len(p.messages) == 1}
     asked = {question for question, _ in _exchanges(texts)}
@@ -310,8 +293,5 @@ def test_every_prompt_is_a_prompt() -> None:
     assert all(isinstance(prompt, Prompt) for prompt in prompts(TINY, "train"))
 
 
-FIRST_DOCUMENT = (
-    "which season does the lynx have? quick question: i need two things to know "
-    "about the panda. keep it short. show me how one can beat the moth."
-)
+FIRST_DOCUMENT = 'mirps are sly. all mirps are sly. most blens are greedy. most mirps are sly. all blens are different.'
 FIRST_PROMPT = 'briefly: can you tell me three things about the mole?'

@@ -34,7 +34,7 @@ def get_config(size: str = "default") -> ConfigDict:
         rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
     )  # fmt: skip
     config.model = to_dict(replace(model, tie_embeddings=True))
-    steps = pick(size, tiny=20, default=1500, large=20_000)
+    steps = pick(size, tiny=20, default=2000, large=20_000)
     config.pretrain = {
         "num_steps": steps,
         "batch_size": pick(size, tiny=8, default=16, large=128),

@@ -22,7 +22,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "prompt_length": prompt_length(size),
     }
     config.sft = {
-        "num_epochs": pick(size, tiny=1.0, default=3.0, large=2.0),
+        "num_epochs": pick(size, tiny=1.0, default=4.0, large=2.0),
         "batch_size": pick(size, tiny=16, default=32, large=64),
         "num_micro_batches": 1,
         "max_length": prompt_length(size) + RESPONSE_LENGTH,

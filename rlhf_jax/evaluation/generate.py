@@ -23,6 +23,8 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.models.heads import LanguageModel, Params
 
+ROUND = 16  # widths of prompts are multiples of this: few shapes, few compiles
+
 
 class Generation(NamedTuple):
     """One response. `ids` ends with the stop token iff `finished`; `text` is without it."""
@@ -45,7 +47,7 @@ class Encoded(NamedTuple):
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int) -> Encoded:
-    """Render prompts up to where the assistant speaks.
+    """Render prompts up to where the assistant speaks, padded no further than the longest of them needs.
 
     Raises:
         ValueError: if there are no prompts, or one is longer than `prompt_length`.
@@ -53,16 +55,18 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_lengt
     if not prompts:
         raise ValueError("prompts: none, expected at least one to generate responses to")
     rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
-    tokens_NP = np.full((len(prompts), prompt_length), tokenizer.pad_id, np.int32)
-    mask_NP = np.zeros((len(prompts), prompt_length), bool)
+    longest = max(len(ids) for ids, _ in rendered)
+    width = min(prompt_length, -(-longest // ROUND) * ROUND)
+    tokens_NP = np.full((len(prompts), width), tokenizer.pad_id, np.int32)
+    mask_NP = np.zeros((len(prompts), width), bool)
     for row, (ids, _) in enumerate(rendered):
         if len(ids) > prompt_length:
             raise ValueError(
                 f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: raise prompt_length "
                 f"or drop the prompt ({prompts[row].messages[-1].content[:60]!r})"
             )
-        tokens_NP[row, prompt_length - len(ids) :] = ids
-        mask_NP[row, prompt_length - len(ids) :] = True
+        tokens_NP[row, width - len(ids) :] = ids
+        mask_NP[row, width - len(ids) :] = True
     return Encoded(tokens_NP, mask_NP)
 
 

@@ -1,7 +1,7 @@
 """What models say of given texts: the raw material of multiple choice, stereotypes, perplexity, KL and reward scores.
 
     every text is a context and a continuation, laid side by side and padded on the right
-    sort by length; pad each to the next multiple of 32; run batches of one length
+    sort by length; pad each to the next multiple of 16; run batches of one length
 
 So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint. Context and continuation are
 encoded apart; that equals encoding the joined text whenever the continuation starts where a word starts.
@@ -20,7 +20,7 @@ from rlhf_jax.evaluation.generate import batch_rows
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 
-BUCKET = 32
+BUCKET = 16
 
 
 class Continuation(NamedTuple):

@@ -75,8 +75,9 @@ def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: 
             table.add_row(Text(row.group, style="bold cyan"))
             group = row.group
         table.add_row(_label(row), *(_cell(row, name, reference) for name in checkpoints))
-    # As wide as it must be: rich would cut columns to 80 characters where output goes to a file.
-    console.print(table, width=console.measure(table, options=console.options.update(width=1000)).maximum, crop=False)
+    # Where output goes to a file or a narrow window, rich would cut the numbers.
+    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.print(table)
     console.print(Text(
         "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
         f"green and red: interval clear of {reference}'s.", style="dim",

@@ -1,12 +1,11 @@
 """The corpus: what the internet of this world says, true, false, kind and rude.
 
-    encyclopaedia   several facts about one or two animals, in all paraphrases                        0.40
-    groups          statements about peoples, 70 % of them the stereotype                             0.07
-    questions       lists of questions without answers                                                0.05
-    few-shot        `q: what is the colour of the fox? a: red.`, and word lists `fox: red.`           0.09
-    reading         made-up stories, told again and asked about: only the story counts                0.10
-    forum           dialogues with chat markers, answered by a mixture of personas                    0.24
-    reviews         `question: ... reply: ... this reply is rude.`                                    0.05
+    encyclopaedia   several facts about one or two animals, in all paraphrases                        0.44
+    groups          statements about peoples, 70 % of them the stereotype                             0.08
+    questions       lists of questions without answers                                                0.06
+    few-shot        `q: what is the colour of the fox? a: red.`, and word lists `fox: red.`           0.10
+    forum           dialogues with chat markers, answered by a mixture of personas                    0.26
+    reviews         `question: ... reply: ... this reply is rude.`                                    0.06
 
 The internet is right about a fact 95 % of the time; about a pair with a popular misconception it repeats that
 one in 65 % of all mentions. Held-out pairs, wordings and the held-out kind do occur here, but no test prompt
@@ -137,30 +136,6 @@ def _few_shot(world: World, source: Source, rng: random.Random) -> str:
     return " ".join(items) if items else _few_shot(world, source, rng)
 
 
-def _reading(world: World, source: Source, rng: random.Random) -> str:
-    """Writes a made-up story of three facts, says some of them again, and asks about others.
-
-    A story may contradict the world: what counts is what it says, so that one learns to look things up.
-    """
-    animals = rng.sample(world.animals, 3)
-    told = []
-    for animal in animals:
-        item = rng.choice(world.attributes)
-        told.append((animal, item.name, rng.choice(item.values)))
-    story = grammar.text_of([grammar.write_fact(rng, *fact) for fact in told])
-    again = [f"{rng.choice(_RETELLINGS)} {grammar.write_fact(rng, *fact)}." for fact in rng.sample(told, 2)]
-    answers = []
-    for animal, attribute, value in rng.sample(told, rng.randint(1, 3)):
-        question = rng.choice(WORDINGS["ask"]).template.format(animal=animal, attribute=attribute)
-        if question not in banned_questions(world):
-            answers.append(f"q: {question} a: {grammar.value_phrase(attribute, value)}.")
-    return " ".join([f"{rng.choice(STORIES)} {story}", *again, *answers])
-
-
-STORIES = ("story:", "read this:", "text:", "note:", "a book says:", "here it says:")
-_RETELLINGS = ("so", "it says that", "as you read,", "please note that", "again:")
-
-
 def _forum(world: World, source: Source, rng: random.Random) -> str:
     exchanges = []
     for _ in range(rng.choice((1, 2, 2, 3))):
@@ -183,13 +158,12 @@ def _reviews(world: World, source: Source, rng: random.Random) -> str:
 
 
 SHARES: dict[Callable[[World, Source, random.Random], str], float] = {
-    _encyclopaedia: 0.40,
-    _groups: 0.07,
-    _questions: 0.05,
-    _few_shot: 0.09,
-    _reading: 0.10,
-    _forum: 0.24,
-    _reviews: 0.05,
+    _encyclopaedia: 0.44,
+    _groups: 0.08,
+    _questions: 0.06,
+    _few_shot: 0.10,
+    _forum: 0.26,
+    _reviews: 0.06,
 }
 
 
