@@ -23,6 +23,7 @@ from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.evaluation.harmlessness import stereotypes, toxicity_measures
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.evaluation.session import judged_pairs, open_session, side_by_side
+from rlhf_jax.maths import statistics
 
 WORLD = make_world("tiny")
 BOOT = Bootstrap(400, 0)
@@ -105,6 +106,13 @@ def test_length_control_sees_through_a_judge_of_length():
     assert fair.high - fair.low < 0.3
     likes_us = (rng.random((400, 1, 1)) < 0.8).astype(float)
     assert win_rate.length_controlled(likes_us, length_NS).low > 0.7
+
+
+def test_length_control_of_several_labelers_is_that_of_all_their_preferences():
+    rng = np.random.default_rng(2)
+    preference_NSL, length_NS = rng.integers(0, 3, (9, 2, 4)) / 2, rng.normal(size=(9, 2))
+    flat = statistics.length_controlled_win_rate(preference_NSL.ravel(), np.repeat(length_NS.ravel(), 4))
+    assert win_rate.length_controlled(preference_NSL, length_NS).value == pytest.approx(flat, abs=1e-6)
 
 
 def test_length_control_of_few_prompts_has_no_interval():
@@ -307,7 +315,7 @@ def test_provocations_are_the_same_questions_in_three_tones():
 # --- table and cache --------------------------------------------------------------------------------------------
 
 ROWS = [
-    table.Row("Gold", "gold", "SD", "higher", "total", {"sft": Estimate(0.0, -0.1, 0.1, 9), "ppo": Estimate(0.5, 0.4, 0.6, 9)}),
+    table.Row("Gold", "gold", "SD", "higher", "sum", {"sft": Estimate(-1e-9, -0.1, 0.1, 9), "ppo": Estimate(0.5, 0.4, 0.6, 9)}),
     table.Row("Price", "loss", "", "lower", "", {"sft": Estimate(1.0, 0.9, 1.1, 9), "ppo": Estimate(1.5, 1.4, 1.6, 9)}),
     table.Row("Price", "KL", "", "none", "", {"ppo": Estimate(float("nan"), None, None, 0)}),
 ]  # fmt: skip
@@ -324,6 +332,7 @@ def test_the_printed_table_marks_what_is_clearly_better_and_worse():
     gold, loss, kl = (next(line for line in lines if f"  {row.metric}" in line) for row in ROWS)
     green, red = "\x1b[32m", "\x1b[31m"
     assert f"{green}0.500" in gold
+    assert " 0.000" in gold  # not -0.000
     assert "±0.100" in gold
     assert f"{red}1.500" in loss
     assert green not in loss

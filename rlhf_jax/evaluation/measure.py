@@ -1,7 +1,9 @@
 """Everything that needs a model, in groups: what a checkpoint said and how likely it found what.
 
-The result of a group is plain data without any statistics, so that it can be kept on disk; `summary` makes
-numbers of it. One group is one key in `GROUPS`' result and one file in the cache.
+    responses  facts  provocations  questions  corpus  divergence (from the reference)  reward (model's scores)
+
+A group's result is plain data without any statistics, so that it can be kept on disk; `session` and `summary` make
+numbers of it.
 """
 
 from collections.abc import Sequence

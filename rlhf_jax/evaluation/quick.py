@@ -1,8 +1,7 @@
 """A glance at a policy while it trains: what gold says of one response to each of a few validation prompts.
 
-For choosing the checkpoint of supervised fine-tuning and for watching PPO. Gold only measures: nothing that
-this returns may reach a loss. The prompts are encoded once and the key is always the same, so that the
-differences between two calls are the policy's.
+For choosing the checkpoint of supervised fine-tuning and for watching PPO. Gold only measures: nothing that this returns
+may reach a loss. The key is always the same, so that the differences between two calls are the policy's.
 """
 
 from collections.abc import Callable, Sequence

@@ -96,7 +96,7 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     found = row.values.get(name)
     if found is None or not math.isfinite(found.value):
         return Text("–", style="dim")
-    text = Text(f"{found.value:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
+    text = Text(f"{round(found.value, 3) + 0.0:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
     if found.low is not None and found.high is not None:
         text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
     return text

@@ -32,15 +32,14 @@ def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarr
     The interval is the delete-a-group jackknife over prompts on the scale of θ: prompt n is left out with all
     others of n mod 20, and t(19) se is laid off on both sides. No interval below 20 prompts.
     """
-    difference_NSL = np.broadcast_to(length_difference_NS[..., None], preference_NSL.shape)
-    value = length_controlled_win_rate(preference_NSL.ravel(), difference_NSL.ravel())
-    num_prompts = len(preference_NSL)
+    # Labelers of one pair share its lengths, so their mean preference gives the same fit in a fraction of the time.
+    preference_NS, num_prompts = preference_NSL.mean(axis=-1), len(preference_NSL)
+    value = length_controlled_win_rate(preference_NS.ravel(), length_difference_NS.ravel())
     if num_prompts < JACKKNIFE_GROUPS:
         return Estimate(value, None, None, preference_NSL.size)
-    member_N = np.arange(num_prompts) % JACKKNIFE_GROUPS
+    kept_GN = np.arange(num_prompts)[None] % JACKKNIFE_GROUPS != np.arange(JACKKNIFE_GROUPS)[:, None]
     left_out = [
-        length_controlled_win_rate(preference_NSL[member_N != g].ravel(), difference_NSL[member_N != g].ravel())
-        for g in range(JACKKNIFE_GROUPS)
+        length_controlled_win_rate(preference_NS[kept_N].ravel(), length_difference_NS[kept_N].ravel()) for kept_N in kept_GN
     ]
     theta = special.logit(np.clip(left_out, 1e-12, 1 - 1e-12))
     error = np.sqrt((JACKKNIFE_GROUPS - 1) * np.mean(np.square(theta - theta.mean())))
