@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 from evaluation_support import config, drawn_params, language_model, scalar_model, words
-from tokenizers import models, normalizers, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from rlhf_jax.data.records import Comparison, Document, Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
@@ -52,11 +52,12 @@ def fast(backend, **special):
 
 
 def spaced():
-    """A tokenizer that begins every text with a space, as LLaMA's does."""
+    """A tokenizer that begins every text with a token of its own and a space, as LLaMA's does."""
     vocab = {token: n for n, token in enumerate(["<s>", "</s>", "?", "▁", "▁Q:", "▁red", "▁blue"])}
     backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="?"))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.pre_tokenizer = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 0)])
     return fast(backend, bos_token="<s>", eos_token="</s>", unk_token="?")
 
 

@@ -25,10 +25,14 @@ from rlhf_jax.data.public.rows import Placed
 
 
 def _jsonl(name: str, split: str, data_dir: str) -> list[Placed]:
-    return splits.take(_jsonl_rows(_split_file(name, split, ".jsonl")), split)
+    return splits.take(read_jsonl(_split_file(name, split, ".jsonl")), split)
 
 
-def _jsonl_rows(path: Path) -> list[Placed]:
+def read_jsonl(path: Path) -> list[Placed]:
+    """The value of every line of a file of JSON lines, with its `file:line`.
+
+    Raises FileNotFoundError without a file, ValueError for a line that is blank, no JSON or not UTF-8.
+    """
     data = _read_bytes(path, "JSON lines")
     lines = data.removesuffix(b"\n").split(b"\n") if data else []
     places = [f"{path}:{number}" for number in range(1, len(lines) + 1)]
@@ -230,7 +234,7 @@ def _hf_folder(folder: Path, split: str) -> list[Placed]:
         names = ", ".join(str(path.relative_to(folder)) for path in found) or "nothing"
         expected = f"{base}.jsonl, {base}-*.parquet or the like"
         raise FileNotFoundError(f"{folder}: split: {base!r} among {names}, expected {expected}")
-    rows = [_parquet_rows(path) if path.suffix == ".parquet" else _jsonl_rows(path) for path in files]
+    rows = [_parquet_rows(path) if path.suffix == ".parquet" else read_jsonl(path) for path in files]
     return splits.take(list(itertools.chain.from_iterable(rows)), split)
 
 

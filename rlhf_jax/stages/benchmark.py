@@ -13,6 +13,7 @@ Left out on purpose: several devices; downloads: paths are the user's own copies
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,21 +27,11 @@ from rlhf_jax.evaluation.table import Row, print_table, row_to_json, write_json
 from rlhf_jax.stages.benchmark_config import Benchmarks
 from rlhf_jax.stages.benchmark_tasks import How, Loaded, Task, tasks
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.entrants import (
-    Entrant,
-    check_names,
-    described,
-    find,
-    in_order,
-    load_language_model,
-    load_scalar_model,
-    load_tokenizer_of,
-)
+from rlhf_jax.stages.entrants import Entrant, check_names, described, find, in_order
 from rlhf_jax.stages.workspace import claim
 
 # Too many rows for a terminal; they are in evaluation.json.
 DETAILS = (truthfulqa.BY_CATEGORY, crows_pairs.BY_TYPE, reward_accuracy.RELIABILITY)
-LOADERS: dict[str, Any] = {"language_model": load_language_model, "scalar_model": load_scalar_model}
 
 
 @dataclass(frozen=True)
@@ -99,13 +90,7 @@ def _measure(entrants: Mapping[str, Entrant], asked: Sequence[Task], kept: Cache
     """Measurements by task and checkpoint; one checkpoint's parameters are in memory at a time."""
     measured: dict[str, dict[str, Any]] = {task.name: {} for task in asked}
     for name, one in entrants.items():
-        loaded: list[Loaded] = []
-
-        def load(one: Entrant = one, loaded: list[Loaded] = loaded) -> Loaded:
-            if not loaded:
-                loaded.append(Loaded(LOADERS[one.meta.kind](one), load_tokenizer_of(one)))
-            return loaded[0]
-
+        load = cache(partial(Loaded.of, one))
         for task in asked:
             if task.kind != one.meta.kind:
                 continue

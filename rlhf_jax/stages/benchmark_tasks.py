@@ -40,7 +40,7 @@ from rlhf_jax.stages.benchmark_config import (
     WinRate,
 )
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.entrants import Entrant, find, load_scalar_model, load_tokenizer_of
+from rlhf_jax.stages.entrants import Entrant, find, load_language_model, load_scalar_model, load_tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,12 @@ class Loaded(NamedTuple):
 
     model: Any
     tokenizer: Tokenizer
+
+    @classmethod
+    def of(cls, one: Entrant) -> "Loaded":
+        """Load a language model or reward model."""
+        load_parameters = load_scalar_model if one.meta.kind == "scalar_model" else load_language_model
+        return cls(load_parameters(one), load_tokenizer_of(one))
 
 
 @dataclass(frozen=True)
@@ -227,7 +233,7 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
     kind = judge.meta.kind
     require(kind == "scalar_model", f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model")
     prompts = _some(load(config.prompts, Prompt, split=config.split, data_dir=how.data_dir), how, "prompts for win rates")
-    opened = cache(lambda: _open(judge))
+    opened = cache(lambda: Loaded.of(judge))
 
     def measure(one: Loaded) -> Data:
         answers = judged_wins.measure(
@@ -243,10 +249,6 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         config.response_length + 1, measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
     )  # fmt: skip
-
-
-def _open(judge: Entrant) -> Loaded:
-    return Loaded(load_scalar_model(judge), load_tokenizer_of(judge))
 
 
 def _multiple_choice(config: MultipleChoice, how: How) -> Iterator[Task]:

@@ -106,17 +106,21 @@ def read_tokenizer(path: PathLike) -> Tokenizer:
     if not str(path).startswith(HUB):
         folder = checkpoints.resolve(path)
         return tokenizer_of(folder.parent.parent, checkpoints.read_meta(folder))
-    tokenizer = load_tokenizer(_download(path))
+    return _with_markers(load_tokenizer(_download(path)))
+
+
+def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
     complete = tokenizer.template is not None or {USER, ASSISTANT} <= tokenizer.fast.get_vocab().keys()
     return tokenizer if complete else with_chat_tokens(tokenizer)
 
 
 def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
-    folder, tokenizer = _download(path), read_tokenizer(path)
+    folder = _download(path)
+    own = load_tokenizer(folder)
+    known, tokenizer = own.vocab_size, _with_markers(own)
     architectures = read_json(folder / "config.json").get("architectures") or [""]
     kind = "scalar_model" if architectures[0].endswith("ForSequenceClassification") else "language_model"
     config, params = load_pretrained(folder, kind=kind, param_dtype="float32", compute_dtype="float32", place=place)
-    known = load_tokenizer(folder).vocab_size
     if known > config.vocab_size:
         raise ValueError(f"{path}: its tokenizer has {known} tokens, but its model vocab_size {config.vocab_size}")
     config, params = grow_vocabulary(config, params, known, tokenizer.vocab_size)

@@ -6,12 +6,11 @@ answer begins at the first token in which any answer to the question departs fro
 answer starts a new word, those are the answer's own tokens; where a token spans the border, all answers of one question
 are still judged from the same column, after the same tokens.
 
-In front of every text stands the token with which documents start: the tokenizer's beginning-of-text token, else the
-end-of-text token that ended the document before it.
+In front of every text stands what a document's first token follows (`Tokenizer.start_ids`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from rlhf_jax.evaluation.generate import ROUND, Generation, complete
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.evaluation.measure import Candidate
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.models.heads import Params
 
 T = TypeVar("T")
 
@@ -39,21 +39,15 @@ class Told(NamedTuple):
     length_C: np.ndarray
 
 
-def start_id(tokenizer: Tokenizer) -> int:
-    """The token in front of a document."""
-    beginning = tokenizer.fast.bos_token_id
-    return tokenizer.eos_id if beginning is None else int(beginning)
-
-
 def continuations(tokenizer: Tokenizer, asked: Sequence[Asked]) -> list[list[Continuation]]:
     """The token ids of every answer to every question behind their common context."""
     texts = [one.context + answer for one in asked for answer in ("", *one.answers)]
     encoded = iter(tokenizer.encode_batch(texts, special=False))
-    start, found = start_id(tokenizer), []
+    start, found = tokenizer.start_ids, []
     for one in asked:
         context, *whole = [next(encoded) for _ in range(1 + len(one.answers))]
         shared = min(_shared(context, ids) for ids in whole)
-        found.append([Continuation([start, *ids[:shared]], ids[shared:]) for ids in whole])
+        found.append([Continuation([*start, *ids[:shared]], ids[shared:]) for ids in whole])
     return found
 
 
@@ -65,14 +59,26 @@ def _shared(context: Sequence[int], whole: Sequence[int]) -> int:
 
 def answer_logps(one: Candidate, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int) -> list[Told | None]:
     """What the model says of every answer; None where one of a question's answers does not fit its context."""
-    groups, length = continuations(tokenizer, asked), one.model.config.context_length
-    fits = [all(len(item.context) + len(item.ids) <= length for item in group) for group in groups]
-    items = [item for group, fit in zip(groups, fits, strict=True) if fit for item in group]
-    logps = iter(continuation_logps(*one, items, batch_size=batch_size) if items else [])
+    groups = continuations(tokenizer, asked)
+    found = by_group(continuation_logps, one, groups, batch_size=batch_size)
     return [
-        Told(np.array([next(logps) for _ in group]), np.array([len(item.ids) for item in group])) if fit else None
-        for group, fit in zip(groups, fits, strict=True)
+        None if logp_C is None else Told(logp_C, np.array([len(item.ids) for item in group]))
+        for logp_C, group in zip(found, groups, strict=True)
     ]
+
+
+def by_group(
+    measure: Callable[..., np.ndarray], one: tuple[Any, Params], groups: Sequence[list[Continuation]], *, batch_size: int
+) -> list[np.ndarray | None]:
+    """`continuation_logps` or `scores` of every group; None where one of its texts does not fit the model's context."""
+    length = one[0].config.context_length
+    fits = [all(len(item.context) + len(item.ids) <= length for item in group) for group in groups]
+
+    def split(kept: list[list[Continuation]]) -> list[np.ndarray]:
+        flat = measure(*one, [item for group in kept for item in group], batch_size=batch_size)
+        return np.split(flat, np.cumsum([len(group) for group in kept])[:-1])
+
+    return of_kept(fits, groups, split)
 
 
 def completions(
@@ -87,8 +93,8 @@ def completions(
     room = one.model.config.context_length - response_length
     if room < 1:
         raise ValueError(f"response_length={response_length}: the model's context is {one.model.config.context_length}")
-    start = start_id(tokenizer)
-    ids = [[start, *encoded] for encoded in tokenizer.encode_batch(contexts, special=False)]
+    start = tokenizer.start_ids
+    ids = [[*start, *encoded] for encoded in tokenizer.encode_batch(contexts, special=False)]
 
     def draw(fitting: list[list[int]]) -> list[list[Generation]]:
         """Batches of similar lengths: what is padded, and its cache, is read again for every token drawn."""

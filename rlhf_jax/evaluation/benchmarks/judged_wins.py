@@ -18,7 +18,7 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import judges, win_rate
-from rlhf_jax.evaluation.benchmarks.asking import of_kept
+from rlhf_jax.evaluation.benchmarks.asking import by_group, of_kept
 from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap, clustered_mean
 from rlhf_jax.evaluation.generate import generate
@@ -58,25 +58,18 @@ def score(
     rendered = render_batch(tokenizer, asked, generation_prompt=True)
     encoded = iter(tokenizer.encode_batch([text for few in answers["answers"] for text, _ in few], special=False))
     groups = [
-        [Continuation(prompt.ids, _ended(next(encoded), finished, tokenizer.eos_id)) for _, finished in few]
+        [Continuation(prompt.ids, _ended(next(encoded), finished, tokenizer.turn_end_id)) for _, finished in few]
         for prompt, few in zip(rendered, answers["answers"], strict=True)
     ]
-    length = judge[0].config.context_length
-    fits = [all(len(one.context) + len(one.ids) <= length for one in group) for group in groups]
-
-    def of(kept: list[list[Continuation]]) -> list[np.ndarray]:
-        flat = scores(*judge, [one for group in kept for one in group], batch_size=batch_size)
-        return list(flat.reshape(len(kept), -1))
-
-    found = of_kept(fits, groups, of)
+    found = by_group(scores, judge, groups, batch_size=batch_size)
     kept = [place for place, one in zip(answers["kept"], found, strict=True) if one is not None]
     lengths = [[len(text) for text, _ in few] for few, one in zip(answers["answers"], found, strict=True) if one is not None]
     return {"kept": kept, "scores": [one for one in found if one is not None], "lengths": lengths}
 
 
-def _ended(ids: list[int], finished: bool, eos_id: int) -> list[int]:
-    """With the end-of-text token where the policy ended its answer, or said nothing that can be read."""
-    return [*ids, eos_id] if finished or not ids else ids
+def _ended(ids: list[int], finished: bool, end_id: int) -> list[int]:
+    """With the token that ends a turn where the policy ended its answer, or said nothing that can be read."""
+    return [*ids, end_id] if finished or not ids else ids
 
 
 def rows(prompts: Sequence[Prompt], measured: Measured, reference: str, bootstrap: Bootstrap) -> list[Row]:

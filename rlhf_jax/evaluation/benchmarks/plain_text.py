@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.data.records import Document
+from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.asking import start_id
 from rlhf_jax.evaluation.benchmarks.rows import Data, Measured
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
@@ -40,10 +40,7 @@ def read(path: str) -> list[Document]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; give the path of a text file, or '' to leave it out")
-    try:
-        return [Document(Path(path).read_bytes().decode("utf-8"))]
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}, expected a text file in UTF-8") from error
+    return list(load(f"text:{path}", Document, split="train", data_dir=""))
 
 
 def windows(ids: Sequence[int], *, window: int, stride: int) -> list[Continuation]:
@@ -66,9 +63,9 @@ def measure(
     one: Candidate, tokenizer: Tokenizer, documents: Sequence[Document], *, window: int, stride: int, batch_size: int
 ) -> Data:
     """-log-probability and tokens of every window, by document, and bytes of every document."""
-    start, texts = start_id(tokenizer), [document.text for document in documents]
+    start, texts = tokenizer.start_ids, [document.text for document in documents]
     encoded = tokenizer.encode_batch(texts, special=False)
-    found = [windows([start, *ids], window=window, stride=stride) for ids in encoded]
+    found = [windows([*start, *ids], window=window, stride=stride) for ids in encoded]
     logps = continuation_logps(*one, [item for part in found for item in part], batch_size=batch_size)
     exact = [tokenizer.decode(ids, keep_special=True) == text for ids, text in zip(encoded, texts, strict=True)]
     return {

@@ -4,11 +4,12 @@ Every row comes with the place it was read from, and whoever reads a field from 
 """
 
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from rlhf_jax.data import places
 
 
 class Placed(NamedTuple):
@@ -55,16 +56,10 @@ def read_jsonl(path: str) -> list[Placed]:
         FileNotFoundError: if there is no such file.
         ValueError: for a line that is not a JSON object, text that is not UTF-8, or no line.
     """
-    found = []
-    for number, line in enumerate(_existing(path).read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        where = f"{path}:{number}"
-        try:
-            row = json.loads(line.decode("utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where}: {error}, expected a JSON object in UTF-8") from error
+    found = [Placed(where, row) for where, row in places.read_jsonl(_existing(path))]
+    for where, row in found:
         if not isinstance(row, dict):
             raise ValueError(f"{where}: {type(row).__name__}, expected a JSON object")
-        found.append(Placed(where, row))
     return _some(path, found)
 
 

@@ -22,7 +22,7 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
-from rlhf_jax.evaluation.benchmarks.asking import of_kept
+from rlhf_jax.evaluation.benchmarks.asking import by_group
 from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean
 from rlhf_jax.evaluation.likelihood import Continuation, scores
@@ -52,18 +52,11 @@ def measure(
     prompts = render_batch(tokenizer, [item.messages for item in comparisons], generation_prompt=True)
     turns = [(*item.messages, Message("assistant", text)) for item in comparisons for text in item.responses]
     whole = iter(render_batch(tokenizer, turns, generation_prompt=False))
-    length = model[0].config.context_length
     groups = [
         [Continuation(prompt.ids, next(whole).ids[len(prompt.ids) :]) for _ in item.responses]
         for prompt, item in zip(prompts, comparisons, strict=True)
     ]
-    fits = [all(len(one.context) + len(one.ids) <= length for one in group) for group in groups]
-
-    def score(kept: list[list[Continuation]]) -> list[np.ndarray]:
-        flat = scores(*model, [one for group in kept for one in group], batch_size=batch_size)
-        return np.split(flat, np.cumsum([len(group) for group in kept])[:-1])
-
-    found = of_kept(fits, groups, score)
+    found = by_group(scores, model, groups, batch_size=batch_size)
     return {"kept": kept_questions(found), "scores": [one for one in found if one is not None]}
 
 
