@@ -81,6 +81,19 @@ def collect_comparisons(
     return {name: f"jsonl:{folder / name}" for name in ("train", "heldout", "gold")}
 
 
+def collected(folder: Path, options: str) -> dict[str, str]:
+    """Sources, by purpose, of the rankings that the run in `folder` collected; `options` as in `data.sources`.
+
+    Raises FileNotFoundError when that run has not collected any.
+    """
+    sources = {name: folder / "comparisons" / name for name in ("train", "heldout", "gold")}
+    for path in sources.values():
+        if not path.is_dir():
+            raise FileNotFoundError(f"data.comparisons: no rankings at {path}; run the stage reward in {folder} with "
+                                    "data.comparisons=collect first")  # fmt: skip
+    return {name: f"jsonl:{path}{'?' + options if options else ''}" for name, path in sources.items()}
+
+
 def labeler_ranker(world: World, group: str) -> Ranker:
     """Rank by one labeler of a group, drawn anew for every prompt."""
     people = labelers.labelers(world, group)

@@ -29,9 +29,9 @@ from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
 from rlhf_jax.models.lora import LoraConfig, join, start
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.labelling import Labelling, collect_comparisons
+from rlhf_jax.stages.labelling import Labelling, collect_comparisons, collected
 from rlhf_jax.stages.language import check_batches
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
+from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace, locate
 from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -50,7 +50,11 @@ class Init:
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings: "collect" to sample and label them, or a source; and demonstrations for the normalisation."""
+    """Rankings, and demonstrations for the normalisation.
+
+    `comparisons` is "collect" to sample and label them, the folder of a reward run that did (../ is relative to the workdir;
+    options as in a source: ../reward?train=train[:300]), or a source.
+    """
 
     data_dir: str
     comparisons: str
@@ -165,6 +169,9 @@ def weigh_prompts(batch: Batch) -> jax.Array:
 def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[str, str]:
     """Sources of the training rankings and, by judge, of the held-out ones."""
     source = config.data.comparisons
+    if source.startswith(".."):
+        folder, _, options = source.partition("?")
+        return collected(locate(space.workdir, folder), options)
     if source != "collect":
         return {"train": source, "heldout": source}
     return collect_comparisons(config.labelling, space, parent, seed=config.seed, data_dir=config.data.data_dir)
