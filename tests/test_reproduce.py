@@ -3,16 +3,22 @@
 import csv
 import importlib
 import json
+import shutil
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pytest
 
+from experiments.ablations import gao_best_of_n, instructgpt_labelers
+from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, sft_pool
+from experiments.ablations.shared import reward_run
 from rlhf_jax import main
 from rlhf_jax.apps import reproduce
-from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Measurement, Run, draw_seeds
+from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Run, draw_seeds
+from rlhf_jax.evaluation.cache import Cache
 from rlhf_jax.stages.workspace import claim, locate
 from rlhf_jax.training.checkpoints import all_steps, lineage_entry, new_meta, read_meta
 from rlhf_jax.training.loop import run_loop
@@ -204,3 +210,70 @@ def test_every_shipped_ablation_builds(name, size):
     assert {one.point["seed"] for one in found.measurements} == {0, 1}
     assert found.criteria
     assert f"rlhf_jax.apps.reproduce {name}" in module.__doc__, "the notebook shows its command"
+
+
+# --- on real stages, at tiny size ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bases(tour, tmp_path, monkeypatch):
+    """A workdir whose base of seed 0 is the tour's; every config finds its data where the tour has them."""
+    for name in ("pretrain", "sft", "reward", "ppo", "evaluate"):
+        monkeypatch.setattr(f"experiments.menagerie.{name}.DATA_DIR", str(tour.workdir / "data"))
+    for stage in ("pretrain", "sft", "reward"):
+        shutil.copytree(tour.workdir / stage, tmp_path / "base/seed0" / stage)
+    return tmp_path
+
+
+def test_a_real_ablation_with_two_seeds(bases, capsys):
+    found = instructgpt_labelers.get_ablation("tiny", (0, 1))
+    reproduce.reproduce("instructgpt_labelers", found, bases, size="tiny")
+    rows = list(csv.DictReader((bases / "instructgpt_labelers/results.csv").read_text().splitlines()))
+    assert [row["seed"] for row in rows] == ["0", "1"]
+    for row in rows:
+        assert all(0 <= float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"]) <= 1
+                   for name in instructgpt_labelers.COLUMNS)  # fmt: skip
+    verdict = json.loads((bases / "instructgpt_labelers/verdict.json").read_text())
+    assert [one["name"] for one in verdict["criteria"]] == ["E12.agreement", "E12.heldout"]
+    assert verdict["criteria"][0]["value"] == pytest.approx(sum(float(row["agree_train"]) for row in rows) / 2)
+    assert capsys.readouterr().out.count("complete, skipped") == 0
+
+
+def test_a_reward_model_on_some_rankings_of_another_run_in_shuffled_pairs(bases, capsys):
+    run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
+    run.config.reward.batching = "shuffled_pairs"
+    assert reproduce.finish(run, bases, {}) == "complete"
+    lines = (bases / "base/seed0/reward/comparisons/train/train.jsonl").read_text().splitlines()[:16]
+    ranks = [json.loads(line)["ranks"] for line in lines]
+    untied = sum(a < b for one in ranks for a in one for b in one)
+    assert f"epochs of {untied} rankings" in capsys.readouterr().out
+    assert {row["validation/loss_gold"] for row in metrics(bases / "rm/seed0/m-16") if "validation/loss_gold" in row}
+
+
+def test_rankings_of_a_run_that_has_none_are_refused(bases):
+    run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
+    run.config.data.comparisons = "../../../base/seed0/sft"
+    with pytest.raises(FileNotFoundError, match=r"no rankings at .*base/seed0/sft/comparisons/train; run the stage reward"):
+        reproduce.finish(run, bases, {})
+
+
+def test_best_of_n_starts_at_zero_and_the_proxy_rises(bases):
+    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 3, 16, 1, 2)
+    rows = gao_best_of_n.curve(bench, panel=panel, seed=0, folder="base/seed0/reward")
+    assert [row["n"] for row in rows] == [1, 2, 4, 8, 16]
+    assert rows[0]["distance"] == 0
+    assert abs(rows[0]["gold"]) < 1e-9
+    assert all(a["proxy"] < b["proxy"] for a, b in pairwise(rows))
+    pool = sft_pool(bench, panel, 0)
+    again = proxy_scores(pool, bases / "base/seed0/reward")
+    everything = [score[k] for score, which in zip(again, pool.which, strict=True) for k in which]
+    assert rows[-1]["proxy"] == pytest.approx(sum(max(everything[i : i + 16]) for i in (0, 16, 32)) / 3, abs=1e-5)
+
+
+def test_the_supervised_policy_is_at_distance_zero_of_itself(bases):
+    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
+    row = examine_steps(bench, panel=panel, seed=0, folder="base/seed0/sft", reward_folder="base/seed0/reward", steps=[9],
+                        start=True)[0]  # fmt: skip
+    assert row["update"] == 0
+    assert {name: row[name] for name in ("kl", "gold", "proxy")} == pytest.approx({"kl": 0, "gold": 0, "proxy": 0}, abs=1e-5)
+    assert row["preferred"] == 0.5  # the same answers: nobody prefers any

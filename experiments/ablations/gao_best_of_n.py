@@ -57,15 +57,18 @@ def curve(bench: Bench, *, panel: Panel, seed: int, folder: str) -> list[Row]:
     d, gold_N, proxy_N = curves.distance, curves.gold_PN.mean(axis=0), curves.proxy_PN.mean(axis=0)
     fit = fit_best_of_n(d[1:], gold_N[1:])
     shared: Row = {"r_squared": fit.r_squared}
-    for name in ("alpha", "beta"):
-        statistic = lambda gold_N, name=name: getattr(fit_best_of_n(d[1:], gold_N[1:]), name)  # noqa: E731
-        shared |= dict(zip((name, f"{name}_low", f"{name}_high"),
-                           bootstrap_curve(curves.gold_PN, statistic, num_resamples=500, seed=0), strict=True))  # fmt: skip
+    for name, place in (("alpha", 0), ("beta", 1)):
+        found = bootstrap_curve(curves.gold_PN, partial(_coefficient, d, place), num_resamples=500, seed=0)
+        shared |= {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high}
     rows = metrics(bench.folder(folder))
     for judge in ("gold", "heldout"):
         shared[f"accuracy_{judge}"] = last(rows, f"validation/accuracy_{judge}")
     return [{"n": n, "distance": float(d[i]), "gold": float(gold_N[i]), "proxy": float(proxy_N[i]), **shared}
             for i, n in enumerate(curves.n)]  # fmt: skip
+
+
+def _coefficient(d: np.ndarray, place: int, gold_N: np.ndarray) -> float:
+    return float(fit_best_of_n(d[1:], gold_N[1:])[place])
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ def figure(table: Table) -> Figure:
             for row, name in enumerate(("gold", "proxy")):
                 draw_seeds(axes[row, column], rows, "distance", name, colour=COLOURS[trunk], label=f"reward model {trunk}")
             d = np.linspace(0, rows.column("distance").max(), 60)[1:]
-            alpha, beta = (rows.per_seed(lambda one, name=name: one.column(name)[0]).mean() for name in ("alpha", "beta"))
+            alpha, beta = (rows.having(name).where(n=1).column(name).mean() for name in ("alpha", "beta"))
             axes[0, column].plot(d, d * (alpha - beta * d), ":", color=COLOURS[trunk], lw=1.5)
         axes[0, column].set_title(f"{count:,} rankings", fontsize=10)
         axes[1, column].set_xlabel("d = √KL, nats$^{1/2}$")

@@ -26,11 +26,13 @@ from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.exam import take
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import scores
+from rlhf_jax.evaluation.likelihood import Continuation, scores
 from rlhf_jax.evaluation.measure import PLAIN, Candidate, continuations
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
+from rlhf_jax.models.heads import ScalarModel
 from rlhf_jax.stages.entrants import find, load_language_model, load_scalar_model, load_tokenizer_of
+from rlhf_jax.training.checkpoints import all_steps, checkpoint_folder
 
 BOOTSTRAP = Bootstrap(1000, 0)
 
@@ -187,11 +189,30 @@ def _answers(policy: Candidate, asked: Asked, panel: Panel, seed: int, spec: Sam
                     num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
 
 
-def examine(panel: Panel, ref: Reference, policy_path: Path, reward_path: Path, *, seed: int) -> Row:
+@dataclass(frozen=True)
+class Proxy:
+    """A reward model whose scores are in SD of the supervised policy's, with their mean at 0."""
+
+    model: ScalarModel
+    params: Any
+    mean: float
+    spread: float
+
+    def __call__(self, said: Sequence[Continuation]) -> np.ndarray:
+        return (scores(self.model, self.params, said, batch_size=256) - self.mean) / self.spread
+
+
+def make_proxy(ref: Reference, reward_path: Path) -> Proxy:
+    """Load a reward model and find its unit on the reference's answers."""
+    model, params = load_scalar_model(find(reward_path, str(reward_path)))
+    raw = scores(model, params, continuations(ref.asked.tokenizer, ref.asked.prompts, ref.answers), batch_size=256)
+    return Proxy(model, params, float(raw.mean()), float(raw.std()))
+
+
+def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, seed: int) -> Row:
     """Gold, proxy, KL, held-out labelers' preference over the supervised policy, and the loss on the corpus, with intervals."""
     asked = ref.asked
     policy = load_language_model(find(policy_path, str(policy_path)))
-    reward = load_scalar_model(find(reward_path, str(reward_path)))
     answers = _answers(policy, asked, panel, seed)
     total_NS = judges.judge(asked.world, asked.prompts, answers).total_NS
     said = continuations(asked.tokenizer, asked.prompts, answers)
@@ -206,15 +227,29 @@ def examine(panel: Panel, ref: Reference, policy_path: Path, reward_path: Path, 
     spread = ref.total_NS.std()
     measured = {
         "gold": estimates.clustered_mean(((total_NS - ref.total_NS.mean()) / spread).ravel(), prompt_M, BOOTSTRAP),
-        "proxy": estimates.clustered_mean(scores(*reward, said, batch_size=256), prompt_M, BOOTSTRAP),
+        "proxy": estimates.clustered_mean(proxy(said), prompt_M, BOOTSTRAP),
         "kl": estimates.clustered_mean(kl, prompt_M, BOOTSTRAP),
         "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP),
         "nll": estimates.ratio(nll, tokens, BOOTSTRAP),
     }
-    row: Row = {"length": float(np.mean([one.length for few in answers for one in few]))}
+    length = float(np.mean([one.length for few in answers for one in few]))
+    row: Row = {"distance": float(np.sqrt(max(kl.mean(), 0.0))), "length": length}
     for name, one in measured.items():
         row |= {name: one.value, f"{name}_low": float(one.low or 0.0), f"{name}_high": float(one.high or 0.0)}
     return row
+
+
+def examine_steps(
+    bench: Bench, *, panel: Panel, seed: int, folder: str, reward_folder: str, steps: Sequence[int], start: bool
+) -> list[Row]:
+    """A row for every checkpoint of a policy; with `start` also for the supervised policy itself, as update 0."""
+    ref = reference(bench, panel, seed)
+    proxy = make_proxy(ref, bench.folder(reward_folder))
+    have = [step for step in steps if step in all_steps(bench.folder(folder))]  # a diverged run has fewer
+    paths = {step: checkpoint_folder(bench.folder(folder), step) for step in have}
+    if start:
+        paths = {0: bench.folder(base(seed, "sft")), **paths}
+    return [{"update": step, **examine(panel, ref, path, proxy, seed=seed)} for step, path in paths.items()]
 
 
 def metrics(folder: Path) -> list[Row]:

@@ -77,6 +77,7 @@ def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: i
     config.init.policy = beside(base(seed, "sft", trunk), folder)
     collected = beside(base(seed, "reward"), folder)
     config.data.comparisons = f"{collected}?train=train[:{num_rankings}]"
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8)
     return Run(folder, config)
 
 

@@ -31,6 +31,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     config.reward = {
         "num_epochs": 1.0,
+        "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=32, large=64),
         "num_micro_batches": 1,
         "max_length": prompt_length(size) + RESPONSE_LENGTH,

@@ -33,6 +33,7 @@ def reward(size: str, *, comparisons: str, max_length: int, max_candidates: int,
     config.labelling = NO_LABELLING
     config.reward = {
         "num_epochs": 1.0,
+        "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=64, large=64),
         "num_micro_batches": pick(size, tiny=1, default=8, large=16),
         "max_length": pick(size, tiny=128, default=max_length, large=max_length),

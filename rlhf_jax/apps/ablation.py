@@ -49,7 +49,11 @@ class Bench:
 
 @dataclass(frozen=True)
 class Measurement:
-    """`rows(bench)` is asked once for every state of the runs in `needs`; `settings` is all else that it depends on."""
+    """`rows(bench)` is asked once for every state of the runs in `needs`; `settings` is all else that it depends on.
+
+    Its own text is part of that state, the functions that it calls are not: after mending one of those, delete what is kept in
+    WORKDIR/NAME/measured.
+    """
 
     name: str  # of its file: letters, digits and _.-
     point: Row  # columns of all its rows: seed, and where in the grid it stands

@@ -4,7 +4,8 @@
 
     1  K responses per prompt are sampled from the supervised policy and ranked by a labeler (or rankings are read from files)
     2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
-       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1
+       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1, as it is with
+       batching = "shuffled_pairs"
     3  after training the head's bias is moved so that demonstrations score 0 on average (Ouyang 2022 App. C.2); optionally
        a gain as well, before and after, so that samples score mean 0 and variance 1 (Ziegler 2019)
 
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.data.batches import comparison_batches, demonstration_batches
 from rlhf_jax.data.packing import InOrder, PackedComparisons
-from rlhf_jax.data.records import Comparison, Demonstration
+from rlhf_jax.data.records import Comparison, Demonstration, as_pairs
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean, merge
@@ -66,7 +67,8 @@ class Reward:
     """The run."""
 
     num_epochs: float
-    batch_size: int  # prompts
+    batching: Literal["prompts", "shuffled_pairs"]  # all pairs of a prompt together, or every pair an example of its own
+    batch_size: int  # prompts, or pairs
     num_micro_batches: int
     max_length: int  # of a rendered response
     row_length: int  # several responses are packed into a row
@@ -115,7 +117,7 @@ def run(config: Config, workdir: str) -> None:
     base = space.place_frozen(base)
     state = space.place_state(init_state(trained, optimizer))
     space.announce(config, {"model": trained, "base": base}, (
-        f"{num_updates} updates x {reward.batch_size} prompts x up to {reward.max_candidates} responses = "
+        f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
         f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into "
         f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
     ))  # fmt: skip
@@ -178,9 +180,13 @@ def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[s
 
 
 def _rankings(config: Config, space: Workspace, source: str, split: str) -> Any:
+    comparisons = load(source, Comparison, split=split, data_dir=config.data.data_dir)
+    max_candidates = config.reward.max_candidates
+    if split == "train" and config.reward.batching == "shuffled_pairs":
+        comparisons, max_candidates = as_pairs(comparisons), 2
     return comparison_batches(
-        load(source, Comparison, split=split, data_dir=config.data.data_dir), space.tokenizer,
-        context_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
+        comparisons, space.tokenizer,
+        context_length=config.reward.max_length, max_candidates=max_candidates,
         batch_size=config.reward.batch_size, seed=config.seed,
     )  # fmt: skip
 
