@@ -197,7 +197,7 @@ class Attention(nn.Module):
 
 
 def _relative_weights(logit: jax.Array) -> jax.Array:
-    """exp(logit - max logit) over the last axis: a softmax without its denominator, whose gradient the maximum cannot change."""
+    """exp(logit - max logit) over the last axis: a softmax but for its denominator; the maximum has no gradient."""
     return jnp.exp(logit - jax.lax.stop_gradient(logit.max(-1, keepdims=True)))
 
 

@@ -30,5 +30,6 @@ def retain_memory() -> None:
     Call it before the first computation; what the process once used then stays with it until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for number, value in _MALLOPT.values() if mallopt else ():
-        mallopt(number, value)
+    if mallopt is not None:
+        for number, value in _MALLOPT.values():
+            mallopt(number, value)
