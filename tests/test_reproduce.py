@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.ablations import gao_best_of_n, instructgpt_labelers
+from experiments.ablations import coste_ensembles, gao_best_of_n, instructgpt_labelers
 from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, sft_pool
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
@@ -210,6 +210,43 @@ def test_every_shipped_ablation_builds(name, size):
     assert {one.point["seed"] for one in found.measurements} == {0, 1}
     assert found.criteria
     assert f"rlhf_jax.apps.reproduce {name}" in module.__doc__, "the notebook shows its command"
+
+
+NUMBERS = {
+    "gold": lambda i: 0.5 * i - 0.11 * i**2, "proxy": lambda i: 0.4 * i, "kl": lambda i: (0.4 * i) ** 2,
+    "nll": lambda i: 0.8 + 0.02 * i, "distance": lambda i: 0.4 * i, "preferred": lambda i: 0.5 + 0.05 * i - 0.02 * i**2,
+    "update": lambda i: 2 * i, "n": lambda i: 2**i, "epoch": lambda i: 2.0 * i, "loss": lambda i: 1.0 + (i - 2) ** 2,
+    "accuracy": lambda i: 0.6, "heldout": lambda i: 0.6 + 0.01 * i, "approxkl": lambda i: 0.01,
+    "parameters": lambda i: 1000 * (i + 1), "kl_coef": lambda i: 0.1 * (i + 1),
+}  # fmt: skip
+CONSTANTS = {
+    "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
+    **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
+}  # fmt: skip
+RULES = [{"rule": rule} for rule in coste_ensembles.RULES]
+
+
+def made_up(found, *, diverged):
+    """A table with every column that any ablation reads; the first run of the last seed has diverged before its first row."""
+    rows = []
+    for one in found.measurements:
+        for rule in RULES if found.figure is coste_ensembles.figure else [{}]:
+            rows += [{**CONSTANTS, **{name: f(i) for name, f in NUMBERS.items()}, **one.point, **rule, "status": "complete"}
+                     for i in range(7)]  # fmt: skip
+        if one.point["seed"] == found.seeds[-1] and diverged:
+            rows = [row for row in rows if row["seed"] != found.seeds[-1] or any(row.get(k) != v for k, v in one.point.items())]
+            rows, diverged = [*rows, {**one.point, "status": "diverged: some/run"}], False
+    return reproduce.Table(rows)
+
+
+@pytest.mark.parametrize("name", reproduce.names())
+def test_every_shipped_ablation_judges_and_draws_every_seed_even_a_diverged_one(name, tmp_path):
+    found = importlib.import_module(f"experiments.ablations.{name}").get_ablation("tiny", (0, 1, 2))
+    verdicts = [reproduce.judged(one, made_up(found, diverged=False)) for one in found.criteria]
+    assert [one["detail"] for one in verdicts if "could not be measured" in one["detail"]] == []
+    table = made_up(found, diverged=True)
+    assert len(found.criteria) == len([reproduce.judged(one, table) for one in found.criteria])
+    reproduce.draw(found, table, tmp_path / "figure.png", size="tiny")
 
 
 # --- on real stages, at tiny size ---------------------------------------------------------------------------------------

@@ -103,8 +103,9 @@ CRITERIA = (
 def figure(table: Table) -> Figure:
     """A dot for every seed, with its interval over prompts."""
     made, one = plt.subplots(figsize=(8.6, 3.4))
-    offsets = np.linspace(-0.2, 0.2, len(table)) if len(table) > 1 else np.zeros(1)
-    for (seed, rows), offset in zip(table.by("seed"), offsets, strict=True):
+    told = table.having(*COLUMNS)
+    offsets = np.linspace(-0.2, 0.2, len(told.values("seed")) + 2)[1:-1]
+    for (seed, rows), offset in zip(told.by("seed"), offsets, strict=True):
         for place, name in enumerate(COLUMNS):
             value, low, high = (float(rows.column(f"{name}{end}")[0]) for end in ("", "_low", "_high"))
             error = [[max(value - low, 0)], [max(high - value, 0)]]

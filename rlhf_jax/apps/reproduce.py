@@ -38,7 +38,7 @@ from rlhf_jax.evaluation.table import write_json
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import claim, is_complete, locate
 from rlhf_jax.training import checkpoints
-from rlhf_jax.training.compilation import enable_persistent_cache
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 from rlhf_jax.training.parents import read_meta
 
 FOLDER = Path("experiments/ablations")
@@ -233,9 +233,12 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 
 
 def draw(ablation: Ablation, table: Table, path: Path, *, size: str) -> None:
-    """Save the figure with its seeds and divergences written under it; ValueError if it leaves a seed out."""
+    """Save the figure with its seeds and divergences written under it.
+
+    ValueError if it leaves out a seed; one of which everything diverged may stand under the figure alone.
+    """
     figure = ablation.figure(table)
-    missing = {str(seed) for seed in ablation.seeds} - seeds_shown(figure)
+    missing = {str(seed) for seed in table.where(status=COMPLETE).values("seed")} - seeds_shown(figure)
     if missing:
         raise ValueError(f"the figure shows nothing of seed {', '.join(sorted(missing))}")
     below = [f"{ablation.paper}; size {size}, seeds {', '.join(map(str, ablation.seeds))}. {ablation.notes}".strip()]
@@ -248,7 +251,7 @@ def judged(criterion: Criterion, table: Table) -> dict[str, Any]:
     """A criterion's verdict as JSON; one that cannot be measured has failed."""
     try:
         found = criterion.judge(table)
-    except ValueError as error:
+    except (ValueError, IndexError) as error:  # too few points, or none where one was looked for
         found = Finding(False, math.nan, None, None, f"could not be measured: {error}")
     plain = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in found._asdict().items()}
     return {"name": criterion.name, "text": criterion.text, **plain, "passed": bool(found.passed),
@@ -284,6 +287,7 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default %(default)s)")
     parser.add_argument("--workdir", default="runs/reproduce", help="(default %(default)s)")
     arguments = parser.parse_args(argv)
+    retain_memory()
     enable_persistent_cache()
     matplotlib.use("Agg")
     try:
