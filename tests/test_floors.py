@@ -9,7 +9,8 @@ import rlhf_jax
 
 ROOT = Path(rlhf_jax.__file__).parent
 FLOORS = {
-    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "evaluation": 4, "apps": 5, "main": 5,
+    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "control": 4, "evaluation": 4, "apps": 5,
+    "main": 5,
 }  # fmt: skip
 # Rooms on one floor that may look at each other: a stage measures with the evaluation room, which it never changes; `reproduce`
 # runs stages as `main` does.
