@@ -11,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, ppo, pretrain, reward, sft
+from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, policy_gradient, ppo, preference, pretrain, reward, sft
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
 from rlhf_jax.training.compilation import enable_persistent_cache
@@ -21,6 +21,8 @@ STAGES: dict[str, Any] = {
     "sft": sft,
     "reward": reward,
     "ppo": ppo,
+    "policy_gradient": policy_gradient,
+    "preference": preference,
     "evaluate": evaluate,
     "benchmark": benchmark,
     "classify": classify,
