@@ -7,12 +7,14 @@ Left out on purpose: resampling rows by importance.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.inference.packing import rows_needed
 from rlhf_jax.maths.masking import Mean, value
 from rlhf_jax.training.state import TrainState, apply_gradients
 
@@ -61,6 +63,19 @@ def minibatch_rows(key: jax.Array, num_rows: int, num_epochs: int, num_mini_batc
     keys = jax.random.split(key, num_epochs)
     permutations = jax.vmap(lambda k: jax.random.permutation(k, num_rows))(keys)
     return permutations.reshape(num_epochs * num_mini_batches, num_rows // num_mini_batches)
+
+
+def fullest_micro_batch(
+    length_B: jax.Array, key: jax.Array, *, row_length: int, num_epochs: int, num_mini_batches: int, num_micro_batches: int
+) -> jax.Array:
+    """Packed rows that the fullest micro-batch of `run_epochs` with this key needs (inference/packing.py).
+
+    `length_B` are tokens of the examples, or (B, N) where a row of the rollout holds N of them.
+    """
+    rows = minibatch_rows(key, length_B.shape[0], num_epochs, num_mini_batches)
+    picked = length_B[rows].reshape(len(rows), -1, num_micro_batches, *length_B.shape[1:])
+    micro_batches = jnp.moveaxis(picked, 2, 1).reshape(len(rows) * num_micro_batches, -1)
+    return jax.vmap(partial(rows_needed, row_length=row_length))(micro_batches).max()
 
 
 def summarise(stacked: Metrics) -> Metrics:

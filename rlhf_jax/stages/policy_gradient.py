@@ -23,7 +23,7 @@ Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resamplin
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -35,6 +35,7 @@ from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import row_bucket, rows_needed
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.inference.scoring import response_logps
 from rlhf_jax.maths.losses import Reduction, grpo_loss, reduce_tokens, reinforce_loss
@@ -44,12 +45,13 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments, grpo_advantage
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import NO_BASE, join, start
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.minibatches import run_epochs
+from rlhf_jax.stages.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.stages.monitor import monitor_hooks
 from rlhf_jax.stages.policy_gradient_config import PAIRS, WEIGHED, Config, PolicyGradient, check
-from rlhf_jax.stages.rollouts import Frozen, Judged, ScoreRules, consult, objective_metrics, sample_responses, sampler_gap
+from rlhf_jax.stages.rollouts import Frozen, Judged, consult, objective_metrics, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import global_norm, make_optimizer
 from rlhf_jax.training.state import TrainState, init_state
 
@@ -97,7 +99,7 @@ def run(config: Config, workdir: str) -> None:
             f"data.prompt_length + policy_gradient.response_length = {need} exceeds the policy's context of "
             f"{policy.model.context_length}; shorten one of them")  # fmt: skip
 
-    models, spec = Models(LanguageModel(policy.model), ScalarModel(reward.model)), _spec(settings)
+    models, spec = Models(LanguageModel(policy.model), ScalarModel(reward.model)), settings.spec
     key, tokenizer, repeats = jax.random.key(config.seed), space.tokenizer, settings.samples_per_prompt
     base, params = start(policy.params, config.lora, jax.random.fold_in(key, 1 << 30))
     frozen, base = space.place_frozen((Frozen(policy.params, reward.params), base))
@@ -118,17 +120,26 @@ def run(config: Config, workdir: str) -> None:
         sample_responses, models.policy, spec=spec, response_length=settings.response_length,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id, num_samples=repeats,
     ))  # fmt: skip
-    judge = jax.jit(partial(judge_groups, models, settings=settings, spec=spec))
-    optimise = space.compile_update(make_update(models.policy, optimizer, settings, spec), state)
+    judge = jax.jit(partial(judge_groups, models, settings=settings, spec=spec), static_argnames="num_rows")
+    update_of = partial(make_update, models.policy, optimizer, settings, spec)
+    optimise = cache(lambda rows: space.compile_update(update_of(num_rows=rows), state))
+    count = jax.jit(partial(rows_needed, row_length=need), out_shardings=replicated(space.mesh))
+    count_fullest = jax.jit(partial(rows_needed_by, settings), out_shardings=replicated(space.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
         batch = {name: prompts.batch(step)[name] for name in ("prompt_BP", "prompt_mask_BP")}
         placed = space.shard(batch)
         samples = draw(join(base, state.params), placed, jax.random.fold_in(step_key, 0))
-        groups, moments, score_B, metrics = judge(frozen, placed, samples, state.extras["moments"])
-        space.show_samples(step, {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}, samples, score_B)
-        state, update_metrics = optimise(state, groups, jax.random.fold_in(step_key, 1), base)
+        repeated = {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}
+        needed = count(jnp.asarray(repeated["prompt_mask_BP"].sum(axis=1)) + samples.length_B)
+        judge_rows = row_bucket(int(needed), settings.batch_size, space.mesh.size)
+        groups, moments, score_B, metrics = judge(frozen, placed, samples, state.extras["moments"], num_rows=judge_rows)
+        update_key = jax.random.fold_in(step_key, 1)
+        needed = count_fullest(groups, jax.random.clone(update_key))  # the same minibatches
+        update_rows = row_bucket(int(needed), _micro_batch(settings, groups), space.mesh.size)
+        space.show_samples(step, repeated, samples, score_B)
+        state, update_metrics = optimise(update_rows)(state, groups, update_key, base)
         state = replace(state, extras={**state.extras, "moments": moments})
         return state, {**metrics, **update_metrics, "episode": (step + 1) * settings.batch_size}
 
@@ -143,14 +154,17 @@ def run(config: Config, workdir: str) -> None:
 
 def judge_groups(
     models: Models, frozen: Frozen, prompts: dict[str, jax.Array], samples: Samples, moments: Moments,
-    *, settings: PolicyGradient, spec: SamplingSpec,
+    *, settings: PolicyGradient, spec: SamplingSpec, num_rows: int = 0,
 ) -> tuple[Groups, Moments, jax.Array, dict[str, Any]]:  # fmt: skip
-    """Turn samples into groups: rewards, advantages or a choice among the responses; also every score, and the metrics."""
+    """Turn samples into groups: rewards, advantages or a choice among the responses; also every score, and the metrics.
+
+    With `num_rows` > 0 reference and reward model read prompts and responses packed into that many rows.
+    """
     count = settings.samples_per_prompt
     prompt = (prompts["prompt_BP"], prompts["prompt_mask_BP"])
     repeated = (jnp.repeat(prompt[0], count, axis=0), jnp.repeat(prompt[1], count, axis=0))
     judged, scores = consult(models.policy, models.reward, frozen, repeated, samples, moments.scores, spec=spec,
-                             rules=_rules(settings))  # fmt: skip
+                             rules=settings.rules, num_rows=num_rows)  # fmt: skip
     reward_BN, advantage_BN = advantages(judged, moments.rewards, settings)
     drawn = (samples.tokens_BR, judged.mask_BR, samples.logp_BR, judged.ref_logp_BR)
     response_BNR, mask_BNR, logp_BNR, ref_logp_BNR = (x.reshape(-1, count, x.shape[-1]) for x in drawn)
@@ -193,15 +207,19 @@ def choose(groups: Groups, settings: PolicyGradient) -> Groups:
 
 
 def make_update(
-    model: LanguageModel, optimizer: optax.GradientTransformation, settings: PolicyGradient, spec: SamplingSpec
+    model: LanguageModel, optimizer: optax.GradientTransformation, settings: PolicyGradient, spec: SamplingSpec,
+    *, num_rows: int = 0,
 ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """The pure update of one rollout, (state, groups, key, frozen base) -> (state, metrics); by default there is no base."""
+    """The pure update of one rollout, (state, groups, key, frozen base) -> (state, metrics); by default there is no base.
+
+    With `num_rows` > 0 the policy reads each micro-batch packed into that many rows.
+    """
 
     def update(
         state: TrainState, groups: Groups, key: jax.Array, base: Params = NO_BASE
     ) -> tuple[TrainState, dict[str, Any]]:
         def loss(trained: Params, *rest: Any) -> Any:
-            return minibatch_loss(model, settings, spec, join(base, trained), *rest)
+            return minibatch_loss(model, settings, spec, join(base, trained), *rest, num_rows=num_rows)
 
         def gradients(params: Params, minibatch: Groups, _: Any) -> tuple[Params, dict[str, Any]]:
             weigh, no_dropout = partial(weight_of, settings=settings), jax.random.key(0)
@@ -228,14 +246,14 @@ def weight_of(groups: Groups, *, settings: PolicyGradient) -> jax.Array:
 
 def minibatch_loss(
     model: LanguageModel, settings: PolicyGradient, spec: SamplingSpec, params: Params, groups: Groups,
-    weight: jax.Array, key: jax.Array,
+    weight: jax.Array, key: jax.Array, *, num_rows: int = 0,
 ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
     """The loss of some groups, divided by the whole minibatch's weight."""
     del key
     count = groups.mask_BNR.shape[1]
     prompt = (jnp.repeat(groups.prompt_BP, count, axis=0), jnp.repeat(groups.prompt_mask_BP, count, axis=0))
     response_BR, mask_BR, old_BR, ref_BR = (x.reshape(-1, x.shape[-1]) for x in groups[2:6])
-    logp_BR, entropy_BR = response_logps(model, params, *prompt, response_BR, mask_BR, spec=spec)
+    logp_BR, entropy_BR = response_logps(model, params, *prompt, response_BR, mask_BR, spec=spec, num_rows=num_rows)
     clipped, stats = grpo_loss(
         logp_BR, old_BR, ref_BR, groups.advantage_BN.ravel(), mask_BR, cliprange=settings.cliprange,
         cliprange_high=settings.cliprange_high, kl_coef=settings.kl_coef if settings.kl_in == "loss" else 0.0,
@@ -271,13 +289,15 @@ def _pair_loss(settings: PolicyGradient, log_ratio_B2: jax.Array, score_B2: jax.
     )  # fmt: skip
 
 
-def _spec(settings: PolicyGradient) -> SamplingSpec:
-    return SamplingSpec(temperature=settings.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
-
-
-def _rules(settings: PolicyGradient) -> ScoreRules:
-    return ScoreRules(
-        kl_estimator=settings.kl_estimator, missing_eos_penalty=settings.missing_eos_penalty,
-        missing_eos_mode=settings.missing_eos_mode, score_clip=settings.score_clip,
-        score_normalisation=settings.score_normalisation,
+def rows_needed_by(settings: PolicyGradient, groups: Groups, key: jax.Array) -> jax.Array:
+    """Packed rows that one of the micro-batches of the update with this key needs at most."""
+    return fullest_micro_batch(
+        groups.prompt_mask_BP.sum(axis=1)[:, None] + groups.mask_BNR.sum(axis=2), key,
+        row_length=groups.prompt_BP.shape[1] + groups.mask_BNR.shape[2], num_epochs=settings.num_epochs,
+        num_mini_batches=settings.num_mini_batches, num_micro_batches=settings.num_micro_batches,
     )  # fmt: skip
+
+
+def _micro_batch(settings: PolicyGradient, groups: Groups) -> int:
+    """Responses in a micro-batch."""
+    return groups.advantage_BN.size // (settings.num_mini_batches * settings.num_micro_batches)

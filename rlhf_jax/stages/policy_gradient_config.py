@@ -3,11 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.maths.losses import Reduction
 from rlhf_jax.maths.returns import GroupStd
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.stages.configuration import require, require_divides
 from rlhf_jax.stages.monitor import Monitor
+from rlhf_jax.stages.rollouts import ScoreRules
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig
 from rlhf_jax.training.optimizer import OptimizerConfig
 
@@ -63,6 +65,19 @@ class PolicyGradient:
     def num_prompts(self) -> int:
         """Prompts per update."""
         return self.batch_size // self.samples_per_prompt
+
+    @property
+    def spec(self) -> SamplingSpec:
+        """The whole distribution: a truncated one would bias every ratio."""
+        return SamplingSpec(temperature=self.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
+
+    @property
+    def rules(self) -> ScoreRules:
+        """What is done to scores."""
+        return ScoreRules(
+            kl_estimator=self.kl_estimator, missing_eos_penalty=self.missing_eos_penalty,
+            missing_eos_mode=self.missing_eos_mode, score_clip=self.score_clip, score_normalisation=self.score_normalisation,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ Left out on purpose: truncated sampling (refused: the loss would need to replay 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -31,6 +31,7 @@ from rlhf_jax.data.batches import lm_batches, prompt_batches
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.inference.packing import row_bucket, rows_needed
 from rlhf_jax.inference.scoring import next_token_nll, predicted, response_logps, response_values
 from rlhf_jax.maths.kl import k3, ppo2017_update, ziegler_update
 from rlhf_jax.maths.losses import ppo_kl_penalty_loss, ppo_policy_loss, ppo_value_loss
@@ -39,11 +40,12 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
 from rlhf_jax.stages.configuration import require, require_divides
-from rlhf_jax.stages.minibatches import run_epochs
+from rlhf_jax.stages.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
 from rlhf_jax.training.state import TrainState, init_state
 
@@ -196,8 +198,9 @@ def run(config: Config, workdir: str) -> None:
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
     ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)))
-    optimise = space.compile_update(make_update(models, optimizer, config.ppo, spec), state)
+    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)), static_argnames="num_rows")
+    optimise = cache(lambda rows: space.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
+    count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(space.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
@@ -206,10 +209,15 @@ def run(config: Config, workdir: str) -> None:
         full = join(base, state.params)
         samples = draw(full["policy"], placed, jax.random.fold_in(step_key, 0))
         kl_coef, _, moments = state.extras["controllers"]
-        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments)
+        update_key = jax.random.fold_in(step_key, 1)
+        lengths = (placed["prompt_mask_BP"], samples.length_B)
+        needed = jax.device_get(count_rows(*lengths, jax.random.clone(update_key)))  # the same minibatches
+        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.mesh.size)
+        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.mesh.size)
+        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments, num_rows=judge_rows)
         space.show_samples(step, batch, samples, rollout.score_B)
         blocks = space.shard_stack(ptx(step)) if ptx else {}
-        state, update_metrics = optimise(state, (rollout, blocks), jax.random.fold_in(step_key, 1), base)
+        state, update_metrics = optimise(update_rows)(state, (rollout, blocks), update_key, base)
         state = _after_update(state, config.ppo, metrics["objective/kl"], moments)
         return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
 
@@ -224,21 +232,23 @@ def run(config: Config, workdir: str) -> None:
 
 
 def make_update(
-    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec
+    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec, *, num_rows: int = 0
 ) -> Callable[[TrainState, tuple[Rollout, Any], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The pure update of one rollout: epochs x minibatches in one scan.
 
         (state, (rollout, blocks), key, frozen base) -> (state, metrics)
 
-    The losses see the base joined with the state's parameters; by default there is no base. With policy_loss kl_adaptive
-    the penalty's coefficient moves at the end, by how far the whole update has moved the policy (Schulman 2017 §4).
+    The losses see the base joined with the state's parameters; by default there is no base. With `num_rows` > 0 the networks
+    read each micro-batch packed into that many rows. With policy_loss kl_adaptive the penalty's coefficient moves at the end,
+    by how far the whole update has moved the policy (Schulman 2017 §4).
     """
+
     def update(
         state: TrainState, data: tuple[Rollout, Any], key: jax.Array, base: Params = NO_BASE
     ) -> tuple[TrainState, dict[str, Any]]:
         adaptive = ppo.policy_loss == "kl_adaptive"
         penalty_coef = state.extras["controllers"].kl_penalty_coef if adaptive else None
-        gradients = make_gradients(models, ppo, spec, kl_penalty_coef=penalty_coef)
+        gradients = make_gradients(models, ppo, spec, kl_penalty_coef=penalty_coef, num_rows=num_rows)
         rollout, blocks = data
         state, metrics = run_epochs(
             state, partial(gradients, base=base), optimizer, rollout, blocks, key, norms=_norms, num_epochs=ppo.num_ppo_epochs,
@@ -267,7 +277,7 @@ def _moved(model: LanguageModel, params: Params, rollout: Rollout, spec: Samplin
 
 
 def make_gradients(
-    models: Models, ppo: PPO, spec: SamplingSpec, *, kl_penalty_coef: jax.Array | None = None
+    models: Models, ppo: PPO, spec: SamplingSpec, *, kl_penalty_coef: jax.Array | None = None, num_rows: int = 0
 ) -> Callable[..., tuple[Params, dict[str, Any]]]:
     """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM (Schulman 2017 eq. 9; Ouyang 2022 eq. 2).
 
@@ -290,7 +300,8 @@ def make_gradients(
             whitened_BR = whiten(minibatch.advantage_BR, minibatch.mask_BR, shift_mean=True)
             minibatch = minibatch._replace(advantage_BR=whitened_BR)
         accumulate = partial(accumulated_gradients, num_micro_batches=ppo.num_micro_batches)
-        ppo_loss = on_base(partial(minibatch_loss, models, ppo, spec, kl_penalty_coef=kl_penalty_coef))
+        settled = partial(minibatch_loss, models, ppo, spec, kl_penalty_coef=kl_penalty_coef, num_rows=num_rows)
+        ppo_loss = on_base(settled)
         grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
         if ppo.ptx_coef:
             predicted_tokens = lambda blocks: predicted(blocks["segments_BT"]).sum()  # noqa: E731
@@ -306,7 +317,7 @@ def make_gradients(
 
 def minibatch_loss(
     models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array,
-    *, kl_penalty_coef: jax.Array | None = None,
+    *, kl_penalty_coef: jax.Array | None = None, num_rows: int = 0,
 ) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
     """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens.
 
@@ -314,8 +325,8 @@ def minibatch_loss(
     """
     del key
     prompt, response = (rollout.prompt_BP, rollout.prompt_mask_BP), (rollout.response_BR, rollout.mask_BR)
-    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec)
-    value_BR = response_values(models.value, params["value"], *prompt, *response)
+    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec, num_rows=num_rows)
+    value_BR = response_values(models.value, params["value"], *prompt, *response, num_rows=num_rows)
     coef = ppo.kl_penalty_coef if kl_penalty_coef is None else kl_penalty_coef
     policy_loss, stats = policy_objective(ppo, logp_BR, rollout, coef)
     value_loss, value_stats = ppo_value_loss(
@@ -346,6 +357,21 @@ def policy_objective(
     kl_BR = k3(rollout.logp_BR, logp_BR)  # unbiased: π_old drew the tokens
     penalised, _ = ppo_kl_penalty_loss(logp_BR, rollout.logp_BR, kl_BR, *old[1:], beta=kl_penalty_coef)
     return penalised, stats
+
+
+def rows_needed_by(ppo: PPO, prompt_mask_BP: jax.Array, length_B: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Packed rows that a rollout needs: read whole, and at most in one of the micro-batches of the update with this key."""
+    row_length = prompt_mask_BP.shape[1] + ppo.response_length
+    total_B = prompt_mask_BP.sum(axis=1) + length_B
+    fullest = fullest_micro_batch(
+        total_B, key, row_length=row_length, num_epochs=ppo.num_ppo_epochs, num_mini_batches=ppo.num_mini_batches,
+        num_micro_batches=ppo.num_micro_batches,
+    )  # fmt: skip
+    return rows_needed(total_B, row_length), fullest
+
+
+def _micro_batch(ppo: PPO) -> int:
+    return ppo.batch_size // (ppo.num_mini_batches * ppo.num_micro_batches)
 
 
 def _after_update(state: TrainState, ppo: PPO, kl: Mean, moments: RunningMoments) -> TrainState:

@@ -128,12 +128,17 @@ def judge_samples(
     *,
     spec: SamplingSpec,
     rules: RewardRules,
+    num_rows: int = 0,
 ) -> tuple[Rollout, RunningMoments, dict[str, Any]]:
-    """Turn samples into a rollout: reference log-probs, scores, values, rewards, advantages, returns; and the metrics."""
+    """Turn samples into a rollout: reference log-probs, scores, values, rewards, advantages, returns; and the metrics.
+
+    With `num_rows` > 0 the three networks read prompts and responses packed into that many rows.
+    """
     prompt = (prompts["prompt_BP"], prompts["prompt_mask_BP"])
-    judged, moments = consult(models.policy, models.reward, frozen, prompt, samples, moments, spec=spec, rules=rules)
+    asked = (models.policy, models.reward, frozen, prompt, samples, moments)
+    judged, moments = consult(*asked, spec=spec, rules=rules, num_rows=num_rows)
     response = (samples.tokens_BR, judged.mask_BR)
-    value_BR = response_values(models.value, value_params, *prompt, *response)
+    value_BR = response_values(models.value, value_params, *prompt, *response, num_rows=num_rows)
     reward_BR = token_rewards(judged.score_B, judged.kl_BR, judged.mask_BR, kl_coef)
     if rules.whiten_rewards:
         reward_BR = whiten(reward_BR, judged.mask_BR, shift_mean=False)
@@ -156,12 +161,13 @@ def consult(
     *,
     spec: SamplingSpec,
     rules: ScoreRules,
+    num_rows: int,
 ) -> tuple[Judged, RunningMoments]:
-    """Ask reference and reward model about samples; the moments have then seen their scores."""
+    """Ask reference and reward model about samples; the moments have then seen their scores. `num_rows` as in scoring."""
     mask_BR = length_mask(samples.length_B, samples.tokens_BR.shape[1])
     response = (samples.tokens_BR, mask_BR)
-    ref_logp_BR, _ = response_logps(policy, frozen.reference, *prompt, *response, spec=spec)
-    raw_score_B = response_scores(reward, frozen.reward, *prompt, *response)
+    ref_logp_BR, _ = response_logps(policy, frozen.reference, *prompt, *response, spec=spec, num_rows=num_rows)
+    raw_score_B = response_scores(reward, frozen.reward, *prompt, *response, num_rows=num_rows)
     score_B, moments = shape_scores(raw_score_B, samples.stopped_B, moments, rules)
     kl_BR = jnp.where(mask_BR, kl_maths.estimate(rules.kl_estimator, samples.logp_BR, ref_logp_BR), 0.0)
     return Judged(mask_BR, ref_logp_BR, kl_BR, raw_score_B, score_B), moments
