@@ -14,7 +14,7 @@ from ml_collections import config_flags
 from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, ppo, pretrain, reward, sft
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
-from rlhf_jax.training.compilation import enable_persistent_cache
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 
 STAGES: dict[str, Any] = {
     "pretrain": pretrain,
@@ -58,6 +58,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.ERROR)  # TFDS warns about every folder that it is about to make
+    retain_memory()
     enable_persistent_cache()
     try:
         run(_CONFIG.value, str(_WORKDIR.value))

@@ -162,10 +162,10 @@ def test_garbage_after_the_end_changes_nothing(params, prompts, other):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-def run_update(params, rollout, learning_rate, **changes):
+def run_update(params, rollout, learning_rate, *, num_rows=0, **changes):
     ppo = replace(PPO, **changes)
     optimizer = optax.sgd(learning_rate)
-    update = jax.jit(stage.make_update(MODELS, optimizer, ppo, SPEC))
+    update = jax.jit(stage.make_update(MODELS, optimizer, ppo, SPEC, num_rows=num_rows))
     return update(init_state(trained(params), optimizer, {}), (rollout, {}), jax.random.key(3))
 
 
@@ -193,6 +193,22 @@ def test_micro_batches_change_nothing(params, rollout):
         np.testing.assert_allclose(a, b, atol=2e-6 * float(jnp.abs(a).max()) + 1e-8)
     for name in one_metrics:
         np.testing.assert_allclose(value(one_metrics[name]), value(four_metrics[name]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_an_update_on_packed_rows_is_the_same_update(params, rollout, micro):
+    short_BP = rollout.prompt_mask_BP & ~length_mask(jnp.full(B, P - 2), P)
+    rollout = rollout._replace(prompt_mask_BP=short_BP, mask_BR=rollout.mask_BR & length_mask(1 + jnp.arange(B) % 3, R))
+    count = jax.jit(partial(stage.rows_needed_by, replace(PPO, num_micro_batches=micro)))
+    whole, needed = count(rollout.prompt_mask_BP, rollout.mask_BR.sum(1), jax.random.key(3))
+    assert int(whole) < B
+    assert int(needed) < B // 2 // micro
+    one_each, metrics = run_update(params, rollout, 0.5, num_micro_batches=micro)
+    packed, packed_metrics = run_update(params, rollout, 0.5, num_micro_batches=micro, num_rows=int(needed))
+    for a, b in zip(jax.tree.leaves(one_each.params), jax.tree.leaves(packed.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves(packed_metrics), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_target_kl_stops_the_update(params, rollout):

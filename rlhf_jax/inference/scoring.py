@@ -5,7 +5,8 @@ The only place that shifts predictions against tokens. With P columns of prompt 
     response token r stands in column P + r and is predicted from column P + r - 1,
 
 so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only.
-Prompts are left-padded, responses right-padded. All functions are differentiable and none is jitted: the
+Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that many rows first, to the same
+result (inference/packing.py says how many are enough). All functions are differentiable and none is jitted: the
 caller compiles its step. `dropout_key`, where offered, switches dropout on.
 """
 
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Packed, pack
 from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
 
 
@@ -96,6 +98,7 @@ def response_logps(
     *,
     spec: SamplingSpec,
     truncation: Literal["refuse", "recompute"] = "refuse",
+    num_rows: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BR, entropy_BR) of the sampling distribution `spec` makes of the model, 0 where masked.
 
@@ -109,9 +112,9 @@ def response_logps(
             f"{spec} truncates the distribution, so log-probabilities of two policies are not comparable: "
             'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
         )
-    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden")
-    hidden_BRD = hidden_BTD[:, prompt_BP.shape[1] - 1 : -1]
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    hidden_NTD, _ = apply(model, params, laid.tokens_NT, laid.segments_NT, method="hidden")
+    hidden_BRD = _before_responses(hidden_NTD, laid, prompt_BP.shape[1])
     logits_BRV = decoding.sampling_logits(apply(model, params, hidden_BRD, method="unembed"), spec)
     mask_BR = response_mask_BR.astype(bool)
     logp_BR = jnp.where(mask_BR, decoding.log_prob(logits_BRV, response_BR), 0.0)
@@ -125,11 +128,34 @@ def response_values(
     prompt_mask_BP: jax.Array,
     response_BR: jax.Array,
     response_mask_BR: jax.Array,
+    *,
+    num_rows: int = 0,
 ) -> jax.Array:
     """value_BR: V(all before response token r), 0 where masked."""
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+    return jnp.where(response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0)
+
+
+class _Rows(NamedTuple):
+    """One row per example, as `join` lays them."""
+
+    tokens_NT: jax.Array
+    segments_NT: jax.Array
+
+
+def _lay(
+    prompt_BP: jax.Array, prompt_mask_BP: jax.Array, response_BR: jax.Array, response_mask_BR: jax.Array, num_rows: int
+) -> _Rows | Packed:
     tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    score_BT = apply(model, params, tokens_BT, segments_BT)
-    return jnp.where(response_mask_BR.astype(bool), score_BT[:, prompt_BP.shape[1] - 1 : -1], 0.0)
+    return pack(tokens_BT, segments_BT, num_rows) if num_rows else _Rows(tokens_BT, segments_BT)
+
+
+def _before_responses(x_NT: jax.Array, laid: _Rows | Packed, prompt_length: int) -> jax.Array:
+    """Column r: what stands one column before response token r."""
+    if isinstance(laid, _Rows):
+        return x_NT[:, prompt_length - 1 : -1]
+    return laid.read(x_NT, jnp.arange(prompt_length - 1, x_NT.shape[1] - 1)[None, :])
 
 
 def last_token_scores(
@@ -158,10 +184,16 @@ def response_scores(
     prompt_mask_BP: jax.Array,
     response_BR: jax.Array,
     response_mask_BR: jax.Array,
+    *,
+    num_rows: int = 0,
 ) -> jax.Array:
     """score_B of prompt and response together, read at the last response token."""
-    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    return last_token_scores(model, params, tokens_BT, segments_BT)
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    if isinstance(laid, _Rows):
+        return last_token_scores(model, params, laid.tokens_NT, laid.segments_NT)
+    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+    last_B = prompt_BP.shape[1] - 1 + response_mask_BR.sum(axis=1)
+    return laid.read(score_NT, last_B[:, None])[:, 0]
 
 
 class TextClasses(NamedTuple):

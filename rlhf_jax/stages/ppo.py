@@ -19,7 +19,7 @@ Left out on purpose: truncated sampling (refused: the loss would need to replay 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from rlhf_jax.data.batches import lm_batches, prompt_batches
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.inference.packing import row_bucket, rows_needed
 from rlhf_jax.inference.scoring import next_token_nll, predicted, response_logps, response_values
 from rlhf_jax.maths.kl import ziegler_update
 from rlhf_jax.maths.losses import ppo_policy_loss, ppo_value_loss
@@ -42,6 +43,7 @@ from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
 from rlhf_jax.training.state import TrainState, apply_gradients, init_state
 
@@ -186,8 +188,9 @@ def run(config: Config, workdir: str) -> None:
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
     ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)))
-    optimise = space.compile_update(make_update(models, optimizer, config.ppo, spec), state)
+    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)), static_argnames="num_rows")
+    optimise = cache(lambda rows: space.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
+    count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(space.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
@@ -196,10 +199,15 @@ def run(config: Config, workdir: str) -> None:
         full = join(base, state.params)
         samples = draw(full["policy"], placed, jax.random.fold_in(step_key, 0))
         kl_coef, moments = state.extras["controllers"]
-        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments)
+        update_key = jax.random.fold_in(step_key, 1)
+        lengths = (placed["prompt_mask_BP"], samples.length_B)
+        needed = jax.device_get(count_rows(*lengths, jax.random.clone(update_key)))  # the same minibatches
+        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.mesh.size)
+        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.mesh.size)
+        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments, num_rows=judge_rows)
         space.show_samples(step, batch, samples, rollout.score_B)
         blocks = space.shard_stack(ptx(step)) if ptx else {}
-        state, update_metrics = optimise(state, (rollout, blocks), jax.random.fold_in(step_key, 1), base)
+        state, update_metrics = optimise(update_rows)(state, (rollout, blocks), update_key, base)
         state = _after_update(state, config.ppo, metrics["objective/kl"], moments)
         return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
 
@@ -214,16 +222,17 @@ def run(config: Config, workdir: str) -> None:
 
 
 def make_update(
-    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec
+    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec, *, num_rows: int = 0
 ) -> Callable[[TrainState, tuple[Rollout, Any], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The pure update of one rollout: epochs x minibatches in one scan.
 
         (state, (rollout, blocks), key, frozen base) -> (state, metrics)
 
-    The losses see the base joined with the state's parameters; by default there is no base.
+    The losses see the base joined with the state's parameters; by default there is no base. With `num_rows` > 0 the networks
+    read each micro-batch packed into that many rows.
     Early stop: once a minibatch's approxkl exceeds `target_kl` the remaining ones leave the state as it is.
     """
-    gradients = make_gradients(models, ppo, spec)
+    gradients = make_gradients(models, ppo, spec, num_rows=num_rows)
 
     def update(
         state: TrainState, data: tuple[Rollout, Any], key: jax.Array, base: Params = NO_BASE
@@ -252,7 +261,9 @@ def make_update(
     return update
 
 
-def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[..., tuple[Params, dict[str, Any]]]:
+def make_gradients(
+    models: Models, ppo: PPO, spec: SamplingSpec, *, num_rows: int = 0
+) -> Callable[..., tuple[Params, dict[str, Any]]]:
     """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM (Schulman 2017 eq. 9; Ouyang 2022 eq. 2)."""
 
     def ptx_loss(params: Params, block: Any, weight: jax.Array, key: jax.Array) -> Any:
@@ -271,7 +282,7 @@ def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[...
             whitened_BR = whiten(minibatch.advantage_BR, minibatch.mask_BR, shift_mean=True)
             minibatch = minibatch._replace(advantage_BR=whitened_BR)
         accumulate = partial(accumulated_gradients, num_micro_batches=ppo.num_micro_batches)
-        ppo_loss = on_base(partial(minibatch_loss, models, ppo, spec))
+        ppo_loss = on_base(partial(minibatch_loss, models, ppo, spec, num_rows=num_rows))
         grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
         if ppo.ptx_coef:
             predicted_tokens = lambda blocks: predicted(blocks["segments_BT"]).sum()  # noqa: E731
@@ -286,13 +297,14 @@ def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[...
 
 
 def minibatch_loss(
-    models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array
+    models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array,
+    *, num_rows: int = 0,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens."""
     del key
     prompt, response = (rollout.prompt_BP, rollout.prompt_mask_BP), (rollout.response_BR, rollout.mask_BR)
-    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec)
-    value_BR = response_values(models.value, params["value"], *prompt, *response)
+    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec, num_rows=num_rows)
+    value_BR = response_values(models.value, params["value"], *prompt, *response, num_rows=num_rows)
     policy_loss, stats = ppo_policy_loss(
         logp_BR, rollout.logp_BR, rollout.advantage_BR, rollout.mask_BR, cliprange=ppo.cliprange
     )
@@ -319,6 +331,20 @@ def minibatch_rows(key: jax.Array, batch_size: int, num_epochs: int, num_mini_ba
     keys = jax.random.split(key, num_epochs)
     permutations = jax.vmap(lambda k: jax.random.permutation(k, batch_size))(keys)
     return permutations.reshape(num_epochs * num_mini_batches, batch_size // num_mini_batches)
+
+
+def rows_needed_by(ppo: PPO, prompt_mask_BP: jax.Array, length_B: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Packed rows that a rollout needs: read whole, and at most in one of the micro-batches of the update with this key."""
+    row_length = prompt_mask_BP.shape[1] + ppo.response_length
+    total_B = prompt_mask_BP.sum(axis=1) + length_B
+    rows = minibatch_rows(key, ppo.batch_size, ppo.num_ppo_epochs, ppo.num_mini_batches)
+    micro_batches = total_B[rows].reshape(len(rows), -1, ppo.num_micro_batches).swapaxes(1, 2)
+    needed = jax.vmap(partial(rows_needed, row_length=row_length))(micro_batches.reshape(-1, _micro_batch(ppo)))
+    return rows_needed(total_B, row_length), needed.max()
+
+
+def _micro_batch(ppo: PPO) -> int:
+    return ppo.batch_size // (ppo.num_mini_batches * ppo.num_micro_batches)
 
 
 def summarise(stacked: dict[str, Any]) -> dict[str, Any]:

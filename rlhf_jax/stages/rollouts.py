@@ -110,14 +110,18 @@ def judge_samples(
     *,
     spec: SamplingSpec,
     rules: RewardRules,
+    num_rows: int = 0,
 ) -> tuple[Rollout, RunningMoments, dict[str, Any]]:
-    """Turn samples into a rollout: reference log-probs, scores, values, rewards, advantages, returns; and the metrics."""
+    """Turn samples into a rollout: reference log-probs, scores, values, rewards, advantages, returns; and the metrics.
+
+    With `num_rows` > 0 the three networks read prompts and responses packed into that many rows.
+    """
     prompt = (prompts["prompt_BP"], prompts["prompt_mask_BP"])
     mask_BR = length_mask(samples.length_B, samples.tokens_BR.shape[1])
     response = (samples.tokens_BR, mask_BR)
-    ref_logp_BR, _ = response_logps(models.policy, frozen.reference, *prompt, *response, spec=spec)
-    value_BR = response_values(models.value, value_params, *prompt, *response)
-    raw_score_B = response_scores(models.reward, frozen.reward, *prompt, *response)
+    ref_logp_BR, _ = response_logps(models.policy, frozen.reference, *prompt, *response, spec=spec, num_rows=num_rows)
+    value_BR = response_values(models.value, value_params, *prompt, *response, num_rows=num_rows)
+    raw_score_B = response_scores(models.reward, frozen.reward, *prompt, *response, num_rows=num_rows)
 
     score_B, moments = shape_scores(raw_score_B, samples.stopped_B, moments, rules)
     kl_BR = jnp.where(mask_BR, kl_maths.estimate(rules.kl_estimator, samples.logp_BR, ref_logp_BR), 0.0)
