@@ -93,7 +93,7 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Train a reward model on rankings."""
     space, reward = Workspace.open(config, workdir), config.reward
-    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.mesh.size)
+    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.batch_shards)
     parent = space.parent("policy", config.init.policy, kind="language_model")
     require(reward.max_length <= reward.row_length <= parent.model.context_length,
             f"reward.max_length={reward.max_length} <= reward.row_length={reward.row_length} <= the model's context of "
@@ -183,7 +183,7 @@ def _packed(
 ) -> PackedComparisons:
     return PackedComparisons(
         rankings, row_length=config.reward.row_length, num_steps=num_steps, num_groups=num_micro_batches,
-        row_multiple=space.mesh.size,
+        row_multiple=space.batch_shards,
     )  # fmt: skip
 
 
