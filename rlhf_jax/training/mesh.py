@@ -78,16 +78,16 @@ def describe_mesh(mesh: Mesh) -> str:
     return " x ".join(AXES) + " = " + " x ".join(str(mesh.shape[axis]) for axis in AXES)
 
 
-def check_model(config: TransformerConfig, mesh: Mesh) -> None:
+def check_model(model: TransformerConfig, mesh: Mesh) -> None:
     """Refuse a model whose heads, feed-forward features or vocabulary do not divide among the devices of `tensor`.
 
     A single key/value head (PaLM) is copied. Raises ValueError naming both numbers.
     """
     tensor = mesh.shape["tensor"]
     for name in ("num_heads", "num_kv_heads", "ffw_width", "vocab_size"):
-        if getattr(config, name) % tensor and not (name == "num_kv_heads" and config.num_kv_heads == 1):
+        if getattr(model, name) % tensor and not (name == "num_kv_heads" and model.num_kv_heads == 1):
             raise ValueError(
-                f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(config, name)}: lower mesh.tensor and "
+                f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: lower mesh.tensor and "
                 "raise mesh.fsdp instead, or change the model"
             )
 
