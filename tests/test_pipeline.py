@@ -247,14 +247,14 @@ def test_a_mistake_in_the_last_stage_is_said_before_the_first_runs(tour, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("axes", [{"data": 4, "fsdp": 2}, {"data": 1, "fsdp": 8}], ids=str)
+@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
     folder = beside(tour, tmp_path, "ppo_ptx")
     plan = json.loads(json.dumps(tour.plans["ppo_ptx"]))
-    plan["mesh"] = {**axes, "fsdp_min_size": 256}
+    plan["mesh"] = {**dict(zip(("data", "fsdp", "tensor"), axes, strict=True)), "fsdp_min_size": 256}
     plan["ppo"]["ptx_batch_size"] = 8
     plan["ppo"]["total_episodes"] = 16
-    single = {**plan, "mesh": {"data": 1, "fsdp": 1, "fsdp_min_size": 256}}
+    single = {**plan, "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "fsdp_min_size": 256}}
     main.run(build_plain(single), str(tmp_path / "single"))
     main.run(build_plain(plan), str(folder))
     for a, b in zip(params_of(tmp_path / "single"), params_of(folder), strict=True):

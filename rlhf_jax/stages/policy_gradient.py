@@ -90,7 +90,7 @@ class Moments(NamedTuple):
 def run(config: Config, workdir: str) -> None:
     """Train a policy on groups of its own responses."""
     space, settings = Workspace.open(config, workdir), config.policy_gradient
-    check(settings, space.mesh.size)
+    check(settings, space.batch_shards)
     policy = space.parent("policy", config.init.policy, kind="language_model")
     reward = space.parent("reward", config.init.reward, kind="scalar_model")
     space.same_tokenizer("policy", "reward")
@@ -133,11 +133,11 @@ def run(config: Config, workdir: str) -> None:
         samples = draw(join(base, state.params), placed, jax.random.fold_in(step_key, 0))
         repeated = {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}
         needed = count(jnp.asarray(repeated["prompt_mask_BP"].sum(axis=1)) + samples.length_B)
-        judge_rows = row_bucket(int(needed), settings.batch_size, space.mesh.size)
+        judge_rows = row_bucket(int(needed), settings.batch_size, space.batch_shards)
         groups, moments, score_B, metrics = judge(frozen, placed, samples, state.extras["moments"], num_rows=judge_rows)
         update_key = jax.random.fold_in(step_key, 1)
         needed = count_fullest(groups, jax.random.clone(update_key))  # the same minibatches
-        update_rows = row_bucket(int(needed), _micro_batch(settings, groups), space.mesh.size)
+        update_rows = row_bucket(int(needed), _micro_batch(settings, groups), space.batch_shards)
         space.show_samples(step, repeated, samples, score_B)
         state, update_metrics = optimise(update_rows)(state, groups, update_key, base)
         state = replace(state, extras={**state.extras, "moments": moments})

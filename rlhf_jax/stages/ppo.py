@@ -79,7 +79,7 @@ class PPO:
     batch_size: int  # episodes per update
     num_ppo_epochs: int
     num_mini_batches: int
-    num_micro_batches: int  # per minibatch: changes memory, not results
+    num_micro_batches: int  # per minibatch and its pretraining blocks: changes memory, not results
     response_length: int
     temperature: float
     top_k: int
@@ -154,6 +154,8 @@ def check(config: Config, num_devices: int) -> None:
             f"ppo.policy_loss=kl_adaptive needs ppo.kl_penalty_target > 0 nats, not {ppo.kl_penalty_target}")  # fmt: skip
     require(ppo.ptx_coef == 0 or ppo.ptx_batch_size > 0,
             f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")  # fmt: skip
+    require_divides(ppo.num_micro_batches * num_devices, ppo.ptx_batch_size if ppo.ptx_coef else 0,
+                    "ppo.ptx_batch_size by ppo.num_micro_batches x devices", "change one of them")  # fmt: skip
     require(not (config.lora.rank and config.init.value == "random"),
             "init.value=random with lora.rank > 0: adapters on random kernels learn little; use reward or policy")  # fmt: skip
 
@@ -169,7 +171,7 @@ class Controllers(NamedTuple):
 def run(config: Config, workdir: str) -> None:
     """Train a policy with PPO; leaves its parameters (their average with `ema_decay`) as the checkpoint."""
     space = Workspace.open(config, workdir)
-    check(config, space.mesh.size)
+    check(config, space.batch_shards)
     policy = space.parent("policy", config.init.policy, kind="language_model")
     reward = space.parent("reward", config.init.reward, kind="scalar_model")
     space.same_tokenizer("policy", "reward")
@@ -212,8 +214,8 @@ def run(config: Config, workdir: str) -> None:
         update_key = jax.random.fold_in(step_key, 1)
         lengths = (placed["prompt_mask_BP"], samples.length_B)
         needed = jax.device_get(count_rows(*lengths, jax.random.clone(update_key)))  # the same minibatches
-        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.mesh.size)
-        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.mesh.size)
+        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.batch_shards)
+        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.batch_shards)
         rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments, num_rows=judge_rows)
         space.show_samples(step, batch, samples, rollout.score_B)
         blocks = space.shard_stack(ptx(step)) if ptx else {}
@@ -305,8 +307,8 @@ def make_gradients(
         grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
         if ppo.ptx_coef:
             predicted_tokens = lambda blocks: predicted(blocks["segments_BT"]).sum()  # noqa: E731
-            ptx_grads, ptx_metrics = accumulated_gradients(
-                on_base(ptx_loss), predicted_tokens, {"policy": params["policy"]}, block, key, num_micro_batches=1
+            ptx_grads, ptx_metrics = accumulate(
+                on_base(ptx_loss), predicted_tokens, {"policy": params["policy"]}, block, key
             )
             grads = {**grads, "policy": jax.tree.map(jnp.add, grads["policy"], ptx_grads["policy"])}
             metrics = {**metrics, **ptx_metrics}

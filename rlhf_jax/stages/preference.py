@@ -111,7 +111,7 @@ def check(settings: Preference, num_devices: int) -> None:
 def run(config: Config, workdir: str) -> None:
     """Train a policy on rankings."""
     space, settings = Workspace.open(config, workdir), config.preference
-    check(settings, space.mesh.size)
+    check(settings, space.batch_shards)
     parent = space.parent("policy", config.init.policy, kind="language_model")
     check_lengths("preference", settings, parent.model.context_length)
     model, key = LanguageModel(parent.model), jax.random.key(config.seed)

@@ -85,7 +85,7 @@ def pack(
 ) -> PackedComparisons:
     """Packed batches whose rows divide by micro-batches and devices."""
     return PackedComparisons(
-        rankings, row_length=layout.row_length, num_steps=num_steps, num_groups=num_groups, row_multiple=space.mesh.size
+        rankings, row_length=layout.row_length, num_steps=num_steps, num_groups=num_groups, row_multiple=space.batch_shards
     )
 
 

@@ -98,7 +98,7 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Train a reward model on rankings."""
     space, reward = Workspace.open(config, workdir), config.reward
-    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.mesh.size)
+    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.batch_shards)
     parent = space.parent("policy", config.init.policy, kind="language_model")
     check_lengths("reward", reward, parent.model.context_length)
     sampler = space.parent("sampler", config.init.sampler, kind="language_model") if config.init.sampler else parent
