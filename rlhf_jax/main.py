@@ -17,17 +17,8 @@ from rlhf_jax.stages.workspace import is_complete
 from rlhf_jax.training import hosts
 from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 
-STAGES: dict[str, Any] = {
-    "pretrain": pretrain,
-    "sft": sft,
-    "reward": reward,
-    "ppo": ppo,
-    "policy_gradient": policy_gradient,
-    "preference": preference,
-    "evaluate": evaluate,
-    "benchmark": benchmark,
-    "classify": classify,
-}
+_MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
+STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")

@@ -81,6 +81,29 @@ def test_training_moves_adapters_and_ppo_begins_at_its_reference(adapted):
     assert not np.allclose(params_of(folder / "ppo")[1], params_of(folder / "sft")[1], atol=1e-7)
 
 
+@pytest.mark.parametrize("stage", ["grpo", "dpo"])
+def test_the_other_algorithms_train_adapters_too(tour, adapted, tmp_path, stage):
+    folder, _ = adapted
+    for name in ("pretrain", "sft", "reward"):
+        (tmp_path / name).symlink_to((folder / name).resolve())
+    plan = plan_of(tour, stage)
+    if stage == "grpo":
+        plan["policy_gradient"]["total_episodes"] = plan["policy_gradient"]["batch_size"]
+    else:
+        plan["data"]["comparisons"] = f"jsonl:{folder / 'comparisons'}"
+        plan["preference"]["num_epochs"] = 0.17  # one update
+        plan["optimizer"]["warmup_steps"] = 1
+    main.run(plan, str(tmp_path / stage))
+    link = checkpoints.read_meta(tmp_path / stage).extra["lora"]
+    assert link["fingerprint"] == checkpoints.read_meta(tour.workdir / "pretrain").fingerprint
+    (row,) = rows(tmp_path / stage)
+    if stage == "grpo":
+        assert row["mismatch/logp_mean"] < 1e-5
+        assert abs(row["objective/kl"]) < 1e-3
+    else:
+        assert row["loss"] == pytest.approx(np.log(2), abs=1e-6)  # adapters begin at the reference
+
+
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
 def test_killed_and_run_again_it_ends_with_the_same_bits(adapted, tmp_path, monkeypatch, stage):
     folder, plans = adapted
