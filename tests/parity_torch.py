@@ -48,7 +48,8 @@ class Judge:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         self.encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
         own = tokenizer("a")["input_ids"]
-        self.start = own[:1] if own[0] == tokenizer.bos_token_id else [tokenizer.eos_token_id]
+        end = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)  # what stood between documents
+        self.start = own[:1] if own[0] == tokenizer.bos_token_id else [end]
 
     @torch.inference_mode()
     def __call__(self, context, answers):

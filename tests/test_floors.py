@@ -54,7 +54,7 @@ def test_only_models_import_flax_and_nobody_unpickles(path):
     assert not tops & {"pickle", "dill", "torch", "tensorflow"}
 
 
-STAGES = {"pretrain", "sft", "reward", "ppo", "evaluate", "benchmark", "classify"}
+STAGES = {"pretrain", "sft", "reward", "ppo", "policy_gradient", "preference", "evaluate", "benchmark", "classify"}
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))

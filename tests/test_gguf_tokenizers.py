@@ -52,6 +52,7 @@ def test_byte_level_ids_are_those_of_the_tokenizer_that_was_written(tmp_path):
         assert found.encode(text, special=True) == backend.encode(text).ids
         assert found.decode(found.encode(text, special=False), keep_special=True) == text
     assert (found.eos_id, found.pad_id, found.prefix_ids) == (2, 2, [])
+    assert found.start_ids == [0]  # documents follow <|endoftext|>, turns end with <|im_end|>
     assert len(found.encode("999", special=False)) == 3  # digits one by one, which gpt-2's way of cutting is not
     rendered = render(found, [Message("user", "cats?"), Message("assistant", "don't")], generation_prompt=False)
     marked = [i for i, trained in zip(rendered.ids, rendered.trained, strict=True) if trained]

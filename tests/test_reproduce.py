@@ -290,7 +290,7 @@ def test_a_reward_model_on_some_rankings_of_another_run_in_shuffled_pairs(bases,
 def test_rankings_of_a_run_that_has_none_are_refused(bases):
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.data.comparisons = "../../../base/seed0/sft"
-    with pytest.raises(FileNotFoundError, match=r"no rankings at .*base/seed0/sft/comparisons/train; run the stage reward"):
+    with pytest.raises(FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; name a reward stage"):
         reproduce.finish(run, bases, {})
 
 
