@@ -18,9 +18,9 @@ from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params, value_params_from
 from rlhf_jax.stages import ppo as stage
 from rlhf_jax.stages.configuration import build
-from rlhf_jax.stages.minibatches import minibatch_rows
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, judge_samples, sample_responses
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.minibatches import minibatch_rows
 from rlhf_jax.training.state import init_state
 
 B, P, R, V, EOS = 8, 4, 5, 11, 1

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.ablations import coste_ensembles, gao_best_of_n, instructgpt_labelers
+from experiments.ablations import coste_ensembles, exposure, gao_best_of_n, instructgpt_labelers, ppo_table1
 from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, sft_pool
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
@@ -217,21 +217,28 @@ NUMBERS = {
     "nll": lambda i: 0.8 + 0.02 * i, "distance": lambda i: 0.4 * i, "preferred": lambda i: 0.5 + 0.05 * i - 0.02 * i**2,
     "update": lambda i: 2 * i, "n": lambda i: 2**i, "epoch": lambda i: 2.0 * i, "loss": lambda i: 1.0 + (i - 2) ** 2,
     "accuracy": lambda i: 0.6, "heldout": lambda i: 0.6 + 0.01 * i, "approxkl": lambda i: 0.01,
-    "parameters": lambda i: 1000 * (i + 1), "kl_coef": lambda i: 0.1 * (i + 1),
+    "parameters": lambda i: 1000 * (i + 1), "kl_coef": lambda i: 0.1 * (i + 1), "part": lambda i: i + 1, "return": float,
+    "horizon": lambda i: 8 * 2**i, "cost": lambda i: 0.01 * 4**i, "bound": lambda i: 0.02 * 4**i, "position": lambda i: i,
+    "wrong": lambda i: 0.1 + 0.02 * i, "after_error": lambda i: 0.3 + 0.02 * i, "after_clean": lambda i: 0.1,
 }  # fmt: skip
 CONSTANTS = {
+    "decisions": 100, "after_error_count": 40, "after_clean_count": 60,
     "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
     **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
 }  # fmt: skip
-RULES = [{"rule": rule} for rule in coste_ensembles.RULES]
+SEVERAL = {  # several rows of one measurement
+    coste_ensembles.figure: [{"rule": rule} for rule in coste_ensembles.RULES],
+    exposure.figure: [{"prefix": prefix} for prefix in ("own", "expert")],
+    ppo_table1.figure: [{"loss": loss, "return": k} for k, loss in enumerate((ppo_table1.UNTRAINED, *ppo_table1.ROWS))],
+}
 
 
 def made_up(found, *, diverged):
     """A table with every column that any ablation reads; the first run of the last seed has diverged before its first row."""
     rows = []
     for one in found.measurements:
-        for rule in RULES if found.figure is coste_ensembles.figure else [{}]:
-            rows += [{**CONSTANTS, **{name: f(i) for name, f in NUMBERS.items()}, **one.point, **rule, "status": "complete"}
+        for more in SEVERAL.get(found.figure, [{}]):
+            rows += [{**CONSTANTS, **{name: f(i) for name, f in NUMBERS.items()}, **one.point, **more, "status": "complete"}
                      for i in range(7)]  # fmt: skip
         if one.point["seed"] == found.seeds[-1] and diverged:
             rows = [row for row in rows if row["seed"] != found.seeds[-1] or any(row.get(k) != v for k, v in one.point.items())]

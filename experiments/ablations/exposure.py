@@ -71,8 +71,10 @@ def _row(found: list[Decision], own: bool, position: int) -> list[Row]:
 
 
 def rate(table: Table, prefix: str) -> float:
-    """Errors per decision over all positions."""
+    """Errors per decision over all positions; NaN for a seed that has none."""
     part = table.where(prefix=prefix)
+    if not len(part):
+        return float("nan")
     return float(np.average(part.column("wrong"), weights=part.column("decisions")))
 
 

@@ -102,7 +102,7 @@ def normalised(table: Table) -> Table:
         zero = part.where(loss=UNTRAINED).column("return").mean()
         best = max(float(np.nanmean(part.where(loss=label).column("return"))) for label in ROWS)
         for row in part.rows:
-            if row["loss"] != UNTRAINED:
+            if row.get("loss", UNTRAINED) != UNTRAINED:
                 rows.append({**row, "score": (float(row["return"]) - zero) / (best - zero) if "return" in row else 0.0})
     return Table(rows)
 
@@ -158,9 +158,13 @@ def figure(table: Table) -> Figure:
     made, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, width_ratios=(3, 2))
     scored = normalised(table)
     for y, (label, (paper, _, _)) in enumerate(ROWS.items()):
-        per_seed, found = of_seeds(table, label), t_interval(of_seeds(table, label))
-        for seed, score in zip(table.values("seed"), per_seed, strict=True):
-            mark_seed(left.plot(score, y, ".", color="#2563eb", alpha=0.4)[0], seed)
+        found = t_interval(of_seeds(table, label))
+        for seed in table.values("seed"):
+            mine = scored.where(loss=label, seed=seed)
+            lost = bool(mine.diverged) or not len(mine)
+            score = mine.column("score").mean() if len(mine) else 0.0
+            style, colour = ("x", DIVERGED_COLOUR) if lost else (".", "#2563eb")
+            mark_seed(left.plot(score, y, style, color=colour, alpha=1 if lost else 0.4)[0], seed)
         low, high = np.clip([found.low, found.high], -5, 5)
         left.plot([low, high], [y, y], "-", color="#16202e", lw=1)
         left.plot(found.mean, y, "o", color="#16202e", ms=5, label="here" if y == 0 else "_")
@@ -169,8 +173,6 @@ def figure(table: Table) -> Figure:
         for name, part in scored.where(loss=label).by("environment"):
             right.plot(part.having("kl").column("kl"), [y] * len(part.having("kl")), ".", alpha=0.6,
                        color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")  # fmt: skip
-        if scored.where(loss=label).diverged:
-            left.plot(0, y, "x", color=DIVERGED_COLOUR, ms=9, mew=2)
     left.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="mean normalised score", xlim=(-0.6, 1.1))
     left.invert_yaxis()
     left.axvline(0, color="#bbb", lw=0.8, zorder=0)

@@ -50,7 +50,10 @@ def costs(bench: Bench, *, seed: int, method: str, horizons: tuple[int, ...], co
 
 
 def slope(table: Table) -> float:
-    """Of log cost against log horizon."""
+    """Of log cost against log horizon; NaN for a seed that has none."""
+    table = table.having("horizon", "cost")
+    if not len(table):
+        return float("nan")
     return fit_power_law(table.column("horizon"), table.column("cost")).exponent
 
 

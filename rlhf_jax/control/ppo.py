@@ -30,7 +30,7 @@ from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments, empty_moments, gae, moments_std, update_moments
 from rlhf_jax.models.control import ActorCritic, init_network
 from rlhf_jax.models.heads import apply
-from rlhf_jax.training.gradients import minibatch_rows
+from rlhf_jax.training.minibatches import minibatch_rows
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.state import TrainState, apply_gradients, init_state
 
@@ -284,17 +284,17 @@ def iterate(
     beta = jnp.where(surrogate.kl_target > 0, moved, learner.beta)
     moments = jax.vmap(update_moments)(learner.moments, segment.raw_observation_BRD.reshape(-1, agent.env.num_observations).T)
     explained = explained_variance(segment.value_BR, return_BR, jnp.ones_like(return_BR))
-    metrics |= {"return": mean(total_BR, done_BR), "kl": kl, "beta": beta, "explained_variance": explained}
+    row = {**metrics, "return": mean(total_BR, done_BR), "kl": kl, "beta": beta, "explained_variance": explained}
     learner = learner._replace(state=state, beta=beta, moments=moments, reward_moments=reward_moments,
                                discounted_B=discounted_B, total_B=total_B, key=key)  # fmt: skip
-    return learner, segment, metrics
+    return learner, segment, row
 
 
 def train(agent: Agent, key: jax.Array, surrogate: Surrogate, *, penalty: bool) -> dict[str, jax.Array]:
     """A whole run on the environment's own reward: metrics stacked over iterations. Map it over keys and surrogates."""
 
     def step(learner: Learner, _: None) -> tuple[Learner, dict[str, Any]]:
-        learner, _, metrics = iterate(agent, learner, surrogate, penalty=penalty, reward_fn=None)
+        learner, _segment, metrics = iterate(agent, learner, surrogate, penalty=penalty, reward_fn=None)
         return learner, metrics
 
     _, metrics = jax.lax.scan(step, init_learner(agent, key, surrogate), None, length=agent.settings.num_iterations)

@@ -45,13 +45,13 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments, grpo_advantage
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import NO_BASE, join, start
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.stages.monitor import monitor_hooks
 from rlhf_jax.stages.policy_gradient_config import PAIRS, WEIGHED, Config, PolicyGradient, check
 from rlhf_jax.stages.rollouts import Frozen, Judged, consult, objective_metrics, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
 from rlhf_jax.training.mesh import replicated
+from rlhf_jax.training.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.training.optimizer import global_norm, make_optimizer
 from rlhf_jax.training.state import TrainState, init_state
 

@@ -40,12 +40,12 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
 from rlhf_jax.stages.configuration import require, require_divides
-from rlhf_jax.stages.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
 from rlhf_jax.training.mesh import replicated
+from rlhf_jax.training.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
 from rlhf_jax.training.state import TrainState, init_state
 

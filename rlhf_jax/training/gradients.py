@@ -103,10 +103,3 @@ def _split(x: jax.Array, num_micro_batches: int) -> jax.Array:
 
 def _sum_over(axis_name: str | None) -> Callable[[Any], Any]:
     return (lambda tree: tree) if axis_name is None else (lambda tree: jax.lax.psum(tree, axis_name))
-
-
-def minibatch_rows(key: jax.Array, batch_size: int, num_epochs: int, num_mini_batches: int) -> jax.Array:
-    """Rows of every minibatch, epochs x minibatches in order: each row exactly once per epoch, freshly permuted."""
-    keys = jax.random.split(key, num_epochs)
-    permutations = jax.vmap(lambda k: jax.random.permutation(k, batch_size))(keys)
-    return permutations.reshape(num_epochs * num_mini_batches, batch_size // num_mini_batches)
