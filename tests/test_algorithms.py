@@ -4,6 +4,7 @@ KL-regularised reward on three arms has the optimum π* ∝ ρ exp(r/β). The po
 ones: one prompt, answers of one token, a policy whose logits are its last bias, a reward model that scores arm i with i.
 """
 
+import importlib
 from dataclasses import replace
 from functools import partial
 
@@ -14,142 +15,63 @@ import optax
 import pytest
 from tests_support import load_experiment
 
-from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.inference.sampling import Samples
+from experiments import bandit
+from experiments.bandit import POLICY, REFERENCE, SHAPE, SPEC, arms, tabular_policy
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
-from rlhf_jax.models.config import gpt
-from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
-from rlhf_jax.stages import policy_gradient, ppo, preference
+from rlhf_jax.models.heads import LanguageModel, init_params
+from rlhf_jax.stages import policy_gradient, preference
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.policy_gradient_config import check
-from rlhf_jax.stages.rollouts import Frozen, Judged, Models, judge_samples
+from rlhf_jax.stages.rollouts import Frozen, Judged
 from rlhf_jax.training.gradients import accumulated_gradients, make_supervised_update
 from rlhf_jax.training.state import init_state
 
-OPTIMUM, BETA, EPISODES = [0.03666671, 0.16255943, 0.80077385], 0.5, 512
-REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-SHAPE = gpt(vocab_size=3, context_length=4, width=4, num_layers=1, num_heads=1, dropout_rate=0.0, compute_dtype="float32",
-            param_dtype="float32", remat="none")  # fmt: skip
-POLICY, SCALAR = LanguageModel(SHAPE), ScalarModel(SHAPE)
+OPTIMUM, BETA = [0.03666671, 0.16255943, 0.80077385], 0.5
+FALLING = optax.cosine_decay_schedule(0.05, 300, alpha=0.02)
 
 
-def bare(model):
-    """All parameters zero but the embedding, whose rows are unit vectors."""
-    params = jax.tree.map(jnp.zeros_like, init_params(model, jax.random.key(0)))
-    params["trunk"]["embedding"] = jnp.eye(3, 4)
-    return params
-
-
-def tabular_policy():
-    params = bare(POLICY)
-    params["trunk"]["final_norm"]["bias"] = jnp.append(REFERENCE, 0.0)
-    return params
-
-
-def arm_reward():
-    params = bare(SCALAR)
-    params["trunk"]["final_norm"]["scale"] = jnp.ones(4)
-    # LayerNorm of a unit vector is (e - 1/4) / sqrt(3)/4, and the kernel's mean is 0: arm i scores i.
-    params["head"]["kernel"] = np.sqrt(3) / 4 * jnp.array([[0.0], [1.0], [2.0], [-3.0]])
-    return params
-
-
-def only(name):
-    """Adam with a falling rate on the leaves called `name`; nothing else moves."""
-    rate = optax.cosine_decay_schedule(0.05, 300, alpha=0.02)
-
-
-    def label(path, _):
-        return "train" if name in jax.tree_util.keystr(path) else "keep"
-
-    parts = {"train": optax.adam(rate), "keep": optax.set_to_zero()}
-    return optax.multi_transform(parts, partial(jax.tree_util.tree_map_with_path, label))
-
-
-def arms(params):
-    return jax.nn.softmax(params["trunk"]["final_norm"]["bias"][:3])
-
-
-def draw(params, key):
-    """Arms in the policy's proportions, as exact as their number allows, in any order."""
-    uniform_B = (jnp.arange(EPISODES) + 0.5) / EPISODES
-    token_B = jax.random.permutation(key, (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1))
-    ones_B = jnp.ones(EPISODES, jnp.int32)
-    return Samples(token_B[:, None], jnp.log(arms(params))[token_B][:, None], ones_B, ones_B > 0)
-
-
-def prompts(count):
-    return {"prompt_BP": jnp.zeros((count, 1), jnp.int32), "prompt_mask_BP": jnp.ones((count, 1), bool)}
-
-
-def settings_of(stage, **changes):
-    config = load_experiment(f"experiments/menagerie/{stage}.py", "tiny").to_dict()
-    config = build({"ppo": ppo}.get(stage, policy_gradient).Config, config)
-    return replace(getattr(config, config.stage), batch_size=EPISODES, kl_coef=BETA, **changes)
-
-
-def learn_by_ppo(**changes):
-    """Value and advantages by the stage; two epochs of one minibatch."""
-    settings = settings_of("ppo", num_mini_batches=1, num_ppo_epochs=2, whiten_advantages="none", **changes)
-    models = Models(POLICY, SCALAR, SCALAR)
-    optimizer = optax.multi_transform(
-        {"policy": only("final_norm']['bias"), "value": only("head']['bias")}, {"policy": "policy", "value": "value"}
-    )
-    controllers = ppo.Controllers(jnp.asarray(BETA), jnp.asarray(settings.kl_penalty_coef), empty_moments())
-    state = init_state({"policy": tabular_policy(), "value": bare(SCALAR)}, optimizer, {"controllers": controllers})
-    frozen, update = Frozen(tabular_policy(), arm_reward()), ppo.make_update(models, optimizer, settings, SPEC)
-
-    @jax.jit
-    def iterate(state, key):
-        samples = draw(state.params["policy"], jax.random.fold_in(key, 0))
-        rollout, _, _ = judge_samples(models, state.params["value"], frozen, prompts(EPISODES), samples, jnp.asarray(BETA),
-                                      empty_moments(), spec=SPEC, rules=ppo._rules(settings))  # fmt: skip
-        return update(state, (rollout, {}), jax.random.fold_in(key, 1))
-
-    for step in range(300):
-        state, metrics = iterate(state, jax.random.key(step))
-    return arms(state.params["policy"]), metrics
+def settings_of(name, **changes):
+    experiment = importlib.import_module(f"experiments.menagerie.{name}")
+    return bandit.group_settings(experiment, kl_coef=BETA, **changes)
 
 
 def learn_by_groups(name, **changes):
-    settings = settings_of(name, num_mini_batches=1, **changes)
-    models, optimizer = policy_gradient.Models(POLICY, SCALAR), only("final_norm']['bias")
-    state = init_state(tabular_policy(), optimizer, {"moments": policy_gradient.Moments(empty_moments(), empty_moments())})
-    frozen, update = Frozen(tabular_policy(), arm_reward()), policy_gradient.make_update(POLICY, optimizer, settings, SPEC)
+    policy_UA, metrics = bandit.play_groups(settings_of(name, **changes), updates=300, learning_rate=0.05)
+    return policy_UA[-1], metrics
 
-    @jax.jit
-    def iterate(state, key):
-        samples = draw(state.params, jax.random.fold_in(key, 0))
-        groups, moments, _, metrics = policy_gradient.judge_groups(
-            models, frozen, prompts(settings.num_prompts), samples, state.extras["moments"], settings=settings, spec=SPEC
-        )
-        state, more = update(state, groups, jax.random.fold_in(key, 1))
-        return replace(state, extras={"moments": moments}), {**metrics, **more}
 
-    for step in range(300):
-        state, metrics = iterate(state, jax.random.key(step))
-    return arms(state.params), metrics
+def test_the_closed_forms():
+    np.testing.assert_allclose(bandit.optimum(beta=BETA), OPTIMUM, atol=1e-6)
+    np.testing.assert_allclose(bandit.objective(jnp.array(OPTIMUM), beta=BETA), 1.3063693946, atol=1e-5)
+    forward = jnp.asarray(bandit.forward_optimum(beta=BETA))
+
+    def value_of(logits):  # E r - β KL(ρ ‖ π)
+        return jax.nn.softmax(logits) @ bandit.REWARD - BETA * bandit.categorical(REFERENCE, logits)
+
+    np.testing.assert_allclose(jax.grad(value_of)(jnp.log(forward)), 0.0, atol=1e-5)
+    np.testing.assert_allclose(forward.sum(), 1.0, atol=1e-6)
 
 
 def test_the_reward_model_scores_arm_i_with_i():
-    samples = draw(tabular_policy(), jax.random.key(0))
-    settings, models = settings_of("rloo"), policy_gradient.Models(POLICY, SCALAR)
+    samples = bandit.draw(tabular_policy(), jax.random.key(0))
+    settings, models = settings_of("rloo"), policy_gradient.Models(POLICY, bandit.SCALAR)
     judge = jax.jit(partial(policy_gradient.judge_groups, models, settings=settings, spec=SPEC))
     moments = policy_gradient.Moments(empty_moments(), empty_moments())
-    groups, _, score_B, _ = judge(Frozen(tabular_policy(), arm_reward()), prompts(settings.num_prompts), samples, moments)
+    frozen = Frozen(tabular_policy(), bandit.arm_reward())
+    groups, _, score_B, _ = judge(frozen, bandit.prompts(settings.num_prompts), samples, moments)
     np.testing.assert_allclose(score_B, samples.tokens_BR[:, 0], atol=1e-4)
     np.testing.assert_allclose(groups.ref_logp_BNR.ravel(), REFERENCE[samples.tokens_BR[:, 0]], atol=1e-5)
 
 
 @pytest.mark.parametrize("policy_loss", ["clip", "kl_adaptive"])
 def test_ppo_reaches_the_optimum(policy_loss):
-    policy, metrics = learn_by_ppo(policy_loss=policy_loss)
-    np.testing.assert_allclose(policy, OPTIMUM, atol=1e-2)
+    settings = bandit.ppo_settings(kl_coef=BETA, num_ppo_epochs=2, policy_loss=policy_loss)
+    policy_UA, metrics = bandit.play_ppo(settings, updates=300, learning_rate=0.05)
+    np.testing.assert_allclose(policy_UA[-1], OPTIMUM, atol=1e-2)
     if policy_loss == "kl_adaptive":  # updates became smaller than the target, so the penalty has been halved again and again
-        assert float(metrics["policy/kl_penalty_coef"]) < 1e-3
+        assert float(metrics["policy/kl_penalty_coef"][-1]) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -163,6 +85,11 @@ def test_ppo_reaches_the_optimum(policy_loss):
 def test_group_algorithms_reach_the_optimum(name, changes):
     policy, _ = learn_by_groups(name, **changes)
     np.testing.assert_allclose(policy, OPTIMUM, atol=1e-2)
+
+
+def test_k3_in_the_loss_leads_to_the_optimum_of_the_other_divergence():
+    policy, _ = learn_by_groups("grpo", baseline="batch", num_epochs=1)
+    np.testing.assert_allclose(policy, bandit.forward_optimum(beta=BETA), atol=1e-2)
 
 
 @pytest.mark.parametrize("loss", ["dpo", "best"])
@@ -194,7 +121,7 @@ def preferences(**changes):
 def test_dpo_reaches_the_optimum_with_as_many_pairs_as_labels_have_noise():
     """Labels P(i ≻ j) = σ(r_i - r_j): many pairs make DPO's minimum RL's optimum."""
     counts = [[round(200 / (1 + np.exp(j - i))) if i != j else 0 for j in range(3)] for i in range(3)]
-    batch, settings, optimizer = pairs_of_arms(counts), preferences(beta=BETA), only("final_norm']['bias")
+    batch, settings, optimizer = pairs_of_arms(counts), preferences(beta=BETA), bandit.only("final_norm']['bias", FALLING)
     loss, weigh = preference.preference_loss(POLICY, settings), partial(preference.weigh, loss="dpo")
     update = jax.jit(make_supervised_update(loss, weigh, optimizer, num_micro_batches=1))
     state = init_state(tabular_policy(), optimizer)
@@ -240,7 +167,7 @@ def groups():
     mask = jnp.asarray(np.arange(3) < length_BN[..., None])
     logp = jnp.where(mask, -rng.uniform(0.5, 2.0, (4, 4, 3)), 0.0)
     score = jnp.asarray(rng.normal(size=(4, 4))).at[3].set(1.0)
-    prompt = prompts(4)
+    prompt = bandit.prompts(4)
     tokens = jnp.asarray(rng.integers(0, 3, (4, 4, 3)))
     return policy_gradient.Groups(prompt["prompt_BP"], prompt["prompt_mask_BP"], tokens, mask, logp, logp - 0.1, score)
 
