@@ -14,6 +14,7 @@ import pytest
 
 from experiments.ablations import (
     coste_ensembles,
+    decoding,
     exposure,
     gao_best_of_n,
     gpt3_few_shot,
@@ -232,12 +233,15 @@ NUMBERS = {
 }  # fmt: skip
 CONSTANTS = {
     "decisions": 100, "after_error_count": 40, "after_clean_count": 60,
-    "chance": 0.25, "log_z_squared": 0.5, "cached": 64, **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
+    "chance": 0.25, "finished": 0.9, "length": 12.0, "perplexity": 3.0, "repetition": 0.1, "distinct": 0.2, "different": 0.5,
+    "log_z_squared": 0.5, "cached": 64, **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
     "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
     **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
 }  # fmt: skip
 SEVERAL = {  # several rows of one measurement
     coste_ensembles.figure: [{"rule": rule} for rule in coste_ensembles.RULES],
+    decoding.figure: [{"decoding": name, "temperature": decoding.SPECS[name].temperature if name in decoding.SPECS else 1.0}
+                      for name in (decoding.PEOPLE, *decoding.SPECS)],
     exposure.figure: [{"prefix": prefix} for prefix in ("own", "expert")],
     gpt3_few_shot.figure: [{"task": task} for task in gpt3_few_shot.SHOTS],
     ppo_table1.figure: [{"loss": loss, "return": k} for k, loss in enumerate((ppo_table1.UNTRAINED, *ppo_table1.ROWS))],
