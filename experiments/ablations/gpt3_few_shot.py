@@ -2,11 +2,12 @@
 
     python -m rlhf_jax.apps.reproduce gpt3_few_shot --seeds=3
 
-Pretrained models of four sizes; xs, s and m are those of the reward-model ablations, xxs has 16 features. Tasks: `word` (`owl:
-the cave. fox:`, which property is meant only the examples tell) and `review` (a label for a reply); as many examples as 128
-tokens hold. No document of the corpus has a mapping of its own, so that a model may answer without examples from what it knows:
-K = 0 is not chance here, and the claim is about the rise. Loss against compute is the lower envelope of all validations of all
-sizes, in 6 N + attention floating point operations per token; through so few sizes a power law is a weak claim. MINUTES
+Pretrained models of four sizes; xs, s and m are those of the reward-model ablations, xxs has 16 features. Tasks: `word`
+(`owl: the cave. fox:`, which property is meant only the examples tell) and `review` (a label for a reply); as many examples
+as 128 tokens hold. No document of the corpus has a mapping of its own, so that a model may answer without examples from what
+it knows: K = 0 is not chance here, and the claim is about the rise. Loss against compute is the lower envelope of all
+validations of all sizes, in 6 N + attention floating point operations per token; through so few sizes a power law is a weak
+claim. Estimated for three seeds on two quiet cores, beyond the base of sizes xs, s and m: 6 minutes.
 """
 
 from dataclasses import replace

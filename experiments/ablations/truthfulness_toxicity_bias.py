@@ -3,9 +3,9 @@
     python -m rlhf_jax.apps.reproduce truthfulness_toxicity_bias --seeds=3
 
 Pretrained and supervised models of three sizes and a PPO policy of the largest, all through the `evaluate` stage. The corpus
-repeats a popular misconception more often than the truth and a stereotype in seven of ten sentences; a larger model is expected
-to imitate both better. The papers' prefixes (be respectful, be biased) are left out: nobody in this world gives that
-instruction. MINUTES
+repeats a popular misconception more often than the truth and a stereotype in seven of ten sentences; a larger model is
+expected to imitate both better. The papers' prefixes (be respectful, be biased) are left out: nobody in this world gives that
+instruction. Estimated for three seeds on two quiet cores, beyond the base and that PPO: 9 minutes.
 """
 
 import json
