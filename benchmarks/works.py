@@ -167,6 +167,7 @@ def ppo_config(size: Size) -> ppo.PPO:
         kl_horizon=10_000, kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
         entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
         whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
+        policy_loss="clip", kl_penalty_coef=0.0, kl_penalty_target=0.0,
     )  # fmt: skip
 
 

@@ -11,20 +11,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, ppo, pretrain, reward, sft
+from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, policy_gradient, ppo, preference, pretrain, reward, sft
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
+from rlhf_jax.training import hosts
 from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 
-STAGES: dict[str, Any] = {
-    "pretrain": pretrain,
-    "sft": sft,
-    "reward": reward,
-    "ppo": ppo,
-    "evaluate": evaluate,
-    "benchmark": benchmark,
-    "classify": classify,
-}
+_MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
+STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
@@ -38,6 +32,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         return
     if stage not in STAGES:
         raise ValueError(f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}")
+    if hosts.count() > 1 and stage in ("evaluate", "benchmark"):
+        raise ValueError(f"config.stage: {stage} runs in one process; train with {hosts.count()}, then run it alone")
     module = STAGES[stage]
     module.run(build(module.Config, config), workdir)
 
@@ -61,13 +57,15 @@ def _main(argv: list[str]) -> None:
     retain_memory()
     enable_persistent_cache()
     try:
-        run(_CONFIG.value, str(_WORKDIR.value))
+        with hosts.together(flags.FLAGS):
+            run(_CONFIG.value, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if flags.FLAGS["traceback"].value:
             raise
         sys.exit(f"error: {error}")
 
 
+hosts.define_flags()
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
 
 if __name__ == "__main__":

@@ -113,11 +113,11 @@ def test_an_unfinished_parent_is_noted(saved, caplog):
 
 
 def test_parameters_move_to_any_mesh(tmp_path):
-    source = make_mesh(2, 4)
+    source = make_mesh(2, 4, 1)
     params = make_params()
     sharded = place(params, state_shardings(params, source, 16))
     save(tmp_path, 40, sharded, {"step": jnp.zeros(())}, META, keep=1)
-    target = make_mesh(-1, 2)
+    target = make_mesh(-1, 2, 1)
     loaded, _ = load_params(tmp_path, lambda tree: state_shardings(tree, target, 16))
     assert_same(loaded, params)
     assert loaded["trunk"]["wte"].addressable_shards[0].data.shape == (8, 8)

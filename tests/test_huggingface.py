@@ -324,7 +324,7 @@ def test_an_index_must_agree_with_its_files(tmp_path):
 
 
 def test_tensors_are_placed_one_at_a_time_on_the_mesh():
-    mesh = make_mesh(1, 8)
+    mesh = make_mesh(1, 8, 1)
     _, plain = load_pretrained(golden.FOLDER / "gpt_neox", **LM)
     shardings = state_shardings(plain, mesh, 64)
     alive, most = [], 0

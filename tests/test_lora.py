@@ -229,7 +229,7 @@ def test_checkpoints_hold_adapters_and_find_their_base(params, parts, tmp_path):
     assert reward["trunk"]["embedding"] is policy["trunk"]["embedding"]
     one, other = (tree["trunk"]["block_0"]["mlp"]["up"] for tree in (policy, reward))
     assert one["kernel"] is other["kernel"]
-    placed = place_frozen((policy, reward), jax.tree.map(lambda _: replicated(make_mesh(2, 1)), (policy, reward)))
+    placed = place_frozen((policy, reward), jax.tree.map(lambda _: replicated(make_mesh(2, 1, 1)), (policy, reward)))
     assert placed[0]["trunk"]["embedding"] is placed[1]["trunk"]["embedding"]
 
     shutil.rmtree(tmp_path / "moved" / "pretrain")

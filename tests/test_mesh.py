@@ -1,5 +1,7 @@
 """Sharded training is the same training: eight virtual devices against one, and against pmap."""
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,15 +9,23 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import sample
+from rlhf_jax.models import LanguageModel, init_params, llama, palm
+from rlhf_jax.stages.language import language_loss, weigh_tokens
+from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.mesh import (
     batch_sharding,
+    check_model,
     jit_step,
     make_mesh,
+    on_mesh,
     place,
     replicated,
     shard_batch,
     state_shardings,
 )
+from rlhf_jax.training.programs import collectives
 from rlhf_jax.training.state import apply_gradients, init_state
 
 OPTIMIZER = optax.adam(1e-2)
@@ -56,7 +66,7 @@ def on_one_device(params):
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4), (-1, 2)])
 def test_every_mesh_makes_the_same_updates_as_one_device(params, on_one_device, data, fsdp):
-    mesh = make_mesh(data, fsdp)
+    mesh = make_mesh(data, fsdp, 1)
     state = init_state(params, OPTIMIZER)
     shardings = state_shardings(state, mesh, 200)
     state = place(state, shardings)
@@ -80,7 +90,7 @@ def test_every_mesh_makes_the_same_updates_as_one_device(params, on_one_device, 
 
 
 def test_jit_step_donates_and_keeps_the_shardings_of_the_state(params, on_one_device):
-    mesh = make_mesh(2, 4)
+    mesh = make_mesh(2, 4, 1)
     state = init_state(params, OPTIMIZER)
     shardings = state_shardings(state, mesh, 200)
     mapped = jit_step(step, shardings, mesh)
@@ -108,7 +118,7 @@ def test_pmap_of_the_pure_step_with_pmean_makes_the_same_update(params, on_one_d
 
 
 def test_every_large_leaf_is_really_split_and_small_ones_are_copied():
-    mesh = make_mesh(2, 4)
+    mesh = make_mesh(2, 4, 1)
     tree = {
         "embedding": jax.ShapeDtypeStruct((1000, 64), jnp.float32),
         "odd_rows": jax.ShapeDtypeStruct((1001, 64), jnp.float32),
@@ -134,20 +144,111 @@ def test_every_large_leaf_is_really_split_and_small_ones_are_copied():
 
 
 def test_batches_are_split_over_both_axes():
-    batch = shard_batch(BATCH, make_mesh(2, 4))
+    batch = shard_batch(BATCH, make_mesh(2, 4, 1))
     assert {shard.data.shape for shard in batch["x"].addressable_shards} == {(2, 32)}
     assert len({str(shard.index) for shard in batch["x"].addressable_shards}) == 8
     np.testing.assert_array_equal(batch["x"], BATCH["x"])
 
 
 def test_mesh_shapes_and_errors_name_both_numbers():
-    assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
-    assert make_mesh(1, 1).size == 1  # fewer than there are
-    with pytest.raises(ValueError, match=r"4 x 4 = 16 devices, but this machine has 8"):
-        make_mesh(4, 4)
-    with pytest.raises(ValueError, match=r"fsdp = 3 does not divide the 8 devices"):
-        make_mesh(-1, 3)
-    with pytest.raises(ValueError, match=r"data = 0, fsdp = 1"):
-        make_mesh(0, 1)
-    with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(15, 32\).* 8 devices"):
-        shard_batch({"x": BATCH["x"][:15]}, make_mesh(-1, 1))
+    assert dict(make_mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    assert make_mesh(1, 1, 1).size == 1  # fewer than there are
+    with pytest.raises(ValueError, match=r"4 x 4 x 1 = 16 devices, but this machine has 8"):
+        make_mesh(4, 4, 1)
+    with pytest.raises(ValueError, match=r"fsdp x tensor = 3 x 1 does not divide the 8 devices"):
+        make_mesh(-1, 3, 1)
+    with pytest.raises(ValueError, match=r"data = 0, fsdp = 1, tensor = 1"):
+        make_mesh(0, 1, 1)
+    with pytest.raises(ValueError, match=r"batch\['x'\] has shape \(15, 32\).* 8 shards"):
+        shard_batch({"x": BATCH["x"][:15]}, make_mesh(-1, 1, 1))
+
+
+# --- a transformer on every mesh ----------------------------------------------------------------------------
+
+CONFIG = llama(
+    vocab_size=128, context_length=32, width=32, num_layers=1, num_heads=8, num_kv_heads=8, ffw_width=80, rope_base=1e4,
+    dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+)  # fmt: skip
+MODEL = LanguageModel(CONFIG)
+TOKENS = np.random.default_rng(2).integers(0, 128, (16, 24)).astype(np.int32)
+ROWS = {"tokens_BT": TOKENS, "segments_BT": np.ones_like(TOKENS), "loss_mask_BT": np.ones_like(TOKENS)}
+MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
+
+
+@cache
+def updated(axes):
+    """The state after one update of supervised fine-tuning on a mesh, its compiled program, and samples from it."""
+    mesh = make_mesh(*axes)
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    loss = language_loss(MODEL, z_loss_coef=0.0, dropout=False)
+    update = make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=1)
+    with on_mesh(mesh):
+        state = init_state(init_params(MODEL, jax.random.key(0)), optimizer)
+        shardings = state_shardings(state, mesh, 2)
+        state, batch = place(state, shardings), shard_batch(ROWS, mesh)
+        compiled = jit_step(update, shardings, mesh).lower(state, batch, jax.random.key(1)).compile()
+        state, _ = compiled(state, batch, jax.random.key(1))
+        prompts = shard_batch({"tokens": TOKENS[:, :8], "mask": np.ones((16, 8), bool)}, mesh)
+        spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+        draw = jax.jit(lambda params, prompts, key: sample(
+            MODEL, params, prompts["tokens"], prompts["mask"], key, spec=spec, response_length=6, stop_tokens=(1,), pad_id=0
+        )).lower(state.params, prompts, jax.random.key(2)).compile()  # fmt: skip
+        return jax.device_get(state), compiled, jax.device_get(draw(state.params, prompts, jax.random.key(2))), draw
+
+
+def shapes_of(tensor):
+    """The types of all parameters as devices of `tensor` hold them when fsdp has been gathered."""
+    params = jax.eval_shape(lambda: init_params(MODEL, jax.random.key(0)))
+    shardings = state_shardings(params, make_mesh(1, 1, tensor), 2)
+    shapes = map(lambda leaf, where: where.shard_shape(leaf.shape), jax.tree.leaves(params), jax.tree.leaves(shardings))
+    return {f"f32[{','.join(map(str, shape))}]" for shape in shapes}
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_fine_tuning_and_sampling_on_every_mesh_equal_one_device(axes):
+    state, _, samples, _ = updated(axes)
+    expected, _, drawn, _ = updated((1, 1, 1))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, expected.params)
+    np.testing.assert_array_equal(samples.tokens_BR, drawn.tokens_BR)
+    np.testing.assert_allclose(samples.logp_BR, drawn.logp_BR, atol=1e-5)
+
+
+@pytest.mark.parametrize(("axes", "shards"), [((8, 1, 1), 1), ((1, 8, 1), 8), ((1, 1, 8), 8), ((2, 2, 2), 4)], ids=str)
+def test_memory_of_the_state_falls_with_the_devices_that_share_it(axes, shards):
+    batch = sum(array.nbytes for array in ROWS.values())
+    whole, mine = (updated(a)[1].memory_analysis().argument_size_in_bytes for a in ((1, 1, 1), axes))
+    state = mine - batch // (axes[0] * axes[1])
+    # Over tensor alone the norms' scales are copies; beside that exactly 1/N.
+    assert state == pytest.approx((whole - batch) / shards, rel=0.05)
+
+
+def test_collectives_are_the_expected_ones():
+    by_mesh = {axes: collectives(updated(axes)[1]) for axes in MESHES}
+    params = 4 * sum(leaf.size for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params))
+    for axes in ((8, 1, 1), (1, 1, 8)):  # parameters stay where they are
+        assert {one.kind for one in by_mesh[axes]} == {"all-reduce"}
+    # Data parallel: the gradient once, and scalars.
+    assert sum(one.num_bytes for one in by_mesh[8, 1, 1]) == pytest.approx(params, abs=64)
+    for axes in ((1, 8, 1), (2, 2, 2)):  # a layer's parameters are gathered over fsdp, and nothing else is
+        gathered = {one.array for one in by_mesh[axes] if one.kind == "all-gather"}
+        assert gathered
+        assert gathered <= shapes_of(axes[2]) | {"f32[32]"}
+        assert not {one.kind for one in by_mesh[axes]} & {"all-to-all", "collective-permute"}
+
+
+@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 1, 8)], ids=str)
+def test_sampling_gathers_no_parameters(axes):
+    matrices = {shape for shape in shapes_of(1) if "," in shape}
+    assert not {one.array for one in collectives(updated(axes)[3]) if one.kind == "all-gather"} & matrices
+
+
+def test_models_that_tensor_does_not_divide_are_refused():
+    with pytest.raises(ValueError, match=r"mesh\.tensor = 3 does not divide model\.num_heads = 8"):
+        check_model(CONFIG, make_mesh(1, 1, 3))
+    shared_head = palm(
+        vocab_size=128, context_length=32, width=32, num_layers=1, num_heads=4, head_width=8, dropout_rate=0.0,
+        compute_dtype="float32", param_dtype="float32", remat="none",
+    )  # fmt: skip
+    check_model(shared_head, make_mesh(1, 1, 4))  # its one key/value head is copied
+    with pytest.raises(ValueError, match=r"mesh\.tensor = 4 does not divide trunk/embedding of shape \(130, 32\)"):
+        state_shardings({"trunk": {"embedding": jnp.zeros((130, 32))}}, make_mesh(1, 1, 4), 2)

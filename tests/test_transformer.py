@@ -364,6 +364,39 @@ def test_remat_changes_nothing_with_dropout_on():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, remat)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+def test_scanned_layers_have_the_same_parameters_logits_and_gradients(remat):
+    config = dataclasses.replace(FAMILIES["llama"], num_layers=3)
+    deep = dataclasses.replace(config, scan_layers=True, remat=remat)
+    key, rows = jax.random.key(0), tokens((2, T))
+    params, scanned = (init_params(LanguageModel(c), key) for c in (config, deep))
+    jax.tree.map(np.testing.assert_array_equal, params, scanned)  # so checkpoints are the same bytes
+    ones = np.ones_like(rows)
+    assert "scan" in str(gradient.trace(deep, params, rows, ones, None).jaxpr)
+    np.testing.assert_allclose(forward(deep, params, rows, ones), forward(config, params, rows, ones), atol=1e-6)
+    plain, looped = (gradient(c, params, rows, ones, None)[1] for c in (config, deep))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, looped)
+
+
+def test_what_is_computed_again_is_not_kept():
+    """Of what the backward pass keeps, "dots" leaves out the attention weights, "block" nearly everything."""
+    kept = {}
+    for remat in ("none", "dots", "block"):
+        config = dataclasses.replace(FAMILIES["llama"], num_layers=2, remat=remat)
+        params, rows = init_params(LanguageModel(config), jax.random.key(0)), tokens((2, T))
+
+        def logits(params, config=config, rows=rows):
+            return apply(LanguageModel(config), params, rows, np.ones_like(rows))[0]
+
+        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(logits, p)[1], params)))
+    assert kept["block"] < kept["dots"] < kept["none"]
+
+
+def test_layers_that_differ_cannot_be_scanned():
+    with pytest.raises(ValueError, match=r"model\.scan_layers with model\.windows = \(4, 0\)"):
+        dataclasses.replace(FAMILIES["llama"], windows=(4, 0), scan_layers=True)
+
+
 def test_dropout_needs_a_key_and_follows_it():
     config = dataclasses.replace(FAMILIES["palm"], dropout_rate=0.3)
     model, params, rows = LanguageModel(config), random_params(config), tokens((2, T))

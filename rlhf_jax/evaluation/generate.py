@@ -7,7 +7,7 @@
 Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison
 tighter.
 
-Left out on purpose: several devices. Parameters may be sharded; batches are not.
+Parameters may be sharded, over several processes too, and then the rows of a batch are where they divide.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.models.heads import LanguageModel, Params
+from rlhf_jax.training.hosts import fetch
 
 ROUND = 16  # widths of prompts are multiples of this: few shapes, few compiles
 
@@ -141,7 +142,7 @@ def _draw(
                 stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
             )
         )  # fmt: skip
-    flat = [generation for samples in drawn for generation in _to_text(tokenizer, jax.device_get(samples))]
+    flat = [generation for samples in drawn for generation in _to_text(tokenizer, jax.tree.map(fetch, samples))]
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(count)]
 
 

@@ -262,3 +262,19 @@ def packed_scores(
     """score_BC of candidates packed several to a row, each read at its last token (row_BC, last_BC)."""
     score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
     return score_NT[row_BC, last_BC]
+
+
+def packed_logps(
+    model: LanguageModel,
+    params: Params,
+    tokens_NT: jax.Array,
+    segments_NT: jax.Array,
+    row_BC: jax.Array,
+    last_BC: jax.Array,
+    length_BC: jax.Array,
+) -> jax.Array:
+    """logp_BC: Σ log π over the `length_BC` tokens that end at (row_BC, last_BC), candidates packed several to a row."""
+    nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
+    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2)
+    own_BCT = (before_BCT >= 0) & (before_BCT < length_BC[..., None])
+    return -jnp.where(own_BCT, nll_NT[row_BC], 0.0).sum(axis=-1)

@@ -20,7 +20,7 @@ CHOICES = {
     "kernel_init": ("gpt2", "fan_in"),
     "compute_dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
-    "remat": ("none", "block"),
+    "remat": ("none", "dots", "block"),
 }
 SIZES = (
     "vocab_size",
@@ -52,7 +52,9 @@ class TransformerConfig:
     `kernel_init`: "gpt2" draws kernels from N(0, 0.02²) and the two projections that feed the residual
     stream from N(0, 0.02²/2L); "fan_in" draws every kernel from N(0, 1/fan_in). `compute_dtype="bfloat16"`
     rounds the operands of linear layers to bfloat16 and keeps their results, and everything else, in
-    float32. Raises ValueError naming the field.
+    float32, so master weights are float32 where `param_dtype` is. `remat`: what a backward pass computes again, nothing,
+    all of a block but its linear layers ("dots"), or all of a block. `scan_layers` compiles one layer for all when there is no
+    cache; parameters and results are the same. Raises ValueError naming the field.
     """
 
     vocab_size: int
@@ -90,6 +92,7 @@ class TransformerConfig:
     compute_dtype: str
     param_dtype: str
     remat: str
+    scan_layers: bool
 
     def __post_init__(self) -> None:
         self.validate()
@@ -147,6 +150,8 @@ class TransformerConfig:
             )
         if not self.windows or not all(type(w) is int and w >= 0 for w in self.windows):
             raise ValueError(f"model.windows = {self.windows}: expected whole numbers of tokens, 0 for no window.")
+        if self.scan_layers and len(set(self.windows)) > 1:
+            raise ValueError(f"model.scan_layers with model.windows = {self.windows}: layers that differ cannot be scanned.")
         if (self.shared_norm and not self.parallel_block) or (self.post_norms and self.parallel_block):
             raise ValueError(
                 f"model.parallel_block = {self.parallel_block}, shared_norm = {self.shared_norm}, post_norms = "
@@ -180,7 +185,7 @@ def gpt(
         query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=False, shared_norm=False,
         tie_embeddings=True, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
         embedding_std=0.02, kernel_init="gpt2",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat,
+        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
     )  # fmt: skip
 
 
@@ -211,7 +216,7 @@ def palm(
         query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=True, shared_norm=True,
         tie_embeddings=True, scale_embeddings=False, logit_scale=1.0 / math.sqrt(width), logit_softcap=0.0,
         embedding_std=1.0, kernel_init="fan_in",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat,
+        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
     )  # fmt: skip
 
 
@@ -243,7 +248,7 @@ def llama(
         query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=False, shared_norm=False,
         tie_embeddings=False, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
         embedding_std=0.02, kernel_init="gpt2",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat,
+        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layers import Linear, softcap
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 from rlhf_jax.models.transformer import Cache, Transformer
 
 Params = Any
@@ -68,7 +69,8 @@ class LanguageModel(nn.Module):
 def _unembed(c: TransformerConfig, project: Callable[[jax.Array], jax.Array], hidden: jax.Array) -> jax.Array:
     if c.logit_scale != 1.0:
         hidden = hidden * c.logit_scale
-    return softcap(project(hidden), c.logit_softcap)
+    rows = (BATCH,) + (WHOLE,) * (hidden.ndim - 2)
+    return softcap(constrain(project(hidden), *rows, TENSOR), c.logit_softcap)
 
 
 class Head(nn.Module):

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 
 # Finite, so that a row without any key (padding) has a finite softmax and a finite gradient.
 MASKED = -1e30
@@ -90,6 +92,8 @@ class Linear(nn.Module):
         dtype = jnp.dtype(c.param_dtype)
         kernel = self.param("kernel", nn.initializers.normal(std), (x.shape[-1], self.features), dtype)
         y = linear(x, kernel, c.compute_dtype)
+        if c.remat == "dots":
+            y = checkpoint_name(y, "linear")  # what the policy of models/transformer.py keeps
         if self.has_variable("params", "lora_a"):  # put beside the kernel by models/lora.py, never by `init`
             lora: dict[str, jax.Array] = {name: self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale")}
             y = y + lora["scale"] * linear(linear(x, lora["a"], c.compute_dtype), lora["b"], c.compute_dtype)
@@ -165,7 +169,7 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int, *, turn: bool) -> jax.Array:
             y = Linear(c, heads * c.head_width, c.qkv_bias, name=name)(x_BTD)
-            y_BTHK = y.reshape(batch, time, heads, c.head_width)
+            y_BTHK = constrain(y.reshape(batch, time, heads, c.head_width), BATCH, WHOLE, TENSOR, WHOLE)
             if turn and c.qk_norm:
                 y_BTHK = Norm(c, name=f"{name}_norm")(y_BTHK)
             if turn and context.cos_BTK is not None and context.sin_BTK is not None:
@@ -191,7 +195,7 @@ class Attention(nn.Module):
         # over the weights once less each, a tenth of a small model's training step on CPU.
         mixed_BGQK = jnp.einsum("BGQS,BGSK->BGQK", weight_BGQS, values_BGSK) / weight_BGQS.sum(-1, keepdims=True)
         mixed_BHTK = mixed_BGQK.reshape(batch, c.num_heads, time, c.head_width)
-        mixed_BTF = mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1)
+        mixed_BTF = constrain(mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1), BATCH, WHOLE, TENSOR)
         out_BTD = Linear(c, c.width, c.use_bias, residual=True, name="out")(mixed_BTF)
         return out_BTD, (keys_BGSK, values_BGSK)
 
@@ -216,4 +220,4 @@ class FeedForward(nn.Module):
             up_BTF = up_BTF * (jax.nn.silu(gate_BTF) if swish else jax.nn.gelu(gate_BTF, approximate=True))
         else:
             up_BTF = jax.nn.gelu(up_BTF, approximate=c.activation == "gelu_tanh")
-        return Linear(c, c.width, c.use_bias, residual=True, name="down")(up_BTF)
+        return Linear(c, c.width, c.use_bias, residual=True, name="down")(constrain(up_BTF, BATCH, WHOLE, TENSOR))

@@ -6,11 +6,11 @@
 
 A query sees a key iff the key is not later, within the layer's window, has the same segment id, and that id
 is positive. Segment 0 is padding, so left padding, right padding, gaps and packed documents are all the same
-thing, and nothing is ever read from token values. Layers are a Python loop: scanning over them copies the
-stacked cache at every step.
+thing, and nothing is ever read from token values. Layers are a Python loop, or without a cache a scan where
+the config says so: compiled once, but scanning copies the parameters, and would copy the cache at every step.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from rlhf_jax.maths import masking
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layers import Attention, Context, FeedForward, Norm, linear, rope_angles, rope_rates
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 
 
 class Cache(NamedTuple):
@@ -96,6 +97,14 @@ class Block(nn.Module):
         return x_BTD + drop(fed_BTD), filled
 
 
+def _block(remat: str) -> Any:
+    """The class of a block, with what its backward pass computes again."""
+    if remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.save_only_these_names("linear") if remat == "dots" else None
+    return nn.remat(Block, static_argnums=(4,), policy=policy)
+
+
 class Transformer(nn.Module):
     """The trunk: token ids and segment ids in, normalised hidden states out.
 
@@ -114,8 +123,7 @@ class Transformer(nn.Module):
             shape = (c.context_length, c.width)
             small = nn.initializers.normal(0.02)
             self.position_embedding = self.param("position_embedding", small, shape, dtype)
-        block = nn.remat(Block, static_argnums=(4,)) if c.remat == "block" else Block
-        self.block = [block(c) for _ in range(c.num_layers)]
+        self.block = [_block(c.remat)(c) for _ in range(c.num_layers)]
         self.final_norm = Norm(c)
         self.dropout = nn.Dropout(c.dropout_rate)
 
@@ -130,21 +138,42 @@ class Transformer(nn.Module):
         positions_BT = _positions(segments_BT, cache)
         x_BTD = self.dropout(self._embed(tokens_BT, positions_BT, cache), deterministic=deterministic)
         contexts, segments_BS = self._contexts(segments_BT, positions_BT, cache)
+        if self.config.scan_layers and cache is None and not self.is_initializing():
+            return self.final_norm(self._scan(x_BTD, contexts[self.config.window(0)], deterministic)), None
         filled = []
         for i, block in enumerate(self.block):
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
+            x_BTD = constrain(x_BTD, BATCH, WHOLE, WHOLE)
             x_BTD, kv = block(x_BTD, contexts[self.config.window(i)], layer_cache, deterministic)
             filled.append(kv)
-        x_BTD = self.final_norm(x_BTD)
+        x_BTD = self.final_norm(constrain(x_BTD, BATCH, WHOLE, WHOLE))
         if cache is None:
             return x_BTD, None
         keys, values = tuple(k for k, _ in filled), tuple(v for _, v in filled)
         return x_BTD, Cache(keys, values, segments_BS, cache.length + tokens_BT.shape[1])
 
+    def _scan(self, x_BTD: jax.Array, context: Context, deterministic: bool) -> jax.Array:
+        """All blocks as one loop: their parameters, which lie apart in the tree, are stacked for this call."""
+        c = self.config
+        layers = [self.variables["params"][f"block_{i}"] for i in range(c.num_layers)]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+        keys = None if deterministic else jax.random.split(self.make_rng("dropout"), c.num_layers)
+        block = _block(c.remat)(c, parent=None)
+
+        def body(x_BTD: jax.Array, layer: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            params, key = layer
+            x_BTD = constrain(x_BTD, BATCH, WHOLE, WHOLE)
+            rngs = {} if key is None else {"dropout": key}
+            return block.apply({"params": params}, x_BTD, context, None, deterministic, rngs=rngs)[0], None
+
+        return jax.lax.scan(body, x_BTD, (stacked, keys))[0]
+
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
         c = self.config
+        # A step gathers its rows of the table like any layer's parameters; a token of a decode gathers its results instead.
+        table_VD = self.embedding if tokens_BT.shape[1] == 1 else constrain(self.embedding, TENSOR, WHOLE)
         # Rounded like every other matrix, so that `cast_for_compute` does not change the result.
-        x_BTD = self.embedding[tokens_BT].astype(c.compute_dtype).astype(jnp.float32)
+        x_BTD = table_VD[tokens_BT].astype(c.compute_dtype).astype(jnp.float32)
         if c.scale_embeddings:
             x_BTD = x_BTD * c.width**0.5
         if c.positions == "learned":

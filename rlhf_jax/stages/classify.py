@@ -79,7 +79,7 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model to tell the labels of texts."""
     space, classify = Workspace.open(config, workdir), config.classify
-    check_batches("classify", classify.batch_size, classify.num_micro_batches, space.mesh.size)
+    check_batches("classify", classify.batch_size, classify.num_micro_batches, space.batch_shards)
     parent = space.parent("policy", config.init.policy, kind="language_model")
     require(classify.max_length <= parent.model.context_length,
             f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}")  # fmt: skip

@@ -29,6 +29,7 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.workspace import Workspace
+from rlhf_jax.training import hosts
 
 Ranker = Callable[[Prompt, list[str], np.random.Generator], tuple[int, ...]]
 
@@ -60,7 +61,8 @@ def collect_comparisons(
             f"labelling.min_candidates={config.min_candidates} must be between 2 and "
             f"labelling.max_candidates={config.max_candidates}")  # fmt: skip
     folder = space.workdir / "comparisons"
-    _same_origin_or_empty(folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint})
+    with hosts.first_before_others("labelling"):
+        _same_origin_or_empty(folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint})
     world = make_world(config.world.removeprefix("menagerie/"))
     plan: dict[str, tuple[int, dict[str, Ranker]]] = {
         "train": (config.num_prompts, {"train": labeler_ranker(world, "train")}),
@@ -76,8 +78,10 @@ def collect_comparisons(
         )
         order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
         candidates = _sample(config, space, policy, [prompts[int(i)] for i in order], seed, split)
-        for name, ranker in rankers.items():
-            _write(paths[name], rank_all(candidates, ranker, seed))
+        if hosts.is_first():
+            for name, ranker in rankers.items():
+                _write(paths[name], rank_all(candidates, ranker, seed))
+        hosts.meet(f"rankings {split}")
     return {name: f"jsonl:{folder / name}" for name in ("train", "heldout", "gold")}
 
 
@@ -152,7 +156,8 @@ def _same_origin_or_empty(folder: Path, origin: dict[str, Any]) -> None:
         print(f"   {folder}: made by another policy or config, collected anew", flush=True)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(origin, indent=2) + "\n")
+    if hosts.is_first():
+        note.write_text(json.dumps(origin, indent=2) + "\n")
 
 
 def _write(path: Path, comparisons: list[Comparison]) -> None:

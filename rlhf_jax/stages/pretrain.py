@@ -24,6 +24,7 @@ from rlhf_jax.stages.language import check_batches, document_batch, language_los
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
+from rlhf_jax.training.mesh import check_model
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.state import TrainState, init_state
 
@@ -76,7 +77,8 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Train a language model from scratch."""
     space = Workspace.open(config, workdir)
-    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.mesh.size)
+    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.batch_shards)
+    check_model(config.model, space.mesh)
     documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
     tokenizer = space.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
     require(tokenizer.num_ids == config.model.vocab_size,

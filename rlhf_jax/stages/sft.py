@@ -95,7 +95,7 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model on demonstrations."""
     space, sft = Workspace.open(config, workdir), config.sft
-    check_batches("sft", sft.batch_size, sft.num_micro_batches, space.mesh.size)
+    check_batches("sft", sft.batch_size, sft.num_micro_batches, space.batch_shards)
     require(sft.document_rows >= 0, f"sft.document_rows={sft.document_rows}: expected 0 or more")
     parent = space.parent("policy", config.init.policy, kind="language_model")
     require(sft.max_length <= sft.row_length <= parent.model.context_length,
@@ -108,7 +108,7 @@ def run(config: Config, workdir: str) -> None:
     num_steps = round(sft.num_epochs * demonstrations.num_examples / sft.batch_size)
     packed = PackedDemonstrations(
         demonstrations, row_length=sft.row_length, num_steps=num_steps, others=sft.document_rows,
-        row_multiple=sft.num_micro_batches * space.mesh.size,
+        row_multiple=sft.num_micro_batches * space.batch_shards,
     )  # fmt: skip
     batch_at = _mixed(config, space, packed)
     optimizer = make_optimizer(config.optimizer, num_steps)

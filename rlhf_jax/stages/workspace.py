@@ -16,14 +16,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import __version__
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.stages.configuration import differences
-from rlhf_jax.training import checkpoints
+from rlhf_jax.training import checkpoints, hosts
 from rlhf_jax.training import mesh as meshes
 from rlhf_jax.training.checkpoints import Meta, lineage_entry, new_meta
 from rlhf_jax.training.loop import Hook, run_loop
@@ -39,10 +38,11 @@ _ELASTIC = ("mesh", "checkpoint")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices: examples are split over data x fsdp, large parameters over fsdp; data = -1 takes what is left."""
+    """Devices: examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor."""
 
-    data: int
+    data: int  # -1 takes the devices that the others leave
     fsdp: int
+    tensor: int
     fsdp_min_size: int  # leaves smaller than this are copied to every device
 
 
@@ -85,8 +85,9 @@ class Workspace:
         """Claim the workdir for this config, or check that it belongs to it."""
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
-        claim(folder, config)
-        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp)
+        with hosts.first_before_others(f"claim {folder}"):
+            claim(folder, config)
+        mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         return cls(config.stage, folder, mesh, config.mesh, config.checkpoint, MetricsWriter(folder))
 
     # --- parents and tokenizer -------------------------------------------------------------------
@@ -103,14 +104,17 @@ class Workspace:
             raise ValueError(f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
         self._check_same_parent(role, path, meta)
         found = Parent(str(path), params, from_dict(meta.model), meta)
+        meshes.check_model(found.model, self.mesh)
         self.parents[role] = found
         if self._tokenizer is None:
             tokenizer = self.adopt_tokenizer(lambda: read_tokenizer(folder))
             check_tokenizer(tokenizer, self.workdir / "tokenizer", meta)
         return found
 
-    def _place_leaf(self, _: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, self.shardings(array), may_alias=False)
+    def _place_leaf(self, path: str, array: np.ndarray) -> jax.Array:
+        names = tuple(path.split("/"))
+        sharding = meshes.leaf_sharding(names, array.shape, self.mesh, self.mesh_config.fsdp_min_size)
+        return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
         step = checkpoints.latest_step(self.workdir)
@@ -143,14 +147,20 @@ class Workspace:
     def adopt_tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
         """This run's tokenizer: the one in the workdir, else a new one that is saved there."""
         folder = self.workdir / "tokenizer"
-        if folder.exists():
-            self._tokenizer = load_tokenizer(folder)
-        else:
-            self._tokenizer = make()
-            self._tokenizer.save(folder)
+        with hosts.first_before_others(f"tokenizer {folder}"):
+            if folder.exists():
+                self._tokenizer = load_tokenizer(folder)
+            else:
+                self._tokenizer = make()
+                self._tokenizer.save(folder)
         return self._tokenizer
 
     # --- devices -----------------------------------------------------------------------------------
+
+    @property
+    def batch_shards(self) -> int:
+        """Into how many parts every batch is split."""
+        return meshes.batch_shards(self.mesh)
 
     def place(self, tree: Params) -> Params:
         """Put parameters on the mesh, large leaves sharded."""
@@ -176,13 +186,12 @@ class Workspace:
         return meshes.state_shardings(tree, self.mesh, self.mesh_config.fsdp_min_size)
 
     def shard(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Put a batch on the mesh, examples split over all devices."""
+        """Put a batch on the mesh, examples split over `batch_shards`."""
         return meshes.shard_batch(batch, self.mesh)
 
     def shard_stack(self, stack: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """Put batches stacked along a leading axis (the minibatches of a scan) on the mesh, examples split over all devices."""
-        sharding = NamedSharding(self.mesh, PartitionSpec(None, self.mesh.axis_names))
-        return jax.device_put(dict(stack), sharding)
+        """Put batches stacked along a leading axis (the minibatches of a scan) on the mesh."""
+        return meshes.shard_stack(stack, self.mesh)
 
     def compile_update(self, update: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """Jit a pure (state, batch, key) -> (state, metrics) over the mesh, donating the old state."""
@@ -192,6 +201,8 @@ class Workspace:
 
     def announce(self, config: Any, networks: Mapping[str, Params], arithmetic: str) -> None:
         """Print, before anything compiles, what this run will do."""
+        if not hosts.is_first():
+            return
         print(f"== {self.stage}: {self.workdir}")
         for role, found in self.parents.items():
             print(f"   {role:9s} <- {found.path} (stage {found.meta.stage}, step {found.meta.step})")
@@ -199,21 +210,21 @@ class Workspace:
             sizes = {id(leaf): leaf.size for leaf in jax.tree.leaves(params)}  # what two networks share counts once
             if sizes:  # an empty base is not worth a line
                 print(f"   {name:9s} {sum(sizes.values()):,} parameters")
-        print(f"   {arithmetic}; seed {config.seed}; devices data x fsdp = "
-              f"{self.mesh.shape['data']} x {self.mesh.shape['fsdp']}", flush=True)  # fmt: skip
+        print(f"   {arithmetic}; seed {config.seed}; devices {meshes.describe_mesh(self.mesh)}", flush=True)
 
     def show_samples(self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4) -> None:
         """Write a few prompts with their sampled responses to samples.jsonl, every `sample_every` steps."""
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
-        tokens_BR, length_B, stopped_B = (np.asarray(x)[:count] for x in samples[0:1] + samples[2:4])
+        tokens_BR, length_B, stopped_B = (hosts.fetch(x)[:count] for x in samples[0:1] + samples[2:4])
+        score_N = hosts.fetch(score_B)
         rows: list[dict[str, Any]] = []
         for row in range(count):
             prompt = batch["prompt_BP"][row][batch["prompt_mask_BP"][row].astype(bool)]
             rows.append({
                 "prompt": self.tokenizer.decode(prompt.tolist()),
                 "response": self.tokenizer.decode(tokens_BR[row, : length_B[row]].tolist()),
-                "score": float(score_B[row]),
+                "score": float(score_N[row]),
                 "finished": bool(stopped_B[row]),
             })  # fmt: skip
         self.writer.samples(step + 1, rows)
@@ -240,11 +251,12 @@ class Workspace:
             tokenizer=self.tokenizer.fingerprint(), lineage=lineage, extra=extra,
         )  # fmt: skip
         to_checkpoint, restore = _checkpoint_form(export)
-        return run_loop(
-            workdir=self.workdir, state=state, step_fn=step_fn, num_steps=num_steps, writer=self.writer,
-            log_every=self.checkpoint.log_every, save_every=self.checkpoint.save_every, keep=self.checkpoint.keep,
-            to_checkpoint=to_checkpoint, from_checkpoint=restore, meta=meta, hooks=hooks, headline=headline,
-        )  # fmt: skip
+        with meshes.on_mesh(self.mesh):
+            return run_loop(
+                workdir=self.workdir, state=state, step_fn=step_fn, num_steps=num_steps, writer=self.writer,
+                log_every=self.checkpoint.log_every, save_every=self.checkpoint.save_every, keep=self.checkpoint.keep,
+                to_checkpoint=to_checkpoint, from_checkpoint=restore, meta=meta, hooks=hooks, headline=headline,
+            )  # fmt: skip
 
 
 def _checkpoint_form(export: Callable[[TrainState], Params] | None) -> tuple[Any, Any]:
@@ -286,9 +298,10 @@ def claim(folder: Path, config: Any) -> None:
                 f"{folder} was begun with another config:\n  " + "\n  ".join(changed)
                 + "\nuse a new --workdir, delete this one, or set these fields back"
             )  # fmt: skip
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(new, indent=2) + "\n")
-    temporary.replace(path)
+    if hosts.is_first():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        temporary.replace(path)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:

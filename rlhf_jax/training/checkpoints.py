@@ -9,8 +9,9 @@ looks like a checkpoint. Restoring is strict: every missing, unexpected or mis-s
 every byte is checked against its CRC. Arrays go through host memory (the check needs all bytes there) and may
 land on any mesh.
 
-Left out on purpose: asynchronous saving, several hosts, random keys (derive them from the seed and the step),
-pickle.
+Of several processes each writes its parts of the arrays; for the CRCs, and when restoring, every host reads every byte.
+
+Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step), pickle.
 """
 
 import json
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import __version__
+from rlhf_jax.training.hosts import fetch, is_first, meet
 from rlhf_jax.training.leaves import (
     abstract,
     describe,
@@ -201,9 +203,13 @@ def save(workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *
     _check_finite(trees["params"], step)
     meta = replace(meta, step=step, fingerprint=fingerprint(leaves["params"]))
     content = {"meta": asdict(meta), "leaves": leaves}
-    _remove_half_written(folder.parent)
+    if is_first():
+        _remove_half_written(folder.parent)
+    meet(f"checkpoint {step}")
     _write(folder, trees, content | {"crc32": json_crc(content)})
-    _prune(folder.parent, keep, meta)
+    if is_first():
+        _prune(folder.parent, keep, meta)
+    meet(f"checkpoint {step} written")
     return meta
 
 
@@ -234,7 +240,7 @@ def _prune(root: Path, keep: int, meta: Meta) -> None:
 
 def _check_finite(params: Mapping[str, Any], step: int) -> None:
     for name, leaf in params.items():
-        array = np.asarray(leaf)
+        array = fetch(leaf)
         if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
             raise FloatingPointError(f"parameter {name} is not finite at step {step}: not saved")
 

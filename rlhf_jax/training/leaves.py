@@ -16,6 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.training.hosts import fetch
+from rlhf_jax.training.mesh import put
+
 
 def named_leaves(tree: Any) -> dict[str, Any]:
     """{"opt_state/0/mu/trunk/wte": leaf, …} in the order of `jax.tree.leaves`.
@@ -76,7 +79,7 @@ def form(description: Mapping[str, Any]) -> str:
 
 def describe(leaf: Any) -> dict[str, Any]:
     """Shape, dtype and CRC-32 of the bytes."""
-    array = np.ascontiguousarray(np.asarray(leaf))
+    array = np.ascontiguousarray(fetch(leaf))
     return abstract(leaf) | {"crc32": f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"}
 
 
@@ -99,4 +102,4 @@ def place_like(array: np.ndarray, example: Any) -> Any:
     # A committed array would pin everything it meets to its device, so stay uncommitted where the example
     # was.
     pinned = example.sharding if not isinstance(example, jax.Array) or example.committed else None
-    return jax.device_put(array, pinned, may_alias=False)
+    return put(array, pinned, may_alias=False)

@@ -12,7 +12,7 @@ updates made. Metrics of a step are on the disk before its checkpoint is, and ro
 dropped on resuming. If `step_fn` is a function of (state, step), a run that was killed anywhere therefore
 ends with the same bits and the same rows.
 
-Left out on purpose: callbacks beyond hooks, averaging of metrics over steps, several hosts.
+Left out on purpose: callbacks beyond hooks, averaging of metrics over steps.
 """
 
 import json
@@ -32,6 +32,7 @@ import jax
 
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
+from rlhf_jax.training.hosts import stop_requested
 from rlhf_jax.training.metrics import CompileCounter, MetricsWriter, Number, Progress, to_number
 
 State = TypeVar("State")
@@ -100,7 +101,7 @@ def run_loop(
             extra = _run_hooks(hooks, state, done, num_steps, log)
             meta, improved = _update_best(meta, best, done, extra)
             # Read once: a signal between two readings would save a step without its row.
-            stopping = stop.is_set()
+            stopping = stop.is_set() if jax.process_count() == 1 else stop_requested(step)
             saving = improved or stopping or done % save_every == 0 or done == num_steps
             if extra or saving:
                 log.settle(extra)
@@ -209,7 +210,8 @@ def _update_best(meta: Meta, best: Best | None, step: int, extra: Mapping[str, N
 def _sigterm() -> Iterator[threading.Event]:
     """An event that SIGTERM sets, if this is the main thread: only that may install handlers."""
     event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    # Several processes must stop after the same step: their coordinator has a handler of its own (`stop_requested`).
+    if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
 

@@ -1,18 +1,21 @@
-"""Where arrays live: a two-dimensional mesh of devices, one rule for parameters, one for batches.
+"""Where arrays live: a three-dimensional mesh of devices, one table of rules for parameters, one rule for batches.
 
-    mesh axes         ("data", "fsdp")
-    batches           leading axis split over data x fsdp: every device sees its own examples
-    large leaves      largest divisible dimension split over fsdp (ZeRO-3: Rajbhandari et al. 2020), copied
-    over data small leaves      a copy on every device
+    mesh axes         ("data", "fsdp", "tensor")
+    batches           leading axis split over data x fsdp: each of these shards has its own examples
+    large leaves      largest divisible dimension split over fsdp (ZeRO-3: Rajbhandari et al. 2020), copied over data
+    kernels           heads, feed-forward features and vocabulary split over tensor (Shoeybi et al. 2019), see `TENSOR_AXIS`
+    small leaves      a copy on every device
 
 A step is a pure function; `jit_step` maps it over the mesh and the compiler inserts the gathers and
 reductions. The same function under `jax.pmap` with `lax.pmean` on its gradients makes the same update
-(tests/test_mesh.py).
+(tests/test_mesh.py). With several processes (training/hosts.py) the mesh spans the devices of all of them.
 
-Left out on purpose: tensor and pipeline parallelism, and several hosts.
+Left out on purpose: pipeline parallelism, and splitting a row's positions.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -20,36 +23,73 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.layout import BATCH
+
 Params = Any
+AXES = ("data", "fsdp", "tensor")
+# Which axis of a leaf is split over `tensor`, by the names of its module and its own. Projections to heads and to the
+# feed-forward layer are split by what they make, those back to the residual stream by what they read.
+TENSOR_AXIS: dict[tuple[str, ...], int] = {
+    **{(module, leaf): -1 for module in ("query", "key", "value", "gate", "up", "lm_head")
+       for leaf in ("kernel", "bias", "lora_b")},
+    **{(module, leaf): 0 for module in ("out", "down") for leaf in ("kernel", "lora_a")},
+    ("trunk", "embedding"): 0,
+}  # fmt: skip
 
 
-def make_mesh(data: int, fsdp: int) -> Mesh:
-    """A mesh of data x fsdp devices; data = -1 takes all devices that fsdp leaves.
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """A mesh of data x fsdp x tensor devices; data = -1 takes all devices that the others leave.
 
-    Fewer devices than the machine has are allowed. Raises ValueError naming the product and the number of
-    devices.
+    Fewer devices than the machine has are allowed, but not fewer than all of several processes. Devices of one host are
+    neighbours along tensor, then fsdp. Raises ValueError naming the product and the number of devices.
     """
     devices = jax.devices()
-    if fsdp < 1 or (data < 1 and data != -1):
+    if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
         raise ValueError(
-            f"mesh data = {data}, fsdp = {fsdp}: both must be >= 1 (data may be -1: all that are left)"
+            f"mesh data = {data}, fsdp = {fsdp}, tensor = {tensor}: all must be >= 1 (data may be -1: all that are left)"
         )
     if data == -1:
-        if len(devices) % fsdp:
+        if len(devices) % (fsdp * tensor):
             raise ValueError(
-                f"mesh fsdp = {fsdp} does not divide the {len(devices)} devices: choose a divisor"
+                f"mesh fsdp x tensor = {fsdp} x {tensor} does not divide the {len(devices)} devices: choose divisors"
             )
-        data = len(devices) // fsdp
-    if data * fsdp > len(devices):
+        data = len(devices) // (fsdp * tensor)
+    size = data * fsdp * tensor
+    if size > len(devices) or (jax.process_count() > 1 and size != len(devices)):
         raise ValueError(
-            f"mesh data x fsdp = {data} x {fsdp} = {data * fsdp} devices, "
-            f"but this machine has {len(devices)}: "
-            "lower one of them or set data=-1"
+            f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} = {size} devices, but "
+            f"{'this machine has' if jax.process_count() == 1 else f'the {jax.process_count()} processes have'} "
+            f"{len(devices)}: change one of them or set data=-1"
         )
     # Auto: the compiler propagates shardings. Explicit axes (jax.make_mesh's default) reject a linen forward
     # pass.
-    grid = np.asarray(devices[: data * fsdp]).reshape(data, fsdp)
-    return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+    grid = np.asarray(devices[:size]).reshape(data, fsdp, tensor)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts a batch is split: data x fsdp."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def describe_mesh(mesh: Mesh) -> str:
+    """`data x fsdp x tensor = 2 x 4 x 1`."""
+    return " x ".join(AXES) + " = " + " x ".join(str(mesh.shape[axis]) for axis in AXES)
+
+
+def check_model(model: TransformerConfig, mesh: Mesh) -> None:
+    """Refuse a model whose heads, feed-forward features or vocabulary do not divide among the devices of `tensor`.
+
+    A single key/value head (PaLM) is copied. Raises ValueError naming both numbers.
+    """
+    tensor = mesh.shape["tensor"]
+    for name in ("num_heads", "num_kv_heads", "ffw_width", "vocab_size"):
+        if getattr(model, name) % tensor and not (name == "num_kv_heads" and model.num_kv_heads == 1):
+            raise ValueError(
+                f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: lower mesh.tensor and "
+                "raise mesh.fsdp instead, or change the model"
+            )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -59,28 +99,37 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Leading axis over (data, fsdp), the rest whole."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
     """A sharding for every leaf of a state or of parameters, abstract (`jax.eval_shape`) or real.
 
-    A leaf of at least `min_size` elements is split over fsdp along its largest dimension that fsdp divides;
-    the others are replicated. Optimizer moments have their parameter's shape and so land where it does.
+    Kernels are split over tensor by `TENSOR_AXIS`. A leaf of at least `min_size` elements is split over fsdp as well, along
+    the largest other dimension that fsdp divides; the rest are copies. Optimizer moments have their parameter's name and
+    shape and so land where it does. Raises ValueError for a leaf that tensor must split and does not divide.
     """
 
-    def sharding(leaf: Any) -> NamedSharding:
-        return NamedSharding(mesh, _partition(leaf.shape, mesh.shape["fsdp"], min_size))
+    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        names = tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+        return leaf_sharding(names, leaf.shape, mesh, min_size)
 
-    return jax.tree.map(sharding, tree)
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def _partition(shape: tuple[int, ...], fsdp: int, min_size: int) -> PartitionSpec:
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or int(np.prod(shape)) < min_size or not divisible:
-        return PartitionSpec()
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*("fsdp" if axis == largest else None for axis in range(len(shape))))
+def leaf_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, min_size: int) -> NamedSharding:
+    """The rules of `state_shardings` for one leaf, by the path of names that leads to it and by its shape."""
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    axes: list[str | None] = [None] * len(shape)
+    axis = TENSOR_AXIS.get(("", *names)[-2:]) if tensor > 1 else None
+    if axis is not None:
+        if shape[axis] % tensor:
+            raise ValueError(f"mesh.tensor = {tensor} does not divide {'/'.join(names)} of shape {shape} along axis {axis}")
+        axes[axis] = "tensor"
+    free = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % fsdp == 0]
+    if fsdp > 1 and math.prod(shape) >= min_size and free:
+        axes[max(free, key=lambda axis: shape[axis])] = "fsdp"
+    return NamedSharding(mesh, PartitionSpec(*axes) if any(axes) else PartitionSpec())
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -91,7 +140,7 @@ def place(tree: Any, shardings: Any) -> Any:
     """
     # device_put alone may keep the original buffer as one of the replicas, may_alias=False notwithstanding.
     return jax.tree.map(
-        lambda leaf, sharding: jax.device_put(jnp.array(leaf, copy=True), sharding),
+        lambda leaf, sharding: put(leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding),
         tree,
         jax.tree.broadcast(shardings, tree),
     )
@@ -102,27 +151,45 @@ def place_frozen(tree: Any, shardings: Any) -> Any:
     (policy and reference on one base) they still share."""
     placed: dict[int, Any] = {}
 
-    def put(leaf: Any, sharding: Any) -> Any:
+    def once(leaf: Any, sharding: Any) -> Any:
         if id(leaf) not in placed:
-            placed[id(leaf)] = jax.device_put(leaf, sharding)
+            placed[id(leaf)] = put(leaf, sharding)
         return placed[id(leaf)]
 
-    return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(once, tree, shardings)
+
+
+def put(leaf: Any, sharding: jax.sharding.Sharding | None, *, may_alias: bool | None = None) -> jax.Array:
+    """An array on a sharding that may span several processes, each of which has the whole array or its part on the mesh.
+
+    Each process copies what its own devices need; nothing is compared or sent.
+    """
+    if jax.process_count() == 1 or sharding is None:
+        return jax.device_put(leaf, sharding, may_alias=may_alias)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(jnp.copy, out_shardings=sharding)(leaf)
+    host = np.asarray(leaf)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a batch of NumPy arrays on the mesh, examples split over all devices.
+    """Put a batch of NumPy arrays on the mesh, examples split over data x fsdp; a process puts only its own there.
 
-    Raises ValueError naming the field when its leading axis does not divide by the number of devices in the
-    mesh.
+    Raises ValueError naming the field when its leading axis does not divide by the number of shards.
     """
     for name, array in batch.items():
-        if array.ndim == 0 or array.shape[0] % mesh.size:
+        if array.ndim == 0 or array.shape[0] % batch_shards(mesh):
             raise ValueError(
                 f"batch[{name!r}] has shape {array.shape}: its leading axis must divide by the "
-                f"{mesh.size} devices of the mesh; change the batch size or use a smaller mesh"
+                f"{batch_shards(mesh)} shards of data x fsdp; change the batch size or use a smaller mesh"
             )
-    return jax.device_put(dict(batch), batch_sharding(mesh))
+    return {name: put(array, batch_sharding(mesh)) for name, array in batch.items()}
+
+
+def shard_stack(stack: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """The same for batches stacked along a leading axis, the minibatches of a scan."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH))
+    return {name: put(array, sharding) for name, array in stack.items()}
 
 
 def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[..., Any]:
@@ -132,3 +199,8 @@ def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[.
     with (`place`, `shard_batch`), so frozen models can be passed sharded or not.
     """
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
+
+
+def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
+    """Programs traced in here lay out their activations on the mesh (models/layout.py); one device needs no layout."""
+    return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()

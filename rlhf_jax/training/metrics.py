@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.maths.masking import Mean
+from rlhf_jax.training.hosts import is_first
 
 PathLike = str | Path
 Number = int | float
@@ -35,14 +36,17 @@ class MetricsWriter:
     """Appends rows to the files of a workdir; use as a context manager."""
 
     def __init__(self, workdir: PathLike) -> None:
-        """Nothing is created before the first row."""
+        """Nothing is created before the first row; of several processes only the first writes."""
         self._workdir = Path(workdir)
+        self._writes = is_first()
         self._files: dict[str, TextIO] = {}
         self._board: Any = None
         self._purge_step: int | None = None
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
         """Append one row of metrics."""
+        if not self._writes:
+            return
         self._append("metrics.jsonl", {"step": step, **metrics})
         board = self._tensorboard()
         for name, value in metrics.items():
@@ -50,13 +54,13 @@ class MetricsWriter:
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows of text: prompts, responses, scores, whatever JSON can hold."""
-        for row in rows:
+        for row in rows if self._writes else ():
             self._append("samples.jsonl", {"step": step, **row})
 
     def truncate_after(self, step: int) -> None:
         """Drop the rows of later steps and a half-written last line, for TensorBoard too."""
         self.close()
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        for name in ("metrics.jsonl", "samples.jsonl") if self._writes else ():
             path = self._workdir / name
             if path.exists():
                 kept = [row for row in read_rows(path) if row["step"] <= step]
@@ -173,7 +177,7 @@ class Progress:
         """Show a row that was just written."""
         in_place, now = self._stream.isatty(), time.monotonic()
         last = step == self._num_steps
-        if not self._headline or (not in_place and not last and now - self._printed < 10):
+        if not self._headline or not is_first() or (not in_place and not last and now - self._printed < 10):
             return
         self._printed = now
         text = self.line(step, row, now - self._began)
