@@ -1,9 +1,10 @@
 """Measure the peers on the standard works, taking turns with this package, and print the ratios.
 
-    python -m benchmarks.compare [--works=generate,sft,reward,ppo] [--sizes=S512,S50k,M] [--dtypes=float32,bfloat16] [--repeats=5]
+    python -m benchmarks.compare [--works=generate,sft,reward,ppo] [--sizes=S512,S50k,M] [--dtypes=float32] [--repeats=5]
 
 The peers live in an environment of their own, ~/.cache/rlhf_jax/peers, made on the first call from
-benchmarks/peers/requirements.txt; nothing of it is imported here. A ratio is the peer's median seconds over ours in the same turns.
+benchmarks/peers/requirements.txt; nothing of it is imported here. A ratio is the peer's median seconds over ours, in the same
+turns.
 """
 
 import argparse

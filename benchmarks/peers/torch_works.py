@@ -1,7 +1,8 @@
 """The standard works as a PyTorch user does them; runs in an environment of its own, see benchmarks/compare.py.
 
-    generate   transformers' `generate`         sft, reward   a plain loop: forward, backward, clip, AdamW (faster than TRL's trainers)
-    ppo        TRL's PPOTrainer, stopped after every iteration by a callback
+    generate      transformers' `generate`
+    sft, reward   a plain loop: forward, backward, clip, AdamW (faster than TRL's trainers)
+    ppo           TRL's PPOTrainer, stopped after every iteration by a callback
 
 Same shapes as benchmarks/works.py; dropout off, no gradient checkpointing. `--dtype=bfloat16` is autocast, as TRL's bf16=True.
 """
@@ -30,7 +31,7 @@ SIZES = {
 def shape(size: str) -> GPT2Config:
     """GPT-2's shape; the two last ids are end and padding."""
     width, layers, heads, vocab = SIZES[size][:4]
-    return GPT2Config(
+    return GPT2Config(  # type: ignore[call-arg]
         n_embd=width, n_layer=layers, n_head=heads, vocab_size=vocab, n_positions=T, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, num_labels=1, bos_token_id=vocab - 2, eos_token_id=vocab - 2, pad_token_id=vocab - 1,
     )  # fmt: skip
@@ -151,8 +152,8 @@ def _trl_trainer(size: str, dtype: str, callback: Any) -> Any:
     )  # fmt: skip
     dataset = Dataset.from_dict({"input_ids": tokens(size, prompts, P).tolist()})
     return PPOTrainer(
-        args=config, processing_class=tokenizer, model=policy, ref_model=copy.deepcopy(policy), reward_model=copy.deepcopy(value),
-        value_model=value, train_dataset=dataset, eval_dataset=dataset, callbacks=[callback],
+        args=config, processing_class=tokenizer, model=policy, ref_model=copy.deepcopy(policy),
+        reward_model=copy.deepcopy(value), value_model=value, train_dataset=dataset, eval_dataset=dataset, callbacks=[callback],
     )  # fmt: skip
 
 
