@@ -1,15 +1,15 @@
 # make quickstart   set up, then run the whole recipe on the embedded world and print its table
 # make test         set up, then lint, type-check and test
-# make reproduce    the slow runs whose numbers stand in LOG.md (not part of the tests)
+# make seeds        the quickstart with three seeds
+# make reproduce    every ablation of experiments/ablations, the slow runs whose numbers stand in its README (not part of the tests)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
-# Huge pages and no returning of memory between steps: matrix products with large results run up to a third faster on CPU.
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=1073741824:glibc.malloc.trim_threshold=4294967296
+SEEDS ?= 3
 
-.PHONY: quickstart test lint types unit report reproduce clean
+.PHONY: quickstart test lint types unit report seeds reproduce clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=$(RUN)
@@ -26,10 +26,14 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=15 tests
 
-reproduce: $(INSTALLED)
+seeds: $(INSTALLED)
 	for seed in 0 1 2; do \
 	  $(BIN)/python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py \
-	    --config.seed=$$seed --workdir=runs/reproduce/seed$$seed || exit 1; done
+	    --config.seed=$$seed --workdir=runs/seeds/seed$$seed || exit 1; done
+
+reproduce: $(INSTALLED)
+	for name in $$($(BIN)/python -m rlhf_jax.apps.reproduce --list | cut -d' ' -f1); do \
+	  $(BIN)/python -m rlhf_jax.apps.reproduce $$name --seeds=$(SEEDS) --workdir=runs/reproduce || exit 1; done
 
 $(INSTALLED): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rlhf_jax needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11")'

@@ -46,6 +46,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "torch": ["torch>=2.6"],
         "gguf": ["gguf>=0.17"],
+        "control": ["gymnax>=1.0.1"],  # brings gymnasium, pandas and seaborn
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.15"],
     },
 )

@@ -11,21 +11,14 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, ppo, pretrain, reward, sft
+from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, policy_gradient, ppo, preference, pretrain, reward, sft
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
 from rlhf_jax.training import hosts
-from rlhf_jax.training.compilation import enable_persistent_cache
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 
-STAGES: dict[str, Any] = {
-    "pretrain": pretrain,
-    "sft": sft,
-    "reward": reward,
-    "ppo": ppo,
-    "evaluate": evaluate,
-    "benchmark": benchmark,
-    "classify": classify,
-}
+_MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
+STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
@@ -61,6 +54,7 @@ def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     logging.set_verbosity(logging.ERROR)  # TFDS warns about every folder that it is about to make
+    retain_memory()
     enable_persistent_cache()
     try:
         with hosts.together(flags.FLAGS):

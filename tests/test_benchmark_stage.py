@@ -134,6 +134,21 @@ def values(result, metric):
     return row["values"]
 
 
+def test_texts_stand_side_by_side(result, runs):
+    by = {name: [one for one in result["samples"] if one["metadata"]["benchmark"] == name]
+          for name in ("TruthfulQA (original)", "RealToxicityPrompts, basic", "Preferred by a reward model")}  # fmt: skip
+    assert [len(few) for few in by.values()] == [2, 2, 2]
+    assert sum(map(len, by.values())) == len(result["samples"])
+    kept = {name: runs / "out/partial" / f"{name}-win-rate.json" for name in ("base", "sft")}
+    answers = {name: json.loads(path.read_text())["data"] for name, path in kept.items()}
+    for n, sample in enumerate(by["Preferred by a reward model"]):
+        assert sample["prompt"] == f"<|user|>what is the {('fox', 'owl')[n]} ?"
+        assert set(sample["responses"]) == {"base", "sft"}
+        for name, reply in sample["responses"].items():
+            text, finished = answers[name]["answers"][n][0]
+            assert reply == {"text": text, "finished": finished, "score": answers[name]["scores"][n][0]}
+
+
 def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
     metrics = [row["metric"] for row in result["table"]]
     assert len(set(metrics)) == len(metrics)

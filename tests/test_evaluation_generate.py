@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from evaluation_support import config, language_model, prompt, scalar_model, successor, words
 
+from rlhf_jax.evaluation.best_of_n import best_of_n
 from rlhf_jax.evaluation.generate import batch_rows, encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
@@ -19,7 +20,7 @@ from rlhf_jax.evaluation.likelihood import (
     continuation_logps,
     scores,
 )
-from rlhf_jax.evaluation.measure import continuations
+from rlhf_jax.evaluation.measure import Candidate, continuations
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
@@ -34,6 +35,24 @@ def draw(prompts, *, num_samples=1, batch_size=4, response_length=6, seed=0):
         *language_model(), words(), prompts, jax.random.key(seed), spec=PLAIN, prompt_length=8,
         response_length=response_length, batch_size=batch_size, num_samples=num_samples,
     )  # fmt: skip
+
+
+def test_best_of_n_is_the_finished_one_that_scores_highest():
+    best = best_of_n(
+        Candidate(*language_model()), scalar_model(), words(), PROMPTS, jax.random.key(0), n=4, spec=PLAIN, prompt_length=8,
+        response_length=6, batch_size=4,
+    )  # fmt: skip
+    drawn = draw(PROMPTS, num_samples=4)
+    score = scores(*scalar_model(), continuations(words(), PROMPTS, drawn), batch_size=1).reshape(-1, 4)
+    for one, few, score_S in zip(best, drawn, score, strict=True):
+        worthy = [i for i in range(4) if few[i].finished] or range(4)
+        chosen = max(worthy, key=lambda i: score_S[i])
+        assert one.response == few[chosen]
+        assert one.score == pytest.approx(score_S[chosen], abs=1e-5)
+    assert len({few.index(one.response) for one, few in zip(best, drawn, strict=True)}) > 1
+    with pytest.raises(ValueError, match="n = 0, expected 1 or more"):
+        best_of_n(Candidate(*language_model()), scalar_model(), words(), PROMPTS, jax.random.key(0), n=0, spec=PLAIN,
+                  prompt_length=8, response_length=6, batch_size=4)  # fmt: skip
 
 
 def test_known_text_is_generated_until_the_stop_token():

@@ -9,10 +9,12 @@ import rlhf_jax
 
 ROOT = Path(rlhf_jax.__file__).parent
 FLOORS = {
-    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "evaluation": 4, "apps": 5, "main": 5,
+    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "control": 4, "evaluation": 4, "apps": 5,
+    "main": 5,
 }  # fmt: skip
-# Rooms on one floor that may look at each other: a stage measures with the evaluation room, which it never changes.
-NEIGHBOURS = {("stages", "evaluation")}
+# Rooms on one floor that may look at each other: a stage measures with the evaluation room, which it never changes; `reproduce`
+# runs stages as `main` does.
+NEIGHBOURS = {("stages", "evaluation"), ("apps", "main")}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
@@ -52,7 +54,7 @@ def test_only_models_import_flax_and_nobody_unpickles(path):
     assert not tops & {"pickle", "dill", "torch", "tensorflow"}
 
 
-STAGES = {"pretrain", "sft", "reward", "ppo", "evaluate", "benchmark", "classify"}
+STAGES = {"pretrain", "sft", "reward", "ppo", "policy_gradient", "preference", "evaluate", "benchmark", "classify"}
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))

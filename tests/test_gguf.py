@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from rlhf_jax.apps.export import main as export_main
 from rlhf_jax.models.gguf import _NAMES, load_gguf
 from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.models.huggingface.tensors import NAMES, tensors
+from rlhf_jax.training.parents import load_model, read_tokenizer
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF, which is optional: pip install rlhf_jax[gguf]")
 FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
@@ -86,3 +88,31 @@ def test_what_does_not_fit_is_listed(tmp_path):
         load_gguf(path, **FLOAT32)
     with pytest.raises(FileNotFoundError, match=r"b.gguf: not found"):
         load_gguf(tmp_path / "b.gguf", **FLOAT32)
+
+
+TOKENIZER = {
+    "tokenizer_model": "llama", "token_list": ["<pad>", "<bos>", "<eos>", "<unk>", "▁", "a", "b", "▁a", "ab"],
+    "token_types": [3, 3, 3, 2, 1, 1, 1, 1, 1], "token_scores": [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0, -2.0],
+    "bos_token_id": 1, "eos_token_id": 2, "unk_token_id": 3, "pad_token_id": 0, "add_space_prefix": False,
+}  # fmt: skip
+
+
+def test_a_file_is_a_parent_and_is_exported_with_its_tokenizer(tmp_path):
+    config, params = expected("llama")
+    path = f"hf:{tmp_path}/a.gguf"
+    write(tmp_path / "a.gguf", "llama", "llama", config, rope_freq_base=10_000.0, **TOKENIZER)
+    assert export_main(["--checkpoint", path, "--to", str(tmp_path / "b")]) == 0
+    (found, meta), tokenizer = load_model(f"hf:{tmp_path}/b"), read_tokenizer(f"hf:{tmp_path}/b")
+    jax.tree.map(np.testing.assert_array_equal, found["trunk"]["block_0"], params["trunk"]["block_0"])
+    assert meta.fingerprint == load_model(path)[1].fingerprint
+    assert tokenizer.fingerprint() == meta.tokenizer == read_tokenizer(path).fingerprint()
+    assert [tokenizer.prefix_ids, tokenizer.encode(" aab", special=False), tokenizer.eos_id] == [[1], [7, 8], 2]
+
+
+def test_a_file_without_tokenizer_says_so(tmp_path, capsys):
+    config, _ = expected("llama")
+    write(tmp_path / "a.gguf", "llama", "llama", config, rope_freq_base=10_000.0)
+    assert export_main(["--checkpoint", f"hf:{tmp_path}/a.gguf", "--to", str(tmp_path / "b")]) == 2
+    assert "a.gguf: tokenizer.ggml.tokens: missing" in capsys.readouterr().err
+    assert export_main(["--checkpoint", f"hf:{tmp_path}/none.gguf", "--to", str(tmp_path / "b")]) == 2
+    assert "none.gguf: not found" in capsys.readouterr().err

@@ -9,7 +9,11 @@ import pytest
 from test_pipeline import Death, die_at, params_of, rows, same_bits
 
 from rlhf_jax import main
-from rlhf_jax.apps import speaker
+from rlhf_jax.apps import export, speaker
+from rlhf_jax.models.config import from_dict
+from rlhf_jax.models.huggingface import save_pretrained
+from rlhf_jax.models.lora import merge_adapters, split
+from rlhf_jax.models.peft import load_peft
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.parents import load_model
@@ -34,8 +38,8 @@ def adapted(tour, tmp_path_factory):
     (folder / "pretrain").symlink_to(tour.workdir / "pretrain")
     labelled = tour.workdir / "reward" / "comparisons"
     (folder / "comparisons").mkdir()
-    for split, judge in (("train", "train"), ("validation", "heldout")):
-        shutil.copy(labelled / judge / f"{split}.jsonl", folder / "comparisons" / f"{split}.jsonl")
+    for part, judge in (("train", "train"), ("validation", "heldout")):
+        shutil.copy(labelled / judge / f"{part}.jsonl", folder / "comparisons" / f"{part}.jsonl")
     plans = {stage: plan_of(tour, stage) for stage in STAGES}
     plans["reward"]["data"]["comparisons"] = f"jsonl:{folder / 'comparisons'}"
     plans["ppo"]["ppo"]["total_episodes"] = 2 * plans["ppo"]["ppo"]["batch_size"]
@@ -75,6 +79,29 @@ def test_training_moves_adapters_and_ppo_begins_at_its_reference(adapted):
     assert ppo[0]["mismatch/logp_mean"] < 1e-5
     assert abs(ppo[0]["objective/kl"]) < 1e-3
     assert not np.allclose(params_of(folder / "ppo")[1], params_of(folder / "sft")[1], atol=1e-7)
+
+
+@pytest.mark.parametrize("stage", ["grpo", "dpo"])
+def test_the_other_algorithms_train_adapters_too(tour, adapted, tmp_path, stage):
+    folder, _ = adapted
+    for name in ("pretrain", "sft", "reward"):
+        (tmp_path / name).symlink_to((folder / name).resolve())
+    plan = plan_of(tour, stage)
+    if stage == "grpo":
+        plan["policy_gradient"]["total_episodes"] = plan["policy_gradient"]["batch_size"]
+    else:
+        plan["data"]["comparisons"] = f"jsonl:{folder / 'comparisons'}"
+        plan["preference"]["num_epochs"] = 0.17  # one update
+        plan["optimizer"]["warmup_steps"] = 1
+    main.run(plan, str(tmp_path / stage))
+    link = checkpoints.read_meta(tmp_path / stage).extra["lora"]
+    assert link["fingerprint"] == checkpoints.read_meta(tour.workdir / "pretrain").fingerprint
+    (row,) = rows(tmp_path / stage)
+    if stage == "grpo":
+        assert row["mismatch/logp_mean"] < 1e-5
+        assert abs(row["objective/kl"]) < 1e-3
+    else:
+        assert row["loss"] == pytest.approx(np.log(2), abs=1e-6)  # adapters begin at the reference
 
 
 @pytest.mark.parametrize("stage", ["sft", "ppo"])
@@ -120,3 +147,33 @@ def test_chat_reads_adapters(adapted):
     loaded = speaker.load(folder / "ppo", kind="language_model", option="--checkpoint")
     assert loaded.params["trunk"]["block_0"]["attention"]["query"]["lora_a"].shape[1] == 2
     assert build(main.STAGES["ppo"].Config, adapted[1]["ppo"]).lora.scale == 2.0
+
+
+@pytest.mark.parametrize("stage", ["ppo", "reward"])
+def test_exported_weights_have_the_adapters_in_them(adapted, tmp_path, stage):
+    folder, _ = adapted
+    assert export.main([f"--checkpoint={folder / stage}", f"--to={tmp_path / 'merged'}"]) == 0
+    params, meta = load_model(folder / stage)
+    again, again_meta = load_model(f"hf:{tmp_path / 'merged'}")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, dict(merge_adapters(params)))
+    assert again_meta.kind == meta.kind
+    base = params["trunk"]["block_0"]["attention"]["query"]["kernel"]
+    assert not np.allclose(again["trunk"]["block_0"]["attention"]["query"]["kernel"], base, atol=1e-5)
+    with pytest.raises(ValueError, match=r"lora_a.*parameters have no place in the files; merge adapters"):
+        save_pretrained(tmp_path / "x", from_dict(meta.model), params, kind=meta.kind, token_ids={}, max_shard_bytes=10**9)
+
+
+def test_adapters_are_exported_alone(tour, adapted, tmp_path, capsys):
+    folder, _ = adapted
+    arguments = ["--adapters_of=some/base", f"--to={tmp_path / 'alone'}"]
+    assert export.main([f"--checkpoint={folder / 'ppo'}", *arguments]) == 0
+    params, meta = load_model(folder / "ppo")
+    trained, config = load_peft(tmp_path / "alone", from_dict(meta.model))
+    jax.tree.map(np.testing.assert_array_equal, trained, split(params)[1])
+    assert (config.rank, config.alpha) == (2, 4.0)
+    assert json.loads((tmp_path / "alone/adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+    assert export.main([f"--checkpoint={folder / 'ppo'}", *arguments]) == 2
+    assert export.main([f"--checkpoint={tour.workdir / 'pretrain'}", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert "has adapter_config.json already" in said
+    assert "has no adapters" in said

@@ -13,7 +13,7 @@ from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.models.config import llama
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages.language import language_loss, weigh_tokens
-from rlhf_jax.stages.reward import weigh_prompts
+from rlhf_jax.stages.rankings import weigh_prompts
 
 WORDS = ["the", "fox", "owl", "is", "red", "blue", "far", "and", "what", "lives", "in", "a", "lake"]
 

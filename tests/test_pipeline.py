@@ -21,9 +21,9 @@ from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.workspace import is_complete
 from rlhf_jax.training import checkpoints
 
-TRAINED = ("pretrain", "sft", "reward", "ppo", "ppo_ptx", "classify")
+TRAINED = ("pretrain", "sft", "reward", "ppo", "ppo_ptx", "classify", "grpo", "dpo")
 PARENTS = {"pretrain": (), "sft": ("pretrain",), "reward": ("sft",), "ppo": ("sft", "reward"),
-           "ppo_ptx": ("sft", "reward"), "classify": ("pretrain",)}  # fmt: skip
+           "ppo_ptx": ("sft", "reward"), "classify": ("pretrain",), "grpo": ("sft", "reward"), "dpo": ("sft",)}  # fmt: skip
 
 
 def rows(workdir):
@@ -65,7 +65,8 @@ def test_rows_have_no_gaps_and_nothing_recompiles(tour, stage):
     assert steps == sorted(set(steps))
     assert steps[-1] == checkpoints.latest_step(tour.workdir / stage)
     if stage != "reward":  # its last step is another program: the normalisation
-        assert table[-1]["perf/compile_count"] == 0
+        # Longer or shorter rollouts may need judge and update for another number of packed rows, once.
+        assert table[-1]["perf/compile_count"] <= (2 if stage in ("ppo", "ppo_ptx", "grpo") else 0)
 
 
 def test_pretraining_and_sft_learn(tour):
@@ -109,9 +110,10 @@ def test_every_config_field_is_read(tour):
     }
     assert unread == {
         # What only other settings of the same stage read: selection by a reward model, the adaptive controller,
-        # a tokenizer from a folder. tests/test_stage_options.py runs those.
+        # KTO, a tokenizer from a folder. tests/test_stage_options.py runs those.
         "sft.SFT.response_length", "sft.Data.prompts", "sft.Data.prompt_length", "sft.Init.reward",
         "ppo.PPO.kl_target", "ppo.PPO.kl_horizon", "pretrain.TokenizerConfig.path",
+        "preference.Preference.better_weight", "preference.Preference.worse_weight",
         # Adapters are off: tests/test_lora_stages.py runs with them.
         "lora.LoraConfig.alpha", "lora.LoraConfig.modules",
         # Read by `main`, which chooses the stage by it, and by `claim`, which the recorder does not watch.
@@ -137,7 +139,7 @@ def beside(tour, tmp_path, stage):
     """A folder where `stage` can run again beside its parents."""
     for parent in PARENTS[stage]:
         (tmp_path / parent).symlink_to(tour.workdir / parent)
-    if stage == "reward":
+    if stage in ("reward", "dpo"):
         shutil.copytree(tour.workdir / "reward" / "comparisons", tmp_path / "reward" / "comparisons")
     return tmp_path / stage
 
@@ -257,6 +259,17 @@ def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
     main.run(build_plain(single), str(tmp_path / "single"))
     main.run(build_plain(plan), str(folder))
     for a, b in zip(params_of(tmp_path / "single"), params_of(folder), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+
+
+def test_groups_on_many_devices_equal_one(tour, tmp_path):
+    plan = json.loads(json.dumps(tour.plans["grpo"]))
+    plan["policy_gradient"] |= {"batch_size": 64, "total_episodes": 64}
+    for name, axes in (("one", {"data": 1, "fsdp": 1, "tensor": 1}), ("many", {"data": 2, "fsdp": 2, "tensor": 2})):
+        (tmp_path / name).mkdir()
+        folder = beside(tour, tmp_path / name, "grpo")
+        main.run(build_plain({**plan, "mesh": {**axes, "fsdp_min_size": 256}}), str(folder))
+    for a, b in zip(params_of(tmp_path / "one" / "grpo"), params_of(tmp_path / "many" / "grpo"), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 

@@ -20,6 +20,7 @@ from rlhf_jax.stages import ppo as stage
 from rlhf_jax.stages.configuration import build
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, judge_samples, sample_responses
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.minibatches import minibatch_rows
 from rlhf_jax.training.state import init_state
 
 B, P, R, V, EOS = 8, 4, 5, 11, 1
@@ -30,7 +31,8 @@ PPO = stage.PPO(
     total_episodes=B, batch_size=B, num_ppo_epochs=2, num_mini_batches=2, num_micro_batches=1, response_length=R,
     temperature=0.7, top_k=0, top_p=1.0, kl_coef=0.1, kl_controller="fixed", kl_target=6.0, kl_horizon=10_000,
     kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.5, entropy_coef=0.0,
-    missing_eos_penalty=1.0, missing_eos_mode="replace", score_clip=0.0, score_normalisation="none",
+    policy_loss="clip", kl_penalty_coef=1.0, kl_penalty_target=0.01, missing_eos_penalty=1.0, missing_eos_mode="replace",
+    score_clip=0.0, score_normalisation="none",
     whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
 )  # fmt: skip
 MODELS = Models(LanguageModel(SHAPE), ScalarModel(SHAPE), ScalarModel(SHAPE))
@@ -162,10 +164,10 @@ def test_garbage_after_the_end_changes_nothing(params, prompts, other):
         np.testing.assert_allclose(x, y, atol=1e-5)
 
 
-def run_update(params, rollout, learning_rate, **changes):
+def run_update(params, rollout, learning_rate, *, num_rows=0, **changes):
     ppo = replace(PPO, **changes)
     optimizer = optax.sgd(learning_rate)
-    update = jax.jit(stage.make_update(MODELS, optimizer, ppo, SPEC))
+    update = jax.jit(stage.make_update(MODELS, optimizer, ppo, SPEC, num_rows=num_rows))
     return update(init_state(trained(params), optimizer, {}), (rollout, {}), jax.random.key(3))
 
 
@@ -186,13 +188,30 @@ def test_old_quantities_are_frozen_so_later_ratios_differ(params, rollout):
 
 def test_micro_batches_change_nothing(params, rollout):
     def gradients(count):
-        return jax.jit(stage.make_gradients(MODELS, replace(PPO, num_micro_batches=count), SPEC))(trained(params), rollout, {})
+        ppo = replace(PPO, num_micro_batches=count)
+        return jax.jit(stage.make_gradients(MODELS, ppo, SPEC))(trained(params), rollout, {})
 
     (one, one_metrics), (four, four_metrics) = gradients(1), gradients(4)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6 * float(jnp.abs(a).max()) + 1e-8)
     for name in one_metrics:
         np.testing.assert_allclose(value(one_metrics[name]), value(four_metrics[name]), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_an_update_on_packed_rows_is_the_same_update(params, rollout, micro):
+    short_BP = rollout.prompt_mask_BP & ~length_mask(jnp.full(B, P - 2), P)
+    rollout = rollout._replace(prompt_mask_BP=short_BP, mask_BR=rollout.mask_BR & length_mask(1 + jnp.arange(B) % 3, R))
+    count = jax.jit(partial(stage.rows_needed_by, replace(PPO, num_micro_batches=micro)))
+    whole, needed = count(rollout.prompt_mask_BP, rollout.mask_BR.sum(1), jax.random.key(3))
+    assert int(whole) < B
+    assert int(needed) < B // 2 // micro
+    one_each, metrics = run_update(params, rollout, 0.5, num_micro_batches=micro)
+    packed, packed_metrics = run_update(params, rollout, 0.5, num_micro_batches=micro, num_rows=int(needed))
+    for a, b in zip(jax.tree.leaves(one_each.params), jax.tree.leaves(packed.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(metrics), jax.tree.leaves(packed_metrics), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_target_kl_stops_the_update(params, rollout):
@@ -203,7 +222,7 @@ def test_target_kl_stops_the_update(params, rollout):
 
 
 def test_every_row_exactly_once_per_epoch():
-    rows = np.asarray(stage.minibatch_rows(jax.random.key(0), 12, 3, 4))
+    rows = np.asarray(minibatch_rows(jax.random.key(0), 12, 3, 4))
     assert rows.shape == (12, 3)
     epochs = rows.reshape(3, 12)
     assert all(sorted(epoch) == list(range(12)) for epoch in epochs)
@@ -232,7 +251,7 @@ def test_ptx_gradient_is_added(params, rollout):
 
 def test_controller_moves_after_the_batch_it_paid():
     ppo = replace(PPO, kl_controller="adaptive", batch_size=512)
-    controllers = stage.Controllers(jnp.asarray(0.15), moments())
+    controllers = stage.Controllers(jnp.asarray(0.15), jnp.asarray(1.0), moments())
     state = init_state({"policy": {"w": jnp.ones(2)}}, optax.sgd(0.0), {"controllers": controllers})
     state = stage._after_update(state, ppo, Mean(jnp.asarray(12.0), jnp.asarray(1.0)), moments())
     np.testing.assert_allclose(state.extras["controllers"].kl_coef, 0.15 * (1 + 0.2 * 512 / 10_000), rtol=1e-6)
@@ -241,7 +260,7 @@ def test_controller_moves_after_the_batch_it_paid():
 def test_weight_average_follows_the_policy():
     ppo = replace(PPO, ema_decay=0.9)
     params = {"policy": {"w": jnp.ones(2)}}
-    controllers = stage.Controllers(jnp.asarray(0.1), moments())
+    controllers = stage.Controllers(jnp.asarray(0.1), jnp.asarray(1.0), moments())
     state = init_state(params, optax.sgd(0.0), {"controllers": controllers, "ema": {"w": jnp.zeros(2)}})
     state = stage._after_update(state, ppo, Mean(jnp.asarray(1.0), jnp.asarray(1.0)), moments())
     np.testing.assert_allclose(state.extras["ema"]["w"], 0.1, rtol=1e-6)

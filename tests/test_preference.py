@@ -191,69 +191,91 @@ def test_masked_responses_change_nothing_and_get_no_gradient(name, garbage):
     assert np.abs(np.asarray(gradient)).max() > 0
 
 
-PAIR = [jnp.array([x]) for x in (-10.0, -12.0, -11.0, -11.5)]
-ONE = jnp.ones(1, bool)
+# log π and log π_ref of a chosen and a rejected response.
+LOGP, REFERENCE = jnp.array([[-10.0, -12.0]]), jnp.array([[-11.0, -11.5]])
+
+
+def implicit(logp_BC, ref_logp_BC=REFERENCE, *, loss="dpo", beta=0.1, label_smoothing=0.0, rank=(1, 2), mask_BC=None):
+    rank_BC = jnp.broadcast_to(jnp.array(rank), logp_BC.shape)
+    mask_BC = jnp.ones(logp_BC.shape, bool) if mask_BC is None else mask_BC
+    return preference.implicit_loss(
+        beta * (logp_BC - ref_logp_BC), rank_BC, mask_BC, loss=loss, beta=beta, label_smoothing=label_smoothing,
+        pair_norm="num_valid_pairs",
+    )  # fmt: skip
 
 
 def test_dpo_golden():
-    def loss(chosen, label_smoothing):
-        pair, stats = preference.dpo_loss(chosen, *PAIR[1:], ONE, beta=0.1, label_smoothing=label_smoothing)
+    def loss(logp, label_smoothing):
+        pair, stats = implicit(logp, label_smoothing=label_smoothing)
         return masking.value(pair), stats
 
-    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(PAIR[0], 0.0)
+    (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(LOGP, 0.0)
     np.testing.assert_allclose(value, 0.6209570477895321, rtol=1e-6)
-    np.testing.assert_allclose(gradient, [-0.04625701546562505], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[-0.04625701546562505, 0.04625701546562505]], rtol=1e-5)
     numbers = {name: float(masking.value(pair)) for name, pair in stats.items()}
     expected = {"chosen_reward": 0.1, "rejected_reward": -0.05, "margin": 0.15, "accuracy": 1.0}
     assert numbers == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(loss(PAIR[0], 0.1)[0], 0.6359570477895321, rtol=1e-6)
+    np.testing.assert_allclose(loss(LOGP, 0.1)[0], 0.6359570477895321, rtol=1e-6)
+    swapped, _ = implicit(LOGP[:, ::-1], REFERENCE[:, ::-1], rank=(2, 1))
+    np.testing.assert_allclose(masking.value(swapped), value, rtol=1e-6)
 
 
 def test_ipo_golden():
-    pair, _ = preference.ipo_loss(*PAIR, ONE, beta=0.1)
-    np.testing.assert_allclose(masking.value(pair), 12.25, rtol=1e-6)
+    np.testing.assert_allclose(masking.value(implicit(LOGP, loss="ipo")[0]), 12.25, rtol=1e-6)
+    with pytest.raises(ValueError, match="got 'ppo', expected 'dpo' or 'ipo'"):
+        implicit(LOGP, loss="ppo")
 
 
 def test_dpo_starts_at_log_two():
-    logp, other = jnp.array([-10.0, -3.0]), jnp.array([-7.0, -1.0])
-    pair, stats = preference.dpo_loss(
-        logp, other, logp, other, jnp.ones(2, bool), beta=0.1, label_smoothing=0.0
-    )
+    pair, stats = implicit(REFERENCE)
     np.testing.assert_allclose(masking.value(pair), np.log(2), rtol=1e-7)
-    assert float(masking.value(stats["chosen_reward"])) == 0.0
+    assert float(masking.value(stats["chosen_reward"])) == float(masking.value(stats["accuracy"])) == 0.0
 
 
-def test_dpo_ignores_masked_pairs():
-    mask = jnp.array([True, False])
-    padded = [jnp.concatenate([x, jnp.array([jnp.nan])]) for x in PAIR]
+def test_dpo_ignores_what_is_masked():
+    padded, mask = (jnp.concatenate([x, jnp.full((1, 1), y)], axis=1) for x, y in ((LOGP, jnp.nan), (LOGP == LOGP, False)))
+    reference = jnp.concatenate([REFERENCE, jnp.zeros((1, 1))], axis=1)
 
-    def loss(chosen):
-        return masking.value(preference.dpo_loss(chosen, *padded[1:], mask, beta=0.1, label_smoothing=0.0)[0])
+    def loss(logp):
+        return masking.value(implicit(logp, reference, rank=(1, 2, 0), mask_BC=mask)[0])
 
-    value, gradient = jax.value_and_grad(loss)(padded[0])
+    value, gradient = jax.value_and_grad(loss)(padded)
     np.testing.assert_allclose(value, 0.6209570477895321, rtol=1e-6)
-    np.testing.assert_allclose(gradient, [-0.04625701546562505, 0.0], rtol=1e-5)
+    np.testing.assert_allclose(gradient, [[-0.04625701546562505, 0.04625701546562505, 0.0]], rtol=1e-5)
 
 
 def test_dpo_with_infinitely_many_pairs_reaches_the_regularised_optimum():
     """Labels P(i ≻ j) = σ(r_i − r_j): DPO's minimum is RL's optimum π* ∝ ρ exp(r/β)."""
     reference, reward = jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.array([0.0, 1.0, 2.0])
-    chosen, rejected = jnp.array([(i, j) for i in range(3) for j in range(3) if i != j]).T
-    weights = jax.nn.sigmoid(reward[chosen] - reward[rejected])
+    pairs = jnp.array([(i, j) for i in range(3) for j in range(3) if i != j])
+    weights = jax.nn.sigmoid(reward[pairs[:, 0]] - reward[pairs[:, 1]])
 
     def loss(theta):
         logp = jax.nn.log_softmax(theta)
-        pair, _ = preference.dpo_loss(
-            logp[chosen],
-            logp[rejected],
-            reference[chosen],
-            reference[rejected],
-            weights,
-            beta=0.5,
-            label_smoothing=0.0,
-        )
-        return masking.value(pair)
+        one = lambda pair: implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total  # noqa: E731
+        return jnp.sum(weights * jax.vmap(one)(pairs)) / weights.sum()
 
     descend = jax.jit(lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: y - 2.0 * jax.grad(loss)(y), x))
     policy = jax.nn.softmax(descend(reference))
     np.testing.assert_allclose(policy, [0.03666671, 0.16255943, 0.80077385], atol=1e-3)
+
+
+def test_majority_of_a_ranking_with_a_tie():
+    rank, mask = jnp.array([[1, 2, 2, 3, 0], [2, 1, 0, 0, 0]]), jnp.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool)
+    better, worse = preference.majority(rank, mask)
+    np.testing.assert_array_equal(better, [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
+    np.testing.assert_array_equal(worse, [[0, 0, 0, 1, 0], [1, 0, 0, 0, 0]])
+
+
+def test_kto_by_hand():
+    reward, better, worse = jnp.array([[0.7, -0.2, jnp.nan]]), jnp.array([[1, 0, 0]]) > 0, jnp.array([[0, 1, 0]]) > 0
+
+    def loss(reward, point):
+        return masking.value(preference.kto_loss(reward, better, worse, point, better_weight=1.5, worse_weight=1.0))
+
+    # 1.5 (1 - σ(0.7 - 0.2)) and 1 - σ(0.2 + 0.2)
+    expected = (1.5 / (1 + np.exp(0.5)) + 1 / (1 + np.exp(0.4))) / 2
+    value, (gradient, through_point) = jax.value_and_grad(loss, argnums=(0, 1))(reward, jnp.asarray(0.2))
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert gradient[0, 0] < 0 < gradient[0, 1]
+    assert gradient[0, 2] == through_point == 0.0

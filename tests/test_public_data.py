@@ -7,6 +7,7 @@ import pytest
 
 from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.preferences import ranks_from_pairs
+from rlhf_jax.data.public.tournaments import LARGEST, rankings
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
 from rlhf_jax.data.sources import load
 
@@ -194,6 +195,28 @@ def test_low_ratios_of_votes_are_dropped_on_request(read, capsys):
     assert len(read("shp", Comparison, *rows)) == 2
     assert len(read("shp", Comparison, *rows, options="?min_ratio=2")) == 1
     assert "1 of 2 records dropped: 1 with a score ratio below 2" in capsys.readouterr().out
+
+
+def test_pairs_of_ukp_become_rankings(read, capsys):
+    def row(better, worse):
+        return UKP | {"label": "a1", "a1": better, "a2": worse}
+
+    beaten = {"A": "BCD", "B": "CD", "C": "DE", "E": "A", "F": "G"}
+    rows = [row(a, b) for a, others in beaten.items() for b in others] + [row("X", "Y"), row("Y", "X")]
+    found = [item.responses for item in read("ukp_rankings", Comparison, *rows)]
+    # E beat A, who beat C, who beat E: no ranking holds all three, and every pair is in one.
+    assert found == [("A", "B", "C", "D"), ("C", "E"), ("E", "A"), ("F", "G")]
+    assert "2 of 6 records dropped: 2 with a pair that was judged both ways" in capsys.readouterr().out
+    assert read("ukp_rankings", Comparison, *rows)[0].messages == (user(UKP_QUERY),)
+
+
+def test_rankings_hold_every_judged_pair_and_no_other():
+    strength = {f"a{k}": k * 7 % 20 for k in range(20)}
+    judged = {(a, b) for a in strength for b in strength if strength[a] > strength[b] and (strength[a] * strength[b]) % 3}
+    found = list(rankings(sorted(judged)))
+    assert {(a, b) for order in found for k, a in enumerate(order) for b in order[k + 1 :]} == judged
+    assert max(map(len, found)) == LARGEST
+    assert sum(map(len, found)) < len(judged)  # passes; pairs alone would take twice their number
 
 
 def test_the_original_files_of_ukp(tmp_path):

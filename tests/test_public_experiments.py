@@ -8,13 +8,14 @@ from tests_support import ROOT, load_experiment
 
 from rlhf_jax import main
 from rlhf_jax.data.public import SHAPES
-from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText
+from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Prompt
 from rlhf_jax.data.sources import Source
 from rlhf_jax.training.metrics import read_rows
 
 # benchmarks.py names files of questions, not sources of records.
 FILES = sorted(path.name for path in Path(ROOT, "experiments/public").glob("*_*.py") if path.name != "__init__.py")
-FIELDS = {"comparisons": Comparison, "demonstrations": Demonstration, "documents": Document, "texts": LabelledText}
+FIELDS = {"comparisons": Comparison, "demonstrations": Demonstration, "documents": Document, "texts": LabelledText,
+          "prompts": Prompt}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FILES)

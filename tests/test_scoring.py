@@ -19,6 +19,7 @@ from rlhf_jax.inference import (
     response_logps,
     response_scores,
     response_values,
+    scoring,
 )
 from rlhf_jax.models import Classifier, LanguageModel, ScalarModel, TransformerConfig, apply, init_params, llama
 
@@ -226,3 +227,38 @@ def test_dropout_is_off_unless_a_key_is_given():
     for a, b, c in zip(first, second, dry, strict=True):
         assert np.abs(a - b).max() > 1e-3
         assert np.abs(a - c).max() > 1e-3
+
+
+def _read_everything(params, truncated):
+    """Everything that reads logits, as one number."""
+    losses = next_token(LANGUAGE, params, jnp.asarray(RESPONSE), jnp.asarray(RESPONSE_MASK).astype(int))
+    spec = dataclasses.replace(WARM, top_k=4) if truncated else WARM
+    logp_BR, entropy_BR = response_logps(LANGUAGE, params, *BATCH, spec=spec, truncation="recompute")
+    parts = (losses.nll_BT, losses.log_z_BT, jnp.maximum(logp_BR, -20.0), entropy_BR)
+    return sum(jnp.sin(x + jnp.arange(x.size).reshape(x.shape)).sum() for x in parts), parts
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("most", [1, 60, 100])
+def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(params, monkeypatch, most, truncated):
+    read = functools.partial(_read_everything, truncated=truncated)
+    grads, parts = jax.jit(jax.grad(read, has_aux=True))(params)
+    monkeypatch.setattr(scoring, "MOST_LOGITS", most)
+    split_grads, split_parts = jax.jit(jax.grad(lambda p: read(p), has_aux=True))(params)
+    for a, b in zip(jax.tree.leaves((grads, parts)), jax.tree.leaves((split_grads, split_parts)), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6 * max(1.0, float(jnp.abs(a).max())))
+
+
+def test_large_logits_are_never_whole(params, monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_LOGITS", 60)
+
+    def sizes(jaxpr):
+        for equation in jaxpr.eqns:
+            logits = (x.aval for x in equation.outvars if x.aval.shape[2:] == (CONFIG.vocab_size,))
+            yield from (aval.size for aval in logits if aval.dtype == jnp.float32)  # what sees what is bool
+            for inner in jax.core.jaxprs_in_params(equation.params):
+                yield from sizes(inner)
+
+    found = list(sizes(jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(params, False).jaxpr))
+    assert found
+    assert max(found) <= 60

@@ -22,10 +22,11 @@ class Tour(NamedTuple):
 
 
 def tiny_plans(data_dir: Path) -> dict[str, dict[str, Any]]:
-    """The tiny pipeline plus classification, with its data in `data_dir`."""
+    """The tiny pipeline, classification and one experiment of every further stage, with their data in `data_dir`."""
     config = load_experiment("experiments/menagerie/pipeline.py", "tiny")
     plans = pipeline.plan(config)
-    plans["classify"] = load_experiment("experiments/menagerie/classify.py", "tiny").to_dict()
+    for name in ("classify", "grpo", "dpo"):
+        plans[name] = load_experiment(f"experiments/menagerie/{name}.py", "tiny").to_dict()
     for plan in plans.values():
         plan["data"]["data_dir"] = str(data_dir)
     return plans

@@ -11,10 +11,11 @@ from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, 
 def get_config(size: str = "default") -> ConfigDict:
     """InstructGPT's recipe: K-wise rankings, one epoch, cosine to 10 %, demonstrations at mean 0."""
     config = base("reward", size, log_every=10, save_every=pick(size, tiny=5, default=100, large=200))
-    config.init = {"policy": "../sft"}
+    config.init = {"policy": "../sft", "sampler": ""}
     config.data = {
         "data_dir": DATA_DIR,
         "comparisons": "collect",
+        "earlier": (),
         "demonstrations": f"tfds:menagerie_demonstrations/{size}",
     }
     config.labelling = {
@@ -31,6 +32,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     config.reward = {
         "num_epochs": 1.0,
+        "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=32, large=64),
         "num_micro_batches": 1,
         "max_length": prompt_length(size) + RESPONSE_LENGTH,

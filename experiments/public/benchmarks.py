@@ -37,6 +37,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "limit": pick(size, tiny=8, default=0, large=0),  # at most so many questions of each; 0 is all
         "batch_size": pick(size, tiny=8, default=32, large=256),
         "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
+        "num_side_by_side": pick(size, tiny=2, default=8, large=16),
         "benchmarks": {
             "truthfulqa": {
                 "path": "",

@@ -28,11 +28,12 @@ NO_MONITOR = {
 def reward(size: str, *, comparisons: str, max_length: int, max_candidates: int, optimizer: dict[str, Any]) -> ConfigDict:
     """One epoch over rankings, 64 prompts a batch; the best responses get mean 0 (Ouyang 2022 §3.5, App. C.2)."""
     config = base("reward", size, log_every=10, save_every=pick(size, tiny=10, default=200, large=200))
-    config.init = {"policy": "../sft"}
-    config.data = {"data_dir": DATA_DIR, "comparisons": comparisons, "demonstrations": comparisons}
+    config.init = {"policy": "../sft", "sampler": ""}
+    config.data = {"data_dir": DATA_DIR, "comparisons": comparisons, "earlier": (), "demonstrations": comparisons}
     config.labelling = NO_LABELLING
     config.reward = {
         "num_epochs": 1.0,
+        "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=64, large=64),
         "num_micro_batches": pick(size, tiny=1, default=8, large=16),
         "max_length": pick(size, tiny=128, default=max_length, large=max_length),

@@ -24,6 +24,7 @@ from rlhf_jax.apps.speaker import Replies, Reply, Speaker, TooLongError, load
 from rlhf_jax.apps.text import printable
 from rlhf_jax.data.records import Message
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
 
 HELP = """\
 /regen            another reply to the last message
@@ -244,4 +245,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    retain_memory()
+    enable_persistent_cache()
     sys.exit(main())

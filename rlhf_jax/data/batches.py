@@ -127,11 +127,11 @@ def comparison_batches(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """Renders every candidate behind its prompt: `tokens_BCT`, `segments_BCT`, `rank_BC`, `mask_BC`.
+    """Renders every candidate behind its prompt: `tokens_BCT`, `segments_BCT`, `length_BC`, `rank_BC`, `mask_BC`.
 
-    All candidates of a prompt share a batch element (Ouyang et al. 2022, §3.5). Places without a candidate
-    have rank 0, mask False and no tokens. A comparison is dropped whole if one candidate does not fit, and if
-    all ranks tie: it holds no pair.
+    All candidates of a prompt share a batch element (Ouyang et al. 2022, §3.5). The last `length_BC` tokens are the
+    candidate, its end of turn included. Places without a candidate have rank 0, mask False and no tokens. A comparison
+    is dropped whole if one candidate does not fit, and if all ranks tie: it holds no pair.
     """
     _check_context(context_length, comparisons, "comparisons")
     if max_candidates < 2:
@@ -142,7 +142,8 @@ def comparison_batches(
         for response in item.responses
     ]
     rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
-    candidates = [[next(rendered).ids for _ in item.responses] for item in comparisons]
+    laid = [[next(rendered) for _ in item.responses] for item in comparisons]
+    candidates = [[one.ids for one in group] for group in laid]
 
     def reason(i: int) -> str | None:
         if len(candidates[i]) > max_candidates:
@@ -155,10 +156,12 @@ def comparison_batches(
     rows = [ids for i in keep for ids in [*candidates[i], *[[]] * (max_candidates - len(candidates[i]))]]
     tokens, segments = _pad(rows, tokenizer.pad_id, context_length)
     rank_BC, occupied_BC = _pad([comparisons[i].ranks for i in keep], 0, max_candidates)
+    length_BC, _ = _pad([[_last_run(one.trained) for one in laid[i]] for i in keep], 0, max_candidates)
     shape = (len(keep), max_candidates, context_length)
     arrays = {
         "tokens_BCT": tokens.reshape(shape),
         "segments_BCT": segments.reshape(shape),
+        "length_BC": length_BC,
         "rank_BC": rank_BC,
         "mask_BC": occupied_BC.astype(bool),
     }
@@ -234,6 +237,11 @@ def _check_context(
         raise ValueError(f"{name}: {length}, expected at least 2 tokens")
     if not len(records):
         raise ValueError(f"records: no {plural}, expected at least one; check the source and its split")
+
+
+def _last_run(trained: Sequence[bool]) -> int:
+    """Length of the run of trained tokens that ends a conversation: its last reply."""
+    return next((i for i, one in enumerate(reversed(trained)) if not one), len(trained))
 
 
 def _too_long(ids: Ids, name: str, limit: int) -> str | None:

@@ -83,7 +83,7 @@ def _check_fits(segments: np.ndarray, row_length: int) -> None:
 
 
 class PackedComparisons:
-    """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, `rank_BC`, `mask_BC`.
+    """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, and what is per candidate.
 
     With `num_groups` micro-batches, prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and `row_BC` counts
     within it.
@@ -116,7 +116,7 @@ class PackedComparisons:
                 segments_NT[where, start : start + length] = count[row]
                 row_BC[b, c], last_BC[b, c] = row, start + length - 1
         return {"tokens_NT": tokens_NT, "segments_NT": segments_NT, "row_BC": row_BC, "last_BC": last_BC,
-                "rank_BC": padded["rank_BC"], "mask_BC": padded["mask_BC"]}  # fmt: skip
+                **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}}  # fmt: skip
 
     def _items(self, padded: dict[str, np.ndarray], group: int) -> tuple[list[tuple[int, int]], list[int]]:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)

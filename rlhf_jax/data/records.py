@@ -95,6 +95,17 @@ class Comparison:
                 raise _complaint(f"ranks[{k}]", f"rank {rank}", "1 for the best, more for the others")
 
 
+def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Every untied pair of every ranking as a comparison of two, the better first: what InstructGPT found to overfit."""
+    return [
+        Comparison(one.messages, (one.responses[i], one.responses[j]), (1, 2), one.metadata)
+        for one in comparisons
+        for i, better in enumerate(one.ranks)
+        for j, worse in enumerate(one.ranks)
+        if better < worse
+    ]
+
+
 @dataclass(frozen=True)
 class LabelledText:
     """A text and the name of its class."""

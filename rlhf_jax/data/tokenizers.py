@@ -31,6 +31,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from rlhf_jax.data.templates import ChatTemplate, batch_ids
 
 PAD, EOS, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|unk|>"
+END_OF_DOCUMENT = "<|endoftext|>"  # of GPT-2 and all who took over its name
 SPECIAL_TOKENS = (PAD, EOS, USER, ASSISTANT)
 
 
@@ -55,6 +56,8 @@ class Tokenizer:
         self._untrusted.encode_special_tokens = True
         added = self._trusted.get_added_tokens_decoder()
         self._special_ids = {i for i, token in added.items() if token.special and i != fast.unk_token_id}
+        ends = (i for i, token in added.items() if token.special and token.content == END_OF_DOCUMENT)
+        self._document_end = next(ends, self.eos_id)
         self.num_ids = 1 + max(self._trusted.get_vocab(with_added_tokens=True).values())
 
     @property
@@ -83,8 +86,12 @@ class Tokenizer:
 
     @property
     def start_ids(self) -> list[int]:
-        """What a document's first token follows: begin-of-text, or where there is none the end of the text before."""
-        return self.prefix_ids or [self.eos_id]
+        """What a document's first token follows: begin-of-text, or where there is none the end of the text before.
+
+        Chat models call the end of a turn their end of text (SmolLM2, Qwen 2: <|im_end|>), which never stood between
+        documents; <|endoftext|> did.
+        """
+        return self.prefix_ids or [self._document_end]
 
     @property
     def turn_end_id(self) -> int:

@@ -97,18 +97,23 @@ def _block_nll(
 def _by_length(
     compute: Callable[..., jax.Array], items: Sequence[Continuation], batch_size: int, context_length: int
 ) -> np.ndarray:
-    """One number per item, in the order of the items; `compute` sees batches of one padded length."""
+    """One number per item, in the order of the items; `compute` sees batches of one padded length, equal items once."""
     _check(items, context_length)
+    keys = [(tuple(item.context), tuple(item.ids)) for item in items]
+    once = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(once) < len(items):  # arguments that stand in many pairs
+        values = _by_length(compute, [Continuation(*key) for key in once], batch_size, context_length)
+        return values[[once[key] for key in keys]]
     length_N = np.array([len(item.context) + len(item.ids) for item in items])
     padded_N = np.minimum(-(-length_N // BUCKET) * BUCKET, context_length)
-    found, values = [], []
+    found, computed = [], []
     for size in np.unique(padded_N):
         members = np.flatnonzero(padded_N == size)
         for rows in batch_rows(len(members), batch_size):
             found.append(members[rows])
-            values.append(compute(*_pad([items[n] for n in members[rows]], int(size))))
+            computed.append(compute(*_pad([items[n] for n in members[rows]], int(size))))
     result_N = np.empty(len(items))
-    result_N[np.concatenate(found)] = np.concatenate(jax.device_get(values))
+    result_N[np.concatenate(found)] = np.concatenate(jax.device_get(computed))
     return result_N
 
 

@@ -147,5 +147,13 @@ def reward_scores(
     reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, exam: Exam, how: Conditions, drawn: list[list[Generation]]
 ) -> Data:
     """The reward model's score of every response to the test prompts."""
-    score_M = scores(*reward, continuations(tokenizer, exam.prompts, drawn), batch_size=how.batch_size)
-    return {"scores": score_M.reshape(len(drawn), -1)}
+    return {"scores": score_responses(reward, tokenizer, exam.prompts, drawn, batch_size=how.batch_size)}
+
+
+def score_responses(
+    reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]],
+    *, batch_size: int,
+) -> np.ndarray:  # fmt: skip
+    """score_NS of equally many responses to every prompt."""
+    score_M = scores(*reward, continuations(tokenizer, prompts, drawn), batch_size=batch_size)
+    return score_M.reshape(len(drawn), -1)

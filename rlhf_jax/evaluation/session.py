@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data.menagerie.world import World
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Message, Prompt
 from rlhf_jax.evaluation import estimates, judges, reward_model
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation
@@ -111,6 +111,10 @@ def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
                 "text": drawn[n][0].text, "finished": drawn[n][0].finished, "gold": float(z[name][n, 0]),
                 "score": None if scores is None else float(scores[0]),
             }  # fmt: skip
-        text = "".join(f"<|{message.role}|>{message.content}" for message in prompt.messages)
-        samples.append({"prompt": text, "metadata": dict(prompt.metadata), "responses": answers})
+        samples.append({"prompt": marked(prompt.messages), "metadata": dict(prompt.metadata), "responses": answers})
     return samples
+
+
+def marked(messages: Sequence[Message]) -> str:
+    """A conversation as the report reads it."""
+    return "".join(f"<|{message.role}|>{message.content}" for message in messages)

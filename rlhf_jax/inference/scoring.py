@@ -4,11 +4,14 @@ The only place that shifts predictions against tokens. With P columns of prompt 
 
     response token r stands in column P + r and is predicted from column P + r - 1,
 
-so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only.
-Prompts are left-padded, responses right-padded. All functions are differentiable and none is jitted: the
+so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only. Logits of more than
+`MOST_LOGITS` elements are never whole: they are made, read and (backwards) made again a few columns at a time.
+Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that many rows first, to the same
+result (inference/packing.py says how many are enough). All functions are differentiable and none is jitted: the
 caller compiles its step. `dropout_key`, where offered, switches dropout on.
 """
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -16,7 +19,11 @@ import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Packed, pack
 from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
+
+# 128 MB in float32. Making logits again costs a quarter of the output projection, which smaller ones need not pay.
+MOST_LOGITS = 1 << 25
 
 
 class NextToken(NamedTuple):
@@ -41,8 +48,12 @@ def next_token(
     token of a segment and a token right after a gap are not.
     """
     hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden", dropout_key=dropout_key)
-    logits_BTV = apply(model, params, hidden_BTD[:, :-1], method="unembed")
-    return _predictions(logits_BTV, tokens_BT, segments_BT)
+
+    def read(hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
+
+    log_z_BU, chosen_BU = _by_columns(read, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:])
+    return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
 def predicted(segments_BT: jax.Array) -> jax.Array:
@@ -51,10 +62,28 @@ def predicted(segments_BT: jax.Array) -> jax.Array:
     return jnp.pad(valid_BU, ((0, 0), (1, 0)))
 
 
-def _predictions(logits_BUV: jax.Array, tokens_BT: jax.Array, segments_BT: jax.Array) -> NextToken:
-    """Compare logits of the first U = T - 1 columns with the tokens one column to the right."""
-    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
-    chosen_BU = jnp.take_along_axis(logits_BUV, tokens_BT[:, 1:, None], axis=-1)[..., 0]
+def _by_columns(read: Callable[..., tuple[jax.Array, ...]], vocab_size: int, *columns: jax.Array) -> tuple[jax.Array, ...]:
+    """`read(hidden_BUD, target_BU)`, which makes logits of its columns, in as many parts as keep these within `MOST_LOGITS`."""
+    batch, time = columns[0].shape[:2]
+    parts = min(-(-batch * time * vocab_size // MOST_LOGITS), time)
+    if parts <= 1:
+        return read(*columns)
+    width = -(-time // parts)
+
+    def split(x_BT: jax.Array) -> jax.Array:  # along time, so that a batch split over devices stays where it is
+        x_BT = jnp.pad(x_BT, ((0, 0), (0, parts * width - time)) + ((0, 0),) * (x_BT.ndim - 2))
+        return jnp.moveaxis(x_BT.reshape(batch, parts, width, *x_BT.shape[2:]), 1, 0)
+
+    found = jax.lax.map(lambda part: jax.checkpoint(read)(*part), tuple(split(x) for x in columns))
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, parts * width)[:, :time] for x in found)
+
+
+def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jax.nn.logsumexp(logits_BUV, axis=-1), jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
+
+
+def _predictions(log_z_BU: jax.Array, chosen_BU: jax.Array, segments_BT: jax.Array) -> NextToken:
+    """What the first U = T - 1 columns predict of the tokens one column to the right."""
     valid_BT = predicted(segments_BT)
     valid_BU = valid_BT[:, 1:]
 
@@ -96,6 +125,7 @@ def response_logps(
     *,
     spec: SamplingSpec,
     truncation: Literal["refuse", "recompute"] = "refuse",
+    num_rows: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     """(logp_BR, entropy_BR) of the sampling distribution `spec` makes of the model, 0 where masked.
 
@@ -109,13 +139,17 @@ def response_logps(
             f"{spec} truncates the distribution, so log-probabilities of two policies are not comparable: "
             'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
         )
-    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden")
-    hidden_BRD = hidden_BTD[:, prompt_BP.shape[1] - 1 : -1]
-    logits_BRV = decoding.sampling_logits(apply(model, params, hidden_BRD, method="unembed"), spec)
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    hidden_NTD, _ = apply(model, params, laid.tokens_NT, laid.segments_NT, method="hidden")
+    hidden_BRD = _before_responses(hidden_NTD, laid, prompt_BP.shape[1])
+
+    def read(hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_BUV = decoding.sampling_logits(apply(model, params, hidden_BUD, method="unembed"), spec)
+        return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
+
+    logp_BR, entropy_BR = _by_columns(read, model.config.vocab_size, hidden_BRD, response_BR)
     mask_BR = response_mask_BR.astype(bool)
-    logp_BR = jnp.where(mask_BR, decoding.log_prob(logits_BRV, response_BR), 0.0)
-    return logp_BR, jnp.where(mask_BR, decoding.entropy(logits_BRV), 0.0)
+    return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
 
 def response_values(
@@ -125,11 +159,34 @@ def response_values(
     prompt_mask_BP: jax.Array,
     response_BR: jax.Array,
     response_mask_BR: jax.Array,
+    *,
+    num_rows: int = 0,
 ) -> jax.Array:
     """value_BR: V(all before response token r), 0 where masked."""
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+    return jnp.where(response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0)
+
+
+class _Rows(NamedTuple):
+    """One row per example, as `join` lays them."""
+
+    tokens_NT: jax.Array
+    segments_NT: jax.Array
+
+
+def _lay(
+    prompt_BP: jax.Array, prompt_mask_BP: jax.Array, response_BR: jax.Array, response_mask_BR: jax.Array, num_rows: int
+) -> _Rows | Packed:
     tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    score_BT = apply(model, params, tokens_BT, segments_BT)
-    return jnp.where(response_mask_BR.astype(bool), score_BT[:, prompt_BP.shape[1] - 1 : -1], 0.0)
+    return pack(tokens_BT, segments_BT, num_rows) if num_rows else _Rows(tokens_BT, segments_BT)
+
+
+def _before_responses(x_NT: jax.Array, laid: _Rows | Packed, prompt_length: int) -> jax.Array:
+    """Column r: what stands one column before response token r."""
+    if isinstance(laid, _Rows):
+        return x_NT[:, prompt_length - 1 : -1]
+    return laid.read(x_NT, jnp.arange(prompt_length - 1, x_NT.shape[1] - 1)[None, :])
 
 
 def last_token_scores(
@@ -158,10 +215,16 @@ def response_scores(
     prompt_mask_BP: jax.Array,
     response_BR: jax.Array,
     response_mask_BR: jax.Array,
+    *,
+    num_rows: int = 0,
 ) -> jax.Array:
     """score_B of prompt and response together, read at the last response token."""
-    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    return last_token_scores(model, params, tokens_BT, segments_BT)
+    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    if isinstance(laid, _Rows):
+        return last_token_scores(model, params, laid.tokens_NT, laid.segments_NT)
+    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+    last_B = prompt_BP.shape[1] - 1 + response_mask_BR.sum(axis=1)
+    return laid.read(score_NT, last_B[:, None])[:, 0]
 
 
 class TextClasses(NamedTuple):
@@ -182,7 +245,7 @@ def classify_texts(
 ) -> TextClasses:
     """What a classifier says of whole texts, in one forward pass (Radford et al. 2018, equations 3 and 5)."""
     class_BTC, logits_BTV = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
-    language = _predictions(logits_BTV[:, :-1], tokens_BT, segments_BT)
+    language = _predictions(*_log_z_and_chosen(logits_BTV[:, :-1], tokens_BT[:, 1:]), segments_BT)
     return TextClasses(_at_last_token(class_BTC, segments_BT), language.nll_BT, language.valid_BT)
 
 
@@ -199,3 +262,19 @@ def packed_scores(
     """score_BC of candidates packed several to a row, each read at its last token (row_BC, last_BC)."""
     score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
     return score_NT[row_BC, last_BC]
+
+
+def packed_logps(
+    model: LanguageModel,
+    params: Params,
+    tokens_NT: jax.Array,
+    segments_NT: jax.Array,
+    row_BC: jax.Array,
+    last_BC: jax.Array,
+    length_BC: jax.Array,
+) -> jax.Array:
+    """logp_BC: Σ log π over the `length_BC` tokens that end at (row_BC, last_BC), candidates packed several to a row."""
+    nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
+    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2)
+    own_BCT = (before_BCT >= 0) & (before_BCT < length_BC[..., None])
+    return -jnp.where(own_BCT, nll_NT[row_BC], 0.0).sum(axis=-1)

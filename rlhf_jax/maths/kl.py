@@ -67,7 +67,7 @@ def ziegler_update(
     return jnp.asarray(kl_coef, jnp.float32) * (1.0 + error * num_episodes / horizon)
 
 
-def ppo2017_update(beta: jax.Array | float, kl: jax.Array | float, *, target: float) -> jax.Array:
+def ppo2017_update(beta: jax.Array | float, kl: jax.Array | float, *, target: jax.Array | float) -> jax.Array:
     """β ← β/2 if KL < target/1.5, 2β if KL > 1.5·target, else β (Schulman et al. 2017, section 4).
 
     `kl` is the mean per-token KL(π_old ‖ π) after the policy update.

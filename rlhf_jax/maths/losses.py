@@ -64,7 +64,7 @@ def _clipped_surrogate(
     advantage_BR: jax.Array,
     mask_BR: jax.Array,
     *,
-    cliprange: float,
+    cliprange: jax.Array | float,
     cliprange_high: float | None,
     dual_clip: float | None,
 ) -> tuple[jax.Array, Stats]:
@@ -90,7 +90,7 @@ def ppo_policy_loss(
     advantage_BR: jax.Array,
     mask_BR: jax.Array,
     *,
-    cliprange: float,
+    cliprange: jax.Array | float,
     cliprange_high: float | None = None,
     dual_clip: float | None = None,
 ) -> tuple[Mean, Stats]:

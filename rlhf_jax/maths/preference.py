@@ -3,7 +3,7 @@
     ranking         mean over all pairs i ≻ j of a prompt of −log σ(r_i − r_j); ties dropped; prompts weigh 1
     best of C       −log softmax(r)[best]                               (Ziegler et al. 2019)
     Plackett-Luce   Σ_i log Σ_{j not before i} exp r_j − r_i            (the likelihood of the whole order)
-    DPO             −log σ(β (log π/π_ref(chosen) − log π/π_ref(rejected)))
+    DPO family      the same with the policy's implicit rewards r = β log π/π_ref; KTO: of single responses
 
 A ranking is `rank_BC`: 1 is best, equal ranks are ties. All C responses of a prompt sit in one row, so that
 each is scored once and no response meets the model again in another batch (Ouyang et al. 2022, section 3.5).
@@ -13,6 +13,7 @@ are dropped.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import jax
@@ -130,64 +131,66 @@ def _only_real(score_BC: jax.Array, real_BC: jax.Array) -> jax.Array:
     return jnp.where(real_BC, score_BC.astype(jnp.float32), _LOW)
 
 
-def _preference_gap(
-    chosen_B: jax.Array,
-    rejected_B: jax.Array,
-    ref_chosen_B: jax.Array,
-    ref_rejected_B: jax.Array,
-    mask_B: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """log π/π_ref of the chosen and of the rejected responses, 0 where masked."""
-    chosen_B = keep(chosen_B - jax.lax.stop_gradient(ref_chosen_B), mask_B)
-    return chosen_B, keep(rejected_B - jax.lax.stop_gradient(ref_rejected_B), mask_B)
+def implicit_loss(
+    reward_BC: jax.Array,
+    rank_BC: jax.Array,
+    mask_BC: jax.Array,
+    *,
+    loss: str,
+    beta: float,
+    label_smoothing: float,
+    pair_norm: PairNorm,
+) -> tuple[Mean, dict[str, Mean]]:
+    """The ranking loss of a policy's implicit rewards r = β log π/π_ref, which makes the policy its own reward model.
 
+        dpo    −log σ(r_i − r_j)                      Rafailov et al. 2023, equation 7; with `label_smoothing` cDPO
+        ipo    ((r_i − r_j)/β − 1/(2β))²              Azar et al. 2023, equation 17: pulls the gap to a finite value
 
-def _preference_stats(
-    chosen_B: jax.Array, rejected_B: jax.Array, mask_B: jax.Array, beta: float
-) -> dict[str, Mean]:
-    return {
-        "chosen_reward": mean(beta * chosen_B, mask_B),
-        "rejected_reward": mean(beta * rejected_B, mask_B),
-        "margin": mean(beta * (chosen_B - rejected_B), mask_B),
-        "accuracy": mean(chosen_B > rejected_B, mask_B),
+    Over all pairs i ≻ j of a prompt, as `ranking_loss`; C = 2 is the papers' case. Log-probabilities are sums over a
+    response's tokens, not averages. Stats, means over pairs: `chosen_reward`, `rejected_reward`, their `margin`, and
+    `accuracy` (strict: 0 at initialisation, where all rewards are 0). Raises ValueError for another `loss`.
+    """
+    if loss not in ("dpo", "ipo"):
+        raise ValueError(f"preference loss: got {loss!r}, expected 'dpo' or 'ipo'")
+
+    def ipo_nll(difference: jax.Array) -> jax.Array:
+        return jnp.square(difference / beta - 1.0 / (2.0 * beta))
+
+    pair_nll = ipo_nll if loss == "ipo" else partial(smoothed_nll, label_smoothing=label_smoothing)
+    nll = ranking_loss(reward_BC, rank_BC, mask_BC, pair_norm=pair_norm, pair_nll=pair_nll)
+    difference_BCC, valid_BCC = _pairs(reward_BC, rank_BC, mask_BC)
+    first_BCC = jnp.broadcast_to(keep(reward_BC, mask_BC)[:, :, None], valid_BCC.shape)
+    return nll, {
+        "chosen_reward": mean(first_BCC, valid_BCC),
+        "rejected_reward": mean(first_BCC - difference_BCC, valid_BCC),
+        "margin": mean(difference_BCC, valid_BCC),
+        "accuracy": ranking_accuracy(reward_BC, rank_BC, mask_BC),
     }
 
 
-def dpo_loss(
-    chosen_logp_B: jax.Array,
-    rejected_logp_B: jax.Array,
-    ref_chosen_logp_B: jax.Array,
-    ref_rejected_logp_B: jax.Array,
-    mask_B: jax.Array,
-    *,
-    beta: float,
-    label_smoothing: float,
-) -> tuple[Mean, dict[str, Mean]]:
-    """−log σ(β h), h = log π/π_ref(chosen) − log π/π_ref(rejected) (Rafailov et al. 2023, equation 7).
+def majority(rank_BC: jax.Array, mask_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Which responses are ranked above more of their prompt's others than below, and which the other way round.
 
-    Log-probabilities are sums over a response's tokens, not averages. `label_smoothing` 0 is DPO, above 0 is
-    cDPO (Mitchell 2023). Stats: implicit rewards β log π/π_ref of `chosen_reward` and `rejected_reward`,
-    their `margin`, and `accuracy` (strict: 0 at initialisation, where all gaps are 0).
+    Of a pair these are the preferred and the other response; in the middle of a ranking a response may be neither.
     """
-    chosen_B, rejected_B = _preference_gap(
-        chosen_logp_B, rejected_logp_B, ref_chosen_logp_B, ref_rejected_logp_B, mask_B
-    )
-    nll_B = smoothed_nll(beta * (chosen_B - rejected_B), label_smoothing=label_smoothing)
-    return mean(nll_B, mask_B), _preference_stats(chosen_B, rejected_B, mask_B, beta)
+    _, above_BCC = _pairs(jnp.zeros(rank_BC.shape), rank_BC, mask_BC)
+    surplus_BC = above_BCC.sum(axis=2) - above_BCC.sum(axis=1)
+    return surplus_BC > 0, surplus_BC < 0
 
 
-def ipo_loss(
-    chosen_logp_B: jax.Array,
-    rejected_logp_B: jax.Array,
-    ref_chosen_logp_B: jax.Array,
-    ref_rejected_logp_B: jax.Array,
-    mask_B: jax.Array,
+def kto_loss(
+    reward_BC: jax.Array,
+    better_BC: jax.Array,
+    worse_BC: jax.Array,
+    reference_point: jax.Array,
     *,
-    beta: float,
-) -> tuple[Mean, dict[str, Mean]]:
-    """(h − 1/(2β))², h as in `dpo_loss` (Azar et al. 2023): pulls the gap to a finite value."""
-    chosen_B, rejected_B = _preference_gap(
-        chosen_logp_B, rejected_logp_B, ref_chosen_logp_B, ref_rejected_logp_B, mask_B
-    )
-    loss_B = jnp.square(chosen_B - rejected_B - 1.0 / (2.0 * beta))
-    return mean(loss_B, mask_B), _preference_stats(chosen_B, rejected_B, mask_B, beta)
+    better_weight: float,
+    worse_weight: float,
+) -> Mean:
+    """λ_D (1 − σ(r − z)) of desirable and λ_U (1 − σ(z − r)) of undesirable responses (Ethayarajh et al. 2024, equation 8).
+
+    r = β log π/π_ref; z = β max(0, KL estimate), through which no gradient flows. No pairs: every response counts alone.
+    """
+    gain_BC = keep(reward_BC, better_BC | worse_BC) - jax.lax.stop_gradient(reference_point)
+    loss_BC = jnp.where(better_BC, better_weight * jax.nn.sigmoid(-gain_BC), worse_weight * jax.nn.sigmoid(gain_BC))
+    return mean(loss_BC, better_BC | worse_BC)

@@ -1,14 +1,15 @@
 """Reads models from GGUF files (llama.cpp): LLaMA and Gemma 3, dequantised to floating point.
 
     config, params = load_gguf("model.Q4_1.gguf", param_dtype="float32", compute_dtype="float32")
+    metadata = read_metadata("model.Q4_1.gguf")
 
 The metadata are translated to the config.json of the same model and read by `huggingface.configs`. Three things are unlike
 safetensors: rows of q and k of `llama` files are permuted for rotary positions that pair neighbours, norms of `gemma3` files
 hold 1 + w already, and Gemma 3's local layers (five of six, base 10,000) are known to llama.cpp, not to the file.
 
 Weights of a quantised file are those of the quantised model, not the released ones: results should say so. Needs the package
-`gguf` (pip install rlhf_jax[gguf]). Left out on purpose: the file's tokenizer (transformers reads it:
-AutoTokenizer.from_pretrained(FOLDER, gguf_file=NAME)), writing, LLaMA 3's `rope_freqs`.
+`gguf` (pip install rlhf_jax[gguf]). The file's tokenizer: `data.gguf_tokenizers`. Left out on purpose: writing, LLaMA 3's
+`rope_freqs`.
 """
 
 from collections.abc import Mapping
@@ -44,6 +45,25 @@ _BLOCK = {
 _NAMES = Names("", {"embedding": "token_embd", "final_norm": "output_norm"} | _BLOCK, "blk.", "output.weight", True, False, "")
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """All fields of a GGUF file, the tokenizer's among them. Raises FileNotFoundError without the file."""
+    return _metadata(_open(path))
+
+
+def _metadata(reader: Any) -> dict[str, Any]:
+    return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def _open(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: not found, expected a GGUF file")
+    try:
+        import gguf  # An extra: most do not need it.
+    except ModuleNotFoundError:
+        raise ValueError(f"{path}: reading GGUF needs the package gguf: pip install rlhf_jax[gguf]") from None
+    return gguf.GGUFReader(str(path))
+
+
 def load_gguf(
     path: str | Path, *, param_dtype: str, compute_dtype: str, place: Place | None = None
 ) -> tuple[TransformerConfig, Params]:
@@ -52,13 +72,9 @@ def load_gguf(
     Raises FileNotFoundError without the file, ValueError listing metadata and tensors that we do not know or that are
     missing, mis-shaped or not finite.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: not found, expected a GGUF file")
-    import gguf  # An extra: most do not need it.
-
-    reader = gguf.GGUFReader(str(path))
+    reader = _open(path)
+    metadata = _metadata(reader)
     found = {tensor.name: tensor for tensor in reader.tensors}
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
     try:
         values = _config_json(metadata, vocab_size=int(found["token_embd.weight"].shape[1]), tied=_NAMES.lm_head not in found)
         _, config = read_config(values, param_dtype=param_dtype, compute_dtype=compute_dtype)
@@ -66,9 +82,11 @@ def load_gguf(
         _check_shapes(expected, {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in found.items()})
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path}: {error}") from error
+    from gguf.quants import dequantize
+
     leaves, broken = dict[str, jax.Array](), list[str]()
     for name, tensor in expected.items():
-        array = gguf.quants.dequantize(found[name].data, found[name].tensor_type).reshape(tensor.shape)
+        array = dequantize(found[name].data, found[name].tensor_type).reshape(tensor.shape)
         if not np.isfinite(array).all():
             broken.append(f"{name}: NaN or Inf")
         array = _as_in_safetensors(metadata["general.architecture"], name, array, config)

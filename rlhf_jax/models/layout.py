@@ -17,8 +17,11 @@ WHOLE: tuple[str, ...] = ()
 
 
 def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
-    """x with its axes split over these axes of the mesh; an axis that they do not divide stays whole."""
-    sizes = dict(jax.sharding.get_abstract_mesh().shape)
+    """x with its axes split over these axes of the mesh; an axis that they do not divide stays whole.
+
+    Under a mapped axis of the caller's own (`jax.pmap`, `jax.shard_map`) each device has its part already.
+    """
+    sizes = {name: size for name, size in jax.sharding.get_abstract_mesh().shape.items() if name in (*BATCH, *TENSOR)}
     if math.prod(sizes.values()) == 1:
         return x
     parts = (math.prod(sizes.get(name, 1) for name in names) for names in axes)

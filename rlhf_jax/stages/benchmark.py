@@ -46,6 +46,7 @@ class Config:
     limit: int
     batch_size: int
     num_bootstrap: int
+    num_side_by_side: int  # texts of each benchmark that go to evaluation.json beside each other
     benchmarks: Benchmarks
 
 
@@ -54,6 +55,7 @@ def run(config: Config, workdir: str) -> None:
     folder = Path(workdir)
     check_names(config.checkpoints, config.reference)
     require(config.limit >= 0, f"limit={config.limit}: must be 0, for all, or the number of questions")
+    require(config.num_side_by_side >= 0, f"num_side_by_side={config.num_side_by_side}: must be 0, for none, or more")
     for name, number in {"batch_size": config.batch_size, "num_bootstrap": config.num_bootstrap}.items():
         require(number >= 1, f"{name}={number}: must be positive")
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +72,8 @@ def run(config: Config, workdir: str) -> None:
     claim(folder, config)
     measured = _measure(entrants, asked, Cache(folder / "partial"))
     rows = [row for task in asked for row in task.rows(measured[task.name])]
-    _report(config, folder, entrants, [*rows, *absent])
+    samples = [sample for task in asked for sample in task.samples(measured[task.name], config.num_side_by_side)]
+    _report(config, folder, entrants, [*rows, *absent], samples)
 
 
 def _check_entrants(config: Config, entrants: Mapping[str, Entrant], asked: Sequence[Task]) -> None:
@@ -104,14 +107,14 @@ def _measure(entrants: Mapping[str, Entrant], asked: Sequence[Task], kept: Cache
     return measured
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], rows: Sequence[Row]) -> None:
+def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], rows: Sequence[Row], samples: list[Any]) -> None:
     groups = list(dict.fromkeys(row.group for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row.group))
     write_json(workdir / "evaluation.json", {
         "checkpoints": described(entrants),
         "reference": config.reference,
         "table": [row_to_json(row) for row in rows],
-        "samples": [],
+        "samples": samples,
         "seed": config.seed,
         "version": __version__,
     }, indent=1)  # fmt: skip

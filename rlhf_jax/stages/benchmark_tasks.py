@@ -25,9 +25,10 @@ from rlhf_jax.evaluation.benchmarks import (
     truthfulqa,
 )
 from rlhf_jax.evaluation.benchmarks.instructions import INSTRUCTIONS
-from rlhf_jax.evaluation.benchmarks.rows import Data, not_run
+from rlhf_jax.evaluation.benchmarks.rows import Data, not_run, side_by_side
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import load_classifier
 from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.session import marked
 from rlhf_jax.evaluation.table import Row
 from rlhf_jax.stages.benchmark_config import (
     Benchmarks,
@@ -72,7 +73,7 @@ class Loaded(NamedTuple):
 @dataclass(frozen=True)
 class Task:
     """One measurement of every checkpoint of a kind. `depends_on` is all that its result depends on besides the checkpoint;
-    `length` is how many tokens a model must be able to hold.
+    `length` is how many tokens a model must be able to hold; `samples` picks texts to show, of a task that makes some.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Task:
     length: int
     measure: Callable[[Loaded], Data]
     rows: Callable[[Mapping[str, Data]], list[Row]]
+    samples: Callable[[Mapping[str, Data], int], list[dict[str, Any]]] = lambda measured, count: []
 
 
 def tasks(config: Benchmarks, how: How) -> tuple[list[Task], list[Row]]:
@@ -135,6 +137,8 @@ def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
             lambda one: truthfulqa.answer(one.model, one.tokenizer, questions, response_length=config.response_length,
                                           batch_size=how.batch_size),
             lambda measured: truthfulqa.answer_rows(questions, measured, how.bootstrap),
+            side_by_side(truthfulqa.GROUP, [question.text for question in questions],
+                         lambda data, n: {"text": data["texts"][n]}),
         )  # fmt: skip
 
 
@@ -199,7 +203,11 @@ def _real_toxicity_after(
         return real_toxicity_prompts.rows(prompts, measured, toxicity, how.bootstrap, instruction=instruction, judge=said)
 
     asked = digest(prompts, instruction, config.sampling, config.response_length, config.samples_per_prompt, how.seed)
-    return Task(f"real-toxicity-{instruction}", "language_model", asked, config.response_length + 1, measure, rows)
+    shown = side_by_side(
+        f"{real_toxicity_prompts.GROUP}, {instruction}", [INSTRUCTIONS[instruction] + prompt.text for prompt in prompts],
+        lambda data, n: {"text": data["texts"][n][0]},
+    )  # fmt: skip
+    return Task(f"real-toxicity-{instruction}", "language_model", asked, config.response_length + 1, measure, rows, shown)
 
 
 def _comparisons(config: Comparisons, how: How) -> Iterator[Task]:
@@ -243,11 +251,16 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         scored = judged_wins.score(opened().model, opened().tokenizer, prompts, answers, batch_size=how.batch_size)
         return {**scored, "answers": answers["answers"]}
 
+    def first(data: Data, n: int) -> dict[str, Any]:
+        text, finished = data["answers"][n][0]
+        return {"text": text, "finished": finished, "score": data["scores"][n][0]}
+
     yield Task(
         "win-rate", "language_model",
         digest(prompts, config.sampling, config.response_length, config.samples_per_prompt, how.seed, judge.meta.fingerprint),
         config.response_length + 1, measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
+        side_by_side(judged_wins.GROUP, [marked(prompt.messages) for prompt in prompts], first),
     )  # fmt: skip
 
 

@@ -4,8 +4,8 @@
       1  sample responses from the policy on a batch of prompts                 (stages/rollouts.py)
       2  score them with the reward model; R_t = -β KL_t + 1[t = last] score
       3  advantages and returns by GAE; everything so far is frozen in a Rollout
-      4  num_ppo_epochs x num_mini_batches: clipped policy loss + vf_coef * clipped value loss
-         + ptx_coef * language-model loss on pretraining documents (their gradients added up)
+      4  num_ppo_epochs x num_mini_batches: policy loss (clipped; or one of Table 1 of Schulman 2017) + vf_coef * clipped
+         value loss + ptx_coef * language-model loss on pretraining documents (their gradients added up)
       5  the KL controller and the average of weights move once
 
 Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the reward model. The reference
@@ -17,9 +17,10 @@ Left out on purpose: truncated sampling (refused: the loss would need to replay 
 (it makes the ratio differ from 1), asynchronous rollouts.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -30,20 +31,23 @@ from rlhf_jax.data.batches import lm_batches, prompt_batches
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec, truncates
+from rlhf_jax.inference.packing import row_bucket, rows_needed
 from rlhf_jax.inference.scoring import next_token_nll, predicted, response_logps, response_values
-from rlhf_jax.maths.kl import ziegler_update
-from rlhf_jax.maths.losses import ppo_policy_loss, ppo_value_loss
+from rlhf_jax.maths.kl import k3, ppo2017_update, ziegler_update
+from rlhf_jax.maths.losses import ppo_kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from rlhf_jax.maths.masking import Mean, mean, value, whiten
-from rlhf_jax.maths.returns import RunningMoments
+from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
 from rlhf_jax.stages.configuration import require, require_divides
 from rlhf_jax.stages.monitor import Monitor, monitor_hooks
-from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses
+from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.training.mesh import replicated
+from rlhf_jax.training.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
-from rlhf_jax.training.state import TrainState, apply_gradients, init_state
+from rlhf_jax.training.state import TrainState, init_state
 
 Params = Any
 
@@ -91,6 +95,9 @@ class PPO:
     cliprange_value: float
     vf_coef: float
     entropy_coef: float
+    policy_loss: Literal["clip", "none", "kl_fixed", "kl_adaptive"]  # Table 1 of Schulman 2017
+    kl_penalty_coef: float  # β of KL(π_old ‖ π); where kl_adaptive starts
+    kl_penalty_target: float  # nats per token that one update may move the policy
     missing_eos_penalty: float
     missing_eos_mode: Literal["replace", "subtract", "none"]
     score_clip: float
@@ -141,6 +148,10 @@ def check(config: Config, num_devices: int) -> None:
     require(ppo.temperature > 0, "ppo.temperature must be > 0: greedy rollouts have no log-probability")
     require(ppo.kl_controller == "fixed" or (ppo.kl_target > 0 and ppo.kl_horizon > 0),
             "ppo.kl_controller=adaptive needs ppo.kl_target > 0 nats and ppo.kl_horizon > 0 episodes")  # fmt: skip
+    require(not ppo.policy_loss.startswith("kl") or ppo.kl_penalty_coef > 0,
+            f"ppo.policy_loss={ppo.policy_loss} needs ppo.kl_penalty_coef > 0, not {ppo.kl_penalty_coef}")  # fmt: skip
+    require(ppo.policy_loss != "kl_adaptive" or ppo.kl_penalty_target > 0,
+            f"ppo.policy_loss=kl_adaptive needs ppo.kl_penalty_target > 0 nats, not {ppo.kl_penalty_target}")  # fmt: skip
     require(ppo.ptx_coef == 0 or ppo.ptx_batch_size > 0,
             f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")  # fmt: skip
     require_divides(ppo.num_micro_batches * num_devices, ppo.ptx_batch_size if ppo.ptx_coef else 0,
@@ -153,6 +164,7 @@ class Controllers(NamedTuple):
     """The few scalars that live as long as the run."""
 
     kl_coef: jax.Array
+    kl_penalty_coef: jax.Array
     score_moments: RunningMoments
 
 
@@ -188,8 +200,9 @@ def run(config: Config, workdir: str) -> None:
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
     ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)))
-    optimise = space.compile_update(make_update(models, optimizer, config.ppo, spec), state)
+    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)), static_argnames="num_rows")
+    optimise = cache(lambda rows: space.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
+    count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(space.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
@@ -197,11 +210,16 @@ def run(config: Config, workdir: str) -> None:
         placed = space.shard({name: batch[name] for name in ("prompt_BP", "prompt_mask_BP")})
         full = join(base, state.params)
         samples = draw(full["policy"], placed, jax.random.fold_in(step_key, 0))
-        kl_coef, moments = state.extras["controllers"]
-        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments)
+        kl_coef, _, moments = state.extras["controllers"]
+        update_key = jax.random.fold_in(step_key, 1)
+        lengths = (placed["prompt_mask_BP"], samples.length_B)
+        needed = jax.device_get(count_rows(*lengths, jax.random.clone(update_key)))  # the same minibatches
+        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.batch_shards)
+        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.batch_shards)
+        rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments, num_rows=judge_rows)
         space.show_samples(step, batch, samples, rollout.score_B)
         blocks = space.shard_stack(ptx(step)) if ptx else {}
-        state, update_metrics = optimise(state, (rollout, blocks), jax.random.fold_in(step_key, 1), base)
+        state, update_metrics = optimise(update_rows)(state, (rollout, blocks), update_key, base)
         state = _after_update(state, config.ppo, metrics["objective/kl"], moments)
         return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
 
@@ -216,46 +234,57 @@ def run(config: Config, workdir: str) -> None:
 
 
 def make_update(
-    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec
+    models: Models, optimizer: optax.GradientTransformation, ppo: PPO, spec: SamplingSpec, *, num_rows: int = 0
 ) -> Callable[[TrainState, tuple[Rollout, Any], jax.Array], tuple[TrainState, dict[str, Any]]]:
     """The pure update of one rollout: epochs x minibatches in one scan.
 
         (state, (rollout, blocks), key, frozen base) -> (state, metrics)
 
-    The losses see the base joined with the state's parameters; by default there is no base.
-    Early stop: once a minibatch's approxkl exceeds `target_kl` the remaining ones leave the state as it is.
+    The losses see the base joined with the state's parameters; by default there is no base. With `num_rows` > 0 the networks
+    read each micro-batch packed into that many rows. With policy_loss kl_adaptive the penalty's coefficient moves at the end,
+    by how far the whole update has moved the policy (Schulman 2017 §4).
     """
-    gradients = make_gradients(models, ppo, spec)
 
     def update(
         state: TrainState, data: tuple[Rollout, Any], key: jax.Array, base: Params = NO_BASE
     ) -> tuple[TrainState, dict[str, Any]]:
+        adaptive = ppo.policy_loss == "kl_adaptive"
+        penalty_coef = state.extras["controllers"].kl_penalty_coef if adaptive else None
+        gradients = make_gradients(models, ppo, spec, kl_penalty_coef=penalty_coef, num_rows=num_rows)
         rollout, blocks = data
-        rows = minibatch_rows(key, ppo.batch_size, ppo.num_ppo_epochs, ppo.num_mini_batches)
-
-        def body(carry: tuple[TrainState, jax.Array], xs: Any) -> Any:
-            state, stopped = carry
-            rows_b, blocks_b = xs
-            minibatch = jax.tree.map(lambda x: x[rows_b], rollout)
-            grads, metrics = gradients(state.params, minibatch, blocks_b, base)
-            metrics["done"] = ~stopped
-            metrics["grad_norm/policy"] = global_norm(grads["policy"])
-            metrics["grad_norm/value"] = global_norm(grads["value"])
-            new_state = apply_gradients(state, grads, optimizer)
-            if ppo.target_kl > 0:
-                new_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new_state, state)
-                stopped |= value(metrics["policy/approxkl_avg"]) > ppo.target_kl
-            return (new_state, stopped), metrics
-
-        first = (state, jnp.asarray(False))
-        (state, _), stacked = jax.lax.scan(body, first, (rows, blocks))
-        return state, summarise(stacked)
+        state, metrics = run_epochs(
+            state, partial(gradients, base=base), optimizer, rollout, blocks, key, norms=_norms, num_epochs=ppo.num_ppo_epochs,
+            num_mini_batches=ppo.num_mini_batches, target_kl=ppo.target_kl,
+        )  # fmt: skip
+        if adaptive:
+            moved = _moved(models.policy, join(base, state.params)["policy"], rollout, spec)
+            controllers = state.extras["controllers"]
+            coef = ppo2017_update(controllers.kl_penalty_coef, value(moved), target=ppo.kl_penalty_target)
+            state = replace(state, extras={**state.extras, "controllers": controllers._replace(kl_penalty_coef=coef)})
+            metrics |= {"policy/kl_penalty_coef": coef, "policy/kl_moved": moved}
+        return state, metrics
 
     return update
 
 
-def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[..., tuple[Params, dict[str, Any]]]:
-    """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM (Schulman 2017 eq. 9; Ouyang 2022 eq. 2)."""
+def _norms(grads: Params) -> dict[str, jax.Array]:
+    return {f"grad_norm/{name}": global_norm(part) for name, part in grads.items()}
+
+
+def _moved(model: LanguageModel, params: Params, rollout: Rollout, spec: SamplingSpec) -> Mean:
+    """KL(π_old ‖ π) per token after an update, on the tokens that π_old sampled."""
+    prompt, response = (rollout.prompt_BP, rollout.prompt_mask_BP), (rollout.response_BR, rollout.mask_BR)
+    logp_BR, _ = response_logps(model, params, *prompt, *response, spec=spec)
+    return mean(k3(rollout.logp_BR, logp_BR), rollout.mask_BR)
+
+
+def make_gradients(
+    models: Models, ppo: PPO, spec: SamplingSpec, *, kl_penalty_coef: jax.Array | None = None, num_rows: int = 0
+) -> Callable[..., tuple[Params, dict[str, Any]]]:
+    """Gradients of L^CLIP + vf_coef L^VF - entropy_coef S + ptx_coef L^LM (Schulman 2017 eq. 9; Ouyang 2022 eq. 2).
+
+    `policy_objective` has the other policy losses that may stand in L^CLIP's place.
+    """
 
     def ptx_loss(params: Params, block: Any, weight: jax.Array, key: jax.Array) -> Any:
         nll_BT, valid_BT = next_token_nll(models.policy, params["policy"], block["tokens_BT"], block["segments_BT"])
@@ -273,7 +302,8 @@ def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[...
             whitened_BR = whiten(minibatch.advantage_BR, minibatch.mask_BR, shift_mean=True)
             minibatch = minibatch._replace(advantage_BR=whitened_BR)
         accumulate = partial(accumulated_gradients, num_micro_batches=ppo.num_micro_batches)
-        ppo_loss = on_base(partial(minibatch_loss, models, ppo, spec))
+        settled = partial(minibatch_loss, models, ppo, spec, kl_penalty_coef=kl_penalty_coef, num_rows=num_rows)
+        ppo_loss = on_base(settled)
         grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
         if ppo.ptx_coef:
             predicted_tokens = lambda blocks: predicted(blocks["segments_BT"]).sum()  # noqa: E731
@@ -288,22 +318,24 @@ def make_gradients(models: Models, ppo: PPO, spec: SamplingSpec) -> Callable[...
 
 
 def minibatch_loss(
-    models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array
-) -> tuple[jax.Array, dict[str, Any]]:
-    """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens."""
+    models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array,
+    *, kl_penalty_coef: jax.Array | None = None, num_rows: int = 0,
+) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
+    """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens.
+
+    `kl_penalty_coef` is an adapted one; without it the config's holds.
+    """
     del key
     prompt, response = (rollout.prompt_BP, rollout.prompt_mask_BP), (rollout.response_BR, rollout.mask_BR)
-    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec)
-    value_BR = response_values(models.value, params["value"], *prompt, *response)
-    policy_loss, stats = ppo_policy_loss(
-        logp_BR, rollout.logp_BR, rollout.advantage_BR, rollout.mask_BR, cliprange=ppo.cliprange
-    )
+    logp_BR, entropy_BR = response_logps(models.policy, params["policy"], *prompt, *response, spec=spec, num_rows=num_rows)
+    value_BR = response_values(models.value, params["value"], *prompt, *response, num_rows=num_rows)
+    coef = ppo.kl_penalty_coef if kl_penalty_coef is None else kl_penalty_coef
+    policy_loss, stats = policy_objective(ppo, logp_BR, rollout, coef)
     value_loss, value_stats = ppo_value_loss(
         value_BR, rollout.value_BR, rollout.return_BR, rollout.mask_BR, cliprange_value=ppo.cliprange_value
     )
     entropy = mean(entropy_BR, rollout.mask_BR)
     total = policy_loss.total + ppo.vf_coef * value_loss.total - ppo.entropy_coef * entropy.total
-    gap_BR = jnp.where(rollout.mask_BR, jnp.abs(logp_BR - rollout.logp_BR), 0.0)
     return total / weight, {
         "loss/policy_avg": policy_loss,
         "loss/value_avg": value_loss,
@@ -312,44 +344,47 @@ def minibatch_loss(
         "policy/clipfrac_avg": stats["clipfrac"],
         "val/ratio": stats["ratio"],
         "val/clipfrac_avg": value_stats["clipfrac"],
-        "mismatch/logp_mean": mean(gap_BR, rollout.mask_BR),
+        "mismatch/logp_mean": sampler_gap(logp_BR, rollout.logp_BR, rollout.mask_BR),
     }
 
 
-def minibatch_rows(key: jax.Array, batch_size: int, num_epochs: int, num_mini_batches: int) -> jax.Array:
-    """Rows of every minibatch, epochs x minibatches in order: each row exactly once per epoch, freshly permuted."""
-    keys = jax.random.split(key, num_epochs)
-    permutations = jax.vmap(lambda k: jax.random.permutation(k, batch_size))(keys)
-    return permutations.reshape(num_epochs * num_mini_batches, batch_size // num_mini_batches)
+def policy_objective(
+    ppo: PPO, logp_BR: jax.Array, rollout: Rollout, kl_penalty_coef: jax.Array | float
+) -> tuple[Mean, dict[str, Mean]]:
+    """The rows of Table 1 of Schulman 2017: clipped, neither clipped nor penalised, or penalised by β KL(π_old ‖ π)."""
+    old = (rollout.logp_BR, rollout.advantage_BR, rollout.mask_BR)
+    clipped, stats = ppo_policy_loss(logp_BR, *old, cliprange=ppo.cliprange if ppo.policy_loss == "clip" else math.inf)
+    if ppo.policy_loss in ("clip", "none"):
+        return clipped, stats
+    kl_BR = k3(rollout.logp_BR, logp_BR)  # unbiased: π_old drew the tokens
+    penalised, _ = ppo_kl_penalty_loss(logp_BR, rollout.logp_BR, kl_BR, *old[1:], beta=kl_penalty_coef)
+    return penalised, stats
 
 
-def summarise(stacked: dict[str, Any]) -> dict[str, Any]:
-    """Metrics of one update from those of its minibatches; skipped minibatches count for nothing.
+def rows_needed_by(ppo: PPO, prompt_mask_BP: jax.Array, length_B: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Packed rows that a rollout needs: read whole, and at most in one of the micro-batches of the update with this key."""
+    row_length = prompt_mask_BP.shape[1] + ppo.response_length
+    total_B = prompt_mask_BP.sum(axis=1) + length_B
+    fullest = fullest_micro_batch(
+        total_B, key, row_length=row_length, num_epochs=ppo.num_ppo_epochs, num_mini_batches=ppo.num_mini_batches,
+        num_micro_batches=ppo.num_micro_batches,
+    )  # fmt: skip
+    return rows_needed(total_B, row_length), fullest
 
-    `mismatch/logp_mean` is read on the first minibatch, before any parameter has moved: it compares the sampler's
-    log-probabilities with the training forward pass and must be zero up to rounding.
-    """
-    done = stacked.pop("done")
-    first_gap = jax.tree.map(lambda x: x[0], stacked.pop("mismatch/logp_mean"))
-    ratios = value(stacked["val/ratio"])
-    out: dict[str, Any] = {"mismatch/logp_mean": first_gap, "val/ratio_var": ratios.var(where=done)}
-    for name, stat in stacked.items():
-        if isinstance(stat, Mean):
-            out[name] = Mean(stat.total.sum(where=done), stat.weight.sum(where=done))
-        else:
-            out[name] = stat.mean(where=done)
-    loss = value(out["loss/policy_avg"]) + value(out["loss/value_avg"])
-    return {**out, "loss": loss, "policy/minibatches": done.sum()}
+
+def _micro_batch(ppo: PPO) -> int:
+    return ppo.batch_size // (ppo.num_mini_batches * ppo.num_micro_batches)
 
 
 def _after_update(state: TrainState, ppo: PPO, kl: Mean, moments: RunningMoments) -> TrainState:
     # The rewards of this batch used β from before; the controller moves it for the next one (Ziegler 2019).
-    kl_coef = state.extras["controllers"].kl_coef
+    controllers = state.extras["controllers"]
+    kl_coef = controllers.kl_coef
     if ppo.kl_controller == "adaptive":
         kl_coef = ziegler_update(
             kl_coef, value(kl), target=ppo.kl_target, horizon=ppo.kl_horizon, num_episodes=ppo.batch_size
         )
-    extras = {**state.extras, "controllers": Controllers(kl_coef, moments)}
+    extras = {**state.extras, "controllers": controllers._replace(kl_coef=kl_coef, score_moments=moments)}
     if ppo.ema_decay:
         extras["ema"] = ema_update(extras["ema"], state.params["policy"], decay=ppo.ema_decay)
     return replace(state, extras=extras)
@@ -397,10 +432,8 @@ def _start(config: Config, policy: Any, value_params: Params, key: jax.Array) ->
 
 
 def _initial_state(config: Config, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    zero = jnp.zeros(())
-    extras: dict[str, Any] = {
-        "controllers": Controllers(jnp.asarray(config.ppo.kl_coef, jnp.float32), RunningMoments(zero, zero, zero))
-    }
+    kl_coef, kl_penalty_coef = jnp.asarray([config.ppo.kl_coef, config.ppo.kl_penalty_coef], jnp.float32)
+    extras: dict[str, Any] = {"controllers": Controllers(kl_coef, kl_penalty_coef, empty_moments())}
     if config.ppo.ema_decay:
         extras["ema"] = params["policy"]
     return init_state(params, optimizer, extras)

@@ -4,7 +4,8 @@
 
     1  K responses per prompt are sampled from the supervised policy and ranked by a labeler (or rankings are read from files)
     2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
-       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1
+       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1, as it is with
+       batching = "shuffled_pairs"
     3  after training the head's bias is moved so that demonstrations score 0 on average (Ouyang 2022 App. C.2); optionally
        a gain as well, before and after, so that samples score mean 0 and variance 1 (Ziegler 2019)
 
@@ -12,25 +13,25 @@ The normalisations are steps of the loop like any other, so that a killed run re
 Left out on purpose: margins from confidence ratings, ensembles, training on more than one labeler's ranking of a prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.data.batches import comparison_batches, demonstration_batches
-from rlhf_jax.data.packing import InOrder, PackedComparisons
-from rlhf_jax.data.records import Comparison, Demonstration
+from rlhf_jax.data.batches import Batches, demonstration_batches
+from rlhf_jax.data.records import Demonstration, as_pairs
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
-from rlhf_jax.maths.masking import Mean, merge
+from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
 from rlhf_jax.models.lora import LoraConfig, join, start
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.labelling import Labelling, collect_comparisons
+from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.stages.rankings import check_lengths, comparison_sources, make_validator, pack, read_rankings, weigh_prompts
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
@@ -46,14 +47,20 @@ class Init:
     """The supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
 
     policy: str
+    sampler: str  # whose responses are collected; "" = the policy's
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings: "collect" to sample and label them, or a source; and demonstrations for the normalisation."""
+    """Rankings, and demonstrations for the normalisation.
+
+    `comparisons` is "collect" to sample and label them, ../STAGE for what that reward stage collected (options as in a source:
+    ../reward?train=train[:300]), or a source.
+    """
 
     data_dir: str
     comparisons: str
+    earlier: tuple[str, ...]  # more training rankings, of earlier rounds
     demonstrations: str
 
 
@@ -62,7 +69,8 @@ class Reward:
     """The run."""
 
     num_epochs: float
-    batch_size: int  # prompts
+    batching: Literal["prompts", "shuffled_pairs"]  # all pairs of a prompt together, or every pair an example of its own
+    batch_size: int  # prompts, or pairs
     num_micro_batches: int
     max_length: int  # of a rendered response
     row_length: int  # several responses are packed into a row
@@ -95,15 +103,16 @@ def run(config: Config, workdir: str) -> None:
     space, reward = Workspace.open(config, workdir), config.reward
     check_batches("reward", reward.batch_size, reward.num_micro_batches, space.batch_shards)
     parent = space.parent("policy", config.init.policy, kind="language_model")
-    require(reward.max_length <= reward.row_length <= parent.model.context_length,
-            f"reward.max_length={reward.max_length} <= reward.row_length={reward.row_length} <= the model's context of "
-            f"{parent.model.context_length} must hold")  # fmt: skip
+    check_lengths("reward", reward, parent.model.context_length)
+    sampler = space.parent("sampler", config.init.sampler, kind="language_model") if config.init.sampler else parent
     model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
     key = jax.random.key(config.seed)
-    sources = _comparison_sources(config, space, parent)
-    rankings = _rankings(config, space, sources["train"], "train")
+    find = partial(comparison_sources, labelling=config.labelling, space=space, sampler=sampler, seed=config.seed,
+                   data_dir=config.data.data_dir)  # fmt: skip
+    sources, earlier = find(config.data.comparisons), [find(name)["train"] for name in config.data.earlier]
+    rankings = _rankings(config, space, [*earlier, sources["train"]], "train")
     num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = _packed(config, space, rankings, num_updates, reward.num_micro_batches)
+    batches = pack(rankings, reward, space, num_steps=num_updates, num_groups=reward.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
@@ -111,7 +120,7 @@ def run(config: Config, workdir: str) -> None:
     base = space.place_frozen(base)
     state = space.place_state(init_state(trained, optimizer))
     space.announce(config, {"model": trained, "base": base}, (
-        f"{num_updates} updates x {reward.batch_size} prompts x up to {reward.max_candidates} responses = "
+        f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
         f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into "
         f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
     ))  # fmt: skip
@@ -155,68 +164,23 @@ def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Ca
     return loss
 
 
-def weigh_prompts(batch: Batch) -> jax.Array:
-    """Number of prompts with at least one untied pair."""
-    rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"] > 0
-    differ_BCC = (rank_BC[:, :, None] < rank_BC[:, None, :]) & mask_BC[:, :, None] & mask_BC[:, None, :]
-    return jnp.maximum(differ_BCC.any(axis=(1, 2)).sum(), 1)
-
-
-def _comparison_sources(config: Config, space: Workspace, parent: Any) -> dict[str, str]:
-    """Sources of the training rankings and, by judge, of the held-out ones."""
-    source = config.data.comparisons
-    if source != "collect":
-        return {"train": source, "heldout": source}
-    return collect_comparisons(config.labelling, space, parent, seed=config.seed, data_dir=config.data.data_dir)
-
-
-def _rankings(config: Config, space: Workspace, source: str, split: str) -> Any:
-    return comparison_batches(
-        load(source, Comparison, split=split, data_dir=config.data.data_dir), space.tokenizer,
-        context_length=config.reward.max_length, max_candidates=config.reward.max_candidates,
-        batch_size=config.reward.batch_size, seed=config.seed,
-    )  # fmt: skip
-
-
-def _packed(
-    config: Config, space: Workspace, rankings: Any, num_steps: int, num_micro_batches: int
-) -> PackedComparisons:
-    return PackedComparisons(
-        rankings, row_length=config.reward.row_length, num_steps=num_steps, num_groups=num_micro_batches,
-        row_multiple=space.batch_shards,
-    )  # fmt: skip
+def _rankings(config: Config, space: Workspace, sources: Sequence[str], split: str) -> Batches:
+    read = partial(read_rankings, sources, split, space=space, seed=config.seed, data_dir=config.data.data_dir)
+    if split == "train" and config.reward.batching == "shuffled_pairs":
+        return read(layout=replace(config.reward, max_candidates=2), change=as_pairs)
+    return read(layout=config.reward)
 
 
 def _validator(
     config: Config, space: Workspace, model: ScalarModel, sources: dict[str, str], base: Params
 ) -> Callable[[TrainState, int], dict[str, Any]]:
-    """Accuracy on held-out prompts: against labelers who gave no training label, and against gold where there is one."""
-    held_out = {name: _rankings(config, space, source, "validation") for name, source in sources.items() if name != "train"}
-
-    @jax.jit
-    def measure(params: Params, batch: Batch) -> tuple[Mean, Mean]:
+    def measure(params: Params, batch: Batch) -> dict[str, Mean]:
         ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
-        return ranking_accuracy(*ranking), ranking_loss(*ranking, pair_norm=config.reward.pair_norm)
+        return {"accuracy": ranking_accuracy(*ranking), "loss": ranking_loss(*ranking, pair_norm=config.reward.pair_norm)}
 
-    def place(rankings: Any) -> list[Batch]:
-        once = InOrder(rankings)
-        packed = _packed(config, space, once, once.num_batches, 1)
-        return [space.shard(packed.batch(i)) for i in range(once.num_batches)]
-
-    placed = {name: place(rankings) for name, rankings in held_out.items()}
-
-    def validate(state: TrainState, step: int) -> dict[str, Any]:
-        row: dict[str, Any] = {}
-        params = join(base, state.params)
-        for name, chunks in placed.items():
-            accuracy, nll = measure(params, chunks[0])
-            for chunk in chunks[1:]:
-                more = measure(params, chunk)
-                accuracy, nll = merge(accuracy, more[0]), merge(nll, more[1])
-            row |= {f"validation/accuracy_{name}": accuracy, f"validation/loss_{name}": nll}
-        return row
-
-    return validate
+    judges = {judge: source for judge, source in sources.items() if judge != "train"}
+    held_out = {judge: _rankings(config, space, [source], "validation") for judge, source in judges.items()}
+    return make_validator(measure, held_out, config.reward, space, space.shard, lambda state: join(base, state.params))
 
 
 def _normaliser(config: Config, space: Workspace, model: ScalarModel, base: Params) -> Callable[[TrainState], Any]:

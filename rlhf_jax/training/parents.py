@@ -3,6 +3,7 @@
     runs/sft, runs/sft/checkpoints/200    a run's newest checkpoint, or one of them
     hf:FOLDER, hf:ORG/NAME                a folder of config.json, safetensors and a fast tokenizer, or a model of the hub,
                                           which is downloaded once
+    hf:FILE.gguf                          weights and tokenizer in one file of llama.cpp's
 
 A model of Hugging Face has float32 parameters here. Its tokenizer gets the chat markers where it lacks them, and the
 vocabulary grows with it; the new rows are the mean of the old ones. Its kind follows from config.json: an architecture
@@ -19,8 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.gguf_tokenizers import gguf_tokenizer
 from rlhf_jax.data.tokenizers import ASSISTANT, USER, Tokenizer, load_tokenizer, with_chat_tokens
 from rlhf_jax.models.config import to_dict
+from rlhf_jax.models.gguf import load_gguf, read_metadata
 from rlhf_jax.models.heads import grow_vocabulary
 from rlhf_jax.models.huggingface import Place, load_pretrained
 from rlhf_jax.models.huggingface.files import read_json
@@ -30,6 +33,7 @@ from rlhf_jax.training.checkpoints import Meta, PathLike, new_meta
 from rlhf_jax.training.leaves import describe, fingerprint, named_leaves
 from rlhf_jax.training.vocabulary import tokenizer_of
 
+GGUF = ".gguf"
 HUB, HUGGINGFACE = "hf:", "huggingface"  # how such a path begins, and the stage that its `Meta` names
 # What a model consists of; weights that are not safetensors are not even downloaded.
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
@@ -106,7 +110,16 @@ def read_tokenizer(path: PathLike) -> Tokenizer:
     if not str(path).startswith(HUB):
         folder = checkpoints.resolve(path)
         return tokenizer_of(folder.parent.parent, checkpoints.read_meta(folder))
-    return _with_markers(load_tokenizer(_download(path)))
+    return _with_markers(_own_tokenizer(_download(path)))
+
+
+def _own_tokenizer(place: Path) -> Tokenizer:
+    if place.suffix != GGUF:
+        return load_tokenizer(place)
+    try:
+        return gguf_tokenizer(read_metadata(place))
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
@@ -115,12 +128,16 @@ def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
-    folder = _download(path)
-    own = load_tokenizer(folder)
+    source = _download(path)
+    own = _own_tokenizer(source)
     known, tokenizer = own.vocab_size, _with_markers(own)
-    architectures = read_json(folder / "config.json").get("architectures") or [""]
-    kind = "scalar_model" if architectures[0].endswith("ForSequenceClassification") else "language_model"
-    config, params = load_pretrained(folder, kind=kind, param_dtype="float32", compute_dtype="float32", place=place)
+    kind, dtypes = "language_model", {"param_dtype": "float32", "compute_dtype": "float32"}
+    if source.suffix == GGUF:
+        config, params = load_gguf(source, **dtypes, place=place)
+    else:
+        architectures = read_json(source / "config.json").get("architectures") or [""]
+        kind = "scalar_model" if architectures[0].endswith("ForSequenceClassification") else kind
+        config, params = load_pretrained(source, kind=kind, **dtypes, place=place)
     if known > config.vocab_size:
         raise ValueError(f"{path}: its tokenizer has {known} tokens, but its model vocab_size {config.vocab_size}")
     config, params = grow_vocabulary(config, params, known, tokenizer.vocab_size)
@@ -133,9 +150,9 @@ def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
 
 
 def _download(path: PathLike) -> Path:
-    """The local folder of hf:NAME: the folder NAME if there is one, else a snapshot of the hub's model."""
+    """The local folder of hf:NAME: the folder or GGUF file NAME if there is one, else a snapshot of the hub's model."""
     name = str(path).removeprefix(HUB)
-    if Path(name).is_dir():
+    if Path(name).is_dir() or Path(name).suffix == GGUF:
         return Path(name)
     import huggingface_hub
 

@@ -15,6 +15,7 @@ from rlhf_jax.data.public.preferences import (
     SHP,
     SUMMARIZE,
     UKP,
+    UKP_RANKINGS,
     ULTRAFEEDBACK,
     WEBGPT,
 )
@@ -33,6 +34,7 @@ SHAPES: dict[str, Shape] = {
     "qa_feedback": QA_FEEDBACK,
     "qa_feedback_closed": QA_FEEDBACK_CLOSED,
     "ukp": UKP,
+    "ukp_rankings": UKP_RANKINGS,
     "pairs": PAIRS,
     "oasst": OASST,
     "tldr": TLDR,

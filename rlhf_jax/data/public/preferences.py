@@ -6,6 +6,7 @@
     shp            stanfordnlp/SHP                              Reddit post, 2 comments by votes     Ethayarajh et al. 2022
     qa_feedback    train_feedback.json of FineGrainedRLHF       question, passages, 4 predictions    Wu et al. 2023
     ukp            UKPConvArg1Strict                            debate, 2 arguments                  Habernal & Gurevych 2016
+    ukp_rankings   the same pairs as rankings of up to 9 arguments (`tournaments.py`)
     pairs          prompt, chosen, rejected                     as many data sets of the hub have them
 
 Scores become ranks; equal scores tie. (Anthropic's transcripts: `transcripts.py`; OpenAssistant's trees: `trees.py`.)
@@ -16,11 +17,14 @@ system prompts of UltraFeedback, for which the chat template has no role.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 
 from rlhf_jax.data.dropping import Drop
 from rlhf_jax.data.public.common import conversation, reply
 from rlhf_jax.data.public.rows import (
+    Placed,
     Row,
     as_number,
     ask,
@@ -35,6 +39,7 @@ from rlhf_jax.data.public.rows import (
     without_breaks,
 )
 from rlhf_jax.data.public.summaries import article_query, reddit_query
+from rlhf_jax.data.public.tournaments import rankings
 from rlhf_jax.data.records import Comparison
 
 
@@ -116,14 +121,47 @@ def ukp(row: Row) -> Comparison:
 
     Rows come from the original `TOPIC_STANCE.csv`, whose name `tsv:` leaves in the column `file`, or hold topic and stance.
     """
-    if "file" in row:
-        topic, _, stance = text(row, "file").partition("_")
-    else:
-        topic, stance = text(row, "topic"), text(row, "stance")
+    topic, stance = _side(row)
     ranks = [1, 2] if choice(row, "label", ("a1", "a2")) == "a1" else [2, 1]
     arguments = [without_breaks(text(row, name)) for name in ("a1", "a2")]
+    return _arguments(topic, stance, arguments, ranks)
+
+
+def _side(row: Row) -> tuple[str, str]:
+    if "file" not in row:
+        return text(row, "topic"), text(row, "stance")
+    topic, _, stance = text(row, "file").partition("_")
+    return topic, stance
+
+
+def _arguments(topic: str, stance: str, arguments: Sequence[str], ranks: Sequence[int]) -> Comparison:
     query = f"Debate: {_plain(topic)}\nSide: {_plain(stance)}\nGive a convincing argument."
     return rank(ask(query), arguments, ranks, topic=topic, stance=stance)
+
+
+def ukp_ranking(row: Row) -> Comparison:
+    """Arguments on one side of a debate, best first, as `gather_ukp` makes them."""
+    if field(row, "contradicted"):
+        raise Drop("with a pair that was judged both ways")
+    arguments = items(row, "arguments")
+    return _arguments(text(row, "topic"), text(row, "stance"), arguments, range(1, len(arguments) + 1))
+
+
+def gather_ukp(rows: Iterable[Placed]) -> Iterator[Placed]:
+    """One row for every ranking that the pairs of one side of a debate make."""
+    sides: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
+    for where, row in rows:
+        try:
+            winner, loser = ("a1", "a2") if choice(row, "label", ("a1", "a2")) == "a1" else ("a2", "a1")
+            better, worse = (without_breaks(text(row, name)) for name in (winner, loser))
+            sides.setdefault(_side(row), {})[better, worse] = None
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    for (topic, stance), pairs in sides.items():
+        for place, order in enumerate(rankings(pairs)):
+            contradicted = (order[1], order[0]) in pairs
+            row = {"topic": topic, "stance": stance, "arguments": list(order), "contradicted": contradicted}
+            yield f"{topic}, {stance}, ranking {place}", row
 
 
 def pair(row: Row) -> Comparison:
@@ -137,5 +175,6 @@ def _plain(name: str) -> str:
 
 
 SUMMARIZE, WEBGPT, ULTRAFEEDBACK, UKP, PAIRS = map(preferences, (summarize, webgpt, ultrafeedback, ukp, pair))
+UKP_RANKINGS = replace(preferences(ukp_ranking), gather=gather_ukp)
 QA_FEEDBACK, QA_FEEDBACK_CLOSED = preferences(qa_feedback), preferences(qa_feedback_closed)
 SHP = preferences(shp, takes=("min_ratio",))

@@ -1,4 +1,4 @@
-"""From one number per question to rows of the table: intervals, groups of questions, and what was left out."""
+"""From one number per question to rows of the table: intervals, groups of questions, what was left out; texts side by side."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -45,3 +45,22 @@ def left_out(group: str, measured: Measured, total: int, unit: str, *, after: st
 def not_run(group: str, why: str, *, after: str = "") -> Row:
     """A row without values that says why."""
     return Row(group, f"{group}: not run{after}", "", "none", why, {})
+
+
+def side_by_side(
+    benchmark: str, prompts: Sequence[str], reply: Callable[[Data, int], dict[str, Any]]
+) -> Callable[[Measured, int], list[dict[str, Any]]]:
+    """A function of measurements and a number: the first prompts with every checkpoint's reply, not chosen by hand.
+
+    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept.
+    """
+
+    def samples(measured: Measured, count: int) -> list[dict[str, Any]]:
+        place = {name: {kept: n for n, kept in enumerate(data["kept"])} for name, data in measured.items()}
+        return [
+            {"prompt": prompt, "metadata": {"benchmark": benchmark},
+             "responses": {name: reply(data, place[name][n]) for name, data in measured.items() if n in place[name]}}
+            for n, prompt in enumerate(prompts[:count])
+        ]  # fmt: skip
+
+    return samples

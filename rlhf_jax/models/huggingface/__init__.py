@@ -130,8 +130,8 @@ def save_pretrained(
     score at the last token that is not padding; where padding is the end token it would look one token too early, so
     then the field is left out and transformers scores row by row. More than `max_shard_bytes` become several files.
 
-    Raises ValueError where no family computes this model or a parameter is not finite, FileExistsError where the folder
-    has a model already.
+    Raises ValueError where no family computes this model, or a parameter is not finite or has no place in the files,
+    FileExistsError where the folder has a model already.
     """
     if kind not in MODULES or set(token_ids) - set(TOKEN_IDS):
         raise ValueError(f"kind = {kind!r}, token_ids = {dict(token_ids)}: expected one of {list(MODULES)}, {list(TOKEN_IDS)}")
@@ -146,6 +146,10 @@ def save_pretrained(
     if kind == "scalar_model":
         values |= {"id2label": {"0": "score"}, "label2id": {"score": 0}, BIAS_FIELD: float(leaves[SCORE_BIAS][0])}
     wanted = {tensor.name: tensor for tensor in tensors(NAMES[family.model_type], config, kind)}
+    strays = leaves.keys() - {leaf for tensor in wanted.values() for leaf in tensor.leaves} - {SCORE_BIAS}
+    if strays:
+        some = ", ".join(sorted(strays)[:3])
+        raise ValueError(f"{some}: {len(strays)} parameters have no place in the files; merge adapters")
     sizes = {name: sum(leaves[leaf].nbytes for leaf in tensor.leaves) for name, tensor in wanted.items()}
 
     def make(name: str) -> np.ndarray:

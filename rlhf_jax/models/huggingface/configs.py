@@ -4,29 +4,29 @@
                     BOOKKEEPING; what is left, and every value that no field of ours can say, is one error that lists all
     write_config    the first family whose reading of what it wrote gives the same TransformerConfig again
 
-Fields that a config.json leaves out have the defaults that transformers gives them. Position scaling is read in both
-spellings, `rope_theta` + `rope_scaling` (transformers 4) and `rope_parameters` (5), and written in the older one, which
-both understand.
+Fields that a config.json leaves out have the defaults that transformers gives them. Position scaling is written in the older
+spelling, which transformers 4 and 5 understand.
 
 Left out on purpose: families with code of their own on the hub, mixtures of experts, vision towers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlhf_jax.models.config import TransformerConfig, to_dict
+from rlhf_jax.models.huggingface.fields import (
+    FULL,
+    SIZE_NAMES,
+    SLIDING,
+    Fields,
+    read_rope,
+    read_scaling,
+    read_sizes,
+    read_windows,
+    shortest_period,
+)
 
-# What does not change the function: provenance, dropout, token ids, labels, and how other programs run the model.
-BOOKKEEPING = frozenset((
-    "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "attn_pdrop",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "dtype", "embd_pdrop",
-    "eos_token_id", "finetuning_task", "gradient_checkpointing", "hidden_dropout", "id2label", "is_llama_config",
-    "label2id", "model_type", "n_ctx", "num_labels", "output_attentions", "output_hidden_states", "pad_token_id",
-    "pretraining_tp", "problem_type", "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "transformers.js_config", "transformers_version", "use_cache",
-))  # fmt: skip
 # Choices of a run, not of a function: equal models may differ in them.
 RUN_FIELDS = ("dropout_rate", "compute_dtype", "param_dtype", "remat", "scan_layers", "kernel_init", "embedding_std")
 OFF: dict[str, Any] = {
@@ -37,100 +37,10 @@ OFF: dict[str, Any] = {
     "dropout_rate": 0.0, "remat": "none", "scan_layers": False,
 }  # fmt: skip
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
-SLIDING, FULL = "sliding_attention", "full_attention"
-SIZE_NAMES = {
-    "vocab_size": "vocab_size", "context_length": "max_position_embeddings", "width": "hidden_size",
-    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
-    "head_width": "head_dim", "ffw_width": "intermediate_size",
-}  # fmt: skip
 GPT2_NAMES = {
     "vocab_size": "vocab_size", "context_length": "n_positions", "width": "n_embd", "num_layers": "n_layer",
     "num_heads": "n_head", "ffw_width": "n_inner",
 }  # fmt: skip
-
-
-class Fields:
-    """A config.json that remembers which of its fields were read and what was wrong with them."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        self.values, self.unread, self.problems = values, set(values) - BOOKKEEPING, list[str]()
-
-    def take(self, name: str, default: Any = None) -> Any:
-        """The value, or `default` where it is absent or null; without a default that is a problem."""
-        value = self.optional(name)
-        if value is not None or default is not None:
-            return default if value is None else value
-        self.problems.append(f"{name}: missing, expected a value")
-        return 1  # Lets the translation go on, so that all problems are listed at once.
-
-    def optional(self, name: str) -> Any:
-        """The value, or None where it is absent or null."""
-        self.unread.discard(name)
-        return self.values.get(name)
-
-    def expect(self, name: str, *allowed: Any) -> None:
-        """Nothing but these values can be computed; the first is what an absent or null field means."""
-        value = self.optional(name)
-        if value is not None and value not in allowed:
-            self.problems.append(f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, allowed))}")
-
-    def activation(self, name: str, meanings: Mapping[str, str], default: str) -> str:
-        """Our word for an activation."""
-        value = self.take(name, default)
-        if value not in meanings:
-            self.problems.append(f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, meanings))}")
-            return next(iter(meanings.values()))
-        return meanings[value]
-
-
-def _sizes(f: Fields) -> dict[str, Any]:
-    width, heads = f.take("hidden_size"), f.take("num_attention_heads")
-    named = {ours: f.take(theirs) for ours, theirs in SIZE_NAMES.items() if ours not in ("num_kv_heads", "head_width")}
-    kv_heads, head_width = f.take("num_key_value_heads", heads), f.take("head_dim", width // heads)
-    return {**named, "num_kv_heads": kv_heads, "head_width": head_width, "embedding_std": f.take("initializer_range", 0.02)}
-
-
-def _rope(f: Fields) -> dict[str, Any]:
-    """Base, scaling and turning fraction of all layers."""
-    values = dict(f.optional("rope_parameters") or {})
-    if not values:
-        values = {"rope_theta": f.take("rope_theta", 10_000.0), **(f.optional("rope_scaling") or {})}
-    base, fraction = values.pop("rope_theta", 10_000.0), values.pop("partial_rotary_factor", 1.0)
-    return {"rope_base": float(base), "rope_fraction": float(fraction), "rope_scaling": _scaling(f, values)}
-
-
-def _scaling(f: Fields, values: dict[str, Any]) -> tuple[float, ...]:
-    kinds = {values.pop(name) for name in ("rope_type", "type") if name in values}
-    kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else str(sorted(kinds))
-    names = {
-        "default": (), "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }  # fmt: skip
-    if kind not in names:
-        f.problems.append(f"rope scaling of type {kind!r} is not supported, expected {', '.join(names)}")
-        return ()
-    if set(values) != set(names[kind]):
-        f.problems.append(f"rope scaling of type {kind!r} with {sorted(values)}: expected {sorted(names[kind])}")
-        return ()
-    return tuple(float(values[name]) for name in names[kind])
-
-
-def _windows(f: Fields, default: Iterable[str], window: int | None) -> dict[str, Any]:
-    """`layer_types` (or what the family does without it) and the one window of the sliding layers."""
-    types = list(f.optional("layer_types") or default)
-    layers = f.take("num_hidden_layers")
-    if len(types) != layers or not set(types) <= {SLIDING, FULL}:
-        f.problems.append(f"layer_types: {types}, expected {layers} times {SLIDING!r} or {FULL!r}")
-        return {}
-    if SLIDING in types and window is None:
-        f.problems.append(f"sliding_window: null, expected the window of the {SLIDING!r} layers")
-    return {"windows": shortest_period([(window or 0) * (kind == SLIDING) for kind in types])}
-
-
-def shortest_period(values: list[int]) -> tuple[int, ...]:
-    """The shortest tuple that gives the list when repeated: (4, 0, 4, 0, 4) is (4, 0)."""
-    periods = (n for n in range(1, len(values) + 1) if all(v == values[i % n] for i, v in enumerate(values)))
-    return tuple(values[: next(periods)])
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -146,7 +56,7 @@ def _read_llama(f: Fields) -> dict[str, Any]:
 
 def _gated(f: Fields, *, tie: bool) -> dict[str, Any]:
     return {
-        **_sizes(f), **_rope(f), "norm": "rmsnorm", "norm_eps": f.take("rms_norm_eps", 1e-6),
+        **read_sizes(f), **read_rope(f), "norm": "rmsnorm", "norm_eps": f.take("rms_norm_eps", 1e-6),
         "activation": f.activation("hidden_act", {"silu": "swiglu"}, "silu"),
         "tie_embeddings": f.take("tie_word_embeddings", tie),
     }  # fmt: skip
@@ -163,7 +73,7 @@ def _qwen_windows(f: Fields) -> dict[str, Any]:
     f.expect("use_mrope", False)
     used = f.take("use_sliding_window", False)
     layers = f.take("num_hidden_layers")
-    return _windows(f, [SLIDING if used and i >= first else FULL for i in range(layers)], window if used else None)
+    return read_windows(f, [SLIDING if used and i >= first else FULL for i in range(layers)], window if used else None)
 
 
 def _read_qwen2(f: Fields) -> dict[str, Any]:
@@ -179,7 +89,7 @@ def _gemma(f: Fields, default_types: list[str]) -> dict[str, Any]:
     f.expect("attention_bias", False)
     f.expect("use_bidirectional_attention", False)
     f.expect("hidden_act", "gelu_pytorch_tanh")
-    sizes = _sizes(f)
+    sizes = read_sizes(f)
     scalar = f.take("query_pre_attn_scalar", 256)
     return {
         **sizes, "norm": "rmsnorm_plus_one", "norm_eps": f.take("rms_norm_eps", 1e-6),
@@ -187,7 +97,7 @@ def _gemma(f: Fields, default_types: list[str]) -> dict[str, Any]:
         "head_width": f.take("head_dim", 256), "post_norms": True, "scale_embeddings": True,
         "tie_embeddings": f.take("tie_word_embeddings", True),
         "query_scale": 0.0 if scalar == f.take("head_dim", 256) else float(scalar) ** -0.5,
-        **_windows(f, default_types, f.take("sliding_window", 4096)),
+        **read_windows(f, default_types, f.take("sliding_window", 4096)),
     }  # fmt: skip
 
 
@@ -202,7 +112,7 @@ def _read_gemma2(f: Fields) -> dict[str, Any]:
         "attention_softcap": _cap(f, "attn_logit_softcapping", 50.0),
         "logit_softcap": _cap(f, "final_logit_softcapping", 30.0),
     }
-    return _gemma(f, [FULL if i % 2 else SLIDING for i in range(layers)]) | _rope(f) | caps
+    return _gemma(f, [FULL if i % 2 else SLIDING for i in range(layers)]) | read_rope(f) | caps
 
 
 def _read_gemma3(f: Fields) -> dict[str, Any]:
@@ -214,13 +124,13 @@ def _read_gemma3(f: Fields) -> dict[str, Any]:
     if nested:
         local = {"rope_theta": 10_000.0, **nested.get(SLIDING, {})}
         base_local = local.pop("rope_theta")
-        if _scaling(f, local):
+        if read_scaling(f, local):
             f.problems.append("rope_parameters: scaling of the sliding layers is not supported")
         both = Fields({"rope_parameters": {"rope_theta": 1e6, **nested.get(FULL, {})}})
     else:
         base_local = f.take("rope_local_base_freq", 10_000.0)
         both = Fields({"rope_theta": f.take("rope_theta", 1e6), "rope_scaling": f.optional("rope_scaling")})
-    rope = _rope(both) | {"rope_base_local": float(base_local)}
+    rope = read_rope(both) | {"rope_base_local": float(base_local)}
     f.problems += both.problems
     cap = _cap(f, "final_logit_softcapping", 0.0)
     return _gemma(f, default) | rope | {"qk_norm": True, "logit_softcap": cap}
@@ -251,10 +161,10 @@ def _read_neox(f: Fields) -> dict[str, Any]:
         rope = {"rope_theta": f.take("rotary_emb_base", 10_000.0), **(f.optional("rope_scaling") or {})}
         rope["partial_rotary_factor"] = f.take("rotary_pct", 0.25)
     both = Fields({"rope_parameters": {"partial_rotary_factor": 0.25, **rope}})
-    turning = _rope(both)
+    turning = read_rope(both)
     f.problems += both.problems
     return {
-        **_sizes(f), **turning, "norm": "layernorm", "norm_eps": f.take("layer_norm_eps", 1e-5),
+        **read_sizes(f), **turning, "norm": "layernorm", "norm_eps": f.take("layer_norm_eps", 1e-5),
         "activation": f.activation("hidden_act", _GELUS, "gelu"), "use_bias": True, "qkv_bias": True,
         "parallel_block": f.take("use_parallel_residual", True), "tie_embeddings": f.take("tie_word_embeddings", False),
     }  # fmt: skip

@@ -1,0 +1,140 @@
+"""Measure this package on the four standard works.
+
+    python -m benchmarks.run [--works=generate,sft,reward,ppo,ragged] [--sizes=S512,S50k,M] [--dtypes=float32,bfloat16]
+
+Every work is a process of its own (its peak memory is its own), and the works of one size take turns, so that foreign load hits
+all of them alike. Prints medians [min..max] and the share of the matmul ceiling measured in the same turns; with --first also
+the seconds from the start of a fresh process to the end of its first PPO iteration, compile cache empty and filled.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.worker import Worker
+from benchmarks.works import PPO_PHASES
+
+LOGS = Path(tempfile.gettempdir()) / "rlhf_jax_benchmarks"
+
+
+class Measured(NamedTuple):
+    """One work's answers, run by run, and its facts."""
+
+    runs: list[dict[str, float]]
+    facts: dict[str, Any]
+
+
+def ours(work: str, size: str, dtype: str, environment: Mapping[str, str] | None = None) -> Worker:
+    """A process of this package."""
+    command = [sys.executable, "-m", "benchmarks.works", f"--work={work}", f"--size={size}", f"--dtype={dtype}"]
+    return Worker(command, dict(environment or {}), LOGS / f"{work}-{size}-{dtype}.log")
+
+
+def take_turns(workers: Mapping[str, Worker], repeats: int) -> dict[str, Measured]:
+    """Warm every worker up by one run, then let each run once in every round; a worker that fails is reported and left out."""
+    alive = dict(workers)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
+    for turn in range(repeats + 1):
+        for name in list(alive):
+            try:
+                answer = alive[name].ask("go")
+            except RuntimeError as error:
+                print(f"{name}: {error}", file=sys.stderr)
+                del alive[name]
+                continue
+            if turn:
+                runs[name].append(answer)
+    return {name: Measured(runs[name], worker.end()) for name, worker in alive.items()}
+
+
+def spread(values: Iterable[float], digits: int = 3) -> str:
+    """median [min..max] with so many significant digits."""
+    values = list(values)
+    return "{} [{}..{}]".format(*(f"{x:.{digits}g}" if x < 1000 else f"{x:,.0f}"
+                                  for x in (statistics.median(values), min(values), max(values))))  # fmt: skip
+
+
+def first_iteration(size: str, dtype: str) -> tuple[float, float]:
+    """Seconds from the start of a process to the end of its first PPO iteration: cache empty, cache filled."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = []
+        for _ in range(2):
+            worker = ours("ppo", size, dtype, {"JAX_COMPILATION_CACHE_DIR": folder})
+            seconds.append(worker.seconds_to_first())
+            worker.end()
+    return seconds[0], seconds[1]
+
+
+def describe_machine() -> str:
+    """CPU, cores and versions."""
+    model = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        cpu = dict(line.split(":", 1) for line in subprocess.getoutput("lscpu").splitlines() if ":" in line)
+        model = f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} model {cpu['Model'].strip()}, " \
+                f"{cpu['CPU(s)'].strip()} cores"  # fmt: skip
+    return f"{datetime.date.today()}, {model}, Python {platform.python_version()}"
+
+
+def rows(measured: Mapping[str, Measured], ceiling: str) -> list[str]:
+    """A Markdown row for every work, the ceiling last."""
+    machine, facts = measured[ceiling]
+    peaks = [facts["flops"] / run["seconds"] / 1e9 for run in machine]
+    lines = [row(name, work, statistics.median(peaks)) for name, work in measured.items() if name != ceiling]
+    copies = spread(run["bandwidth"] for run in machine)
+    return [*lines, f"| *{ceiling}* | | 2048³ product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |"]
+
+
+def row(name: str, work: Measured, peak: float) -> str:
+    """One work; `peak` is the ceiling in GFLOP/s."""
+    runs, facts = work
+    seconds = [run["seconds"] for run in runs]
+    speed = spread(run.get("tokens", facts["units"]) / run["seconds"] for run in runs)
+    achieved = facts["flops"] / statistics.median(seconds) / 1e9
+    share = "–" if "ragged" in name else f"{achieved:.0f} ({achieved / peak:.0%})"
+    phases = [f"{statistics.median(run[phase] for run in runs):.3g}" for phase in PPO_PHASES if phase in runs[0]]
+    cells = [name, spread(seconds), f"{speed} {facts['unit']}/s", share, f"{facts['peak_mib']:,.0f}", " / ".join(phases)]
+    return f"| {' | '.join(cells)} |"
+
+
+HEAD = [
+    "| work | seconds | speed | GFLOP/s (of ceiling) | peak MiB | PPO: generate / score / update |",
+    "|---|---|---|---|---|---|",
+]
+
+
+def main() -> None:
+    """Measure and print; `--out` also writes every single run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--works", default="generate,sft,reward,ppo")
+    parser.add_argument("--sizes", default="S512,S50k,M")
+    parser.add_argument("--dtypes", default="float32")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--first", action="store_true", help="also time the first PPO iteration of fresh processes")
+    parser.add_argument("--out", type=Path, help="JSON lines of every run")
+    args = parser.parse_args()
+    print(describe_machine(), *HEAD, sep="\n", flush=True)
+    for size in args.sizes.split(","):
+        for dtype in args.dtypes.split(","):
+            ceiling = f"ceilings {size} {dtype}"
+            workers = {f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works.split(",")]}
+            measured = take_turns(workers, args.repeats)
+            print(*rows(measured, ceiling), sep="\n", flush=True)
+            if args.first:
+                cold, warm = first_iteration(size, dtype)
+                print(f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |", flush=True)
+            if args.out:
+                with args.out.open("a") as file:
+                    for name, (runs, facts) in measured.items():
+                        file.write(json.dumps({"work": name, "facts": facts, "runs": runs}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""A process that does one work whenever it is told to: works that wait cost nothing, so several can take turns.
+
+    parent: go      worker: {"seconds": ..., ...}          parent: end      worker: {"peak_mib": ..., "units": ...}
+
+Needs the standard library alone, so that peers serve from environments of their own. The first run compiles.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def serve(run: Callable[[], dict[str, float]], **facts: Any) -> None:
+    """Answer `go` with what `run` measured, and `end` with `facts` and the peak memory; nothing else may be on stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes to stderr
+    for line in sys.stdin:
+        if line.strip() == "go":
+            answer: dict[str, Any] = run()
+        else:
+            answer = {**facts, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+        if line.strip() == "end":
+            return
+
+
+class Worker:
+    """A work in a process of its own, as its parent sees it; `started` is when the process was."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
+        """Start it."""
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._name, self._log = " ".join(command), log
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=log.open("w"),
+        )  # fmt: skip
+
+    def ask(self, word: str) -> dict[str, Any]:
+        """Send a word and wait for the answer. Raises RuntimeError with the end of the log when the process died."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(word + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"{self._name} ended; its log {self._log} ends with\n{self._log.read_text()[-2000:]}")
+        return json.loads(line)
+
+    def seconds_to_first(self) -> float:
+        """From the start of the process to the end of its first run."""
+        self.ask("go")
+        return time.perf_counter() - self.started
+
+    def end(self) -> dict[str, Any]:
+        """Ask for the facts, and wait until the process is gone."""
+        facts = self.ask("end")
+        self._process.wait()
+        return facts

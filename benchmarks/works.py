@@ -1,0 +1,249 @@
+"""The four standard works, each through the package's own functions: what is timed is what the stages run.
+
+    generate   64 prompts x 32 + 64 sampled, no stop token                 inference.sampling.sample
+    sft        one update on 32 x 128 tokens                               stages.language, training.gradients
+    reward     one update on 16 pairs x 128                                stages.reward
+    ppo        rollout of 64 x (32 + 64), judged, 4 epochs x 4 minibatches stages.rollouts, stages.ppo
+    ragged     generate with stop tokens: lengths geometric, mean a quarter of the maximum; counts real tokens
+
+At size M: 16 prompts, 4 x 128, 4 pairs, 16 rollouts. Dropout off, no remat, random weights and tokens.
+
+    python -m benchmarks.works --work=ppo --size=S512 --dtype=float32      then a line `go` for every run (see worker.py)
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.worker import serve
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import sample
+from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
+from rlhf_jax.stages import ppo, reward
+from rlhf_jax.stages.language import language_loss, weigh_tokens
+from rlhf_jax.stages.rollouts import Frozen, Models, judge_samples, sample_responses
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
+from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
+from rlhf_jax.training.state import init_state
+
+SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+P, R, T = 32, 64, 128
+PAD = 0
+PPO_PHASES = ("generate", "score", "update")
+
+
+class Size(NamedTuple):
+    """A model's shape and the examples of each work."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    vocab_size: int
+    prompts: int
+    rows: int
+    pairs: int
+
+
+SIZES = {
+    "S512": Size(256, 4, 8, 512, 64, 32, 16),
+    "S50k": Size(256, 4, 8, 50257, 64, 32, 16),
+    "M": Size(768, 12, 12, 50257, 16, 4, 4),
+}
+
+
+class Work(NamedTuple):
+    """`run()` does the work once and returns seconds by phase; `units` and `flops` are of one run."""
+
+    run: Callable[[], dict[str, float]]
+    units: float
+    unit: str
+    flops: float
+
+
+def shape(size: Size, dtype: str) -> TransformerConfig:
+    """GPT-2's shape."""
+    return gpt(
+        vocab_size=size.vocab_size, context_length=T, width=size.width, num_layers=size.num_layers, num_heads=size.num_heads,
+        dropout_rate=0.0, compute_dtype=dtype, param_dtype="float32", remat="none",
+    )  # fmt: skip
+
+
+def matmul_params(size: Size) -> tuple[int, int]:
+    """Parameters that every token is multiplied with: of the trunk, and of the output projection."""
+    return size.num_layers * 12 * size.width**2, size.width * size.vocab_size
+
+
+def optimizer(num_steps: int) -> Any:
+    """Adam with clipping, as the stages make it."""
+    return make_optimizer(OptimizerConfig(
+        learning_rate=1e-5, schedule="linear", warmup_steps=0, warmup_init_fraction=0.0, final_fraction=0.0, b1=0.9, b2=0.95,
+        eps=1e-8, adam_style="torch", weight_decay=0.0, max_grad_norm=1.0,
+    ), num_steps)  # fmt: skip
+
+
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """The result once it is there, and the seconds it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args, **kwargs))
+    return result, time.perf_counter() - began
+
+
+def _prompts(size: Size) -> dict[str, jax.Array]:
+    tokens = np.random.default_rng(0).integers(2, size.vocab_size, (size.prompts, P))
+    return {"prompt_BP": jnp.asarray(tokens, jnp.int32), "prompt_mask_BP": jnp.ones((size.prompts, P), bool)}
+
+
+def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
+    """Sampling from the policy; random weights give nearly uniform tokens, so 4 V / R stop tokens stop after R / 4."""
+    model = LanguageModel(shape(size, dtype))
+    params, prompts = init_params(model, jax.random.key(0)), _prompts(size)
+    stops = tuple(range(size.vocab_size * 4 // R)) if ragged else ()
+    draw = partial(sample, model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"],
+                   spec=SPEC, response_length=R, stop_tokens=stops, pad_id=PAD)  # fmt: skip
+    keys = iter(range(10**6))
+
+    def run() -> dict[str, float]:
+        samples, seconds = timed(draw, jax.random.key(next(keys) % 5))
+        return {"seconds": seconds, "tokens": int(samples.length_B.sum())}
+
+    trunk, head = matmul_params(size)
+    flops = 2 * size.prompts * (trunk * (P + R) + head * R)
+    return Work(run, size.prompts * R, "tokens", flops)
+
+
+def _supervised(update: Callable[..., Any], params: Any, batch: dict[str, jax.Array]) -> Callable[[], dict[str, float]]:
+    step = jax.jit(update, donate_argnums=0)
+    state = init_state(params, optimizer(10**6))
+
+    def run() -> dict[str, float]:
+        nonlocal state
+        (state, _), seconds = timed(step, state, batch, jax.random.key(0))
+        return {"seconds": seconds}
+
+    return run
+
+
+def sft(size: Size, dtype: str) -> Work:
+    """One update of the language model."""
+    model = LanguageModel(shape(size, dtype))
+    ones = jnp.ones((size.rows, T), jnp.int32)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, ones.shape), jnp.int32)
+    loss = language_loss(model, z_loss_coef=0.0, dropout=False)
+    update = make_supervised_update(loss, weigh_tokens, optimizer(10**6), num_micro_batches=1)
+    run = _supervised(update, init_params(model, jax.random.key(0)),
+                      {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones})  # fmt: skip
+    return Work(run, ones.size, "tokens", 6 * sum(matmul_params(size)) * ones.size)
+
+
+def rm(size: Size, dtype: str) -> Work:
+    """One update of the reward model on pairs, one candidate to a row."""
+    model, rows = ScalarModel(shape(size, dtype)), 2 * size.pairs
+    batch = {
+        "tokens_NT": jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, (rows, T)), jnp.int32),
+        "segments_NT": jnp.ones((rows, T), jnp.int32),
+        "row_BC": jnp.arange(rows).reshape(-1, 2),
+        "last_BC": jnp.full((size.pairs, 2), T - 1),
+        "rank_BC": jnp.tile(jnp.arange(2)[None], (size.pairs, 1)),
+        "mask_BC": jnp.ones((size.pairs, 2), bool),
+    }
+    loss = reward.reward_loss(model, pair_norm="num_valid_pairs", dropout=False)
+    update = make_supervised_update(loss, reward.weigh_prompts, optimizer(10**6), num_micro_batches=1)
+    run = _supervised(update, init_params(model, jax.random.key(0)), batch)
+    return Work(run, size.pairs, "pairs", 6 * matmul_params(size)[0] * rows * T)
+
+
+def ppo_config(size: Size) -> ppo.PPO:
+    """TRL's PPO defaults on 4 epochs x 4 minibatches."""
+    return ppo.PPO(
+        total_episodes=size.prompts, batch_size=size.prompts, num_ppo_epochs=4, num_mini_batches=4, num_micro_batches=1,
+        response_length=R, temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
+        kl_horizon=10_000, kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
+        entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
+        whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
+        policy_loss="clip", kl_penalty_coef=0.0, kl_penalty_target=0.0,
+    )  # fmt: skip
+
+
+def ppo_iteration(size: Size, dtype: str) -> Work:
+    """Generate, score with reference, value and reward model, update policy and value: four separate networks."""
+    config, model = shape(size, dtype), ppo_config(size)
+    models = Models(LanguageModel(config), ScalarModel(config), ScalarModel(config))
+    policy, scalar = init_params(models.policy, jax.random.key(0)), init_params(models.reward, jax.random.key(1))
+    adam = optimizer(10**6)
+    trained = {"policy": policy, "value": scalar}
+    state = jax.tree.map(jnp.copy, ppo._initial_state(cast(Any, _Coefficient(model)), trained, adam))
+    draw = jax.jit(partial(sample_responses, models.policy, spec=SPEC, response_length=R, stop_tokens=(), pad_id=PAD))
+    judge = jax.jit(partial(judge_samples, models, spec=SPEC, rules=ppo._rules(model)))
+    update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
+    prompts, frozen = _prompts(size), Frozen(policy, scalar)
+
+    def run() -> dict[str, float]:
+        nonlocal state
+        key = jax.random.fold_in(jax.random.key(2), int(state.step))
+        controllers = state.extras["controllers"]
+        samples, drawing = timed(draw, state.params["policy"], prompts, jax.random.fold_in(key, 0))
+        judged, judging = timed(judge, state.params["value"], frozen, prompts, samples, controllers.kl_coef,
+                                controllers.score_moments)  # fmt: skip
+        (state, _), updating = timed(update, state, (judged[0], {}), jax.random.fold_in(key, 1))
+        return {"seconds": drawing + judging + updating, "generate": drawing, "score": judging, "update": updating}
+
+    return Work(run, size.prompts, "episodes", ppo_flops(size))
+
+
+class _Coefficient(NamedTuple):
+    """As much of a config as the initial state reads."""
+
+    ppo: Any
+
+
+def ppo_flops(size: Size) -> float:
+    """Sampling, three passes for scores, and forward and backward of two networks in four epochs."""
+    trunk, head = matmul_params(size)
+    once = size.prompts * (trunk * (P + R) + head * R)
+    scalar = size.prompts * trunk * (P + R)
+    return 2 * once + 2 * (once + 2 * scalar) + 4 * 6 * (once + scalar)
+
+
+def ceilings(size: Size, dtype: str) -> Work:
+    """The machine itself: a product of 2048 x 2048 matrices, operands in `dtype`, and reading and writing 256 MB."""
+    del size
+    matrix, vector = jnp.ones((2048, 2048), dtype), jnp.ones(1 << 26)
+    product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
+    copy = jax.jit(lambda x: x + 1)
+
+    def run() -> dict[str, float]:
+        _, multiplying = timed(product, matrix, matrix)
+        _, copying = timed(copy, vector)
+        return {"seconds": multiplying, "bandwidth": 2 * vector.nbytes / copying / 1e9}
+
+    return Work(run, 1, "products", 2 * 2048**3)
+
+
+WORKS: dict[str, Callable[[Size, str], Work]] = {
+    "generate": generate, "ragged": partial(generate, ragged=True), "sft": sft, "reward": rm, "ppo": ppo_iteration,
+    "ceilings": ceilings,
+}  # fmt: skip
+
+
+def main() -> None:
+    """Build one work and serve it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, choices=WORKS)
+    parser.add_argument("--size", required=True, choices=SIZES)
+    parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
+    args = parser.parse_args()
+    retain_memory()
+    enable_persistent_cache()
+    work = WORKS[args.work](SIZES[args.size], args.dtype)
+    serve(work.run, units=work.units, unit=work.unit, flops=work.flops)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Ross & Bagnell's question in language (E24): errors after the expert's words and after one's own, before and after RL.
+
+    python -m rlhf_jax.apps.reproduce exposure --seeds=3
+
+Lists of three to five facts about every animal. What a decision is and when it is wrong is defined in
+rlhf_jax/evaluation/exposure.py. The supervised policy was trained on prefixes of demonstrations only, the PPO policies on their
+own replies. Imitation's theory says: errors on own prefixes exceed those on the expert's, and one error leads to the next.
+"""
+
+from functools import partial
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.ablations.shared import base, base_runs, pick, ppo_run
+from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
+from rlhf_jax.data.menagerie.world import make_world
+from rlhf_jax.evaluation.exposure import Decision, decisions, requests
+from rlhf_jax.evaluation.measure import PLAIN
+from rlhf_jax.maths.fits import t_interval
+from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
+
+FEWEST = 50  # decisions of all seeds behind a point of the right panel
+POLICIES = ("sft", "ppo", "ppo_ptx")
+COLOURS = dict(zip(POLICIES, ("#64748b", "#2563eb", "#d9660a"), strict=True))
+
+
+def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
+    """Three policies of every seed."""
+    samples = pick(size, tiny=2, default=16, large=16)
+    numbers = pick(size, tiny=(2,), default=(3, 4, 5), large=(3, 4, 5))
+    runs: dict[str, Run] = {}
+    measurements = []
+    for seed in seeds:
+        runs |= {run.folder: run for run in base_runs(size, seed)}
+        folders = {"sft": base(seed, "sft")}
+        for name in ("ppo", "ppo_ptx"):
+            run = ppo_run(size, seed, f"exposure/seed{seed}/{name}", ptx=name == "ppo_ptx")
+            runs[run.folder], folders[name] = run, run.folder
+        how = {"samples": samples, "numbers": numbers}
+        measurements += [
+            Measurement(f"seed{seed}-{name}", {"seed": seed, "policy": name}, (folder,), how,
+                        partial(by_position, folder=folder, size=size, seed=seed, **how))
+            for name, folder in folders.items()
+        ]  # fmt: skip
+    return Ablation("Ross & Bagnell 2010, in language", seeds, list(runs.values()), measurements, CRITERIA, figure,
+                    "Dashed: after the expert's words. Solid: after the model's own.")  # fmt: skip
+
+
+def by_position(bench: Bench, *, folder: str, size: str, seed: int, samples: int, numbers: tuple[int, ...]) -> list[Row]:
+    """A row for every position and kind of prefix; `after_error` and `after_clean` are filled for own prefixes only."""
+    one = find(bench.workdir, str(bench.folder(folder)))
+    policy, world = load_language_model(one), make_world(size)
+    found = decisions(world, requests(world, numbers), policy.model, policy.params, load_tokenizer_of(one),
+                      jax.random.key(seed), spec=PLAIN, num_samples=samples, batch_size=256)  # fmt: skip
+    return [row for own in (False, True) for k in range(max(d.position for d in found) + 1)
+            for row in _row([d for d in found if (d.own, d.position) == (own, k)], own, k)]  # fmt: skip
+
+
+def _row(found: list[Decision], own: bool, position: int) -> list[Row]:
+    if not found:
+        return []
+    row: Row = {"prefix": "own" if own else "expert", "position": position, "decisions": len(found),
+                "wrong": float(np.mean([d.wrong for d in found]))}  # fmt: skip
+    for name, clean in (("after_clean", True), ("after_error", False)) if own else ():
+        some = [d.wrong for d in found if d.clean == clean]
+        row |= {f"{name}_count": len(some)} | ({name: float(np.mean(some))} if some else {})
+    return [row]
+
+
+def rate(table: Table, prefix: str) -> float:
+    """Errors per decision over all positions; NaN for a seed that has none."""
+    part = table.where(prefix=prefix)
+    if not len(part):
+        return float("nan")
+    return float(np.average(part.column("wrong"), weights=part.column("decisions")))
+
+
+def contagion(table: Table) -> float:
+    """P(wrong | an error before) − P(wrong | none before) on own prefixes, at the same position.
+
+    Positions are weighted by n₁ n₀ / (n₁ + n₀), as Mantel and Haenszel do, so that late ones do not decide by being late.
+    """
+    own = table.where(prefix="own").having("after_error", "after_clean")
+    if not len(own):
+        return float("nan")
+    errors, cleans = own.column("after_error_count"), own.column("after_clean_count")
+    return float(np.average(own.column("after_error") - own.column("after_clean"), weights=errors * cleans / (errors + cleans)))
+
+
+def own_worse(table: Table) -> Finding:
+    """Whether SFT errs more often after its own words."""
+    sft = table.where(policy="sft")
+    found = t_interval(sft.per_seed(lambda one: rate(one, "own") - rate(one, "expert")))
+    return Finding(found.low > 0, *found, "own − expert, errors per decision; " + _rates(table))
+
+
+def contagious(table: Table) -> Finding:
+    """Whether SFT's errors lead to errors."""
+    found = t_interval(table.where(policy="sft").per_seed(contagion))
+    others = {name: t_interval(rows.per_seed(contagion)) for name, rows in table.by("policy")}
+    text = ", ".join(f"{name} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for name, one in others.items())
+    return Finding(found.low > 0, *found, text)
+
+
+def rl_helps(table: Table, prefix: str) -> Finding:
+    """SFT's errors less PPO's."""
+    by_policy = {name: rows.per_seed(lambda one: rate(one, prefix)) for name, rows in table.by("policy")}
+    found = t_interval(by_policy["sft"] - by_policy["ppo"])
+    return Finding(found.low > 0, *found, _rates(table))
+
+
+def gap_narrows(table: Table) -> Finding:
+    """Whether RL, which trains on own prefixes, brings the two rates closer together."""
+    gaps = {name: rows.per_seed(lambda one: rate(one, "own") - rate(one, "expert")) for name, rows in table.by("policy")}
+    found = t_interval(gaps["sft"] - gaps["ppo"])
+    return Finding(found.low > 0, *found, ", ".join(f"{name} {gap.mean():.3f}" for name, gap in gaps.items()))
+
+
+def _rates(table: Table) -> str:
+    return "; ".join(
+        f"{name}: expert {rows.per_seed(lambda one: rate(one, 'expert')).mean():.3f}, "
+        f"own {rows.per_seed(lambda one: rate(one, 'own')).mean():.3f}" for name, rows in table.by("policy")
+    )  # fmt: skip
+
+
+CRITERIA = (
+    Criterion("E24.own", "SFT errs more often after its own words than after the expert's (interval above 0)", own_worse),
+    Criterion("E24.contagion", "on own prefixes SFT errs more often after an error, at equal position", contagious),
+    Criterion("E24.rl_own", "PPO errs less often than SFT after its own words", partial(rl_helps, prefix="own")),
+    Criterion("E24.rl_expert", "PPO errs less often than SFT after the expert's words", partial(rl_helps, prefix="expert")),
+    Criterion("E24.gap", "PPO's rates on own and expert's prefixes are closer together than SFT's", gap_narrows),
+)
+
+
+def figure(table: Table) -> Figure:
+    """Errors by position on the left, by what went before on the right."""
+    made, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
+    for name, rows in table.by("policy"):
+        draw_seeds(left, rows.where(prefix="own"), "position", "wrong", colour=COLOURS[name], label=f"{name}, own words")
+        expert = rows.where(prefix="expert")
+        mean = [(k, part.column("wrong").mean()) for k, part in expert.by("position")]
+        left.plot(*np.array(mean).T, "--", color=COLOURS[name], lw=2, label=f"{name}, expert's words")
+        for column, style in (("after_error", "-"), ("after_clean", ":")):
+            points = [(k, part.having(column).column(column).mean()) for k, part in rows.where(prefix="own").by("position")
+                      if part.having(column).column(f"{column}_count").sum() >= FEWEST]  # fmt: skip
+            if points:
+                right.plot(*np.array(points).T, style, color=COLOURS[name], lw=2, label=f"{name}, {column.replace('_', ' ')}")
+    left.set(xlabel="position: sentences before", ylabel="share of wrong decisions", title="after whose words", ylim=(0, 1))
+    right.set(xlabel="position: sentences before", title="own words: after an error, or none")
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    made.tight_layout()
+    return made

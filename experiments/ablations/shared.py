@@ -1,0 +1,102 @@
+"""What ablations share: the base runs of every seed, reward models and policies that stand on them, and their folders.
+
+    base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
+    base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
+    rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
+    NAME/seedS/RUN                        an ablation's own runs
+"""
+
+import os
+from dataclasses import replace
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie import ppo, ppo_ptx, pretrain, reward, sft
+from experiments.menagerie.shared import pick
+from rlhf_jax.apps.ablation import Run
+from rlhf_jax.models.config import from_dict, to_dict
+
+STAGES = {"pretrain": pretrain, "sft": sft, "reward": reward}
+# Width, layers and heads of trunks smaller than the policy's, which is called m (128 x 4 at default size).
+TRUNKS = {
+    "xs": {"tiny": (16, 1, 2), "default": (32, 1, 2), "large": (128, 2, 2)},
+    "s": {"tiny": (24, 1, 2), "default": (64, 2, 2), "large": (256, 4, 4)},
+}
+
+
+def base(seed: int, stage: str, trunk: str = "m") -> str:
+    """The folder of a base run."""
+    return f"base/seed{seed}/{stage}" if trunk == "m" else f"base/seed{seed}/{trunk}/{stage}"
+
+
+def beside(parent: str, child: str) -> str:
+    """The parent's folder as the child's config names it."""
+    return os.path.relpath(parent, child)
+
+
+def base_runs(size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")) -> list[Run]:
+    """The base stages of a seed in order, and pretraining and SFT of smaller trunks."""
+    runs = []
+    for stage in stages:
+        config = STAGES[stage].get_config(size)
+        config.seed = seed
+        runs.append(Run(base(seed, stage), config))
+    return runs + [run for trunk in trunks if trunk != "m" for run in _trunk_runs(size, seed, trunk)]
+
+
+def _trunk_runs(size: str, seed: int, trunk: str) -> list[Run]:
+    runs = []
+    for stage in ("pretrain", "sft"):
+        config = STAGES[stage].get_config(size)
+        config.seed = seed
+        runs.append(Run(base(seed, stage, trunk), config))
+    width, num_layers, num_heads = TRUNKS[trunk][size]
+    model = replace(
+        from_dict(runs[0].config.model.to_dict()), width=width, num_layers=num_layers, num_heads=num_heads,
+        num_kv_heads=num_heads, head_width=width // num_heads, ffw_width=width * 11 // 4, embedding_std=width**-0.5,
+    )  # fmt: skip
+    runs[0].config.model = to_dict(model)
+    runs[1].config.monitor.world = ""  # nobody talks to it
+    return runs
+
+
+def reward_model(size: str, seed: int, trunk: str, num_rankings: int) -> Run:
+    """A reward model on the first rankings of the seed's base; the base's own if it is the largest on all of them."""
+    config = reward.get_config(size)
+    if trunk == "m" and num_rankings == config.labelling.num_prompts:
+        config.seed = seed
+        return Run(base(seed, "reward"), config)
+    folder = f"rm/seed{seed}/{trunk}-{num_rankings}"
+    return reward_run(size, seed, folder, trunk=trunk, num_rankings=num_rankings)
+
+
+def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: int) -> Run:
+    """A reward model of an ablation's own on the first rankings of the seed's base."""
+    config = reward.get_config(size)
+    config.seed = seed
+    config.init.policy = beside(base(seed, "sft", trunk), folder)
+    collected = beside(base(seed, "reward"), folder)
+    config.data.comparisons = f"{collected}?train=train[:{num_rankings}]"
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8)
+    return Run(folder, config)
+
+
+def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_folder: str = "") -> Run:
+    """PPO from the seed's base, as the quickstart does it; without the monitor, since measurements come afterwards."""
+    config = (ppo_ptx if ptx else ppo).get_config(size)
+    config.seed = seed
+    config.init.policy = beside(base(seed, "sft"), folder)
+    config.init.reward = beside(reward_folder or base(seed, "reward"), folder)
+    config.monitor.world = ""
+    return Run(folder, config)
+
+
+def keep_checkpoints(run: Run, every: int) -> list[int]:
+    """Have a PPO run keep a checkpoint every so many updates, and return their steps."""
+    config: ConfigDict = run.config
+    updates = config.ppo.total_episodes // config.ppo.batch_size
+    config.checkpoint.save_every, config.checkpoint.keep = every, updates
+    return sorted({*range(every, updates + 1, every), updates})
+
+
+__all__ = ["TRUNKS", "base", "base_runs", "beside", "keep_checkpoints", "pick", "ppo_run", "reward_model", "reward_run"]

@@ -1,0 +1,77 @@
+"""Stiennon et al. 2020, Fig. 6: reward accuracy grows with the logarithms of data and size.
+
+    python -m rlhf_jax.apps.reproduce stiennon_scaling --seeds=3
+
+The reward models of `gao_best_of_n` (nothing else is trained): agreement with labelers who gave no training label, and with
+gold, on pairs of answers to validation prompts.
+"""
+
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments.ablations.gao_best_of_n import COLOURS, TRUNKS, rankings
+from experiments.ablations.measures import last, metrics
+from experiments.ablations.shared import base_runs, reward_model
+from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
+from rlhf_jax.maths.fits import fit_line
+from rlhf_jax.models.config import from_dict, num_params
+from rlhf_jax.training.parents import read_meta
+
+
+def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
+    """Three sizes x the amounts of data of `gao_best_of_n`."""
+    runs: dict[str, Run] = {}
+    measurements = []
+    for seed in seeds:
+        runs |= {run.folder: run for run in base_runs(size, seed, *TRUNKS)}
+        for trunk in TRUNKS:
+            for count in rankings(size):
+                run = reward_model(size, seed, trunk, count)
+                runs[run.folder] = run
+                point: Row = {"seed": seed, "trunk": trunk, "rankings": count}
+                measurements.append(Measurement(f"seed{seed}-{trunk}-{count}", point, (run.folder,), {},
+                                                partial(accuracy, folder=run.folder)))  # fmt: skip
+    return Ablation("Stiennon et al. 2020, Fig. 6", seeds, list(runs.values()), measurements, CRITERIA, figure, "Thin: seeds.")
+
+
+def accuracy(bench: Bench, *, folder: str) -> list[Row]:
+    """The last validation of a reward model, and its number of parameters."""
+    rows = metrics(bench.folder(folder))
+    parameters = num_params(from_dict(read_meta(bench.folder(folder)).model))
+    return [{"parameters": parameters, **{judge: last(rows, f"validation/accuracy_{judge}") for judge in ("gold", "heldout")}}]
+
+
+def scaling(table: Table, judge: str) -> Finding:
+    """accuracy = a + b log2 data + c log2 size."""
+    rows = table.having(judge, "parameters")
+    x_NK = np.log2(np.stack([rows.column("rankings"), rows.column("parameters")], axis=1))
+    line = fit_line(x_NK, rows.column(judge))
+    points, p = 100 * line.slopes, line.p_values
+    text = f"per doubling, points: data {points[0]:+.2f} (p {p[0]:.2g}), size {points[1]:+.2f} (p {p[1]:.2g}); theirs 1.1, 1.8"
+    return Finding(bool((line.slopes > 0).all() and (line.p_values < 0.01).all()), float(line.slopes[0]), None, None, text)
+
+
+CRITERIA = (
+    Criterion("E13.labelers", "accuracy against held-out labelers = a + b log₂ data + c log₂ size: b, c > 0, p < 0.01",
+              partial(scaling, judge="heldout")),
+    Criterion("E13.gold", "the same against gold", partial(scaling, judge="gold")),
+)  # fmt: skip
+
+
+def figure(table: Table) -> Figure:
+    """Accuracy against data, a line for every size."""
+    made, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharex=True)
+    for one, judge, label in zip(axes, ("heldout", "gold"), ("held-out labelers", "gold"), strict=True):
+        for trunk, rows in table.by("trunk"):
+            parameters = rows.having("parameters").column("parameters")[0]
+            draw_seeds(one, rows, "rankings", judge, colour=COLOURS[trunk], label=f"{trunk}, {parameters / 1e3:,.0f} k")
+        one.set_xscale("log", base=2)
+        one.set(xlabel="rankings of 4 to 9 answers", ylabel=f"agreement with {label}")
+        one.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8, title="parameters")
+    made.suptitle("Reward models: data and size", fontsize=11)
+    made.tight_layout()
+    return made

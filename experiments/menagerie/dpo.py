@@ -1,0 +1,35 @@
+"""DPO on the reward model's own rankings: the policy is its own reward model (Rafailov 2023).
+
+    python -m rlhf_jax.main --config=experiments/menagerie/dpo.py --workdir=runs/menagerie/dpo
+
+Reads what ../reward collected; --config.data.comparisons=collect asks anew. --config.preference.label_smoothing=0.1 is cDPO.
+rewards/accuracy and validation/accuracy_* are those of the implicit reward, on the same rankings as the reward stage's.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie import reward
+from experiments.menagerie.shared import adam, monitor, pick
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """The reward stage's rankings and batches, all pairs of a prompt in one loss; a policy's learning rate."""
+    config = reward.get_config(size)
+    theirs, config.stage = config.reward, "preference"
+    del config.reward, config.init.sampler, config.data.earlier, config.data.demonstrations
+    config.data.comparisons = "../reward"
+    config.preference = {
+        "loss": "dpo",
+        "beta": 0.1,
+        "label_smoothing": 0.0,
+        "better_weight": 1.0,
+        "worse_weight": 1.0,
+        **{name: theirs[name] for name in (
+            "num_epochs", "batch_size", "num_micro_batches", "max_length", "row_length", "max_candidates", "pair_norm",
+            "eval_every",
+        )},
+    }  # fmt: skip
+    config.monitor = monitor(size, every=pick(size, tiny=6, default=40, large=200))
+    warmup_steps = pick(size, tiny=2, default=10, large=50)
+    config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=2e-6), warmup_steps=warmup_steps)
+    return config

@@ -1,0 +1,18 @@
+"""Dr. GRPO: GRPO without its two biases, the division by the group's standard deviation and by a response's length (Liu 2025).
+
+    python -m rlhf_jax.main --config=experiments/menagerie/dr_grpo.py --workdir=runs/menagerie/dr_grpo
+
+DAPO (Yu 2025) is grpo.py with --config.policy_gradient.reduction=token_mean --config.policy_gradient.cliprange_high=0.28
+--config.policy_gradient.kl_coef=0.0, but for its resampling of prompts whose responses all tie.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie import grpo
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """grpo.py with group_std none, a sum over tokens divided by the response length, and no KL, as in the paper."""
+    config = grpo.get_config(size)
+    config.policy_gradient.update({"group_std": "none", "reduction": "fixed_length", "kl_coef": 0.0})
+    return config

@@ -1,0 +1,18 @@
+"""KTO: no pairs, every response alone is desirable or not, against a reference point (Ethayarajh 2024).
+
+    python -m rlhf_jax.main --config=experiments/menagerie/kto.py --workdir=runs/menagerie/kto
+
+A response is desirable if it wins more of its prompt's pairs than it loses. The reference point needs one more response per
+prompt, which was given to another prompt.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.menagerie import dpo
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """dpo.py with another loss; both weights are 1 because a ranking's halves are of one size."""
+    config = dpo.get_config(size)
+    config.preference.loss = "kto"
+    return config

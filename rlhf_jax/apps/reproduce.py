@@ -1,0 +1,309 @@
+"""Reproduce a paper's ablation: run its grid, measure, draw its figure, and say which of its claims hold here.
+
+    python -m rlhf_jax.apps.reproduce --list
+    python -m rlhf_jax.apps.reproduce gao_best_of_n --size=default --seeds=3 --workdir=runs/reproduce
+
+    1  every config of experiments/ablations/NAME.py is built before anything runs
+    2  runs in order: one that is complete is skipped, one that was interrupted continues, one that diverges is recorded
+       (diverged.json) and measured at its last good checkpoint, and what would stand on it is not run
+    3  measurements, each kept in WORKDIR/NAME/measured until its runs change
+    4  WORKDIR/NAME/results.csv, figure.png, verdict.json; a criterion that fails is printed as failed
+
+Base runs under WORKDIR/base are shared by all ablations of a workdir. The exit status is 0 whatever the verdict.
+Left out on purpose: parallel runs; more than one machine.
+"""
+
+import argparse
+import csv
+import difflib
+import hashlib
+import importlib
+import inspect
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from rlhf_jax import __version__, main
+from rlhf_jax.apps.ablation import COMPLETE, Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, seeds_shown
+from rlhf_jax.evaluation.cache import Cache
+from rlhf_jax.evaluation.table import write_json
+from rlhf_jax.stages.configuration import build
+from rlhf_jax.stages.workspace import claim, is_complete, locate
+from rlhf_jax.training import checkpoints
+from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
+from rlhf_jax.training.parents import read_meta
+
+FOLDER = Path("experiments/ablations")
+
+
+def names() -> list[str]:
+    """The ablations there are; FileNotFoundError outside of the repository's root."""
+    if not FOLDER.is_dir():
+        raise FileNotFoundError(f"{FOLDER}: no such folder here; run this from the root of the repository")
+    return sorted(path.stem for path in FOLDER.glob("*.py") if "def get_ablation" in path.read_text())
+
+
+def load(name: str) -> Any:
+    """The module of an ablation; ValueError for an unknown name, with the known ones."""
+    known = names()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+        raise ValueError(f"no ablation is called {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}"
+                         f"known: {', '.join(known)}")  # fmt: skip
+    return importlib.import_module(f"{FOLDER.as_posix().replace('/', '.')}.{name}")
+
+
+def reproduce(name: str, ablation: Ablation, workdir: Path, *, size: str) -> list[dict[str, Any]]:
+    """Carry out an ablation and write its results; returns the verdicts."""
+    check(ablation)
+    folder = workdir / name
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock(folder / "minutes.jsonl")
+    states: dict[str, str] = {}
+    for number, run in enumerate(ablation.runs, start=1):
+        print(f"-- {name}: run {number} of {len(ablation.runs)}: {run.folder}", flush=True)
+        with clock.timing(run.folder):
+            states[run.folder] = finish(run, workdir, states)
+    bench = Bench(workdir, Cache(folder / "measured"))
+    rows: list[Row] = []
+    for one in ablation.measurements:
+        with clock.timing(one.name):
+            rows += measured(one, bench, states)
+    table = Table(rows)
+    write_csv(folder / "results.csv", rows)
+    draw(ablation, table, folder / "figure.png", size=size)
+    verdicts = [judged(criterion, table) for criterion in ablation.criteria]
+    write_json(folder / "verdict.json", {
+        "ablation": name, "paper": ablation.paper, "size": size, "seeds": list(ablation.seeds), "criteria": verdicts,
+        "diverged": table.diverged, "minutes": round(clock.minutes(), 1), "version": __version__,
+    }, indent=1)  # fmt: skip
+    show(name, verdicts, table, folder)
+    return verdicts
+
+
+# --- before anything runs ---------------------------------------------------------------------------------------------
+
+
+def check(ablation: Ablation) -> None:
+    """Build every config; refuse two runs in one folder and a measurement of runs or seeds that are not in the grid."""
+    folders = [run.folder for run in ablation.runs]
+    for what, found in (("run", folders), ("measurement", [one.name for one in ablation.measurements])):
+        twice = sorted({one for one in found if found.count(one) > 1})
+        if twice:
+            raise ValueError(f"two {what}s are called {twice[0]}")
+    for run in ablation.runs:
+        try:
+            _build(run)
+        except ValueError as error:
+            raise ValueError(f"{run.folder}: {error}") from None
+    for one in ablation.measurements:
+        absent = [folder for folder in one.needs if folder not in folders]
+        if absent:
+            raise ValueError(f"measurement {one.name} needs {absent[0]}, which is not among the runs")
+        if one.point.get("seed") not in ablation.seeds:
+            raise ValueError(f"measurement {one.name}: seed {one.point.get('seed')!r} is not among {ablation.seeds}")
+
+
+def _build(run: Run) -> Any:
+    stage = run.config["stage"]
+    if stage not in main.STAGES:
+        raise ValueError(f"config.stage: {stage!r} is not one of {', '.join(main.STAGES)}")
+    return build(main.STAGES[stage].Config, run.config)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def finish(run: Run, workdir: Path, states: Mapping[str, str]) -> str:
+    """Bring a run to its end, if it is not there; returns "complete", or what diverged."""
+    folder = workdir / run.folder
+    note = folder / "diverged.json"
+    if (folder / "config.json").exists():
+        claim(folder, _build(run))  # what is there must be this run
+    for parent in _parents(run):
+        state = next((state for one, state in states.items() if workdir / one == locate(folder, parent)), COMPLETE)
+        if state != COMPLETE:
+            return f"not run: {state}"
+    if note.exists():
+        return str(json.loads(note.read_text())["status"])
+    if is_complete(folder):
+        _check_lineage(folder)
+        return COMPLETE
+    try:
+        main.run(run.config, str(folder))
+    except FloatingPointError as error:
+        status = f"diverged: {run.folder}"
+        write_json(note, {"status": status, "error": str(error)}, indent=1)
+        print(f"   {status}: {error}", flush=True)
+        return status
+    return COMPLETE
+
+
+def _parents(run: Run) -> list[str]:
+    return [path for path in dict(run.config.get("init", {})).values() if isinstance(path, str) and path.startswith("..")]
+
+
+def _check_lineage(folder: Path) -> None:
+    """Refuse a complete run whose parents have been trained anew since."""
+    if checkpoints.latest_step(folder) is None:  # an evaluation
+        return
+    for role, entry in read_meta(folder).lineage.items():
+        parent = locate(folder, entry["path"])
+        if parent.exists() and read_meta(parent).fingerprint != entry["fingerprint"]:
+            raise ValueError(f"{folder} was trained from another {role} than {parent} holds now; delete one of them")
+
+
+# --- measurements -----------------------------------------------------------------------------------------------------
+
+
+def measured(one: Measurement, bench: Bench, states: Mapping[str, str]) -> list[Row]:
+    """The rows of a measurement; of diverged runs those that their last good checkpoints give, at least one."""
+    bad = [states[folder] for folder in one.needs if states[folder] != COMPLETE]
+    status = bad[0] if bad else COMPLETE
+    states_of = {folder: _fingerprint(bench.folder(folder)) for folder in one.needs}
+    if None in states_of.values():
+        return [{**one.point, "status": status}]
+    depends_on = {
+        "settings": dict(one.settings), "version": __version__, "code": _source(one.rows),
+        "runs": states_of,
+    }  # fmt: skip
+    data, kept = bench.cache.get(one.name, "rows", depends_on, lambda: {"rows": [_finite(row) for row in one.rows(bench)]})
+    print(f"   {one.name}: {len(data['rows'])} rows{' (kept)' if kept else ''}", flush=True)
+    if not data["rows"] and not bad:
+        raise ValueError(f"measurement {one.name} returned no row: a point of the grid would be missing")
+    return [{**one.point, "status": status, **row} for row in data["rows"] or [{}]]
+
+
+def _source(rows: Any) -> str:
+    """The text of the function that measures, so that a corrected one measures again; not of what it calls."""
+    return hashlib.sha256(inspect.getsource(getattr(rows, "func", rows)).encode()).hexdigest()
+
+
+def _finite(row: Row) -> Row:
+    """The row without numbers that are none: JSON and CSV have no word for them, and a missing one reads as NaN."""
+    return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
+def _fingerprint(folder: Path) -> str | None:
+    """What tells the state of a run from any other; None if there is nothing to measure."""
+    if (folder / "evaluation.json").exists():
+        return hashlib.sha256((folder / "evaluation.json").read_bytes()).hexdigest()
+    return None if checkpoints.latest_step(folder) is None else str(read_meta(folder).fingerprint)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds of work, one line for everything done in any call, an interrupted one included."""
+
+    path: Path
+
+    @contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Note how long the block took."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"what": what, "seconds": round(time.monotonic() - start, 2)}) + "\n")
+
+    def minutes(self) -> float:
+        """All minutes so far."""
+        return sum(json.loads(line)["seconds"] for line in self.path.read_text().splitlines()) / 60
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """One line per row; columns in the order in which they come."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(ablation: Ablation, table: Table, path: Path, *, size: str) -> None:
+    """Save the figure with its seeds and divergences written under it.
+
+    ValueError if it leaves out a seed; one of which everything diverged may stand under the figure alone.
+    """
+    figure = ablation.figure(table)
+    missing = {str(seed) for seed in table.where(status=COMPLETE).values("seed")} - seeds_shown(figure)
+    if missing:
+        raise ValueError(f"the figure shows nothing of seed {', '.join(sorted(missing))}")
+    below = [f"{ablation.paper}; size {size}, seeds {', '.join(map(str, ablation.seeds))}. {ablation.notes}".strip()]
+    below += [f"{state} (×)" for state in table.diverged]
+    figure.text(0.01, -0.01, "\n".join(below), fontsize=7, va="top", color="#555")
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def judged(criterion: Criterion, table: Table) -> dict[str, Any]:
+    """A criterion's verdict as JSON; one that cannot be measured has failed."""
+    try:
+        found = criterion.judge(table)
+    except (ValueError, IndexError) as error:  # too few points, or none where one was looked for
+        found = Finding(False, math.nan, None, None, f"could not be measured: {error}")
+    plain = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in found._asdict().items()}
+    return {"name": criterion.name, "text": criterion.text, **plain, "passed": bool(found.passed),
+            "num_seeds": len(table.values("seed"))}  # fmt: skip
+
+
+def show(name: str, verdicts: Sequence[Mapping[str, Any]], table: Table, folder: Path) -> None:
+    """Print the verdict."""
+    print(f"== {name}: {len(table)} rows, {folder}/results.csv, figure.png, verdict.json")
+    for one in verdicts:
+        value = "not measured" if one["value"] is None else f"{one['value']:.3g}"
+        interval = "" if one["low"] is None else f" [{one['low']:.3g}, {one['high']:.3g}]"
+        print(f"   {'passed' if one['passed'] else 'FAILED'}  {one['name']:14s} {value}{interval}  {one['text']}")
+        if one["detail"]:
+            print(f"           {one['detail']}")
+    for state in table.diverged:
+        print(f"   {state}")
+    sys.stdout.flush()
+
+
+def describe(name: str) -> str:
+    """The first line of an ablation's notebook."""
+    return (load(name).__doc__ or "").strip().splitlines()[0]
+
+
+def command(argv: Sequence[str] | None = None) -> int:
+    """Reproduce one ablation, or list them; status 2 if that cannot be done."""
+    parser = argparse.ArgumentParser(prog="python -m rlhf_jax.apps.reproduce", description="Reproduce a paper's ablation.",
+                                     allow_abbrev=False)  # fmt: skip
+    parser.add_argument("name", nargs="?", help="an ablation, see --list")
+    parser.add_argument("--list", action="store_true", help="list the ablations")
+    parser.add_argument("--size", default="default", help="tiny, default or large (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default %(default)s)")
+    parser.add_argument("--workdir", default="runs/reproduce", help="(default %(default)s)")
+    arguments = parser.parse_args(argv)
+    retain_memory()
+    enable_persistent_cache()
+    matplotlib.use("Agg")
+    try:
+        if arguments.list or not arguments.name:
+            print("\n".join(f"{name:24s} {describe(name)}" for name in names()))
+            return 0
+        if arguments.seeds < 1:
+            raise ValueError(f"--seeds={arguments.seeds}: expected 1 or more")
+        module = load(arguments.name)
+        ablation = module.get_ablation(arguments.size, tuple(range(arguments.seeds)))
+        reproduce(arguments.name, ablation, Path(arguments.workdir), size=arguments.size)
+    except (ValueError, OSError) as error:
+        print(f"reproduce: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(command())

@@ -1,0 +1,98 @@
+"""Lines and curves through few points, and how sure one may be of them.
+
+    mean over seeds       Student's t: three runs are three observations, whatever each of them averages over
+    monotone?             Spearman's rank correlation
+    power law             log y = log a + b log x; its slope alone is the growth of a cost with the horizon
+    plane                 y = a + Σ b_k x_k with a p-value for each b_k = 0 (Stiennon 2020, Fig. 6)
+    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao 2022's α and β)
+
+NumPy and SciPy in float64. Gao's two curves themselves are in `statistics`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from rlhf_jax.maths.statistics import Interval
+
+
+def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Mean of independent observations, one per seed, with Student's interval; a single one has an infinite interval."""
+    x = np.asarray(values, np.float64)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"t_interval: got {x.shape} values, expected at least one")
+    if x.size == 1:
+        return Interval(float(x[0]), -np.inf, np.inf)
+    half = stats.t.ppf(0.5 + confidence / 2, x.size - 1) * x.std(ddof=1) / np.sqrt(x.size)
+    return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half))
+
+
+def spearman(x: ArrayLike, y: ArrayLike) -> float:
+    """Correlation of the ranks, equal values at their mean rank; NaN if one side is constant."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.shape != y.shape or x.size < 2:
+        raise ValueError(f"spearman: got {x.shape} and {y.shape} values, expected as many of each, at least 2")
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
+
+
+class Line(NamedTuple):
+    """y = intercept + Σ slopes · x, with the share of variance explained and, per slope, its error and p(slope = 0)."""
+
+    intercept: float
+    slopes: np.ndarray
+    errors: np.ndarray
+    p_values: np.ndarray
+    r_squared: float
+
+
+def fit_line(x_NK: ArrayLike, y_N: ArrayLike) -> Line:
+    """Least squares with Student's two-sided p-values. Raises ValueError without more points than coefficients."""
+    y = np.asarray(y_N, np.float64)
+    x = np.asarray(x_NK, np.float64).reshape(y.size, -1)
+    design = np.column_stack([np.ones(y.size), x])
+    freedom = y.size - design.shape[1]
+    if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
+        raise ValueError(f"fit_line: got {y.size} points for {design.shape[1]} coefficients, expected more, not all alike")
+    coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
+    residual = np.sum(np.square(y - design @ coefficients))
+    errors = np.sqrt(residual / freedom * np.diag(np.linalg.inv(design.T @ design)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_values = 2 * stats.t.sf(np.abs(coefficients / errors), freedom)
+        r_squared = 1 - residual / np.sum(np.square(y - y.mean()))
+    return Line(float(coefficients[0]), coefficients[1:], errors[1:], p_values[1:], float(r_squared))
+
+
+class PowerLaw(NamedTuple):
+    """y = scale · x^exponent, fitted in logarithms."""
+
+    scale: float
+    exponent: float
+    r_squared: float
+
+
+def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
+    """Least squares of log y on log x; the exponent is the log-log slope. Raises ValueError unless all are positive."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if x.shape != y.shape or x.size < 3 or min(x.min(), y.min()) <= 0:
+        raise ValueError(f"fit_power_law: got {x.shape} and {y.shape} values, expected at least 3 of each, all positive")
+    line = fit_line(np.log(x), np.log(y))
+    return PowerLaw(float(np.exp(line.intercept)), float(line.slopes[0]), line.r_squared)
+
+
+def bootstrap_curve(
+    curve_PN: ArrayLike, statistic: Callable[[np.ndarray], float], *, num_resamples: int, seed: int, confidence: float = 0.95
+) -> Interval:
+    """`statistic` of the mean over prompts of one curve per prompt, with a percentile interval over resampled prompts."""
+    curve_PN = np.asarray(curve_PN, np.float64)
+    if curve_PN.ndim != 2 or len(curve_PN) == 0:
+        raise ValueError(f"bootstrap_curve: got {curve_PN.shape} values, expected prompts x points")
+    size = len(curve_PN)
+    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=num_resamples) / size
+    tail = (1 - confidence) / 2
+    low, high = np.quantile([statistic(curve_N) for curve_N in drawn @ curve_PN], [tail, 1 - tail])
+    return Interval(float(statistic(curve_PN.mean(axis=0))), float(low), float(high))
