@@ -106,7 +106,7 @@ def learn_by_ppo(**changes):
     def iterate(state, key):
         samples = draw(state.params["policy"], jax.random.fold_in(key, 0))
         rollout, _, _ = judge_samples(models, state.params["value"], frozen, prompts(EPISODES), samples, jnp.asarray(BETA),
-                                      empty_moments(), spec=SPEC, rules=ppo._rules(settings))  # fmt: skip
+                                      empty_moments(), spec=SPEC, rules=ppo.reward_rules(settings))  # fmt: skip
         return update(state, (rollout, {}), jax.random.fold_in(key, 1))
 
     for step in range(300):
