@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from tests_support import load_experiment
@@ -13,13 +14,13 @@ from rlhf_jax.apps import demand, plan
 from rlhf_jax.apps.chips import CHIPS, USABLE, Chip
 from rlhf_jax.models import LanguageModel, init_cache, init_params, llama, num_params, to_dict
 from rlhf_jax.stages.configuration import build
-from rlhf_jax.training.mesh import make_mesh, place, state_shardings
+from rlhf_jax.training.mesh import make_mesh, on_mesh, state_shardings
 from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.programs import collectives
 from rlhf_jax.training.state import init_state
 
 SHAPE = llama(
-    vocab_size=64, context_length=64, width=64, num_layers=6, num_heads=4, num_kv_heads=4, ffw_width=160, rope_base=1e4,
+    vocab_size=64, context_length=64, width=64, num_layers=5, num_heads=4, num_kv_heads=4, ffw_width=160, rope_base=1e4,
     dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
 )  # fmt: skip
 SMALL = dataclasses.replace(SHAPE, num_layers=1)
@@ -50,22 +51,32 @@ def pretrain():
 
 def test_resident_bytes_are_those_of_a_real_state(pretrain):
     config, mesh, planned = pretrain
-    state = init_state(init_params(LanguageModel(SHAPE), jax.random.key(0)), make_optimizer(config.optimizer, 100))
-    placed = place(state, state_shardings(state, mesh, 256))
+    optimizer = make_optimizer(config.optimizer, 100)
+    state = jax.eval_shape(lambda: init_state(init_params(LanguageModel(SHAPE), jax.random.key(0)), optimizer))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    placed = jax.device_put(zeros, state_shardings(state, mesh, 256))
     real = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed.params, placed.opt_state)))
     assert sum(planned.resident.values()) == real
 
 
-def test_few_layers_tell_what_six_need(pretrain, monkeypatch):
+def test_few_layers_tell_what_five_need(pretrain, monkeypatch):
     """Against the program of all layers, compiled."""
     config, mesh, planned = pretrain
-    monkeypatch.setattr(demand, "TRAINED", 6)
+    monkeypatch.setattr(demand, "TRAINED", 5)
     whole = demand.make_plan(config, {"policy": SHAPE}, mesh).phases[0]
     assert held(planned.phases[0]) == pytest.approx(held(whole), rel=0.05)
     assert planned.phases[0].received == pytest.approx(whole.received, rel=0.02)
 
 
-def test_ppo_has_four_networks_and_three_phases():
+def test_ppo_has_four_networks_and_three_phases(monkeypatch):
+    """Its programs are traced, not compiled: that takes a minute."""
+
+    def traced(mesh, function, resident, passing):
+        with on_mesh(mesh):
+            function.lower(*resident, *passing)
+        return np.array([2e6, 1e6])
+
+    monkeypatch.setattr(demand, "measure", traced)
     config = config_of("ppo", data={"prompt_length": 16}, ppo={"response_length": 8})
     mesh, wide = make_mesh(1, 2, 2), dataclasses.replace(SMALL, width=128)
     planned = demand.make_plan(config, {"policy": wide, "reward": SMALL}, mesh)
@@ -76,9 +87,9 @@ def test_ppo_has_four_networks_and_three_phases():
     rollout, judge, update = planned.phases
     cache = init_cache(wide, config.ppo.batch_size, 24)
     assert rollout.memory["cache"] == sum(x.nbytes for x in (*cache.keys, *cache.values)) / 4
-    assert rollout.memory["activations, weights"] > 0
+    assert sum(rollout.memory.values()) == held(update) == 2e6
+    assert (rollout.received, update.received) == (8 * 1e6, 1e6)  # a token is sent as often as one is drawn
     assert update.flops == 3 * (judge.flops - demand.forward_flops(SMALL, 16 * 24, 24))  # all but the reward model is trained
-    assert all(phase.received > 0 for phase in planned.phases)
 
 
 def test_a_loop_sends_as_often_as_it_runs():
@@ -108,7 +119,8 @@ def test_what_does_not_fit_is_refused_with_a_change_that_fits():
     with pytest.raises(ValueError, match=r"^does not fit: .* in update, ") as refusal:
         list(plan.plan_run(raw, mesh, tight, fill=1.0))
     assert "Would fit: pretrain.num_micro_batches=2 (" in str(refusal.value)
-    assert "about 2 x the devices, along fsdp" in str(refusal.value)
+    assert "2 x the devices along fsdp, if all of it divides" in str(refusal.value)
+    assert plan.room_for(config, {"policy": SMALL}, mesh, 16) == ""  # neither 8 rows nor 4 heads can be split so often
     assert "--chip=v5e" in str(refusal.value)
     raw.pretrain.num_micro_batches = 2
     lines = list(plan.plan_run(raw, mesh, tight, fill=1.0))

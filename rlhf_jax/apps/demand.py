@@ -14,7 +14,6 @@ The compiler is XLA's for CPU, which holds what it rounds to bfloat16 in float32
 """
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -37,15 +36,13 @@ from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.language import check_batches, language_loss, weigh_tokens
 from rlhf_jax.stages.rollouts import Frozen, Models, Rollout, judge_samples, sample_responses
 from rlhf_jax.training.gradients import make_supervised_update
-from rlhf_jax.training.mesh import batch_shards, check_model, jit_step, on_mesh, state_shardings
+from rlhf_jax.training.mesh import batch_shards, check_model, jit_step, state_shardings
 from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.programs import collectives
+from rlhf_jax.training.programs import bytes_on_a_device, measure
 from rlhf_jax.training.state import TrainState, init_state
 
 Shapes = dict[str, TransformerConfig]
 ITEM = {"float32": 4, "bfloat16": 2}
-# Neither changes what XLA lays out; only the machine code, which nobody runs, is made faster.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 FORWARD, TRAINED = 1, 2  # layers of the shallower of two programs
 
 
@@ -81,9 +78,19 @@ def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> 
     """
     for shape in shapes.values():
         check_model(shape, mesh)
+    check(config, batch_shards(mesh))
     require(config.stage == "pretrain" or config.lora.rank == 0, "lora.rank > 0: adapters are not planned; plan with rank 0, "
             "which bounds them")  # fmt: skip
     return (_Ppo if config.stage == "ppo" else _Supervised)(config, shapes, mesh, fill).plan()
+
+
+def check(config: Any, shards: int) -> None:
+    """Refuse, as the stage would, a batch that does not divide into micro-batches and `shards` parts."""
+    stage = getattr(config, config.stage)
+    if config.stage == "ppo":
+        ppo_stage.check(config, shards)
+    else:
+        check_batches(config.stage, stage.batch_size, stage.num_micro_batches, shards)
 
 
 # --- abstract arrays and compiled programs ------------------------------------------------------------------
@@ -92,22 +99,6 @@ def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> 
 def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
     """An abstract array whose rows, along `axis`, are split over the mesh."""
     return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH)))
-
-
-def bytes_on_a_device(tree: Any) -> float:
-    """Of abstract arrays, with shardings where they are split."""
-    sizes = (x.shape if x.sharding is None else x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree))
-    return sum(math.prod(size) * leaf.dtype.itemsize for size, leaf in zip(sizes, jax.tree.leaves(tree), strict=True))
-
-
-def measure(mesh: Mesh, function: Any, resident: tuple[Any, ...], passing: tuple[Any, ...]) -> np.ndarray:
-    """[bytes on a device beside the resident arguments, bytes that it receives] of a call of a jitted function."""
-    print(".", end="", file=sys.stderr, flush=True)
-    with on_mesh(mesh):
-        compiled = function.lower(*resident, *passing).compile(QUICKLY)
-    stats = compiled.memory_analysis()
-    held = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + bytes_on_a_device(passing)
-    return np.array([held, sum(one.received for one in collectives(compiled))], float)
 
 
 def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> np.ndarray:
@@ -163,7 +154,6 @@ class _Supervised(_Run):
     def plan(self) -> Plan:
         config, shards = self.config, batch_shards(self.mesh)
         stage: Any = getattr(config, config.stage)
-        check_batches(config.stage, stage.batch_size, stage.num_micro_batches, shards)
         if config.stage == "pretrain":
             length, dropout, z_loss_coef = self.policy.context_length, self.policy.dropout_rate, stage.z_loss_coef
             rows = stage.batch_size
@@ -204,7 +194,6 @@ class _Ppo(_Run):
     def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
         super().__init__(config, shapes, mesh, fill)
         shards = batch_shards(mesh)
-        ppo_stage.check(config, shards)
         self.ppo, self.reward = config.ppo, shapes["reward"]
         self.value = self.reward if config.init.value == "reward" else self.policy
         self.prompt, self.response = config.data.prompt_length, config.ppo.response_length

@@ -25,13 +25,13 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from rlhf_jax.apps.chips import CHIPS, USABLE, Chip
-from rlhf_jax.apps.demand import Phase, Plan, Shapes, make_plan
+from rlhf_jax.apps.demand import Phase, Plan, Shapes, check, make_plan
 from rlhf_jax.models.config import TransformerConfig, from_dict, gpt, num_params
 from rlhf_jax.stages import ppo, pretrain, sft
 from rlhf_jax.stages.configuration import build, require
 from rlhf_jax.training import parents
 from rlhf_jax.training.compilation import enable_persistent_cache
-from rlhf_jax.training.mesh import describe_mesh, make_mesh
+from rlhf_jax.training.mesh import batch_shards, describe_mesh, make_mesh
 
 STAGES: dict[str, Any] = {"pretrain": pretrain, "sft": sft, "ppo": ppo}
 GPT3 = {"1.3b": (24, 2048, 16), "6b": (32, 4096, 32), "175b": (96, 12288, 96)}  # layers, width, heads
@@ -103,6 +103,17 @@ def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Cha
             yield Change(f"{config.stage}.{field}={value} and {remat}", changed, again)
 
 
+def room_for(config: Any, shapes: Shapes, mesh: Mesh, times: int) -> str:
+    """The axis of the mesh along which the stage and its models admit so many times the devices; "" if there is none."""
+    try:
+        check(config, batch_shards(mesh) * times)
+    except ValueError:
+        tensor = mesh.shape["tensor"] * times
+        sizes = (size for shape in shapes.values() for size in (shape.num_heads, shape.ffw_width, shape.vocab_size))
+        return "" if any(size % tensor for size in sizes) else "tensor"
+    return "fsdp"
+
+
 def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, fill: float) -> str:
     """Why a plan does not fit and what would; "" if it does. One change of the config is enough, so the first is named."""
     room, resident, phase = USABLE * chip.memory, sum(plan.resident.values()), hungriest(plan)
@@ -118,7 +129,9 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
             if changed.peak <= room:
                 advice.append(f"{change.said} ({changed.peak / GIGA:.3f} GB per device)")
                 break
-    advice += [f"about {2**k} x the devices, along fsdp" for k in range(1, 12) if plan.peak / 2**k <= room][:1]
+    times = next(2**k for k in range(1, 64) if plan.peak / 2**k <= room)
+    if axis := room_for(config, shapes, mesh, times):
+        advice.append(f"{times} x the devices along {axis}, if all of it divides")
     advice += [f"--chip={name}" for name, other in CHIPS.items() if plan.peak <= USABLE * other.memory]
     return (
         f"does not fit: {plan.peak / GIGA:.3f} GB per device in {phase.name}, {room / GIGA:.3f} GB usable of "
@@ -174,6 +187,7 @@ def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> 
     sizes = ", ".join(f"{name} of {num_params(shape) / GIGA:.3g} B parameters" for name, shape in shapes.items())
     yield f"== {config.stage} on {mesh.size} devices, {describe_mesh(mesh)}; {sizes}"
     plan = make_plan(config, shapes, mesh, fill=fill)
+    print(file=sys.stderr)  # ends the line of dots, one for every program
     yield from report(plan, chip, mesh.size)
     advice = remedy(plan, chip, config, shapes, mesh, fill=fill)
     require(not advice, advice)
