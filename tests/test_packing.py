@@ -89,7 +89,7 @@ def test_no_token_is_lost_and_none_overlaps(rankings, groups):
     packed = PackedComparisons(rankings, row_length=32, num_steps=4, num_groups=groups, row_multiple=2)
     for step in range(4):
         batch, padded = packed.batch(step), rankings.batch(step)
-        assert batch["tokens_NT"].shape == (packed.rows_per_group * groups, 32)
+        assert batch["tokens_NT"].shape[0] in {size * groups for size in range(2, packed.rows_per_group + 2, 2)}
         assert (batch["segments_NT"] > 0).sum() == (padded["segments_BCT"] > 0).sum()
         for b, c in np.argwhere(padded["mask_BC"]):
             length = (padded["segments_BCT"][b, c] > 0).sum()
@@ -97,6 +97,18 @@ def test_no_token_is_lost_and_none_overlaps(rankings, groups):
             end = batch["last_BC"][b, c] + 1
             np.testing.assert_array_equal(batch["tokens_NT"][row, end - length : end], padded["tokens_BCT"][b, c, :length])
             assert len(set(batch["segments_NT"][row, end - length : end])) == 1
+
+
+def test_rows_shrink_by_roots_of_two_where_few_responses_come_together():
+    counts = [8, 2, 4, 5, 1, 8]  # responses to the prompts of six batches, each as long as a row
+    mask = np.arange(8) < np.array(counts)[:, None]
+    segments = np.broadcast_to(mask[:, :, None], (6, 8, 4)).astype(np.int32)
+    arrays = {"tokens_BCT": segments, "segments_BCT": segments, "mask_BC": mask, "rank_BC": np.ones((6, 8), np.int32),
+              "length_BC": 4 * mask}  # fmt: skip
+    batches = InOrder(Batches(arrays, {}, batch_size=1, seed=0))
+    for multiple, sizes in ((1, {8: 8, 5: 6, 4: 4, 2: 2, 1: 1}), (4, {8: 8, 5: 8, 4: 4, 2: 4, 1: 4})):
+        packed = PackedComparisons(batches, row_length=4, num_steps=6, num_groups=1, row_multiple=multiple)
+        assert [len(packed.batch(step)["tokens_NT"]) for step in range(6)] == [sizes[count] for count in counts]
 
 
 def test_scores_equal_those_of_single_rows(rankings):

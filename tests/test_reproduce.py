@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import pytest
 
-from experiments.ablations import coste_ensembles, exposure, gao_best_of_n, instructgpt_labelers, ppo_table1
+from experiments.ablations import (
+    coste_ensembles,
+    decoding,
+    exposure,
+    gao_best_of_n,
+    gpt3_few_shot,
+    instructgpt_labelers,
+    ppo_table1,
+    truthfulness_toxicity_bias,
+)
 from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, sft_pool
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
@@ -220,15 +229,21 @@ NUMBERS = {
     "parameters": lambda i: 1000 * (i + 1), "kl_coef": lambda i: 0.1 * (i + 1), "part": lambda i: i + 1, "return": float,
     "horizon": lambda i: 8 * 2**i, "cost": lambda i: 0.01 * 4**i, "bound": lambda i: 0.02 * 4**i, "position": lambda i: i,
     "wrong": lambda i: 0.1 + 0.02 * i, "after_error": lambda i: 0.3 + 0.02 * i, "after_clean": lambda i: 0.1,
+    "flops": lambda i: 1e9 * 2**i, "shots": lambda i: 2**i,
 }  # fmt: skip
 CONSTANTS = {
     "decisions": 100, "after_error_count": 40, "after_clean_count": 60,
+    "chance": 0.25, "finished": 0.9, "length": 12.0, "perplexity": 3.0, "repetition": 0.1, "distinct": 0.2, "different": 0.5,
+    "log_z_squared": 0.5, "cached": 64, **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
     "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
     **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
 }  # fmt: skip
 SEVERAL = {  # several rows of one measurement
     coste_ensembles.figure: [{"rule": rule} for rule in coste_ensembles.RULES],
+    decoding.figure: [{"decoding": name, "temperature": decoding.SPECS[name].temperature if name in decoding.SPECS else 1.0}
+                      for name in (decoding.PEOPLE, *decoding.SPECS)],
     exposure.figure: [{"prefix": prefix} for prefix in ("own", "expert")],
+    gpt3_few_shot.figure: [{"task": task} for task in gpt3_few_shot.SHOTS],
     ppo_table1.figure: [{"loss": loss, "return": k} for k, loss in enumerate((ppo_table1.UNTRAINED, *ppo_table1.ROWS))],
 }
 

@@ -2,7 +2,7 @@
 
 Rendered conversations differ much in length; padded to one length, most of a batch would be padding. Here those of a batch are
 laid into rows, longest first, each into the first row that has room (first-fit decreasing), each a segment of its own that
-attends only to itself. Every batch of a run has the same number of rows: the most that any of its batches needs.
+attends only to itself. The number of rows is the most that any batch of the run needs, so that all share one program.
 
     PackedDemonstrations    tokens_BT, segments_BT, loss_mask_BT
     PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch element: `row_BC` and
@@ -13,6 +13,7 @@ Left out on purpose: splitting a conversation over rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -56,7 +57,7 @@ class PackedDemonstrations:
         self._batches, self._row_length = batches, row_length
         _check_fits(batches.arrays["segments_BT"], row_length)
         need = max(first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length)[2] for step in range(num_steps))
-        self.num_rows = -(-(need + others) // row_multiple) * row_multiple - others
+        self.num_rows = _up_to(need + others, row_multiple) - others
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The packed batch of a step."""
@@ -70,6 +71,10 @@ class PackedDemonstrations:
                 packed[name][row, start : start + length] = values[item, :length]
             packed["segments_BT"][row, start : start + length] = count[row]
         return packed
+
+
+def _up_to(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _lengths(segments: np.ndarray) -> list[int]:
@@ -86,7 +91,8 @@ class PackedComparisons:
     """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, and what is per candidate.
 
     With `num_groups` micro-batches, prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and `row_BC` counts
-    within it.
+    within it. A batch has the rows of the fullest one, or that number over √2, 2, 2√2, ... where so few are enough: each size
+    is a program to compile, and where prompts differ much in their responses most batches are far from full.
     """
 
     def __init__(
@@ -96,19 +102,20 @@ class PackedComparisons:
         self._batches, self._row_length, self._num_groups = batches, row_length, num_groups
         _check_fits(batches.arrays["segments_BCT"], row_length)
         need = max(self._most_rows(batches.batch(step)) for step in range(num_steps))
-        self.rows_per_group = -(-need // row_multiple) * row_multiple
+        self.rows_per_group, self._row_multiple = _up_to(need, row_multiple), row_multiple
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The packed batch of a step."""
         padded = self._batches.batch(step)
-        shape = (self.rows_per_group * self._num_groups, self._row_length)
+        num_rows = self._bucket(self._most_rows(padded))
+        shape = (num_rows * self._num_groups, self._row_length)
         tokens_NT, segments_NT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         row_BC = np.zeros(padded["mask_BC"].shape, np.int32)
         last_BC = np.zeros_like(row_BC)
         for group in range(self._num_groups):
             items, lengths = self._items(padded, group)
             rows, starts, _ = first_fit(lengths, self._row_length)
-            count = [0] * self.rows_per_group
+            count = [0] * num_rows
             for (b, c), length, row, start in zip(items, lengths, rows, starts, strict=True):
                 count[row] += 1
                 where = row * self._num_groups + group
@@ -122,6 +129,11 @@ class PackedComparisons:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)
         items = [(int(b), int(c)) for b, c in np.argwhere(padded["mask_BC"]) if b % self._num_groups == group]
         return items, [int(lengths_BC[b, c]) for b, c in items]
+
+    def _bucket(self, need: int) -> int:
+        multiple, most = self._row_multiple, self.rows_per_group
+        sizes = (_up_to(math.ceil(most / 2 ** (k / 2)), multiple) for k in range(2 * most))
+        return min(size for size in sizes if size >= need)
 
     def _most_rows(self, padded: dict[str, np.ndarray]) -> int:
         return max(first_fit(self._items(padded, group)[1], self._row_length)[2] for group in range(self._num_groups))

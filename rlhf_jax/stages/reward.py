@@ -121,7 +121,7 @@ def run(config: Config, workdir: str) -> None:
     state = space.place_state(init_state(trained, optimizer))
     space.announce(config, {"model": trained, "base": base}, (
         f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
-        f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into "
+        f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into up to "
         f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
     ))  # fmt: skip
     update = space.compile_update(make_supervised_update(
