@@ -178,9 +178,9 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
     policy, scalar = init_params(models.policy, jax.random.key(0)), init_params(models.reward, jax.random.key(1))
     adam = optimizer(10**6)
     trained = {"policy": policy, "value": scalar}
-    state = jax.tree.map(jnp.copy, ppo._initial_state(cast(Any, _Coefficient(model)), trained, adam))
+    state = jax.tree.map(jnp.copy, ppo.initial_state(cast(Any, _Coefficient(model)), trained, adam))
     draw = jax.jit(partial(sample_responses, models.policy, spec=SPEC, response_length=R, stop_tokens=(), pad_id=PAD))
-    judge = jax.jit(partial(judge_samples, models, spec=SPEC, rules=ppo._rules(model)))
+    judge = jax.jit(partial(judge_samples, models, spec=SPEC, rules=ppo.reward_rules(model)))
     update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
     prompts, frozen = _prompts(size), Frozen(policy, scalar)
 

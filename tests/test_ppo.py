@@ -36,7 +36,7 @@ PPO = stage.PPO(
     whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
 )  # fmt: skip
 MODELS = Models(LanguageModel(SHAPE), ScalarModel(SHAPE), ScalarModel(SHAPE))
-RULES = stage._rules(PPO)
+RULES = stage.reward_rules(PPO)
 
 
 def moments():

@@ -143,7 +143,7 @@ def check(config: Config, num_devices: int) -> None:
     require_divides(ppo.num_micro_batches, rows, "minibatch by ppo.num_micro_batches", "choose a divisor")
     require_divides(num_devices, rows // ppo.num_micro_batches, "micro-batch by devices",
                     "raise ppo.batch_size or use fewer devices")  # fmt: skip
-    require(not truncates(_spec(ppo)), f"ppo.top_k={ppo.top_k}, ppo.top_p={ppo.top_p}: truncated sampling would bias "
+    require(not truncates(sampling_spec(ppo)), f"ppo.top_k={ppo.top_k}, ppo.top_p={ppo.top_p}: truncated sampling would bias "
             "every ratio, because the loss does not replay the truncation; set top_k=0 and top_p=1.0")  # fmt: skip
     require(ppo.temperature > 0, "ppo.temperature must be > 0: greedy rollouts have no log-probability")
     require(ppo.kl_controller == "fixed" or (ppo.kl_target > 0 and ppo.kl_horizon > 0),
@@ -175,7 +175,7 @@ def run(config: Config, workdir: str) -> None:
     policy = space.parent("policy", config.init.policy, kind="language_model")
     reward = space.parent("reward", config.init.reward, kind="scalar_model")
     space.same_tokenizer("policy", "reward")
-    tokenizer, spec = space.tokenizer, _spec(config.ppo)
+    tokenizer, spec = space.tokenizer, sampling_spec(config.ppo)
     need = config.data.prompt_length + config.ppo.response_length
     require(need <= policy.model.context_length,
             f"data.prompt_length + ppo.response_length = {need} exceeds the policy's context of "
@@ -186,8 +186,8 @@ def run(config: Config, workdir: str) -> None:
     base, params = _start(config, policy, _initial_value(config, models, policy, reward, key), key)
     # One placement, so that what reference, reward model, policy and value have in common lies in memory once.
     frozen, base = space.place_frozen((Frozen(policy.params, reward.params), base))
-    optimizer = _optimizer(config)
-    state = space.place_state(_initial_state(config, params, optimizer))
+    optimizer = make_optimizers(config)
+    state = space.place_state(initial_state(config, params, optimizer))
 
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir), tokenizer,
@@ -200,7 +200,7 @@ def run(config: Config, workdir: str) -> None:
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
     ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=_rules(config.ppo)), static_argnames="num_rows")
+    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=reward_rules(config.ppo)), static_argnames="num_rows")
     optimise = cache(lambda rows: space.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
     count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(space.mesh))
 
@@ -390,11 +390,11 @@ def _after_update(state: TrainState, ppo: PPO, kl: Mean, moments: RunningMoments
     return replace(state, extras=extras)
 
 
-def _spec(ppo: PPO) -> SamplingSpec:
+def sampling_spec(ppo: PPO) -> SamplingSpec:
     return SamplingSpec(temperature=ppo.temperature, top_k=ppo.top_k, top_p=ppo.top_p, nucleus="holtzman")
 
 
-def _rules(ppo: PPO) -> RewardRules:
+def reward_rules(ppo: PPO) -> RewardRules:
     return RewardRules(
         kl_estimator=ppo.kl_estimator, missing_eos_penalty=ppo.missing_eos_penalty, missing_eos_mode=ppo.missing_eos_mode,
         score_clip=ppo.score_clip, score_normalisation=ppo.score_normalisation, whiten_rewards=ppo.whiten_rewards,
@@ -402,7 +402,7 @@ def _rules(ppo: PPO) -> RewardRules:
     )  # fmt: skip
 
 
-def _optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizers(config: Config) -> optax.GradientTransformation:
     steps = config.num_updates * config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
     parts = {
         "policy": make_optimizer(config.optimizer, steps),
@@ -431,7 +431,7 @@ def _start(config: Config, policy: Any, value_params: Params, key: jax.Array) ->
     return base, trained
 
 
-def _initial_state(config: Config, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(config: Config, params: Params, optimizer: optax.GradientTransformation) -> TrainState:
     kl_coef, kl_penalty_coef = jnp.asarray([config.ppo.kl_coef, config.ppo.kl_penalty_coef], jnp.float32)
     extras: dict[str, Any] = {"controllers": Controllers(kl_coef, kl_penalty_coef, empty_moments())}
     if config.ppo.ema_decay:

@@ -1,36 +1,119 @@
 """What a compiled program asks of each device: memory, operations, and what it sends, read from XLA's own account.
 
     compiled = jax.jit(step).lower(*abstract).compile()        shapes and shardings are enough, no array exists
-    collectives(compiled)   ->  [Collective("all-gather", "f32[64,160]", 40960), …]
+    collectives(compiled)   ->  [Collective("all-gather", "f32[64,160]", 40960, times=1, group=8), …]
+    measure(mesh, step, (state,), (batch,))  ->  bytes on a device beside the state, and bytes that it receives
 
-Left out on purpose: trip counts. A loop's body counts once, so give a program without loops.
+Left out on purpose: loops whose length only the data decide. Their body counts once.
 """
 
+import math
 import re
+import sys
+from collections import defaultdict
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from rlhf_jax.training.mesh import on_mesh
+
+# Neither changes what XLA lays out; only the machine code, which nobody runs, is made faster.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _LINE = re.compile(rf"= (\(?[a-z0-9]+\[.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z0-9]+)\[([0-9,]*)\]")
+# Who exchanges: [groups,members of each], {{members},…}, or mesh['axis'=size,…] {'axis',…}, the axes along which.
+_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
+_AXIS = re.compile(r"('\w+')(?:=|:\(\d+\))?(\d*)")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(r"(body|calls|to_apply|\w+_computations?)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+def bytes_on_a_device(tree: Any) -> float:
+    """Of abstract arrays, with shardings where they are split."""
+    sizes = (x.shape if x.sharding is None else x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree))
+    return sum(math.prod(size) * leaf.dtype.itemsize for size, leaf in zip(sizes, jax.tree.leaves(tree), strict=True))
+
+
+def measure(mesh: Mesh, function: Any, resident: tuple[Any, ...], passing: tuple[Any, ...]) -> np.ndarray:
+    """[bytes on a device beside the resident arguments, bytes that it receives] of a call of a jitted function."""
+    print(".", end="", file=sys.stderr, flush=True)
+    with on_mesh(mesh):
+        compiled = function.lower(*resident, *passing).compile(QUICKLY)
+    stats = compiled.memory_analysis()
+    held = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + bytes_on_a_device(passing)
+    return np.array([held, sum(one.received for one in collectives(compiled))], float)
 
 
 class Collective(NamedTuple):
-    """One array that devices exchange: the operation, the array's type as a device sees the result, and its bytes."""
+    """One array that devices exchange: the operation, the array's type as a device sees the result, and its bytes.
+
+    It happens `times` times in a call of the program, among `group` devices (a permute: between two).
+    """
 
     kind: str
     array: str
     num_bytes: int
+    times: int
+    group: int
+
+    @property
+    def received(self) -> float:
+        """Bytes that arrive at each device in a call, passed round a ring (Patarasuk & Yuan 2009)."""
+        others = {"all-reduce": 2 * (self.group - 1) / self.group, "reduce-scatter": self.group - 1, "collective-permute": 1}
+        return self.times * self.num_bytes * others.get(self.kind, (self.group - 1) / self.group)
 
 
 def collectives(compiled: Any) -> list[Collective]:
     """Every collective of a compiled program, one entry for every array of those that combine several."""
+    computations = _computations(compiled.as_text())
+    times = _times(computations)
     found = []
-    for line in compiled.as_text().splitlines():
-        if match := _LINE.search(line):
-            arrays = _ARRAY.findall(match[1])
-            found += [Collective(match[2], f"{dtype}[{shape}]", _size(dtype, shape)) for dtype, shape in arrays]
+    for name, lines in computations.items():
+        for line in lines:
+            if match := _LINE.search(line):
+                for dtype, shape in _ARRAY.findall(match[1]):
+                    group = 1 if match[2] == "collective-permute" else _group_size(line)
+                    found.append(Collective(match[2], f"{dtype}[{shape}]", _size(dtype, shape), times[name], group))
     return found
+
+
+def _group_size(line: str) -> int:
+    match = _GROUPS.search(line)
+    if match is None:
+        raise ValueError(f"XLA wrote a collective whose devices cannot be read: {line.strip()}")
+    members, listed, mesh, axes = match.groups()
+    if mesh is None:
+        return int(members) if members else listed.count(",") + 1
+    sizes = dict(_AXIS.findall(mesh))
+    return math.prod(int(part or sizes[axis]) for axis, part in _AXIS.findall(axes))
+
+
+def _computations(text: str) -> dict[str, list[str]]:
+    """The lines of every computation by its name; the program's own, which calls the others, is ""."""
+    computations: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            lines = computations.setdefault("" if match[1] else match[2], [])
+        lines.append(line)
+    return computations
+
+
+def _times(computations: dict[str, list[str]]) -> dict[str, int]:
+    """How often each computation runs; XLA prints one after those that it calls."""
+    times: dict[str, int] = defaultdict(int, {"": 1})
+    for name, lines in reversed(computations.items()):
+        for line in lines:
+            trips = _TRIPS.search(line)
+            for _, called in _CALLED.findall(line):
+                for one in called.replace("%", "").split(", "):
+                    times[one] += times[name] * (int(trips[1]) if trips else 1)
+    return times
 
 
 def _size(dtype: str, shape: str) -> int:
