@@ -143,7 +143,7 @@ CRITERIA = (
 
 def figure(table: Table) -> Figure:
     """Loss of every change, and log² Z; a dot for every seed."""
-    made, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    made, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True, layout="constrained")
     places = {change: place for place, change in enumerate(reversed(CHANGES))}
     for one, column in zip(axes, ("loss", "log_z_squared"), strict=True):
         for change, rows in table.having(column).by("change"):
@@ -157,5 +157,4 @@ def figure(table: Table) -> Figure:
     axes[0].set_yticks(list(places.values()), list(places), fontsize=8)
     axes[0].set(xlabel="validation loss, nats/token", title="a GPT-2 block with one change")
     axes[1].set(xlabel="mean log² Z", title="the softmax's normaliser", xscale="log")
-    made.tight_layout()
     return made

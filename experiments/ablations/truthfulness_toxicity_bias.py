@@ -172,7 +172,7 @@ PANELS = {
 
 def figure(table: Table) -> Figure:
     """Each measure over the model's size, a line for every stage; a dot for every seed."""
-    made, axes = plt.subplots(1, len(PANELS), figsize=(14, 3.4))
+    made, axes = plt.subplots(1, len(PANELS), figsize=(14, 3.4), layout="constrained")
     for one, (title, column) in zip(axes, PANELS.items(), strict=True):
         for stage, colour in COLOURS.items():
             found = {size: _each(table, stage, size, column) for size in SIZES}
@@ -189,5 +189,4 @@ def figure(table: Table) -> Figure:
         one.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
     made.supxlabel("model size", fontsize=9)
-    made.tight_layout()
     return made
