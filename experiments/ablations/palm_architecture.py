@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
@@ -58,7 +57,7 @@ def shape(size: str, change: str, vocab_size: int) -> TransformerConfig:
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Nine pretrainings a seed."""
-    documents = pick(size, tiny=8, default=400, large=4000)
+    documents = pick(size, tiny=8, default=400, large=1000)
     runs, measurements = [], []
     for seed in seeds:
         for change in CHANGES:
@@ -86,20 +85,13 @@ def validate(bench: Bench, *, folder: str, size: str, documents: int) -> list[Ro
     one, data = find(bench.workdir, str(bench.folder(folder))), evaluate.get_config(size).data
     held_out = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     c, model, params = one.model, *load_language_model(one)
-    batches = lm_batches([held_out[k] for k in range(documents)], load_tokenizer_of(one), context_length=c.context_length,
-                         batch_size=8, seed=0, mask_documents=data.mask_documents)  # fmt: skip
-
-    @jax.jit
-    def measure(tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
-        found = next_token(model, params, tokens_BT, segments_BT)
-        sums = (jnp.where(found.valid_BT, x, 0.0).sum() for x in (found.nll_BT, jnp.square(found.log_z_BT)))
-        return jnp.stack([*sums, found.valid_BT.sum().astype(jnp.float32)])
-
-    rows = [batches.batch(k) for k in range(batches.num_examples // batches.batch_size)]
-    sums = np.array([measure(row["tokens_BT"], row["segments_BT"]) for row in rows], np.float64)
-    nll, log_z_squared, tokens = sums.sum(axis=0)
-    return [{"loss": nll / tokens, "log_z_squared": log_z_squared / tokens, "parameters": num_params(c),
-             "cached": 2 * c.num_layers * c.num_kv_heads * c.head_width}]  # fmt: skip
+    blocks = lm_batches([held_out[k] for k in range(documents)], load_tokenizer_of(one), context_length=c.context_length,
+                        batch_size=1, seed=0, mask_documents=data.mask_documents).arrays  # fmt: skip
+    found = jax.jit(partial(next_token, model))(params, blocks["tokens_BT"], blocks["segments_BT"])
+    nll, log_z, valid = (np.asarray(x, np.float64) for x in found)
+    tokens = valid.sum()
+    return [{"loss": float((nll * valid).sum() / tokens), "log_z_squared": float((log_z**2 * valid).sum() / tokens),
+             "parameters": num_params(c), "cached": 2 * c.num_layers * c.num_kv_heads * c.head_width}]  # fmt: skip
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -151,7 +143,7 @@ CRITERIA = (
 
 def figure(table: Table) -> Figure:
     """Loss of every change, and log² Z; a dot for every seed."""
-    made, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True)
+    made, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), sharey=True, layout="constrained")
     places = {change: place for place, change in enumerate(reversed(CHANGES))}
     for one, column in zip(axes, ("loss", "log_z_squared"), strict=True):
         for change, rows in table.having(column).by("change"):
@@ -165,5 +157,4 @@ def figure(table: Table) -> Figure:
     axes[0].set_yticks(list(places.values()), list(places), fontsize=8)
     axes[0].set(xlabel="validation loss, nats/token", title="a GPT-2 block with one change")
     axes[1].set(xlabel="mean log² Z", title="the softmax's normaliser", xscale="log")
-    made.tight_layout()
     return made
