@@ -210,6 +210,23 @@ def test_unknown_names_and_the_list(capsys):
     assert "Gao et al. 2022" in capsys.readouterr().out
 
 
+def test_the_table_of_a_workdir_has_every_claim_once(tmp_path, capsys):
+    assert reproduce.command(["--table", f"--workdir={tmp_path}"]) == 2
+    assert "no verdict.json" in capsys.readouterr().err
+    reproduce.reproduce("grid", ablation(), tmp_path, size="tiny")
+    claims = json.loads((tmp_path / "grid/verdict.json").read_text())["criteria"]
+    capsys.readouterr()
+    assert reproduce.command(["--table", f"--workdir={tmp_path}"]) == 0
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(claims)
+    assert lines[0].startswith("| `grid`, tiny, ")
+    for line, one in zip(lines, claims, strict=True):
+        cells = line.split("|")
+        assert len(cells) == 8
+        assert one["text"] in cells[3]
+        assert ("holds" in cells[5]) == one["passed"]
+
+
 @pytest.mark.parametrize("size", ["tiny", "default", "large"])
 @pytest.mark.parametrize("name", reproduce.names())
 def test_every_shipped_ablation_builds(name, size):

@@ -2,6 +2,7 @@
 
     python -m rlhf_jax.apps.reproduce --list
     python -m rlhf_jax.apps.reproduce gao_best_of_n --size=default --seeds=3 --workdir=runs/reproduce
+    python -m rlhf_jax.apps.reproduce --table --workdir=runs/reproduce
 
     1  every config of experiments/ablations/NAME.py is built before anything runs
     2  runs in order: one that is complete is skipped, one that was interrupted continues, one that diverges is recorded
@@ -33,6 +34,7 @@ import matplotlib
 
 from rlhf_jax import __version__, main
 from rlhf_jax.apps.ablation import COMPLETE, Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, seeds_shown
+from rlhf_jax.apps.verdicts import verdict_table
 from rlhf_jax.evaluation.cache import Cache
 from rlhf_jax.evaluation.table import write_json
 from rlhf_jax.stages.configuration import build
@@ -283,6 +285,7 @@ def command(argv: Sequence[str] | None = None) -> int:
                                      allow_abbrev=False)  # fmt: skip
     parser.add_argument("name", nargs="?", help="an ablation, see --list")
     parser.add_argument("--list", action="store_true", help="list the ablations")
+    parser.add_argument("--table", action="store_true", help="print the verdicts of the workdir as a Markdown table")
     parser.add_argument("--size", default="default", help="tiny, default or large (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default %(default)s)")
     parser.add_argument("--workdir", default="runs/reproduce", help="(default %(default)s)")
@@ -291,6 +294,9 @@ def command(argv: Sequence[str] | None = None) -> int:
     enable_persistent_cache()
     matplotlib.use("Agg")
     try:
+        if arguments.table:
+            print(verdict_table(Path(arguments.workdir)))
+            return 0
         if arguments.list or not arguments.name:
             print("\n".join(f"{name:24s} {describe(name)}" for name in names()))
             return 0
