@@ -7,14 +7,14 @@ benchmarks/peers/requirements.txt; nothing of it is imported here. A ratio is th
 turns.
 """
 
-import argparse
 import statistics
 import subprocess
 import sys
 import venv
+from itertools import product
 from pathlib import Path
 
-from benchmarks.run import LOGS, describe_machine, ours, spread, take_turns
+from benchmarks.run import LOGS, describe_machine, ours, spread, take_turns, works_parser
 from benchmarks.worker import ROOT, Worker
 
 CACHE = Path.home() / ".cache" / "rlhf_jax" / "peers"
@@ -40,26 +40,20 @@ def peer(python: Path, work: str, size: str, dtype: str) -> Worker:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--works", default="generate,sft,reward,ppo")
-    parser.add_argument("--sizes", default="S512,S50k,M")
-    parser.add_argument("--dtypes", default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = works_parser(__doc__)
     parser.add_argument("--python", type=Path, help="the peers' Python, if they are installed already")
     args = parser.parse_args()
     python = args.python or environment()
     print(describe_machine(), "| work | peer, s | ours, s | ratio | peak MiB, peer / ours |", "|---|---|---|---|---|", sep="\n")
-    for size in args.sizes.split(","):
-        for dtype in args.dtypes.split(","):
-            for work in args.works.split(","):
-                measured = take_turns({"peer": peer(python, work, size, dtype), "ours": ours(work, size, dtype)}, args.repeats)
-                if len(measured) < 2:
-                    print(f"{work} {size} {dtype}: not measured, see above", file=sys.stderr)
-                    continue
-                theirs, mine = ([run["seconds"] for run in measured[name].runs] for name in ("peer", "ours"))
-                ratio = statistics.median(theirs) / statistics.median(mine)
-                peaks = " / ".join(f"{measured[name].facts['peak_mib']:,.0f}" for name in ("peer", "ours"))
-                print(f"| {work} {size} {dtype} | {spread(theirs)} | {spread(mine)} | {ratio:.2f} | {peaks} |", flush=True)
+    for size, dtype, work in product(args.sizes, args.dtypes, args.works):
+        measured = take_turns({"peer": peer(python, work, size, dtype), "ours": ours(work, size, dtype)}, args.repeats)
+        if len(measured) < 2:
+            print(f"{work} {size} {dtype}: not measured, see above", file=sys.stderr)
+            continue
+        theirs, mine = ([run["seconds"] for run in measured[name].runs] for name in ("peer", "ours"))
+        ratio = statistics.median(theirs) / statistics.median(mine)
+        peaks = " / ".join(f"{measured[name].facts['peak_mib']:,.0f}" for name in ("peer", "ours"))
+        print(f"| {work} {size} {dtype} | {spread(theirs)} | {spread(mine)} | {ratio:.2f} | {peaks} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,6 +105,15 @@ def row(name: str, work: Measured, peak: float) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def works_parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags that say what to measure and how often."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("works", "generate,sft,reward,ppo"), ("sizes", "S512,S50k,M"), ("dtypes", "float32")):
+        parser.add_argument(f"--{name}", default=default, type=lambda text: text.split(","))
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser
+
+
 HEAD = [
     "| work | seconds | speed | GFLOP/s (of ceiling) | peak MiB | PPO: generate / score / update |",
     "|---|---|---|---|---|---|",
@@ -112,28 +122,23 @@ HEAD = [
 
 def main() -> None:
     """Measure and print; `--out` also writes every single run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--works", default="generate,sft,reward,ppo")
-    parser.add_argument("--sizes", default="S512,S50k,M")
-    parser.add_argument("--dtypes", default="float32")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = works_parser(__doc__)
     parser.add_argument("--first", action="store_true", help="also time the first PPO iteration of fresh processes")
     parser.add_argument("--out", type=Path, help="JSON lines of every run")
     args = parser.parse_args()
     print(describe_machine(), *HEAD, sep="\n", flush=True)
-    for size in args.sizes.split(","):
-        for dtype in args.dtypes.split(","):
-            ceiling = f"ceilings {size} {dtype}"
-            workers = {f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works.split(",")]}
-            measured = take_turns(workers, args.repeats)
-            print(*rows(measured, ceiling), sep="\n", flush=True)
-            if args.first:
-                cold, warm = first_iteration(size, dtype)
-                print(f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |", flush=True)
-            if args.out:
-                with args.out.open("a") as file:
-                    for name, (runs, facts) in measured.items():
-                        file.write(json.dumps({"work": name, "facts": facts, "runs": runs}) + "\n")
+    for size, dtype in product(args.sizes, args.dtypes):
+        ceiling = f"ceilings {size} {dtype}"
+        workers = {f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works]}
+        measured = take_turns(workers, args.repeats)
+        print(*rows(measured, ceiling), sep="\n", flush=True)
+        if args.first:
+            cold, warm = first_iteration(size, dtype)
+            print(f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |", flush=True)
+        if args.out:
+            with args.out.open("a") as file:
+                for name, (runs, facts) in measured.items():
+                    file.write(json.dumps({"work": name, "facts": facts, "runs": runs}) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,17 +5,27 @@
 Needs the standard library alone, so that peers serve from environments of their own. The first run compiles.
 """
 
+import argparse
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def parse_work(description: str | None, works: Iterable[str], sizes: Iterable[str]) -> argparse.Namespace:
+    """`work`, `size` and `dtype` of a worker's command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", required=True, choices=works)
+    parser.add_argument("--size", required=True, choices=sizes)
+    parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
+    return parser.parse_args()
 
 
 def serve(run: Callable[[], dict[str, float]], **facts: Any) -> None:

@@ -11,7 +11,6 @@ At size M: 16 prompts, 4 x 128, 4 pairs, 16 rollouts. Dropout off, no remat, ran
     python -m benchmarks.works --work=ppo --size=S512 --dtype=float32      then a line `go` for every run (see worker.py)
 """
 
-import argparse
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.worker import serve
+from benchmarks.worker import parse_work, serve
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
@@ -234,11 +233,7 @@ WORKS: dict[str, Callable[[Size, str], Work]] = {
 
 def main() -> None:
     """Build one work and serve it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, choices=WORKS)
-    parser.add_argument("--size", required=True, choices=SIZES)
-    parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
-    args = parser.parse_args()
+    args = parse_work(__doc__, WORKS, SIZES)
     retain_memory()
     enable_persistent_cache()
     work = WORKS[args.work](SIZES[args.size], args.dtype)

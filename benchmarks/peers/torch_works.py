@@ -7,7 +7,6 @@
 Same shapes as benchmarks/works.py; dropout off, no gradient checkpointing. `--dtype=bfloat16` is autocast, as TRL's bf16=True.
 """
 
-import argparse
 import copy
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
-from benchmarks.worker import serve
+from benchmarks.worker import parse_work, serve
 
 P, R, T = 32, 64, 128
 # width, layers, heads, vocabulary, prompts, rows, pairs
@@ -162,11 +161,7 @@ WORKS = {"generate": generate, "sft": sft, "reward": reward, "ppo": ppo}
 
 def main() -> None:
     """Build one work and serve it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", required=True, choices=WORKS)
-    parser.add_argument("--size", required=True, choices=SIZES)
-    parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
-    args = parser.parse_args()
+    args = parse_work(__doc__, WORKS, SIZES)
     serve(WORKS[args.work](args.size, args.dtype))
 
 

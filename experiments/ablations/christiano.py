@@ -8,7 +8,7 @@ untrained) / (RL's − untrained), so that 0 is no better than at the start and 
 """
 
 from dataclasses import asdict, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,10 +17,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.control import all_seeds, environment, settings
+from experiments.ablations.control import agent_of, all_seeds, settings
 from experiments.menagerie.shared import pick
 from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Table, draw_seeds, mark_seed
-from rlhf_jax.control.ppo import Agent, Settings, Surrogate, make_agent, over_seeds, train
+from rlhf_jax.control.ppo import Settings, Surrogate, over_seeds, train
 from rlhf_jax.control.preferences import Asking, accuracy_of_one_fit, train_from_preferences
 from rlhf_jax.maths.fits import spearman, t_interval
 
@@ -76,7 +76,7 @@ def returns_of(
 
 def run_seeds(method: str, name: str, how: Settings, asking: Asking, seeds: tuple[int, ...]) -> dict[str, Any]:
     """One line of the figure: all seeds at once; lists over seeds of lists over tenths of training."""
-    agent = _agent(name, how)
+    agent = agent_of(name, how)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     if method == RL:
         metrics = over_seeds(partial(train, agent, penalty=False))(keys, CLIP)
@@ -92,11 +92,6 @@ def run_seeds(method: str, name: str, how: Settings, asking: Asking, seeds: tupl
         kept = {"return": _mean_return(metrics["return"], asking.num_rounds), "accuracy": np.asarray(metrics["accuracy"]),
                 "train_loss": np.asarray(metrics["train_loss"])}  # fmt: skip
     return {key: [[x if np.isfinite(x) else None for x in row] for row in x_SK.tolist()] for key, x_SK in kept.items()}
-
-
-@cache
-def _agent(name: str, how: Settings) -> Agent:
-    return make_agent(environment(name), how)
 
 
 def _mean_return(episodes: Any, parts: int) -> np.ndarray:

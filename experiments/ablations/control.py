@@ -6,11 +6,12 @@ baselines do.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from rlhf_jax.apps.ablation import Bench
 from rlhf_jax.control.environments import Environment, from_gymnax, point
-from rlhf_jax.control.ppo import Settings
+from rlhf_jax.control.ppo import Agent, Settings, make_agent
 from rlhf_jax.training.optimizer import OptimizerConfig
 
 
@@ -29,6 +30,12 @@ def settings(num_iterations: int, learning_rate: float) -> Settings:
 def environment(name: str) -> Environment:
     """`point` is ours and needs nothing; any other name is gymnax's."""
     return point(50) if name == "point" else from_gymnax(name)
+
+
+@cache
+def agent_of(name: str, how: Settings) -> Agent:
+    """An agent for that environment, the same object for the same arguments, so that its programs are compiled once."""
+    return make_agent(environment(name), how)
 
 
 def all_seeds(bench: Bench, name: str, depends_on: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.control import all_seeds, environment, settings
+from experiments.ablations.control import agent_of, all_seeds, settings
 from experiments.menagerie.shared import pick
 from rlhf_jax.apps.ablation import DIVERGED_COLOUR, Ablation, Bench, Criterion, Finding, Measurement, Row, Table, mark_seed
-from rlhf_jax.control.ppo import Agent, Settings, Surrogate, late_return, make_agent, over_seeds, train
+from rlhf_jax.control.ppo import Agent, Settings, Surrogate, late_return, over_seeds, train
 from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.maths.masking import value
 
@@ -75,7 +75,7 @@ def run_seeds(label: str, name: str, how: Settings, seeds: tuple[int, ...]) -> d
         still = replace(how.optimizer, learning_rate=1e-12)
         how = replace(how, num_iterations=max(2, how.num_iterations // 10), optimizer=still)
     _, penalty, surrogate = ROWS.get(label, ROWS[NONE])
-    agent = _agent(name, how)
+    agent = agent_of(name, how)
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     metrics = _program(agent, penalty)(keys, surrogate)
     measured = {
@@ -83,11 +83,6 @@ def run_seeds(label: str, name: str, how: Settings, seeds: tuple[int, ...]) -> d
         "kl_max": metrics["kl"].max(1), "entropy": value(metrics["policy/entropy"])[:, -1],
     }  # fmt: skip
     return {name: [x if np.isfinite(x) else None for x in np.asarray(x_S).tolist()] for name, x_S in measured.items()}
-
-
-@cache
-def _agent(name: str, how: Settings) -> Agent:
-    return make_agent(environment(name), how)
 
 
 @cache
