@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -249,16 +250,35 @@ def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(params, monke
         np.testing.assert_allclose(a, b, atol=2e-6 * max(1.0, float(jnp.abs(a).max())))
 
 
+def shapes_in(jaxpr):
+    """The shapes of all float32 arrays that a program makes."""
+    for equation in jaxpr.eqns:
+        yield from (x.aval.shape for x in equation.outvars if x.aval.dtype == jnp.float32)
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from shapes_in(inner)
+
+
+@pytest.mark.parametrize(("num_rows", "most", "expected"), [(0, 10**6, 6), (0, 3 * 162, 3), (0, 1, 1), (4, 3 * 162, 2)])
+def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows, most, expected):
+    twice = tuple(np.concatenate([x, x[::-1]]) for x in BATCH)
+
+    def read(language, scalar):
+        logp_BR, _ = response_logps(LANGUAGE, language, *twice, spec=PLAIN, num_rows=num_rows)
+        value_BR = response_values(SCALAR, scalar, *twice, num_rows=num_rows)
+        return jnp.maximum(logp_BR, -20.0), value_BR, response_scores(SCALAR, scalar, *twice, num_rows=num_rows)
+
+    whole = jax.jit(read)(params, scalar)
+    monkeypatch.setattr(scoring, "MOST_ACTIVATIONS", most)
+    features = [shape for shape in shapes_in(jax.make_jaxpr(lambda *trees: read(*trees))(params, scalar).jaxpr)
+                if shape[1:] == (9, CONFIG.ffw_width)]  # fmt: skip
+    assert {shape[0] for shape in features} == {expected}
+    for a, b in zip(whole, jax.jit(lambda *trees: read(*trees))(params, scalar), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_large_logits_are_never_whole(params, monkeypatch):
     monkeypatch.setattr(scoring, "MOST_LOGITS", 60)
-
-    def sizes(jaxpr):
-        for equation in jaxpr.eqns:
-            logits = (x.aval for x in equation.outvars if x.aval.shape[2:] == (CONFIG.vocab_size,))
-            yield from (aval.size for aval in logits if aval.dtype == jnp.float32)  # what sees what is bool
-            for inner in jax.core.jaxprs_in_params(equation.params):
-                yield from sizes(inner)
-
-    found = list(sizes(jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(params, False).jaxpr))
-    assert found
-    assert max(found) <= 60
+    program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(params, False).jaxpr
+    logits = [shape for shape in shapes_in(program) if shape[2:] == (CONFIG.vocab_size,)]
+    assert logits
+    assert max(map(math.prod, logits)) <= 60

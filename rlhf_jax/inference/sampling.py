@@ -4,7 +4,7 @@
     repeat the cache num_samples times
     until every row has emitted a stop token, or the response is full:
         token ~ softmax(sampling_logits(unembed(hidden)));  hidden, cache = model(token, cache)
-        as soon as half of the rows have stopped, go on with the other half only
+        as soon as half of the rows have stopped (of every device's rows), go on with the other half only
 
 The log-probability returned is that of the distribution really sampled from, temperature and truncation
 included. A row that stopped is padded and never written to again; a row that did not stop keeps exactly what
@@ -21,9 +21,10 @@ import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.models import Cache, LanguageModel, Params, apply, cast_for_compute, grow_cache, init_cache, take_rows
+from rlhf_jax.models import Cache, LanguageModel, Params, apply, cast_for_compute, grow_cache, init_cache
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
 
-SMALLEST = 32  # rows; below that a step costs nearly the same whatever their number
+SMALLEST = 32  # rows of a device; below that a step costs nearly the same whatever their number
 
 
 class Samples(NamedTuple):
@@ -103,7 +104,7 @@ def _sample(
     pad_id: int,
     num_samples: int,
 ) -> Samples:
-    params = cast_for_compute(params, model.config)
+    params = gathered(cast_for_compute(params, model.config))  # once, not for every token
     hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP, response_length, num_samples)
     count = hidden_BD.shape[0]
     # One uniform number per token drawn; all of them at once cost less than a key per step.
@@ -131,31 +132,41 @@ def _sample(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     state = draw(state, hidden_BD)
-    sizes = _sizes(count)
+    shards = num_shards(count, BATCH)
+    sizes = _sizes(count // shards)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
 
         def crowded(state: _State, smaller: int = smaller) -> jax.Array:
-            return (state.step < response_length) & (state.alive_B.sum() > smaller)
+            alive_S = state.alive_B.reshape(shards, -1).sum(axis=1)
+            return (state.step < response_length) & (alive_S.max() > smaller)
 
-        state = jax.lax.while_loop(crowded, step, _shrink(state, size))
+        state = jax.lax.while_loop(crowded, step, _shrink(state, shards, size))
     return Samples(state.tokens_RN.T, state.logp_RN.T, state.length_N, state.stopped_N)
 
 
 def _sizes(count: int) -> list[int]:
-    """The sizes that the batch goes through: halved down to `SMALLEST`."""
+    """The sizes that a device's rows go through: halved down to `SMALLEST`."""
     sizes = [count]
     while sizes[-1] >= 2 * SMALLEST:
         sizes.append(-(-sizes[-1] // 2))
     return sizes
 
 
-def _shrink(state: _State, size: int) -> _State:
-    """Keep `size` rows, among them all that are alive."""
-    if size == len(state.row_B):
+def _shrink(state: _State, shards: int, size: int) -> _State:
+    """Keep `size` rows of each of the batch's shards, among them all that are alive; no row changes its device."""
+    if shards * size == len(state.row_B):
         return state
-    kept = jnp.argsort(~state.alive_B, stable=True)[:size]
-    row_B, token_B, alive_B = (x[kept] for x in (state.row_B, state.token_B, state.alive_B))
-    return state._replace(row_B=row_B, token_B=token_B, alive_B=alive_B, cache=take_rows(state.cache, kept))
+    kept_SK = jnp.argsort(~state.alive_B.reshape(shards, -1), axis=1, stable=True)[:, :size]
+
+    def keep(x_B: jax.Array, *rest: tuple[str, ...]) -> jax.Array:
+        x_SN = constrain(x_B.reshape(shards, -1, *x_B.shape[1:]), BATCH, WHOLE, *rest)
+        kept = jax.vmap(lambda x_N, kept_K: x_N[kept_K])(x_SN, kept_SK)
+        return constrain(kept.reshape(shards * size, *x_B.shape[1:]), BATCH, *rest)
+
+    kept = {name: keep(getattr(state, name)) for name in ("row_B", "token_B", "alive_B")}
+    keys, values = (tuple(keep(x_BHSK, TENSOR, WHOLE, WHOLE) for x_BHSK in part) for part in state.cache[:2])
+    segments_BS = keep(state.cache.segments_BS, WHOLE)
+    return state._replace(cache=Cache(keys, values, segments_BS, state.cache.length), **kept)
 
 
 def _prefill(

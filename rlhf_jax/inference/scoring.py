@@ -5,13 +5,15 @@ The only place that shifts predictions against tokens. With P columns of prompt 
     response token r stands in column P + r and is predicted from column P + r - 1,
 
 so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only. Logits of more than
-`MOST_LOGITS` elements are never whole: they are made, read and (backwards) made again a few columns at a time.
+`MOST_LOGITS` elements on a device are never whole: they are made, read and (backwards) made again a few columns at a time.
+Prompts and responses of a batch whose activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
 Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that many rows first, to the same
 result (inference/packing.py says how many are enough). All functions are differentiable and none is jitted: the
 caller compiles its step. `dropout_key`, where offered, switches dropout on.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -21,9 +23,13 @@ from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.packing import Packed, pack
 from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
+from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.layout import BATCH, TENSOR, gathered, num_shards
 
 # 128 MB in float32. Making logits again costs a quarter of the output projection, which smaller ones need not pay.
 MOST_LOGITS = 1 << 25
+# 1 GB in float32, of one layer's widest array: the feed-forward features, or attention weights where these are made.
+MOST_ACTIVATIONS = 1 << 28
 
 
 class NextToken(NamedTuple):
@@ -49,10 +55,10 @@ def next_token(
     """
     hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden", dropout_key=dropout_key)
 
-    def read(hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
-    log_z_BU, chosen_BU = _by_columns(read, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:])
+    log_z_BU, chosen_BU = _by_columns(read, params, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:])
     return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
@@ -62,19 +68,23 @@ def predicted(segments_BT: jax.Array) -> jax.Array:
     return jnp.pad(valid_BU, ((0, 0), (1, 0)))
 
 
-def _by_columns(read: Callable[..., tuple[jax.Array, ...]], vocab_size: int, *columns: jax.Array) -> tuple[jax.Array, ...]:
-    """`read(hidden_BUD, target_BU)`, which makes logits of its columns, in as many parts as keep these within `MOST_LOGITS`."""
+def _by_columns(
+    read: Callable[..., tuple[jax.Array, ...]], params: Params, vocab_size: int, *columns: jax.Array
+) -> tuple[jax.Array, ...]:
+    """`read(params, hidden_BUD, target_BU)`, which makes logits of its columns, in as many parts as keep those of a device
+    within `MOST_LOGITS`."""
     batch, time = columns[0].shape[:2]
-    parts = min(-(-batch * time * vocab_size // MOST_LOGITS), time)
+    shards = num_shards(batch, BATCH) * num_shards(vocab_size, TENSOR)
+    parts = min(-(-batch * time * vocab_size // (shards * MOST_LOGITS)), time)
     if parts <= 1:
-        return read(*columns)
-    width = -(-time // parts)
+        return read(params, *columns)
+    width, params = -(-time // parts), gathered(params)
 
     def split(x_BT: jax.Array) -> jax.Array:  # along time, so that a batch split over devices stays where it is
         x_BT = jnp.pad(x_BT, ((0, 0), (0, parts * width - time)) + ((0, 0),) * (x_BT.ndim - 2))
         return jnp.moveaxis(x_BT.reshape(batch, parts, width, *x_BT.shape[2:]), 1, 0)
 
-    found = jax.lax.map(lambda part: jax.checkpoint(read)(*part), tuple(split(x) for x in columns))
+    found = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), tuple(split(x) for x in columns))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, parts * width)[:, :time] for x in found)
 
 
@@ -140,14 +150,14 @@ def response_logps(
             'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
         )
     laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
-    hidden_NTD, _ = apply(model, params, laid.tokens_NT, laid.segments_NT, method="hidden")
+    hidden_NTD = _by_rows(lambda *rows: apply(model, params, *rows, method="hidden")[0], model.config, laid)
     hidden_BRD = _before_responses(hidden_NTD, laid, prompt_BP.shape[1])
 
-    def read(hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits_BUV = decoding.sampling_logits(apply(model, params, hidden_BUD, method="unembed"), spec)
         return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
 
-    logp_BR, entropy_BR = _by_columns(read, model.config.vocab_size, hidden_BRD, response_BR)
+    logp_BR, entropy_BR = _by_columns(read, params, model.config.vocab_size, hidden_BRD, response_BR)
     mask_BR = response_mask_BR.astype(bool)
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
@@ -164,7 +174,7 @@ def response_values(
 ) -> jax.Array:
     """value_BR: V(all before response token r), 0 where masked."""
     laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
-    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+    score_NT = _by_rows(partial(apply, model, params), model.config, laid)
     return jnp.where(response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0)
 
 
@@ -180,6 +190,22 @@ def _lay(
 ) -> _Rows | Packed:
     tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
     return pack(tokens_BT, segments_BT, num_rows) if num_rows else _Rows(tokens_BT, segments_BT)
+
+
+def _by_rows(read: Callable[..., jax.Array], c: TransformerConfig, laid: _Rows | Packed) -> jax.Array:
+    """`read(tokens_NT, segments_NT)`, in as few parts as keep a layer's activations on a device within `MOST_ACTIVATIONS`."""
+    rows, time = laid.tokens_NT.shape
+    mine = rows // num_shards(rows, BATCH)
+    per_row = time * max(c.ffw_width, c.num_heads * time) // num_shards(c.num_heads, TENSOR)
+    parts = next(p for p in range(1, mine + 1) if mine % p == 0 and (mine // p * per_row <= MOST_ACTIVATIONS or p == mine))
+    if parts == 1:
+        return read(laid.tokens_NT, laid.segments_NT)
+
+    def split(x_NT: jax.Array) -> jax.Array:  # every device's rows into as many parts
+        return jnp.moveaxis(x_NT.reshape(rows // parts, parts, time), 1, 0)
+
+    found = jax.lax.map(lambda part: read(*part), (split(laid.tokens_NT), split(laid.segments_NT)))
+    return jnp.moveaxis(found, 0, 1).reshape(rows, *found.shape[2:])
 
 
 def _before_responses(x_NT: jax.Array, laid: _Rows | Packed, prompt_length: int) -> jax.Array:
@@ -198,7 +224,10 @@ def last_token_scores(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """score_B read at the last real token of each row, wherever its padding is; 0 for a row of padding."""
-    score_BT = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    return _last_scores(apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key), segments_BT)
+
+
+def _last_scores(score_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     score_B = _at_last_token(score_BT[..., None], segments_BT)[:, 0]
     return jnp.where((segments_BT > 0).any(axis=1), score_B, 0.0)
 
@@ -220,9 +249,9 @@ def response_scores(
 ) -> jax.Array:
     """score_B of prompt and response together, read at the last response token."""
     laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    score_NT = _by_rows(partial(apply, model, params), model.config, laid)
     if isinstance(laid, _Rows):
-        return last_token_scores(model, params, laid.tokens_NT, laid.segments_NT)
-    score_NT = apply(model, params, laid.tokens_NT, laid.segments_NT)
+        return _last_scores(score_NT, laid.segments_NT)
     last_B = prompt_BP.shape[1] - 1 + response_mask_BR.sum(axis=1)
     return laid.read(score_NT, last_B[:, None])[:, 0]
 

@@ -24,7 +24,7 @@ from rlhf_jax.models.heads import (
     shift_scores,
     value_params_from,
 )
-from rlhf_jax.models.transformer import Cache, Transformer, grow_cache, init_cache, take_rows
+from rlhf_jax.models.transformer import Cache, Transformer, grow_cache, init_cache
 
 __all__ = [
     "Cache",
@@ -49,7 +49,6 @@ __all__ = [
     "palm",
     "scalar_params_from",
     "shift_scores",
-    "take_rows",
     "to_dict",
     "value_params_from",
 ]

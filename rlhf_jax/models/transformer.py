@@ -57,12 +57,6 @@ def grow_cache(cache: Cache, *, extra: int, repeats: int) -> Cache:
     )
 
 
-def take_rows(cache: Cache, rows: jax.Array) -> Cache:
-    """The cache of some of its rows."""
-    keys, values = (tuple(x[rows] for x in part) for part in (cache.keys, cache.values))
-    return cache._replace(keys=keys, values=values, segments_BS=cache.segments_BS[rows])
-
-
 class Block(nn.Module):
     """One layer: attention and feed-forward, one after the other or side by side (PaLM, GPT-NeoX)."""
 

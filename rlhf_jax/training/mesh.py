@@ -24,18 +24,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layout import BATCH
+from rlhf_jax.models.layout import BATCH, TENSOR_AXIS, leaf_names
 
 Params = Any
 AXES = ("data", "fsdp", "tensor")
-# Which axis of a leaf is split over `tensor`, by the names of its module and its own. Projections to heads and to the
-# feed-forward layer are split by what they make, those back to the residual stream by what they read.
-TENSOR_AXIS: dict[tuple[str, ...], int] = {
-    **{(module, leaf): -1 for module in ("query", "key", "value", "gate", "up", "lm_head")
-       for leaf in ("kernel", "bias", "lora_b")},
-    **{(module, leaf): 0 for module in ("out", "down") for leaf in ("kernel", "lora_a")},
-    ("trunk", "embedding"): 0,
-}  # fmt: skip
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
@@ -111,8 +103,7 @@ def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
-        return leaf_sharding(names, leaf.shape, mesh, min_size)
+        return leaf_sharding(leaf_names(path), leaf.shape, mesh, min_size)
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
