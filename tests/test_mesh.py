@@ -1,5 +1,6 @@
 """Sharded training is the same training: eight virtual devices against one, and against pmap."""
 
+import math
 from functools import cache
 
 import jax
@@ -9,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from rlhf_jax.inference import sampling
+from rlhf_jax.inference import sampling, scoring
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, init_params, llama, palm
@@ -248,6 +249,26 @@ def test_sampling_gathers_parameters_once_over_fsdp_and_never_moves_its_cache(ax
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params) if leaf.ndim > 1)
     assert gathered == (whole / axes[2] if axes[1] > 1 else 0)
     assert not [one.array for one in exchanged if one.array.count(",") == 3]
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(axes, monkeypatch):
+    monkeypatch.setattr(scoring, "MOST_LOGITS", 16 * 24 * 128 // math.prod(axes) // 4)
+
+    def gradients(axes):
+        mesh = make_mesh(*axes)
+        with on_mesh(mesh):
+            params = init_params(MODEL, jax.random.key(0))
+            params, rows = place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
+            loss = lambda p: jnp.sin(scoring.next_token_nll(MODEL, p, rows["tokens_BT"], rows["segments_BT"])[0]).sum()  # noqa: E731
+            compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+            return jax.device_get(compiled(params)), compiled
+
+    (expected, _), (found, compiled) = gradients((1, 1, 1)), gradients(axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    assert compiled.as_text().count('known_trip_count":{"n":"4"') >= 2  # forwards and backwards in four parts
+    repeated = {one.array for one in collectives(compiled) if one.times > 1}
+    assert not repeated & {shape for shape in shapes_of(axes[2]) if "," in shape}
 
 
 def test_models_that_tensor_does_not_divide_are_refused():

@@ -14,6 +14,7 @@ The compiler is XLA's for CPU, which holds what it rounds to bfloat16 in float32
 """
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -134,8 +135,8 @@ class _Run:
         self.policy, self.shapes = shapes["policy"], shapes
         self.key = jax.eval_shape(lambda: jax.random.key(0))
 
-    def on(self, tree: Any) -> Any:
-        shardings = state_shardings(tree, self.mesh, self.config.mesh.fsdp_min_size)
+    def on(self, tree: Any, fsdp_min_size: int = 0) -> Any:
+        shardings = state_shardings(tree, self.mesh, fsdp_min_size or self.config.mesh.fsdp_min_size)
         return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
 
     def params(self, module: Any) -> Any:
@@ -228,7 +229,7 @@ class _Ppo(_Run):
         return measure(self.mesh, jax.jit(call), (self.params(model),), (prompts, self.key))
 
     def token(self, policy_layers: int) -> np.ndarray:
-        """One more token for every row, the sampler's step."""
+        """One more token for every row, the sampler's step, with parameters that it has gathered over fsdp."""
         model, rows = self.models(policy_layers, 1).policy, self.ppo.batch_size
         cache = jax.eval_shape(lambda: init_cache(model.config, rows, self.prompt + self.response))
         heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
@@ -241,7 +242,7 @@ class _Ppo(_Run):
             return apply(model, params, hidden_B1D[:, 0], method="unembed"), cache
 
         params = jax.eval_shape(partial(cast_for_compute, config=model.config), _abstract_params(model))
-        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.on(params),),
+        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.on(params, fsdp_min_size=sys.maxsize),),
                        (rows_of(self.mesh, jnp.int32, rows, 1), cache))  # fmt: skip
 
     def judge(self, policy_layers: int, value_layers: int) -> np.ndarray:
@@ -287,9 +288,10 @@ class _Ppo(_Run):
         ])  # fmt: skip
 
     def _rollout_phase(self, flops: float) -> Phase:
-        """The sampler's memory as compiled; every token is sent what one is, reads the weights, and the cache so far."""
+        """The sampler's memory as compiled; it is sent what its program is and, for every token, what one is; every token reads
+        the weights, and the cache so far."""
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
-        held, _ = with_layers(self.draw, shape.num_layers, few=FORWARD)
+        held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
         _, received = with_layers(self.token, shape.num_layers, few=FORWARD)
         shared = tensor if shape.num_kv_heads % tensor == 0 else 1
         rows = self.ppo.batch_size / batch_shards(self.mesh)
@@ -298,4 +300,4 @@ class _Ppo(_Run):
         weights = num_params(shape) * ITEM[shape.compute_dtype] / tensor
         read = self.response * (weights + per_slot * (self.prompt + steps / 2))
         memory = {"cache": cache, "activations, weights": held - cache}
-        return Phase("rollout", memory, self.response * received, flops, read=read)
+        return Phase("rollout", memory, once + self.response * received, flops, read=read)

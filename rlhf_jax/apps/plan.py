@@ -8,7 +8,7 @@ rates. The model FLOPs utilisation that follows is a bound, not a forecast. Exit
 what would: changes of the config are planned anew before they are named, more devices are reckoned.
 
 A model is that of the checkpoint that config.init names, of the config itself (pretraining), or gpt3:1.3b, gpt3:6b, gpt3:175b
-(Brown et al. 2020, table 2.1; vocabulary filled up to a multiple of 128, bfloat16 products, rematerialised blocks).
+(Brown et al. 2020, table 2.1; vocabulary filled up to a multiple of 128, bfloat16 products, rematerialised blocks in one loop).
 
 Left out on purpose: overlap of phases, latencies, and links between nodes, which are slower than those inside.
 """
@@ -155,8 +155,9 @@ def shape_of(name: str) -> TransformerConfig:
     size = name.removeprefix("gpt3:")
     require(size in GPT3, f"config.init: {name} is not one of {known}")
     layers, width, heads = GPT3[size]
-    return gpt(vocab_size=50_304, context_length=2048, width=width, num_layers=layers, num_heads=heads, dropout_rate=0.0,
-               compute_dtype="bfloat16", param_dtype="float32", remat="block")  # fmt: skip
+    shape = gpt(vocab_size=50_304, context_length=2048, width=width, num_layers=layers, num_heads=heads, dropout_rate=0.0,
+                compute_dtype="bfloat16", param_dtype="float32", remat="block")  # fmt: skip
+    return replace(shape, scan_layers=True)
 
 
 def parse_mesh(text: str) -> dict[str, int]:

@@ -24,7 +24,7 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.packing import Packed, pack
 from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layout import BATCH, TENSOR, gathered, num_shards
+from rlhf_jax.models.layout import BATCH, TENSOR, each_shard, num_shards
 
 # 128 MB in float32. Making logits again costs a quarter of the output projection, which smaller ones need not pay.
 MOST_LOGITS = 1 << 25
@@ -78,14 +78,17 @@ def _by_columns(
     parts = min(-(-batch * time * vocab_size // (shards * MOST_LOGITS)), time)
     if parts <= 1:
         return read(params, *columns)
-    width, params = -(-time // parts), gathered(params)
+    width = -(-time // parts)
 
-    def split(x_BT: jax.Array) -> jax.Array:  # along time, so that a batch split over devices stays where it is
+    def split(x_BT: jax.Array) -> jax.Array:
         x_BT = jnp.pad(x_BT, ((0, 0), (0, parts * width - time)) + ((0, 0),) * (x_BT.ndim - 2))
-        return jnp.moveaxis(x_BT.reshape(batch, parts, width, *x_BT.shape[2:]), 1, 0)
+        return jnp.moveaxis(x_BT.reshape(len(x_BT), parts, width, *x_BT.shape[2:]), 1, 0)
 
-    found = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), tuple(split(x) for x in columns))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(batch, parts * width)[:, :time] for x in found)
+    def read_parts(params: Params, *columns: jax.Array) -> tuple[jax.Array, ...]:
+        found = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), tuple(map(split, columns)))
+        return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in found)
+
+    return each_shard(read_parts, params, *columns)
 
 
 def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:

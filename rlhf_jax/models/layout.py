@@ -8,6 +8,7 @@ them anew in every turn, unless they were `gathered` before it.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,8 +40,9 @@ def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
     sizes = _sizes()
     if math.prod(sizes.values()) == 1:
         return x
-    parts = (math.prod(sizes.get(name, 1) for name in names) for names in axes)
-    spec = (names if size % part == 0 else None for names, size, part in zip(axes, x.shape, parts, strict=True))
+    known = (tuple(name for name in names if name in sizes) for names in axes)
+    parts = ((names, math.prod(sizes[name] for name in names)) for names in known)
+    spec = (names if size % part == 0 else () for (names, part), size in zip(parts, x.shape, strict=True))
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names or None for names in spec)))
 
 
@@ -56,6 +58,21 @@ def gathered(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
+def each_shard(function: Callable[..., Any], params: Any, *rows: jax.Array) -> Any:
+    """`function(params, *rows)` on every device's rows by themselves, with the whole parameters.
+
+    However the function uses them, gradients of parameters are summed over devices once: a loop outside of this would do so in
+    every turn.
+    """
+    params = gathered(params)
+    if num_shards(len(rows[0]), BATCH) == 1:
+        return function(params, *rows)
+    specs = (PartitionSpec(), *(PartitionSpec(BATCH) for _ in rows))
+    # Without the check of what varies, which would sum where parameters meet rows.
+    mapped = jax.shard_map(function, in_specs=specs, out_specs=PartitionSpec(BATCH), axis_names=set(BATCH), check_vma=False)
+    return mapped(params, *rows)
+
+
 def num_shards(size: int, axes: tuple[str, ...]) -> int:
     """Into how many parts `constrain` splits an axis of that size over these axes of the mesh."""
     parts = math.prod(_sizes().get(name, 1) for name in axes)
@@ -63,4 +80,5 @@ def num_shards(size: int, axes: tuple[str, ...]) -> int:
 
 
 def _sizes() -> dict[str, int]:
-    return {name: size for name, size in jax.sharding.get_abstract_mesh().shape.items() if name in (*BATCH, *TENSOR)}
+    mesh = jax.sharding.get_abstract_mesh()
+    return {name: mesh.shape[name] for name in (*BATCH, *TENSOR) if name in mesh.shape and name not in mesh.manual_axes}
