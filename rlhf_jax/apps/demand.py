@@ -241,9 +241,13 @@ class _Ppo(_Run):
             hidden_B1D, cache = apply(model, params, token_B1, jnp.ones_like(token_B1), cache=cache, method="hidden")
             return apply(model, params, hidden_B1D[:, 0], method="unembed"), cache
 
-        params = jax.eval_shape(partial(cast_for_compute, config=model.config), _abstract_params(model))
-        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.on(params, fsdp_min_size=sys.maxsize),),
+        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.gathered(model),),
                        (rows_of(self.mesh, jnp.int32, rows, 1), cache))  # fmt: skip
+
+    def gathered(self, model: LanguageModel) -> Any:
+        """The policy's parameters as the sampler reads them."""
+        params = jax.eval_shape(partial(cast_for_compute, config=model.config), _abstract_params(model))
+        return self.on(params, fsdp_min_size=sys.maxsize)
 
     def judge(self, policy_layers: int, value_layers: int) -> np.ndarray:
         models, rows = self.models(policy_layers, value_layers), self.rollout()
@@ -288,11 +292,13 @@ class _Ppo(_Run):
         ])  # fmt: skip
 
     def _rollout_phase(self, flops: float) -> Phase:
-        """The sampler's memory as compiled; it is sent what its program is and, for every token, what one is; every token reads
-        the weights, and the cache so far."""
+        """What the sampler holds, reading prompts or then token by token, whichever is more: with few layers, as compiled, reading
+        prompts may need more where with all of them the cache does. It is sent what its program is and, for every token, what
+        one is; every token reads the weights, and the cache so far."""
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
         held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
-        _, received = with_layers(self.token, shape.num_layers, few=FORWARD)
+        stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
+        held = max(held, stepping + bytes_on_a_device(self.gathered(LanguageModel(shape))))
         shared = tensor if shape.num_kv_heads % tensor == 0 else 1
         rows = self.ppo.batch_size / batch_shards(self.mesh)
         per_slot = rows * 2 * shape.num_layers * shape.num_kv_heads * shape.head_width * 4 / shared
