@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from evaluation_support import config, language_model, prompt, scalar_model, successor, words
 
+from rlhf_jax.evaluation import likelihood
 from rlhf_jax.evaluation.best_of_n import best_of_n
 from rlhf_jax.evaluation.generate import batch_rows, encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
@@ -138,6 +139,15 @@ def test_continuations_equal_one_at_a_time_without_padding():
     for batch_size in (2, 5):
         logp_N = continuation_logps(*language_model(), items, batch_size=batch_size)
         np.testing.assert_allclose(logp_N, one_by_one(items), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("common", "read"), [(15, 0), (16, 0), (17, 16), (33, 32)])
+def test_a_common_beginning_is_read_once(monkeypatch, common, read):
+    monkeypatch.setattr(likelihood, "SHARED_FROM", 16)
+    begin = tuple(5 + number % 7 for number in range(common))
+    items = [Continuation(begin, (7, 8, 9)), Continuation((*begin, 6, 7), (8,)), Continuation((*begin, 9), (5, 5, 5, 5))]
+    assert likelihood._shared([item.context for item in items]) == begin[:read]
+    np.testing.assert_allclose(continuation_logps(*language_model(), items, batch_size=2), one_by_one(items), rtol=1e-5)
 
 
 def test_continuations_that_cannot_be_judged_are_refused():

@@ -88,7 +88,8 @@ def test_ppo_has_four_networks_and_three_phases(monkeypatch):
     cache = init_cache(wide, config.ppo.batch_size, 24)
     assert rollout.memory["cache"] == sum(x.nbytes for x in (*cache.keys, *cache.values)) / 4
     assert held(judge) == held(update) == 2e6
-    assert held(rollout) == pytest.approx(2e6 + 4 * num_params(wide) / 2, rel=0.01)  # the sampler's copy of the policy, split over tensor alone
+    copy = 4 * num_params(wide) / 2  # the sampler's, of the policy, split over tensor alone
+    assert held(rollout) == pytest.approx(2e6 + copy, rel=0.01)
     assert (rollout.received, update.received) == (1e6 + 8 * 1e6, 1e6)  # a token is sent as often as one is drawn
     assert update.flops == 3 * (judge.flops - demand.forward_flops(SMALL, 16 * 24, 24))  # all but the reward model is trained
 

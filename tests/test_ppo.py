@@ -229,10 +229,11 @@ def test_every_row_exactly_once_per_epoch():
     assert not (epochs[0] == epochs[1]).all()
 
 
-def test_ptx_gradient_is_added(params, rollout):
-    blocks = {"tokens_BT": jax.random.randint(jax.random.key(8), (4, 2, 9), 2, V), "segments_BT": jnp.ones((4, 2, 9), int)}
-    ppo = replace(PPO, ptx_coef=0.5, ptx_batch_size=2)
-    block = jax.tree.map(lambda x: x[0], blocks)
+@pytest.mark.parametrize(("size", "parts"), [(2, 1), (PPO.batch_size // PPO.num_mini_batches * 2, 2)])
+def test_ptx_gradient_is_added(params, rollout, size, parts):
+    block = {"tokens_BT": jax.random.randint(jax.random.key(8), (size, 9), 2, V), "segments_BT": jnp.ones((size, 9), int)}
+    ppo = replace(PPO, ptx_coef=0.5, ptx_batch_size=size)
+    assert stage.block_micro_batches(ppo) == parts
     plain, _ = jax.jit(stage.make_gradients(MODELS, PPO, SPEC))(trained(params), rollout, {})
     mixed, metrics = jax.jit(stage.make_gradients(MODELS, ppo, SPEC))(trained(params), rollout, block)
 

@@ -2,7 +2,7 @@
 
     python -m rlhf_jax.apps.plan --config=experiments/scale/ppo_instructgpt.py:tiny --mesh=fsdp=16 --chip=v5p
     python -m rlhf_jax.apps.plan --config=experiments/scale/ppo_instructgpt.py --mesh=fsdp=32 --chip=v5p
-    python -m rlhf_jax.apps.plan --config=experiments/scale/ppo_instructgpt.py:large --mesh=fsdp=64,tensor=4 --chip=v5p
+    python -m rlhf_jax.apps.plan --config=experiments/scale/ppo_instructgpt.py:large --mesh=fsdp=16,tensor=16 --chip=v5p
 
 Published: 256,000 episodes in batches of 512, 8 minibatches, one epoch, 8 pretraining examples per episode, prompts and
 responses of up to 1,024 tokens in a context of 2,048, reward model and value function of 6B for every policy. The rest is as in
@@ -24,7 +24,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.data.prompt_length = config.ppo.response_length = 1024
     config.ppo.update({"total_episodes": 256_000, "batch_size": 512, "num_mini_batches": 8})
     # Minibatches have 64 episodes, so data x fsdp x num_micro_batches is at most 64.
-    config.ppo.num_micro_batches = pick(size, tiny=4, default=2, large=1)
+    config.ppo.num_micro_batches = pick(size, tiny=4, default=2, large=4)
     config.ppo.ptx_batch_size = 8 * 64
     config.monitor.world = ""
     return config

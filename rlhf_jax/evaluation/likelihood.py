@@ -1,6 +1,7 @@
 """What models say of given texts: the raw material of multiple choice, stereotypes, perplexity, KL and reward scores.
 
     every text is a context and a continuation, laid side by side and padded on the right
+    what all contexts begin with, if it is long (instructions, examples), is read once, into a cache
     sort by length; pad each to the next multiple of 16; run batches of one length
 
 So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint. Context and continuation are
@@ -18,9 +19,10 @@ import numpy as np
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import batch_rows
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
-from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
+from rlhf_jax.models import Cache, LanguageModel, Params, ScalarModel, apply, grow_cache, init_cache
 
 BUCKET = 16
+SHARED_FROM = 64  # tokens that contexts must have in common before a cache is worth its programs
 
 
 class Continuation(NamedTuple):
@@ -43,14 +45,43 @@ def continuation_logps(model: LanguageModel, params: Params, items: Sequence[Con
     Raises:
         ValueError: for an empty context or continuation, or a text longer than the model's context.
     """
-    return _by_length(functools.partial(_continuation_logps, model, params), items, batch_size, model.config.context_length)
+    context_length = model.config.context_length
+    _check(items, context_length)
+    prefix, cache = _shared([item.context for item in items]), None
+    if prefix:
+        cache = _read(model, params, jnp.asarray([prefix], jnp.int32))
+        items = [Continuation(item.context[len(prefix) :], item.ids) for item in items]
+    compute = functools.partial(_continuation_logps, model, params, cache)
+    return _by_length(compute, items, batch_size, context_length - len(prefix))
+
+
+def _shared(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """What contexts begin with in common, at least one token less than each: a multiple of `BUCKET`; empty if it is short."""
+    first, last = min(map(tuple, contexts)), max(map(tuple, contexts))  # all others lie between, and begin with it too
+    common = min(common_length(first, last), min(map(len, contexts)) - 1)
+    return first[: common // BUCKET * BUCKET] if common >= SHARED_FROM else ()
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts have in common from the beginning."""
+    differ = (number for number, (one, other) in enumerate(zip(a, b, strict=False)) if one != other)
+    return next(differ, min(len(a), len(b)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(model: LanguageModel, params: Params, tokens_1S: jax.Array) -> Cache | None:
+    """A cache that holds one row of tokens."""
+    cache = init_cache(model.config, *tokens_1S.shape)
+    return apply(model, params, tokens_1S, jnp.ones_like(tokens_1S), cache=cache, method="hidden")[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _continuation_logps(
-    model: LanguageModel, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array, start_B: jax.Array
+    model: LanguageModel, params: Params, cache: Cache | None, tokens_BT: jax.Array, segments_BT: jax.Array, start_B: jax.Array
 ) -> jax.Array:
-    nll_BT, valid_BT = next_token_nll(model, params, tokens_BT, segments_BT)
+    if cache is not None:
+        cache = grow_cache(cache, extra=tokens_BT.shape[1], repeats=len(tokens_BT))
+    nll_BT, valid_BT = next_token_nll(model, params, tokens_BT, segments_BT, cache=cache)
     judged_BT = valid_BT & (jnp.arange(tokens_BT.shape[1])[None, :] >= start_B[:, None])
     return -jnp.where(judged_BT, nll_BT, 0.0).sum(axis=1)
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.packing import Packed, pack
-from rlhf_jax.models import Classifier, LanguageModel, Params, ScalarModel, apply
+from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, each_shard, num_shards
 
@@ -46,14 +46,15 @@ def next_token(
     tokens_BT: jax.Array,
     segments_BT: jax.Array,
     *,
+    cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> NextToken:
     """-log π(token t | tokens before t in its segment) and log Z, 0 where not valid.
 
     A column is valid when it and the column before it belong to the same segment; so column 0, the first
-    token of a segment and a token right after a gap are not.
+    token of a segment and a token right after a gap are not. What a `cache` holds comes before column 0.
     """
-    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, method="hidden", dropout_key=dropout_key)
+    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, cache=cache, method="hidden", dropout_key=dropout_key)
 
     def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
@@ -112,10 +113,11 @@ def next_token_nll(
     tokens_BT: jax.Array,
     segments_BT: jax.Array,
     *,
+    cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(nll_BT, valid_BT) of `next_token`, for losses without a z-loss."""
-    result = next_token(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    result = next_token(model, params, tokens_BT, segments_BT, cache=cache, dropout_key=dropout_key)
     return result.nll_BT, result.valid_BT
 
 

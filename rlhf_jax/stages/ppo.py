@@ -79,7 +79,7 @@ class PPO:
     batch_size: int  # episodes per update
     num_ppo_epochs: int
     num_mini_batches: int
-    num_micro_batches: int  # per minibatch and its pretraining blocks: changes memory, not results
+    num_micro_batches: int  # per minibatch, see `block_micro_batches`: changes memory, not results
     response_length: int
     temperature: float
     top_k: int
@@ -154,10 +154,17 @@ def check(config: Config, num_devices: int) -> None:
             f"ppo.policy_loss=kl_adaptive needs ppo.kl_penalty_target > 0 nats, not {ppo.kl_penalty_target}")  # fmt: skip
     require(ppo.ptx_coef == 0 or ppo.ptx_batch_size > 0,
             f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")  # fmt: skip
-    require_divides(ppo.num_micro_batches * num_devices, ppo.ptx_batch_size if ppo.ptx_coef else 0,
-                    "ppo.ptx_batch_size by ppo.num_micro_batches x devices", "change one of them")  # fmt: skip
+    require_divides(block_micro_batches(ppo) * num_devices, ppo.ptx_batch_size if ppo.ptx_coef else 0,
+                    "ppo.ptx_batch_size by its micro-batches x devices", "change one of them")  # fmt: skip
     require(not (config.lora.rank and config.init.value == "random"),
             "init.value=random with lora.rank > 0: adapters on random kernels learn little; use reward or policy")  # fmt: skip
+
+
+def block_micro_batches(ppo: PPO) -> int:
+    """Into how many micro-batches a minibatch's pretraining blocks are cut: where there are several times as many blocks as
+    episodes, so often `num_micro_batches`, so that as many rows are in memory at once."""
+    times, rest = divmod(ppo.ptx_batch_size, ppo.batch_size // ppo.num_mini_batches)
+    return ppo.num_micro_batches * (times if times and not rest else 1)
 
 
 class Controllers(NamedTuple):
@@ -301,15 +308,17 @@ def make_gradients(
         if ppo.whiten_advantages == "minibatch":
             whitened_BR = whiten(minibatch.advantage_BR, minibatch.mask_BR, shift_mean=True)
             minibatch = minibatch._replace(advantage_BR=whitened_BR)
-        accumulate = partial(accumulated_gradients, num_micro_batches=ppo.num_micro_batches)
         settled = partial(minibatch_loss, models, ppo, spec, kl_penalty_coef=kl_penalty_coef, num_rows=num_rows)
         ppo_loss = on_base(settled)
-        grads, metrics = accumulate(ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key)
+        grads, metrics = accumulated_gradients(
+            ppo_loss, lambda r: r.mask_BR.sum(), params, minibatch, key, num_micro_batches=ppo.num_micro_batches
+        )
         if ppo.ptx_coef:
             predicted_tokens = lambda blocks: predicted(blocks["segments_BT"]).sum()  # noqa: E731
-            ptx_grads, ptx_metrics = accumulate(
-                on_base(ptx_loss), predicted_tokens, {"policy": params["policy"]}, block, key
-            )
+            ptx_grads, ptx_metrics = accumulated_gradients(
+                on_base(ptx_loss), predicted_tokens, {"policy": params["policy"]}, block, key,
+                num_micro_batches=block_micro_batches(ppo),
+            )  # fmt: skip
             grads = {**grads, "policy": jax.tree.map(jnp.add, grads["policy"], ptx_grads["policy"])}
             metrics = {**metrics, **ptx_metrics}
         return grads, metrics

@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import ROUND, Generation, complete
-from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
+from rlhf_jax.evaluation.likelihood import Continuation, common_length, continuation_logps
 from rlhf_jax.evaluation.measure import Candidate
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import Params
@@ -46,15 +46,9 @@ def continuations(tokenizer: Tokenizer, asked: Sequence[Asked]) -> list[list[Con
     start, found = tokenizer.start_ids, []
     for one in asked:
         context, *whole = [next(encoded) for _ in range(1 + len(one.answers))]
-        shared = min(_shared(context, ids) for ids in whole)
+        shared = min(common_length(context, ids) for ids in whole)
         found.append([Continuation([*start, *ids[:shared]], ids[shared:]) for ids in whole])
     return found
-
-
-def _shared(context: Sequence[int], whole: Sequence[int]) -> int:
-    """How many tokens the two have in common from the beginning."""
-    differ = (n for n, (a, b) in enumerate(zip(context, whole, strict=False)) if a != b)
-    return next(differ, min(len(context), len(whole)))
 
 
 def answer_logps(one: Candidate, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int) -> list[Told | None]:
