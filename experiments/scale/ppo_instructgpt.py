@@ -24,7 +24,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.data.prompt_length = config.ppo.response_length = 1024
     config.ppo.update({"total_episodes": 256_000, "batch_size": 512, "num_mini_batches": 8})
     # Minibatches have 64 episodes, so data x fsdp x num_micro_batches is at most 64.
-    config.ppo.num_micro_batches = pick(size, tiny=4, default=2, large=4)
+    config.ppo.num_micro_batches = pick(size, tiny=1, default=1, large=4)
     config.ppo.ptx_batch_size = 8 * 64
     config.monitor.world = ""
     return config

@@ -292,9 +292,9 @@ class _Ppo(_Run):
         ])  # fmt: skip
 
     def _rollout_phase(self, flops: float) -> Phase:
-        """What the sampler holds, reading prompts or then token by token, whichever is more: in the few layers that are compiled
-        reading prompts may need more where in all of them the cache does. It is sent what its program is and, for every token,
-        what one is; every token reads the weights, and the cache so far."""
+        """What the sampler holds, reading prompts or then token by token, whichever is more: of few layers, as compiled,
+        prompts may need more where of all the cache does. It is sent what its program is and, for every token, what one is;
+        every token reads the weights, and the cache so far."""
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
         held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
         stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
