@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from rlhf_jax.models import (
     LanguageModel,
@@ -424,6 +425,19 @@ def test_bfloat16_compute_stays_close_and_casting_once_is_exact():
     assert cast["trunk"]["embedding"].dtype == jnp.bfloat16
     assert cast["trunk"]["final_norm"]["scale"].dtype == jnp.float32
     np.testing.assert_array_equal(forward(half, cast, rows, ones), rounded)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_compute_has_the_gradient_of_float32_but_for_rounding(tied):
+    config = dataclasses.replace(FAMILIES["llama"], tie_embeddings=tied)
+    params, rows = random_params(config), tokens((2, T))
+
+    def gradient_of_logits(dtype):
+        model = LanguageModel(dataclasses.replace(config, compute_dtype=dtype))
+        return jax.jit(jax.grad(lambda p: jnp.sin(apply(model, p, rows, np.ones_like(rows))[0]).sum()))(params)
+
+    full, rounded = (ravel_pytree(gradient_of_logits(dtype))[0] for dtype in ("float32", "bfloat16"))
+    assert 0 < np.linalg.norm(full - rounded) < 0.02 * np.linalg.norm(full)
 
 
 def test_bfloat16_parameters_keep_their_dtype_in_the_gradient():

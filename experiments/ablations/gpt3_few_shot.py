@@ -62,7 +62,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 Measurement(f"{file}-loss", {**point, "what": "loss"}, needs, {}, read),
             ]
     return Ablation("Brown et al. 2020, Fig. 1.2 and 3.1", seeds, runs, measurements, CRITERIA, figure,
-                    "K = 0 is not chance: see the notebook.")  # fmt: skip
+                    "K = 0 is not chance: the model knows the world.")  # fmt: skip
 
 
 def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]:

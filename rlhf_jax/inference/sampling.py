@@ -24,7 +24,7 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models import Cache, LanguageModel, Params, apply, cast_for_compute, grow_cache, init_cache
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
 
-SMALLEST = 32  # rows of a device; below that a step costs nearly the same whatever their number
+SMALLEST = 16  # rows of a device; every halving below that is one more loop to compile and saves little
 
 
 class Samples(NamedTuple):

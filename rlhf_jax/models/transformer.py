@@ -209,7 +209,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits of the tied output projection, before the soft cap."""
-        return linear(hidden, self.embedding.T, self.config.compute_dtype)
+        return linear(hidden, self.embedding, self.config.compute_dtype, True)
 
 
 def _positions(segments_BT: jax.Array, cache: Cache | None) -> jax.Array:
