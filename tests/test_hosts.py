@@ -16,7 +16,8 @@ from tests_support import ROOT
 from rlhf_jax import main
 from rlhf_jax.training import checkpoints, hosts
 
-MESH = {"data": 2, "fsdp": 2, "tensor": 1, "fsdp_min_size": 256}
+MESH = {"data": 2, "fsdp": 2, "tensor": 1, "fsdp_min_size": 256,
+        **dict.fromkeys(("compute_dtype", "remat", "scan_layers", "attention"), "as_trained")}  # fmt: skip
 
 
 def start(tmp_path, plans):

@@ -123,7 +123,8 @@ def test_sharded_equals_single(adapted, tmp_path):
     folder, plans = adapted
     for name in ("pretrain", "sft", "reward"):
         (tmp_path / name).symlink_to((folder / name).resolve())
-    main.run({**plans["ppo"], "mesh": {"data": 2, "fsdp": 4, "tensor": 1, "fsdp_min_size": 64}}, str(tmp_path / "ppo"))
+    mesh = {**plans["ppo"]["mesh"], "data": 2, "fsdp": 4, "fsdp_min_size": 64}
+    main.run({**plans["ppo"], "mesh": mesh}, str(tmp_path / "ppo"))
     for a, b in zip(params_of(tmp_path / "ppo"), params_of(folder / "ppo"), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 

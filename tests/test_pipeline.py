@@ -206,6 +206,18 @@ def test_another_config_in_the_same_folder_is_refused(tour):
         main.run(plan, str(tour.workdir / "ppo"))
 
 
+def test_a_parent_is_run_as_the_mesh_says(tour, tmp_path):
+    folder = beside(tour, tmp_path, "sft")
+    plan = json.loads(json.dumps(tour.plans["sft"]))
+    plan["mesh"] |= {"compute_dtype": "bfloat16", "remat": "block", "scan_layers": "yes", "attention": "fused"}
+    main.run(plan, str(folder))
+    model = checkpoints.load_params(folder)[1].model
+    found = tuple(model[name] for name in ("compute_dtype", "remat", "scan_layers", "attention"))
+    assert found == ("bfloat16", "block", True, "fused")
+    with pytest.raises(ValueError, match=r"begun with another config:\n +mesh\.compute_dtype: 'bfloat16' -> 'as_trained'"):
+        main.run({**plan, "mesh": tour.plans["sft"]["mesh"]}, str(folder))
+
+
 def test_a_changed_parent_is_refused(tour, tmp_path):
     folder = beside(tour, tmp_path, "sft")
     shutil.copytree(tour.workdir / "sft", folder)
@@ -252,10 +264,10 @@ def test_a_mistake_in_the_last_stage_is_said_before_the_first_runs(tour, tmp_pat
 def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
     folder = beside(tour, tmp_path, "ppo_ptx")
     plan = json.loads(json.dumps(tour.plans["ppo_ptx"]))
-    plan["mesh"] = {**dict(zip(("data", "fsdp", "tensor"), axes, strict=True)), "fsdp_min_size": 256}
+    plan["mesh"] |= {**dict(zip(("data", "fsdp", "tensor"), axes, strict=True)), "fsdp_min_size": 256}
     plan["ppo"]["ptx_batch_size"] = 8
     plan["ppo"]["total_episodes"] = 16
-    single = {**plan, "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "fsdp_min_size": 256}}
+    single = {**plan, "mesh": {**plan["mesh"], "data": 1, "fsdp": 1, "tensor": 1}}
     main.run(build_plain(single), str(tmp_path / "single"))
     main.run(build_plain(plan), str(folder))
     for a, b in zip(params_of(tmp_path / "single"), params_of(folder), strict=True):
@@ -268,7 +280,7 @@ def test_groups_on_many_devices_equal_one(tour, tmp_path):
     for name, axes in (("one", {"data": 1, "fsdp": 1, "tensor": 1}), ("many", {"data": 2, "fsdp": 2, "tensor": 2})):
         (tmp_path / name).mkdir()
         folder = beside(tour, tmp_path / name, "grpo")
-        main.run(build_plain({**plan, "mesh": {**axes, "fsdp_min_size": 256}}), str(folder))
+        main.run(build_plain({**plan, "mesh": {**plan["mesh"], **axes, "fsdp_min_size": 256}}), str(folder))
     for a, b in zip(params_of(tmp_path / "one" / "grpo"), params_of(tmp_path / "many" / "grpo"), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
 

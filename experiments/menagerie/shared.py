@@ -24,7 +24,10 @@ def base(stage: str, size: str, *, log_every: int, save_every: int, sample_every
     return ConfigDict({
         "stage": stage,
         "seed": 0,
-        "mesh": {"data": pick(size, tiny=1, default=-1, large=-1), "fsdp": 1, "tensor": 1, "fsdp_min_size": 16_384},
+        "mesh": {
+            "data": pick(size, tiny=1, default=-1, large=-1), "fsdp": 1, "tensor": 1, "fsdp_min_size": 16_384,
+            **dict.fromkeys(("compute_dtype", "remat", "scan_layers", "attention"), "as_trained"),
+        },
         "checkpoint": {"log_every": log_every, "save_every": save_every, "keep": 1, "sample_every": sample_every},
     })  # fmt: skip
 

@@ -174,9 +174,9 @@ def parse_mesh(text: str) -> dict[str, int]:
 def models_of(config: Any) -> Shapes:
     """The shapes of "policy" and, for ppo, "reward"."""
     if config.stage == "pretrain":
-        return {"policy": config.model}
-    shapes = {"policy": shape_of(config.init.policy)}
-    return {**shapes, "reward": shape_of(config.init.reward)} if config.stage == "ppo" else shapes
+        return {"policy": config.mesh.run_as(config.model)}
+    names = {"policy": config.init.policy, **({"reward": config.init.reward} if config.stage == "ppo" else {})}
+    return {role: config.mesh.run_as(shape_of(name)) for role, name in names.items()}
 
 
 def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> Iterator[str]:

@@ -21,6 +21,7 @@ CHOICES = {
     "compute_dtype": ("float32", "bfloat16"),
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
+    "attention": ("plain", "fused"),
 }
 SIZES = (
     "vocab_size",
@@ -54,7 +55,8 @@ class TransformerConfig:
     rounds the operands of linear layers to bfloat16 and keeps their results, and everything else, in
     float32, so master weights are float32 where `param_dtype` is. `remat`: what a backward pass computes again, nothing,
     all of a block but its linear layers ("dots"), or all of a block. `scan_layers` compiles one layer for all when there is no
-    cache; parameters and results are the same. Raises ValueError naming the field.
+    cache; parameters and results are the same. `attention`: "plain", or without a cache the machine's kernel ("fused",
+    models/attention.py). Raises ValueError naming the field.
     """
 
     vocab_size: int
@@ -93,6 +95,7 @@ class TransformerConfig:
     param_dtype: str
     remat: str
     scan_layers: bool
+    attention: str
 
     def __post_init__(self) -> None:
         self.validate()
@@ -152,6 +155,8 @@ class TransformerConfig:
             raise ValueError(f"model.windows = {self.windows}: expected whole numbers of tokens, 0 for no window.")
         if self.scan_layers and len(set(self.windows)) > 1:
             raise ValueError(f"model.scan_layers with model.windows = {self.windows}: layers that differ cannot be scanned.")
+        if self.attention == "fused" and self.attention_softcap:
+            raise ValueError(f"model.attention = fused, model.attention_softcap = {self.attention_softcap}: kernels have none.")
         if (self.shared_norm and not self.parallel_block) or (self.post_norms and self.parallel_block):
             raise ValueError(
                 f"model.parallel_block = {self.parallel_block}, shared_norm = {self.shared_norm}, post_norms = "
@@ -186,6 +191,7 @@ def gpt(
         tie_embeddings=True, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
         embedding_std=0.02, kernel_init="gpt2",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        attention="plain",
     )  # fmt: skip
 
 
@@ -217,6 +223,7 @@ def palm(
         tie_embeddings=True, scale_embeddings=False, logit_scale=1.0 / math.sqrt(width), logit_softcap=0.0,
         embedding_std=1.0, kernel_init="fan_in",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        attention="plain",
     )  # fmt: skip
 
 
@@ -249,6 +256,7 @@ def llama(
         tie_embeddings=False, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
         embedding_std=0.02, kernel_init="gpt2",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        attention="plain",
     )  # fmt: skip
 
 

@@ -19,8 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import Linear, softcap
+from rlhf_jax.models.layers import Linear
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 from rlhf_jax.models.transformer import Cache, Transformer
 

@@ -1,8 +1,8 @@
 """The layers inside a block: linear, norm, rotary positions, attention, feed-forward.
 
 Everything takes and returns float32; `compute_dtype` only decides how the operands of `linear` are rounded.
-Attention runs in float32 throughout: sampler and scorer must agree, and a bfloat16 cache is slow on CPU.
-Left out on purpose: fused attention kernels, quantised caches, caches that forget what a window hides.
+Attention runs in float32 unless it is fused (models/attention.py): sampler and scorer must agree, and a bfloat16 cache is slow
+on CPU. Left out on purpose: quantised caches, caches that forget what a window hides.
 """
 
 import functools
@@ -14,11 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from rlhf_jax.models import attention
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
-
-# Finite, so that a row without any key (padding) has a finite softmax and a finite gradient.
-MASKED = -1e30
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -117,6 +115,7 @@ class Context(NamedTuple):
     cos_BTK: jax.Array | None
     sin_BTK: jax.Array | None
     start: jax.Array | None  # first free cache slot; None without a cache
+    segments_BT: jax.Array | None  # None where a window hides more than segments do
 
 
 def rope_rates(config: TransformerConfig, *, local: bool) -> jax.Array:
@@ -155,11 +154,6 @@ def rotate(x_BTHK: jax.Array, cos_BTK: jax.Array, sin_BTK: jax.Array) -> jax.Arr
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, still], axis=-1)
 
 
-def softcap(x: jax.Array, cap: float) -> jax.Array:
-    """cap·tanh(x/cap); x itself without a cap (0)."""
-    return cap * jnp.tanh(x / cap) if cap else x
-
-
 class Attention(nn.Module):
     """Causal attention with grouped key/value heads: softmax(softcap(q·kᵀ/√K))·v, in float32.
 
@@ -191,26 +185,17 @@ class Attention(nn.Module):
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.start, axis=2)
             keys_BGSK, values_BGSK = write(cache[0], keys_BGSK), write(cache[1], values_BGSK)
 
-        # The M query heads of a group stand one after the other (Q = M·T): with four axes the products are plain batched
-        # matrix products, whose gradients cost XLA half as much on CPU as those with five.
-        queries_BGQK = queries.reshape(batch, c.num_kv_heads, -1, c.head_width)
-        logit_BGQS = jnp.einsum("BGQK,BGSK->BGQS", queries_BGQK * (c.query_scale or c.head_width**-0.5), keys_BGSK)
-        logit_BGQS = softcap(logit_BGQS, c.attention_softcap)
-        logit_BGMTS = logit_BGQS.reshape(batch, c.num_kv_heads, -1, time, keys_BGSK.shape[2])
-        logit_BGMTS = jnp.where(context.visible_BTS[:, None, None], logit_BGMTS, MASKED)
-        weight_BGQS = _relative_weights(logit_BGMTS).reshape(logit_BGQS.shape)
-        # Divided by the sum of the weights only here, where an array has K columns and not S: forward and backward then pass
-        # over the weights once less each, a tenth of a small model's training step on CPU.
-        mixed_BGQK = jnp.einsum("BGQS,BGSK->BGQK", weight_BGQS, values_BGSK) / weight_BGQS.sum(-1, keepdims=True)
-        mixed_BHTK = mixed_BGQK.reshape(batch, c.num_heads, time, c.head_width)
+        scale = c.query_scale or c.head_width**-0.5
+        if c.attention == "fused" and cache is None:
+            mixed_BHTK = attention.fused(queries, keys_BGSK, values_BGSK, context.visible_BTS, context.segments_BT,
+                                         scale=scale, dtype=c.compute_dtype)  # fmt: skip
+        else:
+            mixed_BHTK = attention.plain(
+                queries, keys_BGSK, values_BGSK, context.visible_BTS, scale=scale, cap=c.attention_softcap
+            )
         mixed_BTF = constrain(mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1), BATCH, WHOLE, TENSOR)
         out_BTD = Linear(c, c.width, c.use_bias, residual=True, name="out")(mixed_BTF)
         return out_BTD, (keys_BGSK, values_BGSK)
-
-
-def _relative_weights(logit: jax.Array) -> jax.Array:
-    """exp(logit - max logit) over the last axis: a softmax but for its denominator; the maximum has no gradient."""
-    return jnp.exp(logit - jax.lax.stop_gradient(logit.max(-1, keepdims=True)))
 
 
 class FeedForward(nn.Module):

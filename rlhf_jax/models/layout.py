@@ -37,13 +37,16 @@ def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
 
     Under a mapped axis of the caller's own (`jax.pmap`, `jax.shard_map`) each device has its part already.
     """
+    return x if math.prod(_sizes().values()) == 1 else jax.lax.with_sharding_constraint(x, split(x.shape, *axes))
+
+
+def split(shape: tuple[int, ...], *axes: tuple[str, ...]) -> PartitionSpec:
+    """How `constrain` splits an array of this shape."""
     sizes = _sizes()
-    if math.prod(sizes.values()) == 1:
-        return x
     known = (tuple(name for name in names if name in sizes) for names in axes)
     parts = ((names, math.prod(sizes[name] for name in names)) for names in known)
-    spec = (names if size % part == 0 else () for (names, part), size in zip(parts, x.shape, strict=True))
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(names or None for names in spec)))
+    spec = (names if size % part == 0 else () for (names, part), size in zip(parts, shape, strict=True))
+    return PartitionSpec(*(names or None for names in spec))
 
 
 def gathered(params: Any) -> Any:

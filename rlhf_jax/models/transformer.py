@@ -199,7 +199,8 @@ class Transformer(nn.Module):
             if window:  # counted in tokens of the segment, so that padding moves nothing
                 distance_BTS = positions_BT[:, :, None] - masking.positions(segments_BS)[:, None, :]
                 near_BTS = visible_BTS & (distance_BTS < window)
-            contexts[window] = Context(near_BTS, *self._angles(positions_BT, local=window > 0), start)
+            angles, segments = self._angles(positions_BT, local=window > 0), None if window else segments_BT
+            contexts[window] = Context(near_BTS, *angles, start, segments)
         return contexts, segments_BS
 
     def _angles(self, positions_BT: jax.Array, *, local: bool) -> tuple[jax.Array | None, jax.Array | None]:

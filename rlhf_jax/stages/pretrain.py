@@ -8,7 +8,7 @@ tokenizer is trained on the same documents, or taken from a folder, and travels 
 Left out on purpose: batch-size ramps, curriculum, deduplication (do that to the data).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -77,6 +77,7 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Train a language model from scratch."""
     space = Workspace.open(config, workdir)
+    config = replace(config, model=config.mesh.run_as(config.model))
     check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.batch_shards)
     check_model(config.model, space.mesh)
     documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)

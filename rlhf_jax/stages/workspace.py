@@ -10,9 +10,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,12 +38,27 @@ _ELASTIC = ("mesh", "checkpoint")
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices: examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor."""
+    """Devices: examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor.
+
+    And how models run on them, see `TransformerConfig`; "as_trained" is as the model's description says.
+    """
 
     data: int  # -1 takes the devices that the others leave
     fsdp: int
     tensor: int
     fsdp_min_size: int  # leaves smaller than this are copied to every device
+    compute_dtype: Literal["as_trained", "float32", "bfloat16"]
+    remat: Literal["as_trained", "none", "dots", "block"]
+    scan_layers: Literal["as_trained", "yes", "no"]
+    attention: Literal["as_trained", "plain", "fused"]
+
+    def run_as(self, model: TransformerConfig) -> TransformerConfig:
+        """The model as these devices run it. Raises ValueError as it does."""
+        names = ("compute_dtype", "remat", "scan_layers", "attention")
+        changes = {name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"}
+        if "scan_layers" in changes:
+            changes["scan_layers"] = self.scan_layers == "yes"
+        return replace(model, **changes)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class Workspace:
         if meta.kind != kind:
             raise ValueError(f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
         self._check_same_parent(role, path, meta)
-        found = Parent(str(path), params, from_dict(meta.model), meta)
+        found = Parent(str(path), params, self.mesh_config.run_as(from_dict(meta.model)), meta)
         meshes.check_model(found.model, self.mesh)
         self.parents[role] = found
         if self._tokenizer is None:
@@ -305,7 +320,8 @@ def claim(folder: Path, config: Any) -> None:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: part for name, part in config.items() if name not in _ELASTIC}
+    rounding = config.get("mesh", {}).get("compute_dtype", "as_trained")  # the one choice of a mesh that changes results
+    return {name: part for name, part in config.items() if name not in _ELASTIC} | {"mesh": {"compute_dtype": rounding}}
 
 
 def is_complete(workdir: str | Path) -> bool:

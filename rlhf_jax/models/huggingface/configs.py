@@ -28,13 +28,14 @@ from rlhf_jax.models.huggingface.fields import (
 )
 
 # Choices of a run, not of a function: equal models may differ in them.
-RUN_FIELDS = ("dropout_rate", "compute_dtype", "param_dtype", "remat", "scan_layers", "kernel_init", "embedding_std")
+RUN_FIELDS = ("dropout_rate", "compute_dtype", "param_dtype", "remat", "scan_layers", "attention", "kernel_init",
+              "embedding_std")  # fmt: skip
 OFF: dict[str, Any] = {
     "positions": "rope", "rope_base": 10_000.0, "rope_base_local": 0.0, "rope_fraction": 1.0, "rope_scaling": (),
     "windows": (0,), "use_bias": False, "qkv_bias": False, "qk_norm": False, "query_scale": 0.0,
     "attention_softcap": 0.0, "post_norms": False, "parallel_block": False, "shared_norm": False,
     "scale_embeddings": False, "logit_scale": 1.0, "logit_softcap": 0.0, "kernel_init": "gpt2",
-    "dropout_rate": 0.0, "remat": "none", "scan_layers": False,
+    "dropout_rate": 0.0, "remat": "none", "scan_layers": False, "attention": "plain",
 }  # fmt: skip
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 GPT2_NAMES = {
