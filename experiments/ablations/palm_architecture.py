@@ -156,5 +156,5 @@ def figure(table: Table) -> Figure:
         one.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(list(places.values()), list(places), fontsize=8)
     axes[0].set(xlabel="validation loss, nats/token", title="a GPT-2 block with one change")
-    axes[1].set(xlabel="mean log² Z", title="the softmax's normaliser", xscale="log")
+    axes[1].set(xlabel="mean log² Z", title="the softmax's normaliser")
     return made
