@@ -1,6 +1,7 @@
 """Measure this package on the four standard works.
 
     python -m benchmarks.run [--works=generate,sft,reward,ppo,ragged] [--sizes=S512,S50k,M] [--dtypes=float32,bfloat16]
+    python -m benchmarks.run --sizes=G124M,G1.3B --dtypes=bfloat16                  on a GPU
 
 Every work is a process of its own (its peak memory is its own), and the works of one size take turns, so that foreign load hits
 all of them alike. Prints medians [min..max] and the share of the matmul ceiling measured in the same turns; with --first also
@@ -90,7 +91,7 @@ def rows(measured: Mapping[str, Measured], ceiling: str) -> list[str]:
     peaks = [facts["flops"] / run["seconds"] / 1e9 for run in machine]
     lines = [row(name, work, statistics.median(peaks)) for name, work in measured.items() if name != ceiling]
     copies = spread(run["bandwidth"] for run in machine)
-    return [*lines, f"| *{ceiling}* | | 2048³ product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |"]
+    return [*lines, f"| *{ceiling}* | | matrix product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |"]
 
 
 def row(name: str, work: Measured, peak: float) -> str:

@@ -6,13 +6,14 @@
     ppo        rollout of 64 x (32 + 64), judged, 4 epochs x 4 minibatches stages.rollouts, stages.ppo
     ragged     generate with stop tokens: lengths geometric, mean a quarter of the maximum; counts real tokens
 
-At size M: 16 prompts, 4 x 128, 4 pairs, 16 rollouts. Dropout off, no remat, random weights and tokens.
+These are the numbers of S512 and S50k; `SIZES` has all. Dropout off, random weights and tokens.
 
     python -m benchmarks.works --work=ppo --size=S512 --dtype=float32      then a line `go` for every run (see worker.py)
 """
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.worker import parse_work, serve
+from benchmarks.worker import parse_work, process_peak, serve
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
@@ -33,27 +34,34 @@ from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.state import init_state
 
 SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-P, R, T = 32, 64, 128
 PAD = 0
 PPO_PHASES = ("generate", "score", "update")
 
 
 class Size(NamedTuple):
-    """A model's shape and the examples of each work."""
+    """A model's shape and how it is run; how many examples each work has, and of how many tokens."""
 
     width: int
     num_layers: int
     num_heads: int
     vocab_size: int
+    remat: str
+    attention: str
     prompts: int
     rows: int
     pairs: int
+    prompt: int
+    response: int
+    length: int  # of rows and pairs
 
 
 SIZES = {
-    "S512": Size(256, 4, 8, 512, 64, 32, 16),
-    "S50k": Size(256, 4, 8, 50257, 64, 32, 16),
-    "M": Size(768, 12, 12, 50257, 16, 4, 4),
+    "S512": Size(256, 4, 8, 512, "none", "plain", 64, 32, 16, 32, 64, 128),
+    "S50k": Size(256, 4, 8, 50257, "none", "plain", 64, 32, 16, 32, 64, 128),
+    "M": Size(768, 12, 12, 50257, "none", "plain", 16, 4, 4, 32, 64, 128),
+    # For a GPU: GPT-2 and GPT-3's 1.3B at the lengths of real work, vocabulary filled up to a multiple of 128.
+    "G124M": Size(768, 12, 12, 50304, "none", "fused", 128, 64, 64, 256, 256, 1024),
+    "G1.3B": Size(2048, 24, 16, 50304, "block", "fused", 64, 16, 16, 256, 256, 1024),
 }
 
 
@@ -68,10 +76,12 @@ class Work(NamedTuple):
 
 def shape(size: Size, dtype: str) -> TransformerConfig:
     """GPT-2's shape."""
-    return gpt(
-        vocab_size=size.vocab_size, context_length=T, width=size.width, num_layers=size.num_layers, num_heads=size.num_heads,
-        dropout_rate=0.0, compute_dtype=dtype, param_dtype="float32", remat="none",
+    config = gpt(
+        vocab_size=size.vocab_size, width=size.width, num_layers=size.num_layers, num_heads=size.num_heads, dropout_rate=0.0,
+        context_length=max(size.length, size.prompt + size.response), compute_dtype=dtype, param_dtype="float32",
+        remat=size.remat,
     )  # fmt: skip
+    return replace(config, attention=size.attention)
 
 
 def matmul_params(size: Size) -> tuple[int, int]:
@@ -95,17 +105,17 @@ def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any,
 
 
 def _prompts(size: Size) -> dict[str, jax.Array]:
-    tokens = np.random.default_rng(0).integers(2, size.vocab_size, (size.prompts, P))
-    return {"prompt_BP": jnp.asarray(tokens, jnp.int32), "prompt_mask_BP": jnp.ones((size.prompts, P), bool)}
+    tokens = np.random.default_rng(0).integers(2, size.vocab_size, (size.prompts, size.prompt))
+    return {"prompt_BP": jnp.asarray(tokens, jnp.int32), "prompt_mask_BP": jnp.ones(tokens.shape, bool)}
 
 
 def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
-    """Sampling from the policy; random weights give nearly uniform tokens, so 4 V / R stop tokens stop after R / 4."""
+    """Sampling from the policy; random weights give nearly uniform tokens, so 4 V / R stop tokens stop after R / 4 of R."""
     model = LanguageModel(shape(size, dtype))
     params, prompts = init_params(model, jax.random.key(0)), _prompts(size)
-    stops = tuple(range(size.vocab_size * 4 // R)) if ragged else ()
+    stops = tuple(range(size.vocab_size * 4 // size.response)) if ragged else ()
     draw = partial(sample, model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"],
-                   spec=SPEC, response_length=R, stop_tokens=stops, pad_id=PAD)  # fmt: skip
+                   spec=SPEC, response_length=size.response, stop_tokens=stops, pad_id=PAD)  # fmt: skip
     keys = iter(range(10**6))
 
     def run() -> dict[str, float]:
@@ -113,8 +123,8 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
         return {"seconds": seconds, "tokens": int(samples.length_B.sum())}
 
     trunk, head = matmul_params(size)
-    flops = 2 * size.prompts * (trunk * (P + R) + head * R)
-    return Work(run, size.prompts * R, "tokens", flops)
+    flops = 2 * size.prompts * (trunk * (size.prompt + size.response) + head * size.response)
+    return Work(run, size.prompts * size.response, "tokens", flops)
 
 
 def _supervised(update: Callable[..., Any], params: Any, batch: dict[str, jax.Array]) -> Callable[[], dict[str, float]]:
@@ -132,7 +142,7 @@ def _supervised(update: Callable[..., Any], params: Any, batch: dict[str, jax.Ar
 def sft(size: Size, dtype: str) -> Work:
     """One update of the language model."""
     model = LanguageModel(shape(size, dtype))
-    ones = jnp.ones((size.rows, T), jnp.int32)
+    ones = jnp.ones((size.rows, size.length), jnp.int32)
     tokens = jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, ones.shape), jnp.int32)
     loss = language_loss(model, z_loss_coef=0.0, dropout=False)
     update = make_supervised_update(loss, weigh_tokens, optimizer(10**6), num_micro_batches=1)
@@ -145,24 +155,24 @@ def rm(size: Size, dtype: str) -> Work:
     """One update of the reward model on pairs, one candidate to a row."""
     model, rows = ScalarModel(shape(size, dtype)), 2 * size.pairs
     batch = {
-        "tokens_NT": jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, (rows, T)), jnp.int32),
-        "segments_NT": jnp.ones((rows, T), jnp.int32),
+        "tokens_NT": jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, (rows, size.length)), jnp.int32),
+        "segments_NT": jnp.ones((rows, size.length), jnp.int32),
         "row_BC": jnp.arange(rows).reshape(-1, 2),
-        "last_BC": jnp.full((size.pairs, 2), T - 1),
+        "last_BC": jnp.full((size.pairs, 2), size.length - 1),
         "rank_BC": jnp.tile(jnp.arange(2)[None], (size.pairs, 1)),
         "mask_BC": jnp.ones((size.pairs, 2), bool),
     }
     loss = reward.reward_loss(model, pair_norm="num_valid_pairs", dropout=False)
     update = make_supervised_update(loss, reward.weigh_prompts, optimizer(10**6), num_micro_batches=1)
     run = _supervised(update, init_params(model, jax.random.key(0)), batch)
-    return Work(run, size.pairs, "pairs", 6 * matmul_params(size)[0] * rows * T)
+    return Work(run, size.pairs, "pairs", 6 * matmul_params(size)[0] * rows * size.length)
 
 
 def ppo_config(size: Size) -> ppo.PPO:
     """TRL's PPO defaults on 4 epochs x 4 minibatches."""
     return ppo.PPO(
         total_episodes=size.prompts, batch_size=size.prompts, num_ppo_epochs=4, num_mini_batches=4, num_micro_batches=1,
-        response_length=R, temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
+        response_length=size.response, temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
         kl_horizon=10_000, kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
         entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
         whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
@@ -178,7 +188,9 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
     adam = optimizer(10**6)
     trained = {"policy": policy, "value": scalar}
     state = jax.tree.map(jnp.copy, ppo.initial_state(cast(Any, _Coefficient(model)), trained, adam))
-    draw = jax.jit(partial(sample_responses, models.policy, spec=SPEC, response_length=R, stop_tokens=(), pad_id=PAD))
+    draw = jax.jit(partial(
+        sample_responses, models.policy, spec=SPEC, response_length=size.response, stop_tokens=(), pad_id=PAD
+    ))  # fmt: skip
     judge = jax.jit(partial(judge_samples, models, spec=SPEC, rules=ppo.reward_rules(model)))
     update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
     prompts, frozen = _prompts(size), Frozen(policy, scalar)
@@ -205,15 +217,17 @@ class _Coefficient(NamedTuple):
 def ppo_flops(size: Size) -> float:
     """Sampling, three passes for scores, and forward and backward of two networks in four epochs."""
     trunk, head = matmul_params(size)
-    once = size.prompts * (trunk * (P + R) + head * R)
-    scalar = size.prompts * trunk * (P + R)
+    scalar = size.prompts * trunk * (size.prompt + size.response)
+    once = scalar + size.prompts * head * size.response
     return 2 * once + 2 * (once + 2 * scalar) + 4 * 6 * (once + scalar)
 
 
 def ceilings(size: Size, dtype: str) -> Work:
-    """The machine itself: a product of 2048 x 2048 matrices, operands in `dtype`, and reading and writing 256 MB."""
+    """The machine itself: a product of 2048 x 2048 matrices (GPU: 8192), operands in `dtype`, and reading and writing 256 MB
+    (4 GB)."""
     del size
-    matrix, vector = jnp.ones((2048, 2048), dtype), jnp.ones(1 << 26)
+    width, length = (2048, 1 << 26) if jax.default_backend() == "cpu" else (8192, 1 << 30)
+    matrix, vector = jnp.ones((width, width), dtype), jnp.ones(length)
     product = jax.jit(partial(jnp.matmul, preferred_element_type=jnp.float32))
     copy = jax.jit(lambda x: x + 1)
 
@@ -222,7 +236,13 @@ def ceilings(size: Size, dtype: str) -> Work:
         _, copying = timed(copy, vector)
         return {"seconds": multiplying, "bandwidth": 2 * vector.nbytes / copying / 1e9}
 
-    return Work(run, 1, "products", 2 * 2048**3)
+    return Work(run, 1, "products", 2 * width**3)
+
+
+def device_peak() -> float:
+    """MiB that the device's memory held at most; of a CPU, the process."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] / 2**20 if stats else process_peak()
 
 
 WORKS: dict[str, Callable[[Size, str], Work]] = {
@@ -237,7 +257,7 @@ def main() -> None:
     retain_memory()
     enable_persistent_cache()
     work = WORKS[args.work](SIZES[args.size], args.dtype)
-    serve(work.run, units=work.units, unit=work.unit, flops=work.flops)
+    serve(work.run, device_peak, units=work.units, unit=work.unit, flops=work.flops)
 
 
 if __name__ == "__main__":
