@@ -172,7 +172,8 @@ def ppo_config(size: Size) -> ppo.PPO:
     """TRL's PPO defaults on 4 epochs x 4 minibatches."""
     return ppo.PPO(
         total_episodes=size.prompts, batch_size=size.prompts, num_ppo_epochs=4, num_mini_batches=4, num_micro_batches=1,
-        response_length=size.response, temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
+        response_length=size.response, sampling_rows=0,
+        temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
         kl_horizon=10_000, kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
         entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
         whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,

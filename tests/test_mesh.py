@@ -1,7 +1,7 @@
 """Sharded training is the same training: eight virtual devices against one, and against pmap."""
 
 import math
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +249,26 @@ def test_sampling_gathers_parameters_once_over_fsdp_and_never_moves_its_cache(ax
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params) if leaf.ndim > 1)
     assert gathered == (whole / axes[2] if axes[1] > 1 else 0)
     assert not [one.array for one in exchanged if one.array.count(",") == 3]
+
+
+@pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
+def test_waiting_prompts_stay_on_their_device(axes):
+    mesh, params = make_mesh(*axes), updated((1, 1, 1))[0].params
+    spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
+    def draw(params, prompts, key, max_rows):
+        return sample(MODEL, params, prompts["tokens"], prompts["mask"], key, spec=spec, response_length=12,
+                      stop_tokens=tuple(range(40)), pad_id=0, max_rows=max_rows)  # fmt: skip
+
+    prompts = {"tokens": TOKENS[:, :8], "mask": np.ones((16, 8), bool)}
+    expected = draw(params, prompts, jax.random.key(2), 0)
+    with on_mesh(mesh):
+        arguments = place(params, state_shardings(params, mesh, 2)), shard_batch(prompts, mesh), jax.random.key(2)
+        compiled = jax.jit(partial(draw, max_rows=8)).lower(*arguments).compile()
+        found = compiled(*arguments)
+    np.testing.assert_array_equal(found.tokens_BR, expected.tokens_BR)
+    np.testing.assert_array_equal(found.stopped_B, expected.stopped_B)
+    assert not [one.array for one in collectives(compiled) if one.array.count(",") == 3]  # caches
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)

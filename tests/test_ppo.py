@@ -29,6 +29,7 @@ SHAPE = gpt(vocab_size=V, context_length=16, width=16, num_layers=1, num_heads=2
 SPEC = SamplingSpec(temperature=0.7, top_k=0, top_p=1.0, nucleus="holtzman")
 PPO = stage.PPO(
     total_episodes=B, batch_size=B, num_ppo_epochs=2, num_mini_batches=2, num_micro_batches=1, response_length=R,
+    sampling_rows=0,
     temperature=0.7, top_k=0, top_p=1.0, kl_coef=0.1, kl_controller="fixed", kl_target=6.0, kl_horizon=10_000,
     kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.5, entropy_coef=0.0,
     policy_loss="clip", kl_penalty_coef=1.0, kl_penalty_target=0.01, missing_eos_penalty=1.0, missing_eos_mode="replace",

@@ -97,6 +97,23 @@ def test_decoding_ends_when_every_row_has_stopped():
     assert Successor.calls.count("run") == 12
 
 
+@pytest.mark.parametrize(("max_rows", "num_samples"), [(1, 1), (3, 1), (4, 2), (5, 2), (11, 1)])
+def test_waiting_prompts_take_the_place_of_finished_ones_to_the_same_result(max_rows, num_samples):
+    model = LanguageModel(CONFIG)
+    params = jax.tree.map(lambda x: 8 * x, init_params(model, jax.random.key(0)))  # far from uniform
+    prompt_BP = np.random.default_rng(0).integers(1, 8, (6, 5)).astype(np.int32)
+    mask_BP = np.arange(5)[None, :] >= np.array([0, 3, 1, 4, 2, 0])[:, None]
+    expected, found = (
+        sample(model, params, prompt_BP, mask_BP, jax.random.key(3), spec=PLAIN, response_length=9, stop_tokens=(1, 2),
+               pad_id=0, num_samples=num_samples, max_rows=rows)
+        for rows in (0, max_rows)
+    )  # fmt: skip
+    assert len(set(expected.length_B.tolist())) > 1
+    for name in ("tokens_BR", "length_B", "stopped_B"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    np.testing.assert_allclose(found.logp_BR, expected.logp_BR, atol=1e-5)
+
+
 def test_the_batch_is_halved_when_half_of_its_rows_have_stopped():
     # Row b starts with b mod 10 and stops at 9, so that 12 or 13 of 128 rows stop at every step; rows of 9 go on to 10.
     first = np.arange(128, dtype=np.int32) % 10

@@ -28,6 +28,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "num_mini_batches": pick(size, tiny=2, default=2, large=8),
         "num_micro_batches": 1,
         "response_length": RESPONSE_LENGTH,
+        "sampling_rows": 0,
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,

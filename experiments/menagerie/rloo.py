@@ -26,6 +26,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "num_mini_batches": 1,
         "num_micro_batches": 1,
         "response_length": their.response_length,
+        "sampling_rows": their.sampling_rows,
         "temperature": 1.0,
         "loss": "reinforce",
         "baseline": "leave_one_out",

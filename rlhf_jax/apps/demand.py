@@ -206,6 +206,12 @@ class _Ppo(_Run):
         self.judge_rows, self.update_rows = (row_bucket(math.ceil(fill * size), size, shards)
                                              for size in (self.ppo.batch_size, micro))  # fmt: skip
 
+    @property
+    def sampled_at_once(self) -> int:
+        """Rows of the sampler's cache, on all devices."""
+        shards, rows = batch_shards(self.mesh), self.ppo.sampling_rows or self.ppo.batch_size
+        return min(math.ceil(rows / shards) * shards, self.ppo.batch_size)
+
     def models(self, policy_layers: int, value_layers: int) -> Models:
         judge = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
         policy, value = replace(self.policy, num_layers=policy_layers), replace(self.value, num_layers=value_layers)
@@ -224,13 +230,14 @@ class _Ppo(_Run):
 
     def draw(self, policy_layers: int) -> np.ndarray:
         model, rollout = self.models(policy_layers, 1).policy, self.rollout()
-        call = partial(sample_responses, model, spec=self.spec, response_length=self.response, stop_tokens=(0,), pad_id=0)
+        call = partial(sample_responses, model, spec=self.spec, response_length=self.response, stop_tokens=(0,), pad_id=0,
+                       max_rows=self.ppo.sampling_rows)  # fmt: skip
         prompts = {"prompt_BP": rollout.prompt_BP, "prompt_mask_BP": rollout.prompt_mask_BP}
         return measure(self.mesh, jax.jit(call), (self.params(model),), (prompts, self.key))
 
     def token(self, policy_layers: int) -> np.ndarray:
         """One more token for every row, the sampler's step, with parameters that it has gathered over fsdp."""
-        model, rows = self.models(policy_layers, 1).policy, self.ppo.batch_size
+        model, rows = self.models(policy_layers, 1).policy, self.sampled_at_once
         cache = jax.eval_shape(lambda: init_cache(model.config, rows, self.prompt + self.response))
         heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
         split = NamedSharding(self.mesh, PartitionSpec(BATCH, heads))
@@ -300,7 +307,7 @@ class _Ppo(_Run):
         stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
         held = max(held, stepping + bytes_on_a_device(self.gathered(LanguageModel(shape))))
         shared = tensor if shape.num_kv_heads % tensor == 0 else 1
-        rows = self.ppo.batch_size / batch_shards(self.mesh)
+        rows = self.sampled_at_once / batch_shards(self.mesh)
         per_slot = rows * 2 * shape.num_layers * shape.num_kv_heads * shape.head_width * 4 / shared
         cache = per_slot * (self.prompt + self.response)
         weights = num_params(shape) * ITEM[shape.compute_dtype] / tensor

@@ -1,7 +1,7 @@
 """Sampling responses from a language model: one prefill per prompt, then one token per step from a cache.
 
     hidden, cache = model(prompts)                          all prompts at once, left-padded
-    repeat the cache num_samples times
+    repeat the cache num_samples times; or, of at most max_rows rows at once, fill those that are free as long as prompts wait
     until every row has emitted a stop token, or the response is full:
         token ~ softmax(sampling_logits(unembed(hidden)));  hidden, cache = model(token, cache)
         as soon as half of the rows have stopped (of every device's rows), go on with the other half only
@@ -10,10 +10,11 @@ The log-probability returned is that of the distribution really sampled from, te
 included. A row that stopped is padded and never written to again; a row that did not stop keeps exactly what
 the policy produced.
 
-Left out on purpose: new prompts in the place of finished rows, paged caches, speculative decoding.
+Left out on purpose: paged caches, speculative decoding.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -41,12 +42,12 @@ class Samples(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Rows still in the batch (B), what they have written among all N rows, and their cache."""
+    """Rows in the batch (B), what they have written among all N rows, and their cache."""
 
-    step: jax.Array  # response tokens drawn so far
+    step_B: jax.Array  # response tokens drawn so far
     row_B: jax.Array  # which of the N rows each one is
     token_B: jax.Array  # the last token drawn
-    alive_B: jax.Array  # rows that have not stopped yet
+    alive_B: jax.Array  # rows that have not stopped yet, and have room
     cache: Cache
     tokens_RN: jax.Array
     logp_RN: jax.Array
@@ -66,8 +67,9 @@ def sample(
     stop_tokens: tuple[int, ...],
     pad_id: int,
     num_samples: int = 1,
+    max_rows: int = 0,
 ) -> Samples:
-    """Draw `num_samples` responses to every prompt.
+    """Draw `num_samples` responses to every prompt, with `max_rows` > 0 at most so many at once, to the same result.
 
     Prompts are left-padded: the last column of every row is a real token. Compiled once per combination of
     shapes, model, spec and the other keyword arguments. Raises ValueError for impossible lengths before
@@ -88,10 +90,11 @@ def sample(
         tuple(stop_tokens),
         pad_id,
         num_samples,
+        max_rows,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9))
+@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9, 10))
 def _sample(
     model: LanguageModel,
     params: Params,
@@ -103,45 +106,130 @@ def _sample(
     stop_tokens: tuple[int, ...],
     pad_id: int,
     num_samples: int,
+    max_rows: int,
 ) -> Samples:
     params = gathered(cast_for_compute(params, model.config))  # once, not for every token
-    hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP, response_length, num_samples)
-    count = hidden_BD.shape[0]
+    hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP)
+    count = len(hidden_BD) * num_samples
     # One uniform number per token drawn; all of them at once cost less than a key per step.
     uniform_RN = jax.random.uniform(key, (response_length, count))
-    state = _State(
-        step=jnp.zeros((), jnp.int32),
-        row_B=jnp.arange(count),
-        token_B=jnp.zeros(count, jnp.int32),
-        alive_B=jnp.ones(count, bool),
-        cache=cache,
-        tokens_RN=jnp.full((response_length, count), pad_id, jnp.int32),
-        logp_RN=jnp.zeros((response_length, count), jnp.float32),
-        length_N=jnp.zeros(count, jnp.int32),
-        stopped_N=jnp.zeros(count, bool),
-    )
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
-        logits_BV = apply(model, params, hidden_BD, method="unembed")
-        logits_BV = decoding.sampling_logits(logits_BV, spec)
-        return _emit(state, logits_BV, uniform_RN[state.step, state.row_B], stop_tokens, pad_id)
+        logits_BV = decoding.sampling_logits(apply(model, params, hidden_BD, method="unembed"), spec)
+        return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], stop_tokens, pad_id)
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
         hidden_B1D, cache = apply(model, params, state.token_B[:, None], segments_B1, cache=state.cache, method="hidden")
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
-    state = draw(state, hidden_BD)
-    shards = num_shards(count, BATCH)
-    sizes = _sizes(count // shards)
+    shards = num_shards(len(hidden_BD), BATCH)
+    prompts, rows = _Prompts(hidden_BD, cache, num_samples, shards), count
+    if 0 < max_rows < count:
+        rows = -(-max_rows // shards) * shards
+        state = _with_refills(prompts, _nothing(prompts, rows, response_length, pad_id), step, draw)
+    else:
+        cache = grow_cache(cache, extra=response_length, repeats=num_samples)
+        state = _nothing(prompts, rows, response_length, pad_id)._replace(cache=cache, alive_B=jnp.ones(rows, bool))
+        state = draw(state, jnp.repeat(hidden_BD, num_samples, axis=0))
+    sizes = _sizes(rows // shards)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
 
         def crowded(state: _State, smaller: int = smaller) -> jax.Array:
-            alive_S = state.alive_B.reshape(shards, -1).sum(axis=1)
-            return (state.step < response_length) & (alive_S.max() > smaller)
+            return _most_alive(state, shards) > smaller
 
         state = jax.lax.while_loop(crowded, step, _shrink(state, shards, size))
     return Samples(state.tokens_RN.T, state.logp_RN.T, state.length_N, state.stopped_N)
+
+
+class _Prompts(NamedTuple):
+    """What is known when all prompts have been read: row n of N samples prompt n // num_samples."""
+
+    hidden_BD: jax.Array  # of the last token
+    cache: Cache
+    num_samples: int
+    shards: int
+
+
+def _nothing(prompts: _Prompts, rows: int, response_length: int, pad_id: int) -> _State:
+    """Before the first token: `rows` rows, none of which is alive, and their cache empty."""
+    shape_B, shape_RN = (rows,), (response_length, len(prompts.hidden_BD) * prompts.num_samples)
+
+    def empty(x_BGPK: jax.Array) -> jax.Array:
+        _, groups, size, width = x_BGPK.shape
+        return constrain(jnp.zeros((rows, groups, size + response_length, width), x_BGPK.dtype), BATCH, TENSOR, WHOLE, WHOLE)
+
+    old = prompts.cache
+    size = old.segments_BS.shape[1] + response_length
+    return _State(
+        step_B=jnp.zeros(shape_B, jnp.int32),
+        row_B=jnp.arange(rows),
+        token_B=jnp.zeros(shape_B, jnp.int32),
+        alive_B=jnp.zeros(shape_B, bool),
+        cache=Cache(
+            tuple(map(empty, old.keys)), tuple(map(empty, old.values)), jnp.zeros((rows, size), jnp.int32),
+            jnp.zeros(shape_B, jnp.int32),
+        ),
+        tokens_RN=jnp.full(shape_RN, pad_id, jnp.int32),
+        logp_RN=jnp.zeros(shape_RN, jnp.float32),
+        length_N=jnp.zeros(shape_RN[1], jnp.int32),
+        stopped_N=jnp.zeros(shape_RN[1], bool),
+    )  # fmt: skip
+
+
+def _with_refills(
+    prompts: _Prompts, state: _State, step: Callable[[_State], _State], draw: Callable[[_State, jax.Array], _State]
+) -> _State:
+    """Decode until no prompt waits: whenever a quarter of a device's rows is free, the next prompts take all that are."""
+    per_shard = len(prompts.hidden_BD) * prompts.num_samples // prompts.shards
+    rows = len(state.row_B) // prompts.shards
+    enough = rows - max(1, rows // 4)
+
+    def busy(state: _State) -> jax.Array:
+        return _most_alive(state, prompts.shards) > enough
+
+    def turn(carry: tuple[jax.Array, _State]) -> tuple[jax.Array, _State]:
+        next_S, state = carry
+        next_S, taken_B, state = _refill(prompts, next_S, state)
+        hidden_BD = prompts.hidden_BD[state.row_B // prompts.num_samples]
+        first = draw(state._replace(alive_B=taken_B), hidden_BD)
+        alive_B = jnp.where(taken_B, first.alive_B, state.alive_B)
+        # Rows that were decoding keep their place: the draw above was not theirs.
+        state = first._replace(alive_B=alive_B, token_B=jnp.where(taken_B, first.token_B, state.token_B))
+        return next_S, jax.lax.while_loop(busy, step, state)
+
+    waiting = (jnp.zeros(prompts.shards, jnp.int32), state)
+    return jax.lax.while_loop(lambda carry: (carry[0] < per_shard).any(), turn, waiting)[1]
+
+
+def _refill(prompts: _Prompts, next_S: jax.Array, state: _State) -> tuple[jax.Array, jax.Array, _State]:
+    """The waiting rows `next_S` and following of every shard take its free rows."""
+    shards, per_shard = prompts.shards, len(prompts.hidden_BD) * prompts.num_samples // prompts.shards
+    free_SB = ~state.alive_B.reshape(shards, -1)
+    order_SB = next_S[:, None] + jnp.cumsum(free_SB, axis=1) - 1
+    taken_SB = free_SB & (order_SB < per_shard)
+    taken_B = taken_SB.reshape(-1)
+    row_B = jnp.where(taken_B, (order_SB + per_shard * jnp.arange(shards)[:, None]).reshape(-1), state.row_B)
+    prompt_SB = jnp.where(taken_SB, order_SB, 0) // prompts.num_samples
+
+    def fill(old_B: jax.Array, prompt_B: jax.Array, axis: int) -> jax.Array:
+        prompt_SN = prompt_B.reshape(shards, -1, *prompt_B.shape[1:])
+        chosen_B = jax.vmap(lambda x_N, kept_B: x_N[kept_B])(prompt_SN, prompt_SB).reshape(len(old_B), *prompt_B.shape[1:])
+        more = [(0, 0)] * old_B.ndim
+        more[axis] = (0, old_B.shape[axis] - prompt_B.shape[axis])
+        return jnp.where(taken_B.reshape(-1, *[1] * (old_B.ndim - 1)), jnp.pad(chosen_B, more), old_B)
+
+    old, new = state.cache, prompts.cache
+    keys, values = (tuple(fill(a, b, 2) for a, b in zip(*pair, strict=True)) for pair in zip(old[:2], new[:2], strict=True))
+    length_B = jnp.where(taken_B, new.segments_BS.shape[1], old.length)
+    cache = Cache(keys, values, fill(old.segments_BS, new.segments_BS, 1), length_B)
+    state = state._replace(cache=cache, row_B=row_B, step_B=jnp.where(taken_B, 0, state.step_B))
+    return next_S + taken_SB.sum(axis=1), taken_B, state
+
+
+def _most_alive(state: _State, shards: int) -> jax.Array:
+    """The largest number of living rows of a shard."""
+    return state.alive_B.reshape(shards, -1).sum(axis=1).max()
 
 
 def _sizes(count: int) -> list[int]:
@@ -163,42 +251,35 @@ def _shrink(state: _State, shards: int, size: int) -> _State:
         kept = jax.vmap(lambda x_N, kept_K: x_N[kept_K])(x_SN, kept_SK)
         return constrain(kept.reshape(shards * size, *x_B.shape[1:]), BATCH, *rest)
 
-    kept = {name: keep(getattr(state, name)) for name in ("row_B", "token_B", "alive_B")}
+    kept = {name: keep(getattr(state, name)) for name in ("step_B", "row_B", "token_B", "alive_B")}
     keys, values = (tuple(keep(x_BHSK, TENSOR, WHOLE, WHOLE) for x_BHSK in part) for part in state.cache[:2])
-    segments_BS = keep(state.cache.segments_BS, WHOLE)
-    return state._replace(cache=Cache(keys, values, segments_BS, state.cache.length), **kept)
+    length = keep(state.cache.length) if state.cache.length.ndim else state.cache.length
+    return state._replace(cache=Cache(keys, values, keep(state.cache.segments_BS, WHOLE), length), **kept)
 
 
 def _prefill(
-    model: LanguageModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_length: int,
-    num_samples: int,
+    model: LanguageModel, params: Params, prompt_BP: jax.Array, prompt_mask_BP: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Read the prompts; the hidden state of their last token and a cache with room for the response."""
+    """Read the prompts: the hidden state of their last token, and a cache that they fill."""
     cache = init_cache(model.config, *prompt_BP.shape)
     segments_BP = prompt_mask_BP.astype(jnp.int32)
     hidden_BPD, cache = apply(model, params, prompt_BP, segments_BP, cache=cache, method="hidden")
-    hidden_BD = jnp.repeat(hidden_BPD[:, -1], num_samples, axis=0)
-    return hidden_BD, grow_cache(cache, extra=response_length, repeats=num_samples)
+    return hidden_BPD[:, -1], cache
 
 
 def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, stop_tokens: tuple[int, ...], pad_id: int) -> _State:
     """Draw one token per living row and write it down."""
-    drawn_B = decoding.inverse_cdf(uniform_B, logits_BV)
-    logp_B = jnp.where(state.alive_B, decoding.log_prob(logits_BV, drawn_B), 0.0)
-    token_B = jnp.where(state.alive_B, drawn_B, pad_id)
-    alive_B = state.alive_B
-    for stop in stop_tokens:
-        alive_B = alive_B & (drawn_B != stop)
+    drawn_B, living_B = decoding.inverse_cdf(uniform_B, logits_BV), state.alive_B
+    logp_B = decoding.log_prob(logits_BV, drawn_B)
+    ended_B = living_B & jnp.isin(drawn_B, jnp.asarray(stop_tokens, jnp.int32))
+    room = len(state.tokens_RN)
+    row_B = jnp.where(living_B, state.row_B, state.tokens_RN.shape[1])  # beyond the last: rows that rest write nothing
     return state._replace(
-        step=state.step + 1,
-        token_B=token_B,
-        alive_B=alive_B,
-        tokens_RN=state.tokens_RN.at[state.step, state.row_B].set(token_B),
-        logp_RN=state.logp_RN.at[state.step, state.row_B].set(logp_B),
-        length_N=state.length_N.at[state.row_B].add(state.alive_B.astype(jnp.int32)),
-        stopped_N=state.stopped_N.at[state.row_B].set(~alive_B),
+        step_B=state.step_B + living_B,
+        token_B=jnp.where(living_B, drawn_B, pad_id),
+        alive_B=living_B & ~ended_B & (state.step_B + 1 < room),
+        tokens_RN=state.tokens_RN.at[state.step_B, row_B].set(drawn_B, mode="drop"),
+        logp_RN=state.logp_RN.at[state.step_B, row_B].set(logp_B, mode="drop"),
+        length_N=state.length_N.at[row_B].add(1, mode="drop"),
+        stopped_N=state.stopped_N.at[row_B].max(ended_B, mode="drop"),
     )

@@ -11,6 +11,7 @@ Source: Vaswani et al. 2017, equation 1; Dao et al. 2022 for what the kernels do
 Left out on purpose: fused decoding from caches, attention dropout.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -50,6 +51,14 @@ def plain(
 def _relative_weights(logit: jax.Array) -> jax.Array:
     """exp(logit - max logit) over the last axis: a softmax but for its denominator; the maximum has no gradient."""
     return jnp.exp(logit - jax.lax.stop_gradient(logit.max(-1, keepdims=True)))
+
+
+def put(old: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Array:
+    """`old` with `new` written from slot `start` of an axis on: a scalar, or one for every row."""
+    if start.ndim == 0:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+    one = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=axis - 1)
+    return jax.vmap(one)(old, new, start)
 
 
 def fused(

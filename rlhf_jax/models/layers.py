@@ -182,8 +182,8 @@ class Attention(nn.Module):
         keys_BGSK = project("key", c.num_kv_heads, turn=True)
         values_BGSK = project("value", c.num_kv_heads, turn=False)
         if cache is not None and context.start is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=context.start, axis=2)
-            keys_BGSK, values_BGSK = write(cache[0], keys_BGSK), write(cache[1], values_BGSK)
+            keys_BGSK, values_BGSK = (attention.put(old, new, context.start, axis=2)
+                                      for old, new in zip(cache, (keys_BGSK, values_BGSK), strict=True))  # fmt: skip
 
         scale = c.query_scale or c.head_width**-0.5
         if c.attention == "fused" and cache is None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.maths import masking
+from rlhf_jax.models.attention import put
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layers import Attention, Context, FeedForward, Norm, linear, rope_angles, rope_rates
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
@@ -28,7 +29,7 @@ class Cache(NamedTuple):
     keys: tuple[jax.Array, ...]  # per layer, float32, (B, G, S, K)
     values: tuple[jax.Array, ...]
     segments_BS: jax.Array
-    length: jax.Array  # int32 scalar: slots filled, the same for all rows
+    length: jax.Array  # int32: slots filled, a scalar for all rows or (B,)
 
 
 def init_cache(config: TransformerConfig, batch: int, size: int) -> Cache:
@@ -188,11 +189,11 @@ class Transformer(nn.Module):
         start = None if cache is None else cache.length
         segments_BS = segments_BT
         if cache is not None:
-            segments_BS = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, segments_BT, cache.length, axis=1)
+            segments_BS = put(cache.segments_BS, segments_BT, cache.length, axis=1)
         same_BTS = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] > 0)
-        query_T = jnp.arange(time) + (0 if start is None else start)
-        causal_TS = jnp.arange(segments_BS.shape[1])[None, :] <= query_T[:, None]
-        visible_BTS = same_BTS & causal_TS[None]
+        query_BT = jnp.arange(time)[None, :] + (0 if start is None else start.reshape(-1, 1))  # a row for all, or one each
+        causal_BTS = jnp.arange(segments_BS.shape[1])[None, None, :] <= query_BT[:, :, None]
+        visible_BTS = same_BTS & causal_BTS
         contexts = {}
         for window in {self.config.window(i) for i in range(self.config.num_layers)}:
             near_BTS = visible_BTS

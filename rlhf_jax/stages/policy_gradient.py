@@ -118,6 +118,7 @@ def run(config: Config, workdir: str) -> None:
 
     draw = jax.jit(partial(
         sample_responses, models.policy, spec=spec, response_length=settings.response_length,
+        max_rows=settings.sampling_rows,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id, num_samples=repeats,
     ))  # fmt: skip
     judge = jax.jit(partial(judge_groups, models, settings=settings, spec=spec), static_argnames="num_rows")

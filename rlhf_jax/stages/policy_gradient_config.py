@@ -45,6 +45,7 @@ class PolicyGradient:
     num_mini_batches: int
     num_micro_batches: int  # per minibatch: changes memory, not results
     response_length: int
+    sampling_rows: int  # as ppo's
     temperature: float
     loss: Literal["reinforce", "clip", "dpo", "ipo", "best"]
     baseline: Literal["none", "batch", "moving", "leave_one_out", "group"]

@@ -81,6 +81,7 @@ class PPO:
     num_mini_batches: int
     num_micro_batches: int  # per minibatch, see `block_micro_batches`: changes memory, not results
     response_length: int
+    sampling_rows: int  # responses sampled at once, a finished one makes room for a waiting one; 0: all
     temperature: float
     top_k: int
     top_p: float
@@ -145,6 +146,7 @@ def check(config: Config, num_devices: int) -> None:
                     "raise ppo.batch_size or use fewer devices")  # fmt: skip
     require(not truncates(sampling_spec(ppo)), f"ppo.top_k={ppo.top_k}, ppo.top_p={ppo.top_p}: truncated sampling would bias "
             "every ratio, because the loss does not replay the truncation; set top_k=0 and top_p=1.0")  # fmt: skip
+    require(ppo.sampling_rows >= 0, f"ppo.sampling_rows={ppo.sampling_rows}: expected a number of responses, or 0 for all")
     require(ppo.temperature > 0, "ppo.temperature must be > 0: greedy rollouts have no log-probability")
     require(ppo.kl_controller == "fixed" or (ppo.kl_target > 0 and ppo.kl_horizon > 0),
             "ppo.kl_controller=adaptive needs ppo.kl_target > 0 nats and ppo.kl_horizon > 0 episodes")  # fmt: skip
@@ -205,6 +207,7 @@ def run(config: Config, workdir: str) -> None:
 
     draw = jax.jit(partial(
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
+        max_rows=config.ppo.sampling_rows,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
     ))  # fmt: skip
     judge = jax.jit(partial(judge_samples, models, spec=spec, rules=reward_rules(config.ppo)), static_argnames="num_rows")

@@ -108,12 +108,13 @@ def sample_responses(
     stop_tokens: tuple[int, ...],
     pad_id: int,
     num_samples: int = 1,
+    max_rows: int = 0,
 ) -> Samples:
-    """Responses from the policy, `num_samples` to every prompt, in neighbouring rows."""
+    """Responses from the policy, `num_samples` to every prompt, in neighbouring rows; at most `max_rows` > 0 at once."""
     return sample(
         model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"], key,
         spec=spec, response_length=response_length, stop_tokens=stop_tokens, pad_id=pad_id,
-        num_samples=num_samples,
+        num_samples=num_samples, max_rows=max_rows,
     )  # fmt: skip
 
 

@@ -320,8 +320,10 @@ def claim(folder: Path, config: Any) -> None:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    rounding = config.get("mesh", {}).get("compute_dtype", "as_trained")  # the one choice of a mesh that changes results
-    return {name: part for name, part in config.items() if name not in _ELASTIC} | {"mesh": {"compute_dtype": rounding}}
+    fixed = {name: part for name, part in config.items() if name not in _ELASTIC}
+    if "mesh" in config:  # one of its choices changes results
+        fixed["mesh"] = {name: part for name, part in config["mesh"].items() if name == "compute_dtype"}
+    return fixed
 
 
 def is_complete(workdir: str | Path) -> bool:
