@@ -105,7 +105,7 @@ def test_rows_shrink_by_roots_of_two_where_few_responses_come_together():
     segments = np.broadcast_to(mask[:, :, None], (6, 8, 4)).astype(np.int32)
     arrays = {"tokens_BCT": segments, "segments_BCT": segments, "mask_BC": mask, "rank_BC": np.ones((6, 8), np.int32),
               "length_BC": 4 * mask}  # fmt: skip
-    batches = InOrder(Batches(arrays, {}, batch_size=1, seed=0))
+    batches = InOrder(Batches(arrays, {}, batch_size=1, seed=0), 1)
     for multiple, sizes in ((1, {8: 8, 5: 6, 4: 4, 2: 2, 1: 1}), (4, {8: 8, 5: 8, 4: 4, 2: 4, 1: 4})):
         packed = PackedComparisons(batches, row_length=4, num_steps=6, num_groups=1, row_multiple=multiple)
         assert [len(packed.batch(step)["tokens_NT"]) for step in range(6)] == [sizes[count] for count in counts]
@@ -128,15 +128,14 @@ def test_scores_equal_those_of_single_rows(rankings):
 
 
 def test_in_order_takes_every_example_once(rankings):
-    once = InOrder(comparison_like(rankings, size=3))
+    once = InOrder(rankings, 3)
     masks = [once.batch(step)["mask_BC"] for step in range(once.num_batches)]
     assert once.num_batches == 3
     assert sum(mask.sum() for mask in masks) == rankings.arrays["mask_BC"].sum()
     assert not masks[-1][2].any()
-
-
-def comparison_like(batches, size):
-    return Batches(batches.arrays, batches.dropped, batch_size=size, seed=0)
+    few = InOrder(rankings, rankings.num_examples + 2)  # more than there are
+    assert few.num_batches == 1
+    assert few.batch(0)["mask_BC"].sum() == rankings.arrays["mask_BC"].sum()
 
 
 def test_a_row_too_short_is_refused(rankings):

@@ -45,10 +45,11 @@ def first_fit(lengths: Sequence[int], row_length: int) -> Fit:
 
 
 class InOrder:
-    """The examples of `comparison_batches` once each, in their given order; the last batch is filled up with masked rows."""
+    """The examples of `comparison_batches` once each, in their given order, so many to a batch; the last one is filled up with
+    masked rows."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.arrays, self.num_examples, self._size = batches.arrays, batches.num_examples, batches.batch_size
+    def __init__(self, batches: Batches, batch_size: int) -> None:
+        self.arrays, self.num_examples, self._size = batches.arrays, batches.num_examples, batch_size
         self.num_batches = -(-self.num_examples // self._size)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:

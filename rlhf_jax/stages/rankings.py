@@ -74,11 +74,14 @@ def read_rankings(
     sources: Sequence[str], split: str, layout: Layout, space: Workspace, *, seed: int, data_dir: str,
     change: Callable[[list[Comparison]], list[Comparison]] = lambda comparisons: comparisons,
 ) -> Batches:  # fmt: skip
-    """The rankings of several sources as one set of batches; `change` may add candidates to them."""
+    """The rankings of several sources as one set of batches; `change` may add candidates to them.
+
+    Those that are held out may be fewer than a batch: only `InOrder` reads them.
+    """
     found = [item for source in sources for item in load(source, Comparison, split=split, data_dir=data_dir)]
     return comparison_batches(
         change(found), space.tokenizer, context_length=layout.max_length, max_candidates=layout.max_candidates,
-        batch_size=layout.batch_size, seed=seed,
+        batch_size=layout.batch_size if split == "train" else 1, seed=seed,
     )  # fmt: skip
 
 
@@ -113,7 +116,7 @@ def make_validator(
     compiled = jax.jit(measure)
 
     def chunks(rankings: Batches) -> list[Batch]:
-        once = InOrder(rankings)
+        once = InOrder(rankings, layout.batch_size)
         packed = pack(once, layout, space, num_steps=once.num_batches, num_groups=1)
         return [place(packed.batch(i)) for i in range(once.num_batches)]
 
