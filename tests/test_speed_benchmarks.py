@@ -10,7 +10,8 @@ from benchmarks.worker import Worker
 from benchmarks.works import PPO_PHASES, WORKS, Size, matmul_params, shape
 from rlhf_jax.models import LanguageModel, init_params
 
-TINY = Size(width=16, num_layers=1, num_heads=2, vocab_size=32, prompts=4, rows=2, pairs=2)
+TINY = Size(width=16, num_layers=1, num_heads=2, vocab_size=32, remat="none", attention="plain", prompts=4, rows=2, pairs=2,
+            prompt=8, response=8, length=16)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["generate", "ragged", "sft", "reward", "ppo"])

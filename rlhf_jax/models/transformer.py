@@ -211,6 +211,9 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits of the tied output projection, before the soft cap."""
+        # In float32 XLA's products with a transposed operand depend on how many threads and devices there are, in the last bit.
+        if self.config.compute_dtype == "float32":
+            return linear(hidden, self.embedding.T, "float32")
         return linear(hidden, self.embedding, self.config.compute_dtype, True)
 
 
