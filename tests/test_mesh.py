@@ -175,7 +175,14 @@ MODEL = LanguageModel(CONFIG)
 TOKENS = np.random.default_rng(2).integers(0, 128, (16, 24)).astype(np.int32)
 ROWS = {"tokens_BT": TOKENS, "segments_BT": np.ones_like(TOKENS), "loss_mask_BT": np.ones_like(TOKENS)}
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
-sampling.SMALLEST = 1  # so that samplers of this file drop finished rows, two of a device's or more
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_finished_rows_of_few():
+    """Samplers of this file drop finished rows, two of a device's or more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampling, "SMALLEST", 1)
+        yield
 
 
 @cache

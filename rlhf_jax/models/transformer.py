@@ -211,7 +211,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits of the tied output projection, before the soft cap."""
-        # In float32 XLA's products with a transposed operand depend on how many threads and devices there are, in the last bit.
+        # In float32 the other product has another last bit in the forward pass of a gradient than without one (XLA for CPU).
         if self.config.compute_dtype == "float32":
             return linear(hidden, self.embedding.T, "float32")
         return linear(hidden, self.embedding, self.config.compute_dtype, True)
