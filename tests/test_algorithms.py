@@ -216,6 +216,7 @@ def test_micro_batches_of_whole_groups_change_nothing(groups, loss):
         ("grpo", {}, 8, "prompts per micro-batch by devices: 2 is not divisible by 8"),
         ("rloo", {"total_episodes": 33}, 1, "33 is not divisible by 16"),
         ("rloo", {"temperature": 0.0}, 1, "greedy"),
+        ("rloo", {"sampling_rows": -1}, 1, "sampling_rows=-1: expected a number of responses"),
         ("rloo", {"kl_in": "loss"}, 1, "kl_in=loss belongs to loss=clip"),
         ("online_dpo", {"kl_coef": 0.0}, 1, "kl_coef > 0"),
     ],

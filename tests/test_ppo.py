@@ -287,6 +287,7 @@ def _config(**changes):
         ({"ppo__num_micro_batches": 5}, 1, "8 is not divisible by 5"),
         ({}, 16, "8 is not divisible by 16"),
         ({"ppo__temperature": 0.0}, 1, "greedy|truncated"),
+        ({"ppo__sampling_rows": -1}, 1, r"sampling_rows=-1: expected a number of responses"),
         ({"ppo__kl_controller": "adaptive", "ppo__kl_target": 0.0}, 1, "kl_target > 0"),
         ({"ppo__ptx_coef": 1.0}, 1, "ptx_batch_size > 0"),
         ({"lora__rank": 2, "init__value": "random"}, 1, r"init\.value=random with lora\.rank > 0"),

@@ -170,6 +170,8 @@ def test_impossible_lengths_are_refused():
         successors(length=0)
     with pytest.raises(ValueError, match="num_samples = 0"):
         successors(num_samples=0)
+    with pytest.raises(ValueError, match="max_rows = -1"):
+        successors(max_rows=-1)
     with pytest.raises(ValueError, match="mask"):
         successors(mask=MASK[:, :1])
 

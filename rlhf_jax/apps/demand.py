@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.inference.packing import row_bucket
-from rlhf_jax.inference.sampling import Samples
+from rlhf_jax.inference.sampling import Samples, rows_at_once
 from rlhf_jax.maths.returns import empty_moments
 from rlhf_jax.models import apply, cast_for_compute, init_cache
 from rlhf_jax.models.config import TransformerConfig, num_params
@@ -209,8 +209,7 @@ class _Ppo(_Run):
     @property
     def sampled_at_once(self) -> int:
         """Rows of the sampler's cache, on all devices."""
-        shards, rows = batch_shards(self.mesh), self.ppo.sampling_rows or self.ppo.batch_size
-        return min(math.ceil(rows / shards) * shards, self.ppo.batch_size)
+        return rows_at_once(self.ppo.batch_size, self.ppo.sampling_rows, batch_shards(self.mesh))
 
     def models(self, policy_layers: int, value_layers: int) -> Models:
         judge = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))

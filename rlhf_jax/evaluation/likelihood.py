@@ -88,6 +88,7 @@ def _continuation_logps(
 
 def scores(model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int) -> np.ndarray:
     """The reward model's score of every continuation, read at its last token."""
+    _check(items, model.config.context_length)
     return _by_length(functools.partial(_scores, model, params), items, batch_size, model.config.context_length)
 
 
@@ -129,7 +130,6 @@ def _by_length(
     compute: Callable[..., jax.Array], items: Sequence[Continuation], batch_size: int, context_length: int
 ) -> np.ndarray:
     """One number per item, in the order of the items; `compute` sees batches of one padded length, equal items once."""
-    _check(items, context_length)
     keys = [(tuple(item.context), tuple(item.ids)) for item in items]
     once = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(once) < len(items):  # arguments that stand in many pairs

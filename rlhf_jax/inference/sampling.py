@@ -72,11 +72,13 @@ def sample(
     """Draw `num_samples` responses to every prompt, with `max_rows` > 0 at most so many at once, to the same result.
 
     Prompts are left-padded: the last column of every row is a real token. Compiled once per combination of
-    shapes, model, spec and the other keyword arguments. Raises ValueError for impossible lengths before
-    compiling.
+    shapes, model, spec and the other keyword arguments. Raises ValueError for impossible
+    numbers before compiling.
     """
     if response_length < 1 or num_samples < 1:
         raise ValueError(f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1.")
+    if max_rows < 0:
+        raise ValueError(f"max_rows = {max_rows}: expected a number of rows, or 0 for all of them at once.")
     if prompt_BP.shape != prompt_mask_BP.shape:
         raise ValueError(f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}.")
     return _sample(
@@ -124,13 +126,14 @@ def _sample(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     shards = num_shards(len(hidden_BD), BATCH)
-    prompts, rows = _Prompts(hidden_BD, cache, num_samples, shards), count
-    if 0 < max_rows < count:
-        rows = -(-max_rows // shards) * shards
-        state = _with_refills(prompts, _nothing(prompts, rows, response_length, pad_id), step, draw)
+    rows = rows_at_once(count, max_rows, shards)
+    begin = functools.partial(_begin, rows, (response_length, count), pad_id)
+    if rows < count:
+        room = init_cache(model.config, rows, prompt_BP.shape[1] + response_length)
+        state = begin(room._replace(length=jnp.zeros(rows, jnp.int32)), alive=False)
+        state = _with_refills(_Prompts(hidden_BD, cache, num_samples, shards), state, step, draw)
     else:
-        cache = grow_cache(cache, extra=response_length, repeats=num_samples)
-        state = _nothing(prompts, rows, response_length, pad_id)._replace(cache=cache, alive_B=jnp.ones(rows, bool))
+        state = begin(grow_cache(cache, extra=response_length, repeats=num_samples), alive=True)
         state = draw(state, jnp.repeat(hidden_BD, num_samples, axis=0))
     sizes = _sizes(rows // shards)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
@@ -142,6 +145,11 @@ def _sample(
     return Samples(state.tokens_RN.T, state.logp_RN.T, state.length_N, state.stopped_N)
 
 
+def rows_at_once(count: int, max_rows: int, shards: int) -> int:
+    """How many of `count` rows the cache holds: all with `max_rows` 0, else so many, rounded up to devices."""
+    return min(-(-max_rows // shards) * shards, count) if max_rows else count
+
+
 class _Prompts(NamedTuple):
     """What is known when all prompts have been read: row n of N samples prompt n // num_samples."""
 
@@ -151,30 +159,19 @@ class _Prompts(NamedTuple):
     shards: int
 
 
-def _nothing(prompts: _Prompts, rows: int, response_length: int, pad_id: int) -> _State:
-    """Before the first token: `rows` rows, none of which is alive, and their cache empty."""
-    shape_B, shape_RN = (rows,), (response_length, len(prompts.hidden_BD) * prompts.num_samples)
-
-    def empty(x_BGPK: jax.Array) -> jax.Array:
-        _, groups, size, width = x_BGPK.shape
-        return constrain(jnp.zeros((rows, groups, size + response_length, width), x_BGPK.dtype), BATCH, TENSOR, WHOLE, WHOLE)
-
-    old = prompts.cache
-    size = old.segments_BS.shape[1] + response_length
+def _begin(rows: int, shape_RN: tuple[int, int], pad_id: int, cache: Cache, *, alive: bool) -> _State:
+    """Before the first token of any row."""
     return _State(
-        step_B=jnp.zeros(shape_B, jnp.int32),
+        step_B=jnp.zeros(rows, jnp.int32),
         row_B=jnp.arange(rows),
-        token_B=jnp.zeros(shape_B, jnp.int32),
-        alive_B=jnp.zeros(shape_B, bool),
-        cache=Cache(
-            tuple(map(empty, old.keys)), tuple(map(empty, old.values)), jnp.zeros((rows, size), jnp.int32),
-            jnp.zeros(shape_B, jnp.int32),
-        ),
+        token_B=jnp.zeros(rows, jnp.int32),
+        alive_B=jnp.full(rows, alive),
+        cache=cache,
         tokens_RN=jnp.full(shape_RN, pad_id, jnp.int32),
         logp_RN=jnp.zeros(shape_RN, jnp.float32),
         length_N=jnp.zeros(shape_RN[1], jnp.int32),
         stopped_N=jnp.zeros(shape_RN[1], bool),
-    )  # fmt: skip
+    )
 
 
 def _with_refills(
@@ -212,17 +209,13 @@ def _refill(prompts: _Prompts, next_S: jax.Array, state: _State) -> tuple[jax.Ar
     row_B = jnp.where(taken_B, (order_SB + per_shard * jnp.arange(shards)[:, None]).reshape(-1), state.row_B)
     prompt_SB = jnp.where(taken_SB, order_SB, 0) // prompts.num_samples
 
-    def fill(old_B: jax.Array, prompt_B: jax.Array, axis: int) -> jax.Array:
-        prompt_SN = prompt_B.reshape(shards, -1, *prompt_B.shape[1:])
-        chosen_B = jax.vmap(lambda x_N, kept_B: x_N[kept_B])(prompt_SN, prompt_SB).reshape(len(old_B), *prompt_B.shape[1:])
-        more = [(0, 0)] * old_B.ndim
-        more[axis] = (0, old_B.shape[axis] - prompt_B.shape[axis])
-        return jnp.where(taken_B.reshape(-1, *[1] * (old_B.ndim - 1)), jnp.pad(chosen_B, more), old_B)
+    def fill(old_B: jax.Array, new_B: jax.Array) -> jax.Array:
+        return jnp.where(taken_B.reshape(-1, *[1] * (old_B.ndim - 1)), new_B, old_B)
 
-    old, new = state.cache, prompts.cache
-    keys, values = (tuple(fill(a, b, 2) for a, b in zip(*pair, strict=True)) for pair in zip(old[:2], new[:2], strict=True))
-    length_B = jnp.where(taken_B, new.segments_BS.shape[1], old.length)
-    cache = Cache(keys, values, fill(old.segments_BS, new.segments_BS, 1), length_B)
+    response_length = len(state.tokens_RN)
+    new = grow_cache(_cache_of(prompts.cache, prompt_SB), extra=response_length, repeats=1)
+    new = new._replace(length=jnp.full_like(taken_B, new.length, jnp.int32))
+    cache = jax.tree.map(fill, state.cache, new)
     state = state._replace(cache=cache, row_B=row_B, step_B=jnp.where(taken_B, 0, state.step_B))
     return next_S + taken_SB.sum(axis=1), taken_B, state
 
@@ -246,15 +239,23 @@ def _shrink(state: _State, shards: int, size: int) -> _State:
         return state
     kept_SK = jnp.argsort(~state.alive_B.reshape(shards, -1), axis=1, stable=True)[:, :size]
 
-    def keep(x_B: jax.Array, *rest: tuple[str, ...]) -> jax.Array:
-        x_SN = constrain(x_B.reshape(shards, -1, *x_B.shape[1:]), BATCH, WHOLE, *rest)
-        kept = jax.vmap(lambda x_N, kept_K: x_N[kept_K])(x_SN, kept_SK)
-        return constrain(kept.reshape(shards * size, *x_B.shape[1:]), BATCH, *rest)
+    kept = {name: _of_shards(getattr(state, name), kept_SK) for name in ("step_B", "row_B", "token_B", "alive_B")}
+    return state._replace(cache=_cache_of(state.cache, kept_SK), **kept)
 
-    kept = {name: keep(getattr(state, name)) for name in ("step_B", "row_B", "token_B", "alive_B")}
-    keys, values = (tuple(keep(x_BHSK, TENSOR, WHOLE, WHOLE) for x_BHSK in part) for part in state.cache[:2])
-    length = keep(state.cache.length) if state.cache.length.ndim else state.cache.length
-    return state._replace(cache=Cache(keys, values, keep(state.cache.segments_BS, WHOLE), length), **kept)
+
+def _of_shards(x_N: jax.Array, kept_SK: jax.Array, *rest: tuple[str, ...]) -> jax.Array:
+    """Rows by their numbers within each shard, which they do not leave; `rest` is how the other axes are split."""
+    shards, kept = kept_SK.shape
+    x_SN = constrain(x_N.reshape(shards, -1, *x_N.shape[1:]), BATCH, WHOLE, *rest)
+    kept_SN = jax.vmap(lambda x_N, kept_K: x_N[kept_K])(x_SN, kept_SK)
+    return constrain(kept_SN.reshape(shards * kept, *x_N.shape[1:]), BATCH, *rest)
+
+
+def _cache_of(cache: Cache, kept_SK: jax.Array) -> Cache:
+    """The cache of rows by their numbers within each shard."""
+    keys, values = (tuple(_of_shards(x_BGSK, kept_SK, TENSOR, WHOLE, WHOLE) for x_BGSK in part) for part in cache[:2])
+    length = _of_shards(cache.length, kept_SK) if cache.length.ndim else cache.length
+    return Cache(keys, values, _of_shards(cache.segments_BS, kept_SK, WHOLE), length)
 
 
 def _prefill(

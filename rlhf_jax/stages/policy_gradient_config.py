@@ -113,6 +113,8 @@ def check(settings: PolicyGradient, num_devices: int) -> None:
     compares = settings.loss in (*PAIRS, "best") or settings.baseline in ("leave_one_out", "group")
     require(not compares or samples >= 2, f"{name}.samples_per_prompt={samples}: loss={settings.loss} with "
             f"baseline={settings.baseline} compares responses to one prompt and needs at least 2")  # fmt: skip
+    require(settings.sampling_rows >= 0,
+            f"{name}.sampling_rows={settings.sampling_rows}: expected a number of responses, or 0 for all")
     require(settings.temperature > 0, f"{name}.temperature must be > 0: greedy rollouts have no log-probability")
     require(settings.kl_in == "reward" or settings.loss == "clip", f"{name}.kl_in=loss belongs to loss=clip: "
             f"loss={settings.loss} has no place for it; use kl_in=reward")  # fmt: skip

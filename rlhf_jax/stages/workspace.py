@@ -32,8 +32,9 @@ from rlhf_jax.training.state import TrainState, from_checkpoint
 from rlhf_jax.training.vocabulary import check_tokenizer
 
 Params = Any
-# Fields that may change between a run and its continuation: they decide where and how often, not what is computed.
-_ELASTIC = ("mesh", "checkpoint")
+# Groups that may change between a run and its continuation, but for these fields: they decide where and how often, not what is
+# computed.
+_ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
 
 
 @dataclass(frozen=True)
@@ -320,10 +321,10 @@ def claim(folder: Path, config: Any) -> None:
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    fixed = {name: part for name, part in config.items() if name not in _ELASTIC}
-    if "mesh" in config:  # one of its choices changes results
-        fixed["mesh"] = {name: part for name, part in config["mesh"].items() if name == "compute_dtype"}
-    return fixed
+    def fixed(group: str, part: Any) -> Any:
+        return {name: part[name] for name in _ELASTIC[group] if name in part} if group in _ELASTIC else part
+
+    return {group: fixed(group, part) for group, part in config.items()}
 
 
 def is_complete(workdir: str | Path) -> bool:
