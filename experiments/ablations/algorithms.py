@@ -223,6 +223,7 @@ def figure(table: Table) -> Figure:
             if found:
                 axes.plot(_mean(found), place, "|", ms=13, color="#2a3f8f")
         axes.set_yticks(list(places.values()), list(places) if axes is others[0] else [""] * len(places), fontsize=8)
+        axes.set_ylim(-0.5, len(places) - 0.5)  # all alike, although best of n has no loss
         axes.set_xlabel(label, fontsize=9)
         axes.locator_params(axis="x", nbins=3)
         axes.grid(axis="y", color="#eee")

@@ -203,7 +203,7 @@ def figure(table: Table) -> Figure:
                 one.annotate(name, middle, (4, 3), textcoords="offset points", fontsize=6, color=_colour(name))
     hot = Table([row for row in said.rows if row.get("decoding") in {_name(t) for t in TEMPERATURES}])
     draw_seeds(axes[2], hot, "different", "gold", colour=COLOURS["temperature"], label="temperature", mean=False)
-    axes[0].set(xlabel="perplexity of the continuation", ylabel="repeated four-grams", title="pretrained model", xscale="log")
+    axes[0].set(xlabel="perplexity of the continuation", ylabel="repeated four-grams", title="pretrained model")
     axes[1].set(xlabel="different bigrams", ylabel="repeated four-grams", title="pretrained model")
     axes[2].set(xlabel="share of different answers to a prompt", ylabel="gold, SD of temperature 1", title="supervised model")
     for one in axes:

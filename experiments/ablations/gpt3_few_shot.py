@@ -171,14 +171,18 @@ def figure(table: Table) -> Figure:
             draw_seeds(one, part, "shots", "accuracy", colour=COLOURS[name], label=f"{name}, {part.values('parameters')[0]:,}")
         if len(rows.having("chance")):
             one.axhline(rows.having("chance").column("chance").mean(), color="#777", ls="--", lw=1, label="chance")
+        shots = rows.values("shots")
         one.set_xscale("symlog", linthresh=1)
         one.set(xlabel="examples in the context, K", ylabel="accuracy", title=task, ylim=(0, 1),
-                xticks=SHOTS[task], xticklabels=SHOTS[task])  # fmt: skip
+                xticks=shots, xticklabels=shots)  # fmt: skip
+        one.minorticks_off()
         one.legend(frameon=False, fontsize=7)
     for name, part in table.where(what="loss").by("model"):
         draw_seeds(axes[2], part, "flops", "loss", colour=COLOURS[name], label=name)
     axes[2].set(xlabel="compute, floating point operations", ylabel="validation loss, nats/token", xscale="log", yscale="log",
                 title="loss over compute")  # fmt: skip
+    for formatted in (axes[2].yaxis.set_major_formatter, axes[2].yaxis.set_minor_formatter):
+        formatted("{x:.2g}")
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
     made.tight_layout()

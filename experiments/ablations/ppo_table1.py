@@ -164,16 +164,16 @@ def figure(table: Table) -> Figure:
         left.plot([low, high], [y, y], "-", color="#16202e", lw=1)
         left.plot(found.mean, y, "o", color="#16202e", ms=5, label="here" if y == 0 else "_")
         left.plot(paper, y, "D", color="#bbb", ms=5, zorder=0, label="Schulman et al. 2017" if y == 0 else "_")
-        left.annotate(f"{found.mean:.2f}", (1.12, y), va="center", fontsize=8, annotation_clip=False)
+        left.text(1.02, y, f"{found.mean:.2f}", transform=left.get_yaxis_transform(), va="center", fontsize=8)
         for name, part in scored.where(loss=label).by("environment"):
             right.plot(part.having("kl").column("kl"), [y] * len(part.having("kl")), ".", alpha=0.6,
                        color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")  # fmt: skip
-    left.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="mean normalised score", xlim=(-0.6, 1.1))
+    left.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="mean normalised score", xlim=(-0.6, 1.3))
     left.invert_yaxis()
     left.axvline(0, color="#bbb", lw=0.8, zorder=0)
     right.set(xscale="log", xlabel="mean KL(old ‖ new), nats")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower left" if axes is left else "upper right")
+        axes.legend(frameon=False, fontsize=8, loc="lower left" if axes is left else "lower right")
     made.tight_layout()
     return made

@@ -23,6 +23,7 @@ import inspect
 import json
 import math
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -245,7 +246,8 @@ def draw(ablation: Ablation, table: Table, path: Path, *, size: str) -> None:
         raise ValueError(f"the figure shows nothing of seed {', '.join(sorted(missing))}")
     below = [f"{ablation.paper}; size {size}, seeds {', '.join(map(str, ablation.seeds))}. {ablation.notes}".strip()]
     below += [f"{state} (×)" for state in table.diverged]
-    figure.text(0.01, -0.01, "\n".join(below), fontsize=7, va="top", color="#555")
+    width = int(17 * figure.get_figwidth())  # characters of this size in so many inches
+    figure.text(0.01, -0.01, "\n".join(textwrap.fill(line, width) for line in below), fontsize=7, va="top", color="#555")
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
