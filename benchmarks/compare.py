@@ -1,10 +1,11 @@
 """Measure the peers on the standard works, taking turns with this package, and print the ratios.
 
-    python -m benchmarks.compare [--works=generate,sft,reward,ppo] [--sizes=S512,S50k,M] [--dtypes=float32] [--repeats=5]
+    python -m benchmarks.compare [--peer=torch|tunix] [--works=generate,sft,reward,ppo] [--sizes=S512,S50k,M]
+                                 [--dtypes=float32] [--repeats=5]
 
-The peers live in an environment of their own, ~/.cache/rlhf_jax/peers, made on the first call from
-benchmarks/peers/requirements.txt; nothing of it is imported here. A ratio is the peer's median seconds over ours, in the same
-turns.
+Every peer lives in an environment of its own, ~/.cache/rlhf_jax/peers/<peer>, made on the first call from its requirements in
+benchmarks/peers; nothing of it is imported here. A ratio is the peer's median seconds over ours, in the same turns. What a peer
+lacks is named and left out.
 """
 
 import statistics
@@ -13,40 +14,59 @@ import sys
 import venv
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.run import LOGS, describe_machine, ours, spread, take_turns, works_parser
 from benchmarks.worker import ROOT, Worker
 
 CACHE = Path.home() / ".cache" / "rlhf_jax" / "peers"
-REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements.txt"
 
 
-def environment() -> Path:
-    """The peers' Python; made and filled if it is not there, or was filled from other requirements."""
-    python, stamp = CACHE / "bin" / "python", CACHE / "requirements.txt"
-    if not stamp.exists() or stamp.read_text() != REQUIREMENTS.read_text():
-        venv.create(CACHE, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "-r", REQUIREMENTS], check=True)
-        stamp.write_text(REQUIREMENTS.read_text())
+class Peer(NamedTuple):
+    """What benchmarks/peers/<peer>_works.py can measure; <peer>_requirements.txt is what it runs on."""
+
+    works: tuple[str, ...]
+    sizes: tuple[str, ...]
+
+
+PEERS = {
+    "torch": Peer(("generate", "sft", "reward", "ppo"), ("S512", "S50k", "M")),
+    "tunix": Peer(("sft", "ppo"), ("S512", "S50k")),
+}
+
+
+def environment(name: str) -> Path:
+    """A peer's Python; made and filled if it is not there, or was filled from other requirements."""
+    folder, requirements = CACHE / name, ROOT / "benchmarks" / "peers" / f"{name}_requirements.txt"
+    python, stamp = folder / "bin" / "python", folder / "requirements.txt"
+    if not stamp.exists() or stamp.read_text() != requirements.read_text():
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True)
+        stamp.write_text(requirements.read_text())
     return python
 
 
-def peer(python: Path, work: str, size: str, dtype: str) -> Worker:
-    """A process of the peers."""
-    command = [str(python), "-m", "benchmarks.peers.torch_works", f"--work={work}", f"--size={size}", f"--dtype={dtype}"]
+def peer(name: str, python: Path, work: str, size: str, dtype: str) -> Worker:
+    """A process of a peer."""
+    command = [str(python), "-m", f"benchmarks.peers.{name}_works", f"--work={work}", f"--size={size}", f"--dtype={dtype}"]
     quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return Worker(command, quiet, LOGS / f"torch-{work}-{size}-{dtype}.log")
+    return Worker(command, quiet, LOGS / f"{name}-{work}-{size}-{dtype}.log")
 
 
 def main() -> None:
     """Measure and print."""
     parser = works_parser(__doc__)
-    parser.add_argument("--python", type=Path, help="the peers' Python, if they are installed already")
+    parser.add_argument("--peer", choices=PEERS, default="torch")
+    parser.add_argument("--python", type=Path, help="the peer's Python, if it is installed already")
     args = parser.parse_args()
-    python = args.python or environment()
+    python = args.python or environment(args.peer)
     print(describe_machine(), "| work | peer, s | ours, s | ratio | peak MiB, peer / ours |", "|---|---|---|---|---|", sep="\n")
     for size, dtype, work in product(args.sizes, args.dtypes, args.works):
-        measured = take_turns({"peer": peer(python, work, size, dtype), "ours": ours(work, size, dtype)}, args.repeats)
+        if work not in PEERS[args.peer].works or size not in PEERS[args.peer].sizes:
+            print(f"{work} {size} {dtype}: {args.peer} lacks it", file=sys.stderr)
+            continue
+        workers = {"peer": peer(args.peer, python, work, size, dtype), "ours": ours(work, size, dtype)}
+        measured = take_turns(workers, args.repeats)
         if len(measured) < 2:
             print(f"{work} {size} {dtype}: not measured, see above", file=sys.stderr)
             continue

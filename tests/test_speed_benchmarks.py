@@ -1,12 +1,14 @@
 """The speed benchmarks run the stages' functions and count what they do."""
 
+import ast
 import sys
 
 import jax
 import pytest
 
+from benchmarks import compare
 from benchmarks.run import rows, take_turns
-from benchmarks.worker import Worker
+from benchmarks.worker import ROOT, Worker
 from benchmarks.works import PPO_PHASES, WORKS, Size, matmul_params, shape
 from rlhf_jax.models import LanguageModel, init_params
 
@@ -43,3 +45,20 @@ def test_workers_take_turns_and_a_dead_one_is_left_out(tmp_path, capsys):
     assert "b" not in measured
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert "2 [2..2] GFLOP/s" in rows(measured, "a")[-1]
+
+
+@pytest.mark.parametrize("name", compare.PEERS)
+def test_a_peer_is_said_to_have_what_its_file_has(name):
+    folder = ROOT / "benchmarks" / "peers"
+    assigned = {node.targets[0].id: node.value for node in ast.parse((folder / f"{name}_works.py").read_text()).body
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)}  # fmt: skip
+    works, sizes = (tuple(map(ast.literal_eval, assigned[table].keys)) for table in ("WORKS", "SIZES"))
+    assert compare.PEERS[name] == (works, sizes)
+    assert (folder / f"{name}_requirements.txt").exists()
+
+
+@pytest.mark.parametrize(("work", "size"), [("generate", "S512"), ("ppo", "M")])
+def test_what_a_peer_lacks_is_named_and_left_out(work, size, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare", "--peer=tunix", "--python=python", f"--works={work}", f"--sizes={size}"])
+    compare.main()
+    assert f"{work} {size} float32: tunix lacks it" in capsys.readouterr().err
