@@ -1,5 +1,8 @@
 """Batches: golden masks, no token lost, every example once an epoch, and the step alone decides."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -101,6 +104,39 @@ def test_packing_loses_no_token(context_length):
     assert stream.count(2) == stream.count(3) == 5  # markers inside documents are markers
 
 
+@pytest.mark.parametrize("mask_documents", [False, True])
+@pytest.mark.parametrize(("context_length", "at_once"), [(2, 3), (7, 1), (16, 4), (1000, 2)])
+def test_blocks_on_disk_are_those_in_memory(monkeypatch, tmp_path, mask_documents, context_length, at_once):
+    texts = ["the fox is red.", "x", "<|user|>hi<|assistant|>hello<|eos|>", "the owl, too"] * 5
+    options = {"context_length": context_length, "mask_documents": mask_documents, "seed": 3}
+    tokenizer = train_bpe(texts, 280)
+    held = pack(tokenizer, texts, **options)
+    monkeypatch.setattr(batches, "_AT_ONCE", at_once)
+    written = pack(tokenizer, texts, **options, folder=tmp_path / "deep" / "corpus")
+    for name, expected in held.arrays.items():
+        assert isinstance(written.arrays[name], np.memmap)
+        np.testing.assert_array_equal(written.arrays[name], expected)
+        np.testing.assert_array_equal(written.batch(2)[name], held.batch(2)[name])
+        assert not isinstance(written.batch(2)[name], np.memmap)
+
+
+def test_blocks_on_disk_are_written_once_and_whole(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(batches, "_AT_ONCE", 1)
+
+    def broken():
+        yield from [Document("a b"), Document("c d")]
+        raise OSError("unplugged")
+
+    options = {"context_length": 4, "batch_size": 1, "seed": 0, "folder": tmp_path / "corpus"}
+    with pytest.raises(OSError, match="unplugged"):
+        batches.lm_batches(broken(), words, **options)
+    assert not (tmp_path / "corpus").exists()
+    first = batches.lm_batches([Document("a b"), Document("a")], words, **options)
+    again = batches.lm_batches(broken(), words, **options)  # not read: what a run began with stays
+    np.testing.assert_array_equal(first.arrays["tokens_BT"], again.arrays["tokens_BT"])
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
 def test_packing_with_padding_like_the_end(words, pad_is_eos):
     data = pack(pad_is_eos, ["a b", "a", "a b c d"], mask_documents=True)
     assert data.arrays["tokens_BT"].tolist() == [[9, 5, 1, 9], [1, 9, 5, 6], [7, 1, 1, 1]]
@@ -155,6 +191,7 @@ def test_everything_dropped_is_an_error(words):
     "build",
     [
         lambda **o: batches.lm_batches([], **o, context_length=4),
+        lambda **o: batches.lm_batches([], **o, context_length=4, folder=Path(tempfile.mkdtemp()) / "corpus"),
         lambda **o: batches.demonstration_batches([], **o, context_length=4),
         lambda **o: batches.comparison_batches([], **o, context_length=4, max_candidates=2),
         lambda **o: batches.prompt_batches([], **o, prompt_length=4),

@@ -1,5 +1,6 @@
 """Sources: records come back as they were written, foreign rows are understood, broken ones are named."""
 
+import gzip
 import json
 import sys
 import types
@@ -10,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
-from rlhf_jax.data.sources import load, write_jsonl
+from rlhf_jax.data.sources import load, stream, write_jsonl
 
 ASK, TELL = Message("user", "colour of the fox?"), Message("assistant", "red.")
 ROW = {"messages": [{"role": "user", "content": "colour of the fox?"}], "responses": ["a", "b"], "ranks": [1, 2]}
@@ -67,6 +68,39 @@ def test_broken_lines_are_named(tmp_path, line, complaint):
     with pytest.raises(ValueError) as error:
         read(path)
     assert str(error.value).startswith(f"{path}:2: {complaint}")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_stream_reads_row_by_row_and_again(tmp_path, suffix):
+    lines = [json.dumps({"text": str(k)}) for k in range(9)] + ["broken"]
+    path = tmp_path / f"x.jsonl{suffix}"
+    path.write_bytes((gzip.compress if suffix else bytes)("\n".join(lines).encode()))
+    records = stream(f"jsonl:{path}", Document, split="train", data_dir="unused")
+    for _ in range(2):
+        reading = iter(records)
+        assert [next(reading).text for _ in range(9)] == [str(k) for k in range(9)]  # the broken line is not read yet
+        with pytest.raises(ValueError, match=r"x.jsonl.*:10: json"):
+            next(reading)
+
+
+@pytest.mark.parametrize(
+    "options", ["", "?train=train[:75%]", "?train=train[2:]", "?by=text&train=train[:50%]", "?duplicates=drop"]
+)
+def test_a_stream_holds_what_load_loads(tmp_path, options):
+    source = f"jsonl:{tmp_path / 'x.jsonl'}{options}"
+    write_jsonl(tmp_path / "x.jsonl", [Document(text) for text in "abcdefgaa"])
+    records = stream(source, Document, split="train", data_dir="unused")
+    assert list(records) == list(records) == load(source, Document, split="train", data_dir="unused")
+    assert 0 < len(list(records)) < 9 or not options
+
+
+def test_a_stream_of_nothing_is_an_error(tmp_path):
+    (tmp_path / "x.jsonl").touch()
+    records = stream(f"jsonl:{tmp_path / 'x.jsonl'}", Document, split="train", data_dir="unused")
+    with pytest.raises(ValueError, match="split: 'train' has no records"):
+        list(records)
+    with pytest.raises(ValueError, match="by=text without a slice"):
+        stream(f"jsonl:{tmp_path / 'x.jsonl'}?by=text", Document, split="train", data_dir="unused")
 
 
 def test_last_line_may_lack_its_end_but_not_be_blank(tmp_path):

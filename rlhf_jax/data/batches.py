@@ -10,12 +10,18 @@ Arrays are int32, masks bool. Segments are 1 (or the document's number) on real 
 length and never by id, so that padding may share an id with the end of text. Conversations that do not fit
 are dropped whole, counted in `dropped` and reported; a cut question or answer would teach the wrong thing.
 
-Left out on purpose: worker processes and streaming from disk. Ids of a few million texts fit into memory.
+Blocks of documents may lie on disk, for corpora larger than the memory; all else is held.
+
+Left out on purpose: worker processes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain, islice
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -26,6 +32,7 @@ from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledT
 from rlhf_jax.data.tokenizers import Tokenizer
 
 Ids = Sequence[int]
+_AT_ONCE = 1024  # documents that are tokenised together
 
 
 class Batches:
@@ -58,43 +65,87 @@ class Batches:
             raise ValueError(f"step: {step}, expected 0 or more")
         start = int(step) * self.batch_size
         rows = np.array([self._order[i] for i in range(start, start + self.batch_size)])
-        return {name: values[rows] for name, values in self.arrays.items()}
+        return {name: np.asarray(values[rows]) for name, values in self.arrays.items()}
 
 
 def lm_batches(
-    docs: Sequence[Document],
+    docs: Iterable[Document],
     tokenizer: Tokenizer,
     *,
     context_length: int,
     batch_size: int,
     seed: int,
     mask_documents: bool = False,
+    folder: Path | None = None,
 ) -> Batches:
     """Packs documents, each followed by end of text, into blocks: `tokens_BT`, `segments_BT`.
 
     The documents, each with begin of text if the tokenizer has one, are laid end to end in their given order and
     cut every `context_length` tokens; the last block is padded. Tokens see earlier documents of their block, as
     in GPT-3 (Brown et al. 2020, App. B); with `mask_documents` every document of a block is a segment of its own.
+
+    With a `folder` the blocks are written there and read from there, batch by batch: neither documents nor tokens are held in
+    memory. A folder that exists holds the blocks already, and `docs` are not read again.
     """
-    _check_context(context_length, docs, "documents")
-    document_ids = [tokenizer.begin(ids) for ids in tokenizer.encode_batch([doc.text for doc in docs], special=True)]
-    lengths = np.array([len(ids) + 1 for ids in document_ids])
-    size = -(-int(lengths.sum()) // context_length) * context_length
-    stream = np.full(size, tokenizer.pad_id, np.int32)
-    owner = np.zeros(size, np.int32)
-    end = 0
-    for number, ids in enumerate(document_ids, start=1):
-        start, end = end, end + len(ids) + 1
-        stream[start : end - 1] = ids
-        stream[end - 1] = tokenizer.eos_id
-        owner[start:end] = number
-    tokens_NT = stream.reshape(-1, context_length)
-    owner_NT = owner.reshape(-1, context_length)
-    # Within a block documents count from 1; padding stays 0.
-    count_NT = owner_NT - owner_NT[:, :1] + 1 if mask_documents else np.ones_like(owner_NT)
-    segments_NT = np.where(owner_NT > 0, count_NT, 0).astype(np.int32)
-    arrays = {"tokens_BT": tokens_NT, "segments_BT": segments_NT}
-    return Batches(arrays, Dropped(len(docs), {}), batch_size=batch_size, seed=seed)
+    _check_length(context_length)
+    if folder is None:
+        tokens, starts = (np.concatenate(parts) for parts in zip(*_laid(docs, tokenizer), strict=True))
+        blocks = _blocks(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
+    else:
+        if not folder.exists():
+            _write_blocks(docs, tokenizer, folder, context_length, mask_documents)
+        blocks = {name: np.memmap(path, np.int32, "r").reshape(-1, context_length) for name, path in _files(folder).items()}
+    return Batches(blocks, Dropped(0, {}), batch_size=batch_size, seed=seed)
+
+
+def _laid(docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids of some documents laid end to end, and 1 where one starts; all documents, in their order."""
+    remaining = iter(docs)
+    some = list(islice(remaining, _AT_ONCE))
+    _check_any(some, "documents")
+    while some:
+        encoded = tokenizer.encode_batch([doc.text for doc in some], special=True)
+        rows = [[*tokenizer.begin(ids), tokenizer.eos_id] for ids in encoded]
+        starts = np.zeros(sum(map(len, rows)), np.int32)
+        starts[np.cumsum([0, *map(len, rows[:-1])])] = 1
+        yield np.fromiter(chain.from_iterable(rows), np.int32, len(starts)), starts
+        some = list(islice(remaining, _AT_ONCE))
+
+
+def _blocks(tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool) -> dict[str, np.ndarray]:
+    """Cut every `size` tokens, the last block padded; segments are 0 on padding."""
+    padding = -len(tokens) % size
+    tokens_NT = np.pad(tokens, (0, padding), constant_values=pad_id).reshape(-1, size)
+    count_NT = np.ones_like(tokens_NT)
+    if mask_documents:  # within a block documents count from 1
+        count_NT[:, 1:] += np.cumsum(np.pad(starts, (0, padding)).reshape(-1, size)[:, 1:], axis=1)
+    if padding:
+        count_NT[-1, -padding:] = 0
+    return {"tokens_BT": tokens_NT, "segments_BT": count_NT}
+
+
+def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, size: int, mask_documents: bool) -> None:
+    """A file of int32 for each array, in a folder that appears when they are whole."""
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    tokens = starts = np.zeros(0, np.int32)  # what does not fill a block yet
+    with ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in _files(unfinished).values()]
+        for part in chain(_laid(docs, tokenizer), [None]):
+            end = None  # of what is written: all in the end, else whole blocks
+            if part is not None:
+                tokens, starts = (np.concatenate(pair) for pair in zip((tokens, starts), part, strict=True))
+                end = len(tokens) // size * size
+            blocks = _blocks(tokens[:end], starts[:end], tokenizer.pad_id, size, mask_documents)
+            for file, rows in zip(files, blocks.values(), strict=True):
+                rows.tofile(file)
+            tokens, starts = tokens[end:], starts[end:]
+    unfinished.rename(folder)
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    return {name: folder / f"{name}.int32" for name in ("tokens_BT", "segments_BT")}
 
 
 def demonstration_batches(
@@ -233,10 +284,18 @@ def labelled_batches(
 def _check_context(
     length: int, records: Sequence[object], plural: str, *, name: str = "context_length"
 ) -> None:
-    if length < 2:
-        raise ValueError(f"{name}: {length}, expected at least 2 tokens")
+    _check_length(length, name)
+    _check_any(records, plural)
+
+
+def _check_any(records: Sequence[object], plural: str) -> None:
     if not len(records):
         raise ValueError(f"records: no {plural}, expected at least one; check the source and its split")
+
+
+def _check_length(length: int, name: str = "context_length") -> None:
+    if length < 2:
+        raise ValueError(f"{name}: {length}, expected at least 2 tokens")
 
 
 def _last_run(trained: Sequence[bool]) -> int:

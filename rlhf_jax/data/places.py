@@ -1,6 +1,7 @@
 """Where rows come from: files, TensorFlow Datasets, Hugging Face. Every row is given with its place, for errors to name.
 
-A kind is a function of a name, a split and a folder for prepared data. `sources.py` says what the names look like.
+A kind is a function of a name, a split and a folder for prepared data, and gives row after row without holding them.
+`sources.py` says what the names look like.
 tensorflow_datasets and datasets are imported when first needed, because they are slow.
 """
 
@@ -13,30 +14,34 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rlhf_jax.data import splits
 from rlhf_jax.data.public import ON_HUB
 from rlhf_jax.data.public.rows import Placed
 
+_AT_ONCE = 10_000  # rows that are asked for together, which is several times faster than one by one
+
 # Files.
 
 
-def _jsonl(name: str, split: str, data_dir: str) -> list[Placed]:
-    return splits.take(read_jsonl(_split_file(name, split, ".jsonl")), split)
+def _jsonl(name: str, split: str, data_dir: str) -> Iterable[Placed]:
+    path = _split_file(name, split, ".jsonl")
+    return splits.take(lambda: read_jsonl(path), split)
 
 
-def read_jsonl(path: Path) -> list[Placed]:
-    """The value of every line of a file of JSON lines, with its `file:line`.
+def read_jsonl(path: Path) -> Iterator[Placed]:
+    """The value of every line of a file of JSON lines, with its `file:line`, one line at a time.
 
     Raises FileNotFoundError without a file, ValueError for a line that is blank, no JSON or not UTF-8.
     """
-    data = _read_bytes(path, "JSON lines")
-    lines = data.removesuffix(b"\n").split(b"\n") if data else []
-    places = [f"{path}:{number}" for number in range(1, len(lines) + 1)]
-    return [(place, _read_line(line, place)) for place, line in zip(places, lines, strict=True)]
+    with _opened(path, "JSON lines") as file:
+        for number, line in enumerate(file, start=1):
+            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            yield f"{path}:{number}", _read_line(text.removesuffix(b"\n"), f"{path}:{number}")
 
 
 def _read_line(line: bytes, where: str) -> Any:
@@ -46,17 +51,17 @@ def _read_line(line: bytes, where: str) -> Any:
     return _parse(text, where)
 
 
-def _json(name: str, split: str, data_dir: str) -> list[Placed]:
+def _json(name: str, split: str, data_dir: str) -> Iterable[Placed]:
     path = _split_file(name, split, ".json")
     rows = _parse(_decode(_read_bytes(path, "a JSON list"), str(path)), str(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with jsonl:")
-    return splits.take([(f"{path}[{i}]", row) for i, row in enumerate(rows)], split)
+    return splits.take(lambda: ((f"{path}[{i}]", row) for i, row in enumerate(rows)), split)
 
 
-def _tsv(name: str, split: str, data_dir: str) -> list[Placed]:
+def _tsv(name: str, split: str, data_dir: str) -> Iterable[Placed]:
     files = _split_files(name, split, (".tsv", ".csv"))
-    return splits.take([placed for path in files for placed in _tsv_rows(path)], split)
+    return splits.take(lambda: (placed for path in files for placed in _tsv_rows(path)), split)
 
 
 def _tsv_rows(path: Path) -> Iterator[Placed]:
@@ -69,16 +74,16 @@ def _tsv_rows(path: Path) -> Iterator[Placed]:
         yield f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": path.stem}
 
 
-def _text(name: str, split: str, data_dir: str) -> list[Placed]:
-    return splits.take([(where, {"text": text}) for where, text in _plain_texts(name, split)], split)
+def _text(name: str, split: str, data_dir: str) -> Iterable[Placed]:
+    return splits.take(lambda: ((where, {"text": text}) for where, text in _plain_texts(name, split)), split)
 
 
-def _blocks(name: str, split: str, data_dir: str) -> list[Placed]:
-    rows = [
-        (f"{where} block {number}", {"text": block})
-        for where, text in _plain_texts(name, split)
-        for number, block in enumerate(filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip())), start=1)
-    ]
+def _blocks(name: str, split: str, data_dir: str) -> Iterable[Placed]:
+    def rows() -> Iterator[Placed]:
+        for where, text in _plain_texts(name, split):
+            for number, block in enumerate(filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip())), start=1):
+                yield f"{where} block {number}", {"text": block}
+
     return splits.take(rows, split)
 
 
@@ -121,15 +126,25 @@ def _check_single(name: str, path: Path, base: str) -> None:
         )
 
 
-def _read_bytes(path: Path, expected: str) -> bytes:
+@contextmanager
+def _opened(path: Path, expected: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file, unzipped."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected {expected}")
-    data = path.read_bytes()
+    if path.suffix != ".gz":
+        with path.open("rb") as plain:
+            yield plain
+        return
     try:
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) as unzipped:
+            yield cast(IO[bytes], unzipped)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: gzip: {error}, expected a whole .gz file") from None
-    return data.removeprefix(codecs.BOM_UTF8)
+
+
+def _read_bytes(path: Path, expected: str) -> bytes:
+    with _opened(path, expected) as file:
+        return file.read().removeprefix(codecs.BOM_UTF8)
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -170,12 +185,13 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Placed]:
         data = builder.as_data_source(split=split)
     except NotImplementedError as error:
         raise ValueError(f"tfds:{name}: file_format: {error}, expected array_record") from error
-    # One request for all rows is several times faster than one each.
-    for i, row in enumerate(data.__getitems__(list(range(len(data)))) if len(data) else []):
-        plain = _plain(row)
-        for column, feature in labels.items():
-            plain[column] = _label(feature, plain[column])
-        yield f"tfds:{name}/{split}[{i}]", plain
+    for first in range(0, len(data), _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, len(data)))
+        for i, row in zip(numbers, data.__getitems__(list(numbers)), strict=True):
+            plain = _plain(row)
+            for column, feature in labels.items():
+                plain[column] = _label(feature, plain[column])
+            yield f"tfds:{name}/{split}[{i}]", plain
 
 
 def _tfds_builder(tfds: Any, name: str, data_dir: str) -> Any:
@@ -226,7 +242,7 @@ def _hf(name: str, split: str, data_dir: str) -> Iterable[Placed]:
     return _hf_hub(name, split, data_dir)
 
 
-def _hf_folder(folder: Path, split: str) -> list[Placed]:
+def _hf_folder(folder: Path, split: str) -> Iterable[Placed]:
     base = splits.base(split)
     found = sorted(path for path in folder.rglob("*") if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz")))
     files = [path for path in found if re.match(rf"{base}([-_.]|$)", path.stem)]
@@ -234,14 +250,17 @@ def _hf_folder(folder: Path, split: str) -> list[Placed]:
         names = ", ".join(str(path.relative_to(folder)) for path in found) or "nothing"
         expected = f"{base}.jsonl, {base}-*.parquet or the like"
         raise FileNotFoundError(f"{folder}: split: {base!r} among {names}, expected {expected}")
-    rows = [_parquet_rows(path) if path.suffix == ".parquet" else read_jsonl(path) for path in files]
-    return splits.take(list(itertools.chain.from_iterable(rows)), split)
+    readers = [_parquet_rows if path.suffix == ".parquet" else read_jsonl for path in files]
+    return splits.take(lambda: (placed for read, path in zip(readers, files, strict=True) for placed in read(path)), split)
 
 
-def _parquet_rows(path: Path) -> list[Placed]:
+def _parquet_rows(path: Path) -> Iterator[Placed]:
     import pyarrow.parquet
 
-    return [(f"{path}:{i}", row) for i, row in enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)]
+    with pyarrow.parquet.ParquetFile(path) as file:
+        batches = file.iter_batches(batch_size=_AT_ONCE)
+        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+        yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, 1))
 
 
 def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Placed]:

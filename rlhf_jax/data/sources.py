@@ -24,7 +24,9 @@ Whoever writes JSONL for us means every field, so an unknown one is an error the
 concern to us, which are passed over. A row that cannot be read is a `ValueError` that says where, which field, what and what
 was expected; a row that its shape drops is counted by reason, and `load` prints one line about all of them.
 
-Left out on purpose: streaming (all records of a split are held in memory), and writing to hubs.
+`load` holds all records of a split, `stream` one at a time, for corpora larger than the memory.
+
+Left out on purpose: writing to hubs.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 from rlhf_jax.data import splits
 from rlhf_jax.data.dropping import Drop, Dropped, report
@@ -128,18 +130,44 @@ def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Seq
         FileNotFoundError: if a file or folder does not exist.
         ValueError: for an unknown kind of source or split, for the first row that cannot be read, and if nothing is left.
     """
-    place: Source = Source.parse(source)
-    ours, by = place.split(split), place.options.get("by")
-    if by and "[" not in "".join([split, *place.options.values()]):
-        raise ValueError(f"{source}: option: by={by} without a slice, expected shares such as train=train[:90%]")
-    read = splits.base(ours) if by else ours
-    records = _records(place, record_type, KINDS[place.kind](place.name, read, data_dir), f"{source} {read}")
-    if by and "[" in ours:
-        seed = int(place.options.get("seed", "0"))
-        records = splits.take_groups(records, ours, by=by, seed=seed)
-    if not records:
-        raise ValueError(f"{source}: split: {ours!r} has no records, expected at least one")
-    return records
+    return list(_Records(source, record_type, split, data_dir, count_repeats=True))
+
+
+def stream(source: str, record_type: type[R], *, split: str, data_dir: str) -> Iterable[R]:
+    """The records that `load` reads, anew whenever they are asked for and one at a time, without holding them.
+
+    Records that repeat are not counted; `duplicates=drop` has to hold them all. Raises what `load` raises, errors of a row when
+    it is reached.
+    """
+    return _Records(source, record_type, split, data_dir, count_repeats=False)
+
+
+class _Records(Generic[R]):
+    """The records of one split of a source, which is read once for every iteration."""
+
+    def __init__(self, source: str, record_type: type[R], split: str, data_dir: str, *, count_repeats: bool) -> None:
+        self.place: Source = Source.parse(source)
+        self.source, self.data_dir = source, data_dir
+        self.record_type: type[R] = record_type
+        self.split, self.by = self.place.split(split), self.place.options.get("by")
+        self.compares = "duplicates" in self.place.options or (count_repeats and self.place.shape != "")
+        if self.by and "[" not in "".join([split, *self.place.options.values()]):
+            raise ValueError(f"{source}: option: by={self.by} without a slice, expected shares such as train=train[:90%]")
+
+    def __iter__(self) -> Iterator[R]:
+        place, read = self.place, splits.base(self.split) if self.by else self.split
+        rows, what = KINDS[place.kind](place.name, read, self.data_dir), f"{self.source} {read}"
+        records: Iterable[R] = _records(place, self.record_type, rows, what)
+        if self.compares:
+            records = _repeats(place, list(records), what)
+        if self.by and "[" in self.split:
+            records = splits.take_groups(records, self.split, by=self.by, seed=int(place.options.get("seed", "0")))
+        empty = True
+        for record in records:
+            empty = False
+            yield record
+        if empty:
+            raise ValueError(f"{self.source}: split: {self.split!r} has no records, expected at least one")
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
@@ -153,23 +181,23 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
 # Rows become records.
 
 
-def _records(place: Source, record_type: type[R], rows: Iterable[Placed], what: str) -> list[R]:
-    """Converts all rows, leaves out what is to be left out, and says so in one line."""
+def _records(place: Source, record_type: type[R], rows: Iterable[Placed], what: str) -> Iterator[R]:
+    """Converts all rows, leaves out what is to be left out, and in the end says so in one line."""
     read = _shape_reader(place, record_type) if place.shape else _own_reader(place, record_type)
     gather = SHAPES[place.shape].gather if place.shape else None
-    records: list[R] = []
     reasons: Counter[str] = Counter()
     total = 0
     for where, row in gather(rows) if gather else rows:
         total += 1
         try:
-            records += read(row)
+            found = read(row)
         except Drop as drop:
             reasons[str(drop)] += 1
+            continue
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
+        yield from found
     report(what, Dropped(total, dict(reasons)))
-    return _repeats(place, records, what) if place.shape or "duplicates" in place.options else records
 
 
 def _repeats(place: Source, records: list[R], what: str) -> list[R]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, islice, pairwise
 from typing import TypeVar
 
 from rlhf_jax.data.records import Document, LabelledText, R, Record
@@ -41,28 +41,30 @@ def overlap(one: str, other: str) -> bool:
     return max(edges[0], edges[2]) < min(edges[1], edges[3])
 
 
-def take(items: list[T], split: str) -> list[T]:
-    """The items that a split such as `train[10%:]` asks for, in their order."""
+def take(read: Callable[[], Iterable[T]], split: str) -> Iterable[T]:
+    """The items that a split such as `train[10%:]` asks for, in their order; percentages read them twice, to count them."""
     if "[" not in split:
-        return items
-    start, stop = _bounds(split)
+        return read()
+    bounds = _bounds(split)
+    total = sum(1 for _ in read()) if any(bound.endswith("%") for bound in bounds) else 0
 
-    def place(bound: str, default: int) -> int:
+    def place(bound: str, default: int | None) -> int | None:
         if not bound:
             return default
-        return len(items) * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
+        return total * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
 
-    return items[place(start, 0) : place(stop, len(items))]
+    start, stop = bounds
+    return islice(read(), place(start, 0), place(stop, None))
 
 
-def take_groups(records: Sequence[R], split: str, *, by: str, seed: int) -> list[R]:
+def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iterator[R]:
     """The records whose group's position lies within the percentages of a split such as `train[:90%]`."""
     start, stop = _bounds(split)
     for bound in (start, stop):
         if bound and not bound.endswith("%"):
             raise ValueError(f"split: {split!r} of groups, expected percentages such as 'train[:90%]'")
     low, high = (int(bound[:-1]) / 100 if bound else default for bound, default in ((start, 0.0), (stop, 1.0)))
-    return [record for record in records if low <= group_position(group_of(record, by), seed=seed) < high]
+    return (record for record in records if low <= group_position(group_of(record, by), seed=seed) < high)
 
 
 def split_by(

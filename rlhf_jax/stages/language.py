@@ -1,4 +1,4 @@
-"""The language-model loss that pretraining and supervised fine-tuning share, and its mean over held-out batches."""
+"""What pretraining and supervised fine-tuning share: blocks of documents, the loss, and its mean over held-out batches."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -6,11 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.data.batches import Batches, lm_batches
+from rlhf_jax.data.records import Document
+from rlhf_jax.data.sources import stream
 from rlhf_jax.inference.scoring import next_token, predicted
 from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.stages.configuration import require_divides
-from rlhf_jax.stages.workspace import Workspace
+from rlhf_jax.stages.workspace import CORPUS, Workspace
+from rlhf_jax.training import hosts
 from rlhf_jax.training.gradients import LossFn
 
 Params = Any
@@ -20,6 +24,25 @@ Batch = dict[str, Any]
 def document_batch(batch: Batch) -> Batch:
     """A batch of packed documents with every real token trained."""
     return {**batch, "loss_mask_BT": batch["segments_BT"] > 0}
+
+
+def corpus_batches(
+    space: Workspace, source: str, split: str, *, data_dir: str, context_length: int, batch_size: int, seed: int,
+    mask_documents: bool,
+) -> Batches:  # fmt: skip
+    """Documents as blocks, tokenised once into the workdir: longer than the memory, and unchanged if a run is continued."""
+    folder = space.workdir / CORPUS / split
+    with hosts.first_before_others(f"corpus {folder}"):
+        return lm_batches(
+            stream(source, Document, split=split, data_dir=data_dir), space.tokenizer, context_length=context_length,
+            batch_size=batch_size, seed=seed, mask_documents=mask_documents, folder=folder,
+        )  # fmt: skip
+
+
+def num_tokens(blocks: Batches) -> int:
+    """How many tokens documents have: all places but the padding of the last block."""
+    segments_NT = blocks.arrays["segments_BT"]
+    return segments_NT.size - int((segments_NT[-1] == 0).sum())
 
 
 def check_batches(name: str, batch_size: int, num_micro_batches: int, num_devices: int) -> None:

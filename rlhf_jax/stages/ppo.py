@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.data.batches import lm_batches, prompt_batches
-from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.batches import prompt_batches
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec, truncates
 from rlhf_jax.inference.packing import row_bucket, rows_needed
@@ -40,6 +40,7 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
 from rlhf_jax.stages.configuration import require, require_divides
+from rlhf_jax.stages.language import corpus_batches
 from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses, sampler_gap
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
@@ -202,7 +203,7 @@ def run(config: Config, workdir: str) -> None:
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir), tokenizer,
         prompt_length=config.data.prompt_length, batch_size=config.ppo.batch_size, seed=config.seed,
     )  # fmt: skip
-    ptx = _ptx_stream(config, policy.model.context_length, tokenizer)
+    ptx = _ptx_stream(config, space, policy.model.context_length)
     space.announce(config, {"policy": params["policy"], "value": params["value"], "base": base}, _arithmetic(config))
 
     draw = jax.jit(partial(
@@ -451,14 +452,13 @@ def initial_state(config: Config, params: Params, optimizer: optax.GradientTrans
     return init_state(params, optimizer, extras)
 
 
-def _ptx_stream(config: Config, context_length: int, tokenizer: Any) -> Callable[[int], Any] | None:
+def _ptx_stream(config: Config, space: Workspace, context_length: int) -> Callable[[int], Any] | None:
     """Pretraining blocks for every minibatch of an update, stacked along the scan's axis; its own stream and seed."""
     if not config.ppo.ptx_coef:
         return None
-    documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
     per_update = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
-    batches = lm_batches(
-        documents, tokenizer, context_length=context_length,
+    batches = corpus_batches(
+        space, config.data.documents, "train", data_dir=config.data.data_dir, context_length=context_length,
         batch_size=config.ppo.ptx_batch_size * per_update, seed=config.seed + 1, mask_documents=False,
     )  # fmt: skip
 

@@ -2,25 +2,35 @@
 
     L = -(1/N) Σ_t log π(x_t | x_<t)  [ + z_loss_coef log² Z ]     (Radford 2018 eq. 1; Brown 2020; Chowdhery 2022 §5)
 
-Documents are tokenised, joined by the end-of-text token and cut into blocks of the context length; no token is lost. The
-tokenizer is trained on the same documents, or taken from a folder, and travels with the checkpoint from then on.
+Documents are tokenised, joined by the end-of-text token and cut into blocks of the context length; no token is lost. They
+are read one by one and the blocks written to the workdir, so that a corpus may be larger than the memory. The tokenizer is
+trained on the same documents, or taken from a folder, and travels with the checkpoint from then on.
 
 Left out on purpose: batch-size ramps, curriculum, deduplication (do that to the data).
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 
-from rlhf_jax.data.batches import lm_batches
+from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Document
-from rlhf_jax.data.sources import load
+from rlhf_jax.data.sources import stream
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe, train_words
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.language import check_batches, document_batch, language_loss, mean_nll, weigh_tokens
+from rlhf_jax.stages.language import (
+    check_batches,
+    corpus_batches,
+    document_batch,
+    language_loss,
+    mean_nll,
+    num_tokens,
+    weigh_tokens,
+)
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
@@ -80,7 +90,7 @@ def run(config: Config, workdir: str) -> None:
     config = replace(config, model=config.mesh.run_as(config.model))
     check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.batch_shards)
     check_model(config.model, space.mesh)
-    documents = load(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
+    documents = stream(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
     tokenizer = space.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
     require(tokenizer.num_ids == config.model.vocab_size,
             f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
@@ -90,13 +100,11 @@ def run(config: Config, workdir: str) -> None:
     optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
     params = init_params(model, jax.random.fold_in(key, 1 << 30))
     state = space.place_state(init_state(params, optimizer))
-    batches = _batches(config, documents, tokenizer)
-    held_out = load(config.data.documents, Document, split="validation", data_dir=config.data.data_dir)
-    validation = _batches(config, held_out, tokenizer)
+    batches, validation = (_blocks(config, space, split) for split in ("train", "validation"))
     space.announce(config, {"model": params}, (
         f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
         f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
-        f"{int((batches.arrays['segments_BT'] > 0).sum()):,} tokens"
+        f"{num_tokens(batches):,} tokens"
     ))  # fmt: skip
 
     update = space.compile_update(make_supervised_update(
@@ -119,16 +127,16 @@ def run(config: Config, workdir: str) -> None:
     )  # fmt: skip
 
 
-def make_tokenizer(config: TokenizerConfig, documents: Any) -> Tokenizer:
+def make_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> Tokenizer:
     """Train or read the tokenizer that the config names."""
     if config.kind == "folder":
         return load_tokenizer(config.path)
-    texts = [document.text for document in documents]
+    texts = (document.text for document in documents)
     return train_words(texts) if config.kind == "words" else train_bpe(texts, config.vocab_size)
 
 
-def _batches(config: Config, documents: Any, tokenizer: Tokenizer) -> Any:
-    return lm_batches(
-        documents, tokenizer, context_length=config.model.context_length, batch_size=config.pretrain.batch_size,
-        seed=config.seed, mask_documents=config.data.mask_documents,
+def _blocks(config: Config, space: Workspace, split: str) -> Batches:
+    return corpus_batches(
+        space, config.data.documents, split, data_dir=config.data.data_dir, context_length=config.model.context_length,
+        batch_size=config.pretrain.batch_size, seed=config.seed, mask_documents=config.data.mask_documents,
     )  # fmt: skip

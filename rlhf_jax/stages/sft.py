@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.data.batches import Batches, demonstration_batches, lm_batches, prompt_batches
+from rlhf_jax.data.batches import Batches, demonstration_batches, prompt_batches
 from rlhf_jax.data.packing import PackedDemonstrations
-from rlhf_jax.data.records import Demonstration, Document, Prompt
+from rlhf_jax.data.records import Demonstration, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
@@ -30,7 +30,7 @@ from rlhf_jax.maths.masking import length_mask, value
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import LoraConfig, join, start
 from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.language import check_batches, document_batch, language_loss, mean_nll, weigh_tokens
+from rlhf_jax.stages.language import check_batches, corpus_batches, document_batch, language_loss, mean_nll, weigh_tokens
 from rlhf_jax.stages.monitor import Monitor, monitor_hooks
 from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
 from rlhf_jax.training.gradients import make_supervised_update
@@ -157,9 +157,9 @@ def _mixed(config: Config, space: Workspace, packed: PackedDemonstrations) -> Ca
     sft, data = config.sft, config.data
     if not sft.document_rows:
         return packed.batch
-    documents = lm_batches(
-        load(data.documents, Document, split="train", data_dir=data.data_dir), space.tokenizer,
-        context_length=sft.row_length, batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
+    documents = corpus_batches(
+        space, data.documents, "train", data_dir=data.data_dir, context_length=sft.row_length,
+        batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
     )  # fmt: skip
 
     def mixed(step: int) -> dict[str, Any]:

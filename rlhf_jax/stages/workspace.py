@@ -32,6 +32,7 @@ from rlhf_jax.training.state import TrainState, from_checkpoint
 from rlhf_jax.training.vocabulary import check_tokenizer
 
 Params = Any
+CORPUS = "corpus"  # folder of tokenised documents
 # Groups that may change between a run and its continuation, but for these fields: they decide where and how often, not what is
 # computed.
 _ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
@@ -308,7 +309,8 @@ def claim(folder: Path, config: Any) -> None:
         old = json.loads(path.read_text())
         changed = differences(_fixed(old["config"]), _fixed(new["config"]))
         if changed and checkpoints.latest_step(folder) is None:  # it was refused or died early: nothing to protect
-            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+            for made in ("tokenizer", CORPUS):
+                shutil.rmtree(folder / made, ignore_errors=True)
         elif changed:
             raise ValueError(
                 f"{folder} was begun with another config:\n  " + "\n  ".join(changed)
