@@ -168,6 +168,6 @@ def figure(table: Table) -> Figure:
         one.axhline(0, color="#bbb", lw=0.8, zorder=0)
         one.spines[["top", "right"]].set_visible(False)
     axes[0, 0].legend(frameon=False, fontsize=8)
-    made.suptitle("Best of n: the proxy rises, gold rises and falls", fontsize=12)
+    made.suptitle("Best of n: gold and proxy", fontsize=12)
     made.tight_layout()
     return made

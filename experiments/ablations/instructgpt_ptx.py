@@ -140,6 +140,6 @@ def figure(table: Table) -> Figure:
     axes[0, 0].set_ylabel("pretraining loss, nats/token")
     axes[1, 0].set_ylabel("gold, SD of SFT")
     axes[0, 0].legend(frameon=False, fontsize=8)
-    made.suptitle("The alignment tax: a pretraining mix removes it, a KL penalty does not", fontsize=11)
+    made.suptitle("The alignment tax under a pretraining mix and under a KL penalty", fontsize=11)
     made.tight_layout()
     return made

@@ -104,7 +104,7 @@ def figure(table: Table) -> Figure:
     for exact, label in ((cloning_cost, "closed forms"), (recovering_cost, "_")):
         axes.plot(horizons, [exact(FOG / 2, int(horizon)) for horizon in horizons], "k--", lw=0.8, label=label)
     axes.set(xscale="log", yscale="log", xlabel="horizon T", ylabel="cost J of the learned policy", xticks=horizons,
-             title="Errors compound where the learner sees only the expert's states")  # fmt: skip
+             title="Cost of what is learned, over the horizon")  # fmt: skip
     axes.set_xticks(horizons, [str(horizon) for horizon in horizons])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)
