@@ -137,6 +137,18 @@ def test_blocks_on_disk_are_written_once_and_whole(words, tmp_path, monkeypatch)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
+def test_blocks_on_disk_that_were_cut_in_another_way_are_an_error(words, tmp_path):
+    pack(words, ["a b c d e"], folder=tmp_path / "corpus")
+    for changes, message in (
+        ({"context_length": 2}, "corpus: blocks with context_length 4, expected 2; delete the folder"),
+        ({"mask_documents": True}, "mask_documents False, expected True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack(words, ["a b c d e"], folder=tmp_path / "corpus", **changes)
+    with pytest.raises(ValueError, match="blocks with tokenizer "):
+        pack(train_words(["a b"]), ["a b c d e"], folder=tmp_path / "corpus")
+
+
 def test_packing_with_padding_like_the_end(words, pad_is_eos):
     data = pack(pad_is_eos, ["a b", "a", "a b c d"], mask_documents=True)
     assert data.arrays["tokens_BT"].tolist() == [[9, 5, 1, 9], [1, 9, 5, 6], [7, 1, 1, 1]]

@@ -17,11 +17,13 @@ Left out on purpose: worker processes.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -86,14 +88,19 @@ def lm_batches(
 
     With a `folder` the blocks are written there and read from there, batch by batch: neither documents nor tokens are held in
     memory. A folder that exists holds the blocks already, and `docs` are not read again.
+
+    Raises:
+        ValueError: if there are no documents, or the blocks in `folder` were cut in another way.
     """
     _check_length(context_length)
     if folder is None:
         tokens, starts = (np.concatenate(parts) for parts in zip(*_laid(docs, tokenizer), strict=True))
         blocks = _blocks(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
     else:
+        cut = {"context_length": context_length, "mask_documents": mask_documents, "tokenizer": tokenizer.fingerprint()}
         if not folder.exists():
-            _write_blocks(docs, tokenizer, folder, context_length, mask_documents)
+            _write_blocks(docs, tokenizer, folder, cut)
+        _check_blocks(folder, cut)
         blocks = {name: np.memmap(path, np.int32, "r").reshape(-1, context_length) for name, path in _files(folder).items()}
     return Batches(blocks, Dropped(0, {}), batch_size=batch_size, seed=seed)
 
@@ -124,8 +131,9 @@ def _blocks(tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask
     return {"tokens_BT": tokens_NT, "segments_BT": count_NT}
 
 
-def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, size: int, mask_documents: bool) -> None:
-    """A file of int32 for each array, in a folder that appears when they are whole."""
+def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, cut: dict[str, Any]) -> None:
+    """A file of int32 for each array, and how they were cut, in a folder that appears when they are whole."""
+    size, mask_documents = cut["context_length"], cut["mask_documents"]
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -141,7 +149,15 @@ def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, 
             for file, rows in zip(files, blocks.values(), strict=True):
                 rows.tofile(file)
             tokens, starts = tokens[end:], starts[end:]
+    (unfinished / "cut.json").write_text(json.dumps(cut))
     unfinished.rename(folder)
+
+
+def _check_blocks(folder: Path, cut: dict[str, Any]) -> None:
+    found = json.loads((folder / "cut.json").read_text())
+    for name, value in cut.items():
+        if found[name] != value:
+            raise ValueError(f"{folder}: blocks with {name} {found[name]}, expected {value}; delete the folder or use another")
 
 
 def _files(folder: Path) -> dict[str, Path]:
