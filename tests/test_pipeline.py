@@ -219,6 +219,17 @@ def test_a_parent_is_run_as_the_mesh_says(tour, tmp_path):
         main.run({**plan, "mesh": tour.plans["sft"]["mesh"]}, str(folder))
 
 
+def test_a_folder_from_before_a_mesh_could_change_the_rounding_goes_on(tour, tmp_path):
+    folder = beside(tour, tmp_path, "sft")
+    plan = json.loads(json.dumps(tour.plans["sft"]))
+    main.run(plan, str(folder))
+    before = json.loads((folder / "config.json").read_text())
+    del before["config"]["mesh"]["compute_dtype"]
+    (folder / "config.json").write_text(json.dumps(before))
+    main.run(plan, str(folder))
+    assert is_complete(folder)
+
+
 def test_a_changed_parent_is_refused(tour, tmp_path):
     folder = beside(tour, tmp_path, "sft")
     shutil.copytree(tour.workdir / "sft", folder)

@@ -33,9 +33,9 @@ from rlhf_jax.training.vocabulary import check_tokenizer
 
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
-# Groups that may change between a run and its continuation, but for these fields: they decide where and how often, not what is
-# computed.
-_ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
+# Groups that may change between a run and its continuation, because they decide where and how often, not what is computed; but
+# for these fields of theirs, with what they are in a folder from before there was such a field.
+_ELASTIC: dict[str, dict[str, Any]] = {"mesh": {"compute_dtype": "as_trained"}, "checkpoint": {}}
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def claim(folder: Path, config: Any) -> None:
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     def fixed(group: str, part: Any) -> Any:
-        return {name: part[name] for name in _ELASTIC[group] if name in part} if group in _ELASTIC else part
+        return {name: part.get(name, absent) for name, absent in _ELASTIC[group].items()} if group in _ELASTIC else part
 
     return {group: fixed(group, part) for group, part in config.items()}
 
