@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 
 from experiments.ablations import algorithms, decoding, gpt3_few_shot, pad_is_eos, palm_architecture
 from experiments.ablations.shared import base, beside
+from experiments.menagerie import reward
 from rlhf_jax.apps.ablation import Table
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.dropping import Dropped
@@ -13,7 +15,7 @@ from rlhf_jax.models.config import num_params
 
 @pytest.mark.parametrize("size", ["tiny", "default", "large"])
 def test_algorithms_start_alike_and_see_equally_many_samples(size):
-    runs = {name: algorithms.algorithm(size, 1, name) for name in algorithms.TRAINED}
+    runs = {name: algorithms.algorithm(size, 1, name) for name in (*algorithms.ONLINE, *algorithms.OFFLINE)}
     assert {run.config.init.policy for run in runs.values()} == {"../../../base/seed1/sft"}
     episodes = set()
     for name in algorithms.ONLINE:
@@ -27,7 +29,21 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
     assert len(episodes) == 1
     for name in algorithms.OFFLINE:
         assert runs[name].config.data.comparisons == beside(base(1, "reward"), runs[name].folder)
-    assert len({run.folder for run in runs.values()}) == len(algorithms.TRAINED) == 10
+    reward_1, ppo_1, reward_2, ppo_2 = algorithms.runs_of(size, 1, algorithms.ITERATED)
+    assert episodes == {ppo_1.config.ppo.total_episodes + ppo_2.config.ppo.total_episodes}
+    labelled = reward.get_config(size).labelling.num_prompts
+    assert labelled == reward_1.config.labelling.num_prompts + reward_2.config.labelling.num_prompts
+    for policy, rewarded in ((ppo_1, reward_1), (ppo_2, reward_2)):
+        assert policy.config.init.to_dict() == {"policy": "../../../../base/seed1/sft", "value": "reward",
+                                                "reward": beside(rewarded.folder, policy.folder)}  # fmt: skip
+        assert rewarded.config.init.policy == policy.config.init.policy
+    assert (reward_2.config.init.sampler, reward_2.config.data.earlier) == ("../ppo_1", ("../reward_1",))
+    assert len({run.folder for run in runs.values()}) == len(algorithms.TRAINED) - 1 == 10
+
+
+def test_every_algorithm_has_a_colour_of_its_own():
+    names = (algorithms.BEST, *algorithms.TRAINED)
+    assert len({to_hex(algorithms._colour(name)) for name in names}) == len(names)
 
 
 def test_changed_blocks_have_as_many_parameters():

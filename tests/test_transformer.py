@@ -149,6 +149,12 @@ def test_dict_round_trip_is_strict():
         from_dict(values)
 
 
+def test_a_checkpoint_from_before_a_field_is_read():
+    values = to_dict(FAMILIES["palm"])
+    assert values.pop("attention") == "plain"
+    assert from_dict(values) == FAMILIES["palm"]
+
+
 # The function itself.
 
 

@@ -1,9 +1,11 @@
-"""PPO and what was proposed instead of it (E28): eleven algorithms with one reward model, at equal samples.
+"""PPO and what was proposed instead of it (E28): twelve algorithms, at equal samples and equal labels.
 
     python -m rlhf_jax.apps.reproduce algorithms --seeds=3
 
 On-policy ones see as many of their own responses as PPO, scored by the seed's reward model; DPO, IPO and KTO see the rankings
-from which that reward model was made, and nothing else; best-of-n trains nothing. Every config is the one of
+from which that reward model was made, and nothing else; best-of-n trains nothing. Iterated PPO halves labels and samples: PPO
+against a reward model of half the rankings, then once more from SFT against one of these and as many rankings of the first
+policy's answers; its proxy is measured by the same reward model as all others'. Every config is otherwise the one of
 experiments/menagerie as it stands. A coefficient weighs different things in different losses, so that gold at equal KL, in
 the left panel, compares better than the ends do. Beside another job, one core each, a seed's PPO took 80 s, the other
 on-policy runs 50 to 60 s and DPO 207 s, so that a seed takes about 20 minutes beyond the base.
@@ -19,8 +21,8 @@ from matplotlib.figure import Figure
 
 from experiments.ablations.instructgpt_ptx import panel_of
 from experiments.ablations.measures import Panel, best_of_n_curves, examine_steps, last, metrics, proxy_scores, sft_pool
-from experiments.ablations.shared import base, base_runs, beside, pick
-from experiments.menagerie import dpo, dr_grpo, expert_iteration, grpo, ipo, kto, online_dpo, ppo, reinforce, rloo
+from experiments.ablations.shared import base, base_runs, beside, pick, ppo_run
+from experiments.menagerie import dpo, dr_grpo, expert_iteration, grpo, ipo, iterated, kto, online_dpo, ppo, reinforce, rloo
 from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, mark_seed
 from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.training.checkpoints import all_steps
@@ -28,11 +30,33 @@ from rlhf_jax.training.checkpoints import all_steps
 ONLINE = {"PPO": ppo, "REINFORCE": reinforce, "RLOO": rloo, "GRPO": grpo, "Dr. GRPO": dr_grpo, "online DPO": online_dpo,
           "expert iteration": expert_iteration}  # fmt: skip
 OFFLINE = {"DPO": dpo, "IPO": ipo, "KTO": kto}
-TRAINED = (*ONLINE, *OFFLINE)
+ITERATED = "iterated PPO"
+TRAINED = (*ONLINE, *OFFLINE, ITERATED)
 BEST = "best of n"
 BEST_N = 16  # in the right panels; the left one has all n
 ACCURACY = "validation/accuracy_heldout"
 COLUMNS = {"gold": "gold, SD of SFT", "proxy": "proxy, SD of SFT", "kl": "KL from SFT, nats", "nll": "pretraining loss, nats"}
+
+
+def runs_of(size: str, seed: int, name: str) -> list[Run]:
+    """What an algorithm trains, in order; the last one is its policy."""
+    return rounds(size, seed) if name == ITERATED else [algorithm(size, seed, name)]
+
+
+def rounds(size: str, seed: int) -> list[Run]:
+    """reward_1, ppo_1, reward_2, ppo_2 of menagerie/iterated.py on the seed's base; the last policy keeps half-way, too."""
+    stages = iterated.get_config(size).stages
+    runs = []
+    for n in range(1, iterated.ROUNDS + 1):
+        labelled = Run(f"algorithms/seed{seed}/iterated/reward_{n}", stages[f"reward_{n}"])
+        labelled.config.seed = seed
+        labelled.config.init.policy = beside(base(seed, "sft"), labelled.folder)
+        policy = ppo_run(size, seed, f"algorithms/seed{seed}/iterated/ppo_{n}", reward_folder=labelled.folder)
+        settings = policy.config.ppo
+        settings.total_episodes //= iterated.ROUNDS
+        policy.config.checkpoint.update({"save_every": settings.total_episodes // settings.batch_size // 2, "keep": 2})
+        runs += [labelled, policy]
+    return runs
 
 
 def algorithm(size: str, seed: int, name: str) -> Run:
@@ -51,7 +75,7 @@ def algorithm(size: str, seed: int, name: str) -> Run:
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """Ten runs a seed."""
+    """A run a seed for every algorithm that trains, and four for the rounds of iterated PPO."""
     panel = panel_of(size)
     pool = Panel(size, pick(size, tiny=8, default=64, large=256), pick(size, tiny=16, default=256, large=1024), 1, 8)
     runs: list[Run] = []
@@ -66,9 +90,10 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             _measurement(seed, BEST, partial(best, panel=pool, seed=seed), (sft, rewards), pool),
         ]
         for name in TRAINED:
-            run = algorithm(size, seed, name)
-            runs.append(run)
-            measurements.append(_measurement(seed, name, partial(asked, folder=run.folder), (run.folder, rewards, sft), panel))
+            trained = runs_of(size, seed, name)
+            runs += trained
+            policy = trained[-1].folder
+            measurements.append(_measurement(seed, name, partial(asked, folder=policy), (policy, rewards, sft), panel))
     papers = "Ahmadian et al. 2024; Shao et al. 2024; Rafailov et al. 2023; Guo et al. 2024"
     notes = f"Right: best of n with n = {BEST_N}; it has no weights of its own, hence no loss."
     return Ablation(papers, seeds, runs, measurements, CRITERIA, figure, notes)
@@ -194,7 +219,7 @@ CRITERIA = (
 
 
 def _colour(name: str) -> Any:
-    return "#000" if name == BEST else plt.get_cmap("tab10")(TRAINED.index(name))
+    return {BEST: "#000", ITERATED: "#0b2e59"}.get(name) or plt.get_cmap("tab10")(TRAINED.index(name))
 
 
 def _ranks(table: Table) -> Sequence[str]:

@@ -305,11 +305,16 @@ def to_dict(config: TransformerConfig) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+# Fields that descriptions did not have from the start, with what every model was before.
+_ADDED = {"attention": "plain"}
+
+
 def from_dict(values: dict[str, Any]) -> TransformerConfig:
     """Read what `to_dict` wrote; raises ValueError that lists every missing and every unknown field.
 
-    A description by an older version lacks fields: nothing is guessed, the version that wrote it reads it.
+    Older checkpoints lack the fields of `_ADDED`, and are as these say; for any other field nothing is guessed.
     """
+    values = _ADDED | values
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     missing, unknown = sorted(fields - values.keys()), sorted(values.keys() - fields)
     if missing or unknown:
