@@ -10,7 +10,7 @@ from evaluation_support import config, language_model, prompt, scalar_model, suc
 
 from rlhf_jax.evaluation import likelihood
 from rlhf_jax.evaluation.best_of_n import best_of_n
-from rlhf_jax.evaluation.generate import batch_rows, encode_prompts, generate
+from rlhf_jax.evaluation.generate import encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
     BUCKET,
@@ -82,11 +82,6 @@ def test_a_last_batch_that_is_filled_up_changes_nothing():
     assert five[:4] == draw(PROMPTS[:4])
     assert draw(PROMPTS) == five
     assert draw(PROMPTS, seed=1) != five
-
-
-def test_all_batches_have_one_shape():
-    np.testing.assert_array_equal(batch_rows(5, 2), [[0, 1], [2, 3], [4, 4]])
-    np.testing.assert_array_equal(batch_rows(1, 3), [[0, 0, 0]])
 
 
 def test_samples_of_a_prompt_stay_together():

@@ -19,8 +19,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.instructgpt_ptx import panel_of
-from experiments.ablations.measures import Panel, best_of_n_curves, examine_steps, last, metrics, proxy_scores, sft_pool
+from experiments.ablations.measures import (
+    Panel,
+    best_of_n_curves,
+    examine_steps,
+    last,
+    metrics,
+    panel_of,
+    proxy_scores,
+    sft_pool,
+)
 from experiments.ablations.shared import base, base_runs, beside, pick, ppo_run
 from experiments.menagerie import dpo, dr_grpo, expert_iteration, grpo, ipo, iterated, kto, online_dpo, ppo, reinforce, rloo
 from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, mark_seed

@@ -14,9 +14,8 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from experiments.ablations.instructgpt_ptx import measure_end
-from experiments.ablations.measures import metrics
-from experiments.ablations.shared import base_runs, pick, ppo_run
+from experiments.ablations.measures import measure_end, metrics
+from experiments.ablations.shared import base_runs, pick, policy, ppo_run
 from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
 from rlhf_jax.maths.fits import t_interval
 
@@ -28,9 +27,8 @@ def _set(**values: float | str | bool) -> Callable[[ConfigDict], None]:
     return lambda config: config.ppo.update(values)
 
 
+KL_COEFS = {"quickstart": 0.05, "no KL in the reward": 0.0}  # runs that other ablations have, too
 SWITCHES: dict[str, Callable[[ConfigDict], None]] = {
-    "quickstart": _set(),
-    "no KL in the reward": _set(kl_coef=0.0),
     "k3 in the reward": _set(kl_estimator="k3"),
     "lam 1": _set(lam=1.0),
     "penalty subtracted": _set(missing_eos_mode="subtract"),
@@ -52,11 +50,13 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             runs.append(run)
             measurements.append(Measurement(f"seed{seed}-adam-{style}", {"seed": seed, "adam": style}, (run.folder,), {},
                                             partial(early, folder=run.folder)))  # fmt: skip
+        switched = {name: policy(size, seed, kl_coef=kl_coef, ptx_coef=0.0) for name, kl_coef in KL_COEFS.items()}
         for name, switch in SWITCHES.items():
             run = ppo_run(size, seed, f"implementation_details/seed{seed}/{name.replace(' ', '-')}")
             switch(run.config)
-            runs.append(run)
-            measurements.append(measure_end(size, run, seed, {"switch": name}, start=False))
+            switched[name] = run
+        runs += switched.values()
+        measurements += [measure_end(size, run, seed, {"switch": name}, start=False) for name, run in switched.items()]
     return Ablation("Huang et al. 2023; peers", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -96,7 +96,7 @@ def figure(table: Table) -> Figure:
         draw_seeds(axes[0], table.where(adam=style), "update", "approxkl", colour=colour, label=f"Adam as in {style}")
     axes[0].set(xlabel="updates", ylabel="approxkl", yscale="log", title="Adam's ε")
     axes[0].legend(frameon=False, fontsize=8)
-    places = {name: place for place, name in enumerate(reversed(SWITCHES))}
+    places = {name: place for place, name in enumerate(reversed((*KL_COEFS, *SWITCHES)))}
     rows = Table([{**row, "place": places[str(row["switch"])]} for row in table.rows if "switch" in row])
     for _, part in rows.having("gold").by("switch"):
         axes[1].plot(part.column("gold"), part.column("place"), "o", ms=4, color="#2a3f8f", alpha=0.6)

@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.instructgpt_ptx import measure_end, policy
-from experiments.ablations.shared import base_runs
+from experiments.ablations.measures import measure_end
+from experiments.ablations.shared import base_runs, policy
 from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Run, Table, draw_seeds
 from rlhf_jax.maths.fits import t_interval
 

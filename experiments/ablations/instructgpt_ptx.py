@@ -7,45 +7,18 @@ and PPO with γ = 0 and β up to a hundred times that. The tax is the loss on th
 policy; the gain is gold over it.
 """
 
-from functools import partial
-
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.measures import Panel, examine_steps
-from experiments.ablations.shared import base, base_runs, pick, ppo_run
-from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
+from experiments.ablations.measures import measure_end
+from experiments.ablations.shared import base_runs, policy
+from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Row, Run, Table, draw_seeds
 from rlhf_jax.maths.fits import t_interval
 
 KL_COEF = 0.02
 PTX_COEFS = (0.0, 0.1, 0.3, 1.0, 3.0)
 KL_COEFS = (0.02, 0.1, 0.3, 1.0, 2.0)
-
-
-def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float) -> Run:
-    """PPO with these two coefficients, otherwise as in the quickstart; `instructgpt_kl` shares those without a mix."""
-    run = ppo_run(size, seed, f"ppo/seed{seed}/kl{kl_coef}-ptx{ptx_coef}", ptx=ptx_coef > 0)
-    run.config.ppo.kl_coef = kl_coef
-    if ptx_coef:
-        run.config.ppo.ptx_coef = ptx_coef
-    return run
-
-
-def panel_of(size: str) -> Panel:
-    """What each policy is asked."""
-    return Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 3,
-                 pick(size, tiny=8, default=400, large=4000))  # fmt: skip
-
-
-def measure_end(size: str, run: Run, seed: int, point: Row, *, start: bool) -> Measurement:
-    """The last checkpoint of a policy."""
-    panel, last = panel_of(size), run.config.ppo.total_episodes // run.config.ppo.batch_size
-    ask = partial(examine_steps, panel=panel, seed=seed, folder=run.folder, reward_folder=base(seed, "reward"), steps=[last],
-                  start=start)  # fmt: skip
-    needs = (run.folder, base(seed, "reward"), base(seed, "sft"))
-    settings = {**panel.settings, "last": last, "start": start}
-    return Measurement(run.folder.replace("/", "-"), {"seed": seed, **point}, needs, settings, ask)
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:

@@ -7,15 +7,16 @@ mean at 0 (Gao et al. 2022, section 2.2).
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments.ablations.shared import base
+from experiments.ablations.shared import base, pick
 from experiments.menagerie import evaluate
-from rlhf_jax.apps.ablation import Bench, Row
+from rlhf_jax.apps.ablation import Bench, Measurement, Row, Run
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.menagerie.world import World, make_world
 from rlhf_jax.data.records import Document, Prompt
@@ -51,6 +52,12 @@ class Panel:
     def settings(self) -> dict[str, Any]:
         """As JSON."""
         return asdict(self)
+
+
+def panel_of(size: str) -> Panel:
+    """What each policy is asked."""
+    return Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 3,
+                 pick(size, tiny=8, default=400, large=4000))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -250,6 +257,16 @@ def examine_steps(
     if start:
         paths = {0: bench.folder(base(seed, "sft")), **paths}
     return [{"update": step, **examine(panel, ref, path, proxy, seed=seed)} for step, path in paths.items()]
+
+
+def measure_end(size: str, run: Run, seed: int, point: Row, *, start: bool) -> Measurement:
+    """The last checkpoint of a policy."""
+    panel, last = panel_of(size), run.config.ppo.total_episodes // run.config.ppo.batch_size
+    ask = partial(examine_steps, panel=panel, seed=seed, folder=run.folder, reward_folder=base(seed, "reward"), steps=[last],
+                  start=start)  # fmt: skip
+    needs = (run.folder, base(seed, "reward"), base(seed, "sft"))
+    settings = {**panel.settings, "last": last, "start": start}
+    return Measurement(run.folder.replace("/", "-"), {"seed": seed, **point}, needs, settings, ask)
 
 
 def metrics(folder: Path) -> list[Row]:

@@ -3,6 +3,7 @@
     base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
     base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
     rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
+    ppo/seedS/klβ-ptxγ                    the quickstart's PPO with these coefficients
     NAME/seedS/RUN                        an ablation's own runs
 """
 
@@ -91,6 +92,15 @@ def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_fold
     return Run(folder, config)
 
 
+def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float) -> Run:
+    """PPO with these two coefficients, otherwise as in the quickstart, whose are 0.05 and 0, or 1; all ablations share them."""
+    run = ppo_run(size, seed, f"ppo/seed{seed}/kl{kl_coef}-ptx{ptx_coef}", ptx=ptx_coef > 0)
+    run.config.ppo.kl_coef = kl_coef
+    if ptx_coef:
+        run.config.ppo.ptx_coef = ptx_coef
+    return run
+
+
 def keep_checkpoints(run: Run, every: int) -> list[int]:
     """Have a PPO run keep a checkpoint every so many updates, and return their steps."""
     config: ConfigDict = run.config
@@ -99,4 +109,5 @@ def keep_checkpoints(run: Run, every: int) -> list[int]:
     return sorted({*range(every, updates + 1, every), updates})
 
 
-__all__ = ["TRUNKS", "base", "base_runs", "beside", "keep_checkpoints", "pick", "ppo_run", "reward_model", "reward_run"]
+__all__ = ["TRUNKS", "base", "base_runs", "beside", "keep_checkpoints", "pick", "policy", "ppo_run", "reward_model",
+           "reward_run"]  # fmt: skip

@@ -15,8 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.instructgpt_ptx import policy
-from experiments.ablations.shared import base, base_runs, beside, pick
+from experiments.ablations.shared import base, base_runs, beside, pick, policy
 from experiments.menagerie import evaluate
 from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed
 from rlhf_jax.data.menagerie.world import STEREOTYPE_SHARE

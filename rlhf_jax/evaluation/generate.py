@@ -19,10 +19,10 @@ import numpy as np
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.turns import batch_rows, in_turn
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.models.heads import LanguageModel, Params
-from rlhf_jax.training.hosts import fetch
 
 ROUND = 16  # widths of prompts are multiples of this: few shapes, few compiles
 
@@ -76,11 +76,6 @@ def _left_pad(ids: Sequence[Sequence[int]], pad_id: int, prompt_length: int) -> 
     return Encoded(tokens_NP, mask_NP)
 
 
-def batch_rows(count: int, batch_size: int) -> list[np.ndarray]:
-    """Row numbers of consecutive batches; the last one is filled up by repeating the last row."""
-    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)]
-
-
 def generate(
     model: LanguageModel,
     params: Params,
@@ -132,17 +127,17 @@ def _draw(
     spec: SamplingSpec, response_length: int, batch_size: int, num_samples: int,
 ) -> list[list[Generation]]:  # fmt: skip
     count = len(encoded.tokens_NP)
-    per_batch = max(1, batch_size // num_samples)
-    drawn: list[Samples] = []
-    for index, rows in enumerate(batch_rows(count, per_batch)):
-        drawn.append(
-            sample(
-                model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
-                spec=spec, response_length=response_length, num_samples=num_samples,
-                stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-            )
+
+    def draw(batch: tuple[int, np.ndarray]) -> Samples:
+        index, rows = batch
+        return sample(
+            model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
+            spec=spec, response_length=response_length, num_samples=num_samples,
+            stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
         )  # fmt: skip
-    flat = [generation for samples in drawn for generation in _to_text(tokenizer, jax.tree.map(fetch, samples))]
+
+    drawn = in_turn(draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses")
+    flat = [generation for samples in drawn for generation in _to_text(tokenizer, samples)]
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(count)]
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.generate import batch_rows
+from rlhf_jax.evaluation.turns import batch_rows, in_turn
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
 from rlhf_jax.models import Cache, LanguageModel, Params, ScalarModel, apply, grow_cache, init_cache
 
@@ -52,7 +52,7 @@ def continuation_logps(model: LanguageModel, params: Params, items: Sequence[Con
         cache = _read(model, params, jnp.asarray([prefix], jnp.int32))
         items = [Continuation(item.context[len(prefix) :], item.ids) for item in items]
     compute = functools.partial(_continuation_logps, model, params, cache)
-    return _by_length(compute, items, batch_size, context_length - len(prefix))
+    return _by_length(compute, items, batch_size, context_length - len(prefix), "log-probabilities")
 
 
 def _shared(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
@@ -89,7 +89,7 @@ def _continuation_logps(
 def scores(model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int) -> np.ndarray:
     """The reward model's score of every continuation, read at its last token."""
     _check(items, model.config.context_length)
-    return _by_length(functools.partial(_scores, model, params), items, batch_size, model.config.context_length)
+    return _by_length(functools.partial(_scores, model, params), items, batch_size, model.config.context_length, "scores")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -113,8 +113,9 @@ def block_nll(
     model: LanguageModel, params: Params, tokens_NT: np.ndarray, segments_NT: np.ndarray, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Σ -log π(token t | before) of every row, and how many tokens were predicted in it."""
-    parts = [_block_nll(model, params, tokens_NT[rows], segments_NT[rows]) for rows in batch_rows(len(tokens_NT), batch_size)]
-    nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*jax.device_get(parts), strict=True))
+    parts = in_turn(lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
+                    batch_rows(len(tokens_NT), batch_size), "losses")  # fmt: skip
+    nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*parts, strict=True))
     return nll_N.astype(np.float64), count_N
 
 
@@ -127,24 +128,31 @@ def _block_nll(
 
 
 def _by_length(
-    compute: Callable[..., jax.Array], items: Sequence[Continuation], batch_size: int, context_length: int
+    compute: Callable[..., jax.Array], items: Sequence[Continuation], batch_size: int, context_length: int, what: str
 ) -> np.ndarray:
-    """One number per item, in the order of the items; `compute` sees batches of one padded length, equal items once."""
+    """One number per item, in the order of the items; `compute` sees batches of one padded length, equal items once.
+
+    The longest come first: what does not fit into the memory fails at once.
+    """
     keys = [(tuple(item.context), tuple(item.ids)) for item in items]
     once = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(once) < len(items):  # arguments that stand in many pairs
-        values = _by_length(compute, [Continuation(*key) for key in once], batch_size, context_length)
+        values = _by_length(compute, [Continuation(*key) for key in once], batch_size, context_length, what)
         return values[[once[key] for key in keys]]
     length_N = np.array([len(item.context) + len(item.ids) for item in items])
     padded_N = np.minimum(-(-length_N // BUCKET) * BUCKET, context_length)
-    found, computed = [], []
-    for size in np.unique(padded_N):
+    batches = []
+    for size in np.unique(padded_N)[::-1]:
         members = np.flatnonzero(padded_N == size)
-        for rows in batch_rows(len(members), batch_size):
-            found.append(members[rows])
-            computed.append(compute(*_pad([items[n] for n in members[rows]], int(size))))
+        batches += [(members[rows], int(size)) for rows in batch_rows(len(members), batch_size)]
+
+    def padded(batch: tuple[np.ndarray, int]) -> jax.Array:
+        members, size = batch
+        return compute(*_pad([items[n] for n in members], size))
+
+    computed = in_turn(padded, batches, what)
     result_N = np.empty(len(items))
-    result_N[np.concatenate(found)] = np.concatenate(jax.device_get(computed))
+    result_N[np.concatenate([members for members, _ in batches])] = np.concatenate(computed)
     return result_N
 
 

@@ -189,12 +189,13 @@ class Progress:
         rate = (step - self._start) / seconds if seconds > 0 else 0.0
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
         parts = [f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"]
-        parts += [f"{_clock(left)} left"] if 0 < left < math.inf else []
+        parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
         parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
         return ", ".join(parts)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as minutes:seconds, or hours:minutes:seconds."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

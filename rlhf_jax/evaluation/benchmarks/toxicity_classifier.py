@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.evaluation.generate import batch_rows
+from rlhf_jax.evaluation.turns import batch_rows, in_turn
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 LENGTH = 100
@@ -50,8 +50,8 @@ class Classifier:
         if not texts:
             return np.zeros(0)
         ids_NT = np.array([word_ids(self.place, one) for one in texts], np.int32)
-        parts = [_toxicity(dict(self.weights), ids_NT[rows]) for rows in batch_rows(len(texts), BATCH)]
-        return np.concatenate(jax.device_get(parts))[: len(texts)].astype(np.float64)
+        parts = in_turn(lambda rows: _toxicity(dict(self.weights), ids_NT[rows]), batch_rows(len(texts), BATCH), "toxicities")
+        return np.concatenate(parts)[: len(texts)].astype(np.float64)
 
 
 def load_classifier(folder: str) -> Classifier:
