@@ -10,6 +10,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from experiments.ablations import (
@@ -19,10 +20,11 @@ from experiments.ablations import (
     gao_best_of_n,
     gpt3_few_shot,
     instructgpt_labelers,
+    instructgpt_win_rates,
     ppo_table1,
     truthfulness_toxicity_bias,
 )
-from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, sft_pool
+from experiments.ablations.measures import Panel, examine_steps, metrics, proxy_scores, reference, sft_pool
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
 from rlhf_jax.apps import reproduce
@@ -252,6 +254,7 @@ CONSTANTS = {
     "decisions": 100, "after_error_count": 40, "after_clean_count": 60,
     "chance": 0.25, "finished": 0.9, "length": 12.0, "perplexity": 3.0, "repetition": 0.1, "distinct": 0.2, "different": 0.5,
     "log_z_squared": 0.5, "cached": 64, **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
+    "preferred_low": 0.4, "preferred_high": 0.6,
     "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
     **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
 }  # fmt: skip
@@ -344,6 +347,25 @@ def test_best_of_n_starts_at_zero_and_the_proxy_rises(bases):
     again = proxy_scores(pool, bases / "base/seed0/reward")
     everything = [score[k] for score, which in zip(again, pool.which, strict=True) for k in which]
     assert rows[-1]["proxy"] == pytest.approx(sum(max(everything[i : i + 16]) for i in (0, 16, 32)) / 3, abs=1e-5)
+
+
+def test_the_prefix_whose_answers_score_highest_stands_before_every_prompt(bases, monkeypatch):
+    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
+    ref, tried = reference(bench, panel, 0), []
+    draw = instructgpt_win_rates.draw_answers
+    monkeypatch.setattr(instructgpt_win_rates, "draw_answers", lambda *told: tried.append(told[1].prompts) or draw(*told))
+    monkeypatch.setattr(instructgpt_win_rates, "make_proxy", lambda *_: lambda said: np.array([len(tried) % 3, 0.0]))
+    prefix = instructgpt_win_rates.best_prefix(bench, ref, panel, 0)
+    assert len(tried) == instructgpt_win_rates.PREFIXES
+    assert [prompt.messages[: len(prefix)] for prompt in tried[1]] == [tuple(prefix)] * 4  # 1, 2, 0, 1, ...: the second is best
+    assert [prompt.messages[-1] for prompt in tried[0]] != [prompt.messages[-1] for prompt in ref.asked.prompts]  # validation
+    told = {"panel": panel, "seed": 0, "folder": "base/seed0/pretrain"}
+    (plain,), (prompted,) = (instructgpt_win_rates.judged(bench, **told, prompted=prompted) for prompted in (False, True))
+    assert len(tried) == instructgpt_win_rates.PREFIXES + 2, "the competition is held once"
+    assert tried[-2] == ref.asked.prompts
+    assert [prompt.messages for prompt in tried[-1]] == [(*prefix, *prompt.messages) for prompt in ref.asked.prompts]
+    for row in (plain, prompted):
+        assert row["preferred_low"] <= row["preferred"] <= row["preferred_high"]
 
 
 def test_the_supervised_policy_is_at_distance_zero_of_itself(bases):

@@ -23,13 +23,12 @@ from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, judges, win_rate
-from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.exam import take
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
 from rlhf_jax.evaluation.likelihood import Continuation, scores
 from rlhf_jax.evaluation.measure import PLAIN, Candidate, continuations
-from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
 from rlhf_jax.models.heads import ScalarModel
 from rlhf_jax.stages.entrants import find, load_language_model, load_scalar_model, load_tokenizer_of
@@ -64,6 +63,7 @@ def panel_of(size: str) -> Panel:
 class Asked:
     """The panel's world, prompts and documents, and how answers are drawn."""
 
+    size: str
     world: World
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
@@ -78,6 +78,7 @@ def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     return Asked(
+        panel.size,
         make_world(data.world.removeprefix("menagerie/")),
         take("num_prompts", panel.num_prompts, fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)),
         take("corpus_documents", panel.corpus_documents, documents), tokenizer,
@@ -184,16 +185,29 @@ def reference(bench: Bench, panel: Panel, seed: int) -> Reference:
     asked, policy = ask(panel, load_tokenizer_of(one)), load_language_model(one)
 
     def draw() -> dict[str, Any]:
-        return {"answers": _answers(policy, asked, panel, seed)}
+        return {"answers": draw_answers(policy, asked, panel, seed)}
 
     kept, _ = bench.cache.get(f"seed{seed}", "reference", {**panel.settings, "policy": one.meta.fingerprint}, draw)
     answers = [[Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["answers"]]
     return Reference(asked, policy, answers, judges.judge(asked.world, asked.prompts, answers).total_NS)
 
 
-def _answers(policy: Candidate, asked: Asked, panel: Panel, seed: int, spec: SamplingSpec = PLAIN) -> list[list[Generation]]:
-    return generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(1000 + seed), spec=spec,
+def draw_answers(policy: Candidate, asked: Asked, panel: Panel, seed: int) -> list[list[Generation]]:
+    """A policy's answers to the panel's prompts."""
+    return generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(1000 + seed), spec=PLAIN,
                     num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
+
+
+def opinions(panel: Panel, ref: Reference, answers: list[list[Generation]], seed: int) -> dict[str, Estimate]:
+    """Gold in SD of the supervised policy's answers, and held-out labelers' preference over these."""
+    world, prompts = ref.asked.world, ref.asked.prompts
+    total_NS = judges.judge(world, prompts, answers).total_NS
+    prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
+    gold = ((total_NS - ref.total_NS.mean()) / ref.total_NS.std()).ravel()
+    preference_NSL = judges.labeler_preferences(world, prompts, answers, ref.answers,
+                                                labelers_per_prompt=panel.labelers_per_prompt, seed=seed)  # fmt: skip
+    return {"gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
+            "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -220,23 +234,18 @@ def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, se
     """Gold, proxy, KL, held-out labelers' preference over the supervised policy, and the loss on the corpus, with intervals."""
     asked = ref.asked
     policy = load_language_model(find(policy_path, str(policy_path)))
-    answers = _answers(policy, asked, panel, seed)
-    total_NS = judges.judge(asked.world, asked.prompts, answers).total_NS
+    answers = draw_answers(policy, asked, panel, seed)
     said = continuations(asked.tokenizer, asked.prompts, answers)
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
     kl = sequence_kl(policy, ref.policy, said, batch_size=256)
-    preference_NSL = judges.labeler_preferences(asked.world, asked.prompts, answers, ref.answers,
-                                                labelers_per_prompt=panel.labelers_per_prompt, seed=seed)  # fmt: skip
     nll, tokens = corpus_nll(
         policy.model, policy.params, asked.tokenizer, asked.documents,
         context_length=policy.model.config.context_length, batch_size=64, mask_documents=False,
     )  # fmt: skip
-    spread = ref.total_NS.std()
     measured = {
-        "gold": estimates.clustered_mean(((total_NS - ref.total_NS.mean()) / spread).ravel(), prompt_M, BOOTSTRAP),
+        **opinions(panel, ref, answers, seed),
         "proxy": estimates.clustered_mean(proxy(said), prompt_M, BOOTSTRAP),
         "kl": estimates.clustered_mean(kl, prompt_M, BOOTSTRAP),
-        "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP),
         "nll": estimates.ratio(nll, tokens, BOOTSTRAP),
     }
     length = float(np.mean([one.length for few in answers for one in few]))

@@ -3,7 +3,7 @@
     base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
     base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
     rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
-    ppo/seedS/klβ-ptxγ                    the quickstart's PPO with these coefficients
+    ppo/seedS/[TRUNK-]klβ-ptxγ            the quickstart's PPO with these coefficients
     NAME/seedS/RUN                        an ablation's own runs
 """
 
@@ -92,9 +92,14 @@ def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_fold
     return Run(folder, config)
 
 
-def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float) -> Run:
-    """PPO with these two coefficients, otherwise as in the quickstart, whose are 0.05 and 0, or 1; all ablations share them."""
-    run = ppo_run(size, seed, f"ppo/seed{seed}/kl{kl_coef}-ptx{ptx_coef}", ptx=ptx_coef > 0)
+def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float, trunk: str = "m") -> Run:
+    """PPO with these two coefficients, otherwise as in the quickstart, whose are 0.05 and 0, or 1; all ablations share them.
+
+    A smaller trunk is that of the policy alone: the reward model and the value function are the largest.
+    """
+    name = f"kl{kl_coef}-ptx{ptx_coef}" if trunk == "m" else f"{trunk}-kl{kl_coef}-ptx{ptx_coef}"
+    run = ppo_run(size, seed, f"ppo/seed{seed}/{name}", ptx=ptx_coef > 0)
+    run.config.init.policy = beside(base(seed, "sft", trunk), run.folder)
     run.config.ppo.kl_coef = kl_coef
     if ptx_coef:
         run.config.ppo.ptx_coef = ptx_coef

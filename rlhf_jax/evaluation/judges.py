@@ -5,7 +5,7 @@
     labelers    for each prompt some of the ten labelers who gave no training label prefer one response
                 of two, or neither (Ouyang et al. 2022, section 4.1: held-out labelers)
 
-Left out on purpose: real people; `apps/` has a labelling page for them.
+Left out on purpose: real people.
 """
 
 from collections.abc import Sequence
