@@ -90,12 +90,18 @@ def _program(agent: Agent, penalty: bool) -> Any:
     return over_seeds(partial(train, agent, penalty=penalty))
 
 
+def labels(table: Table) -> list[str]:
+    """The losses of a table, in the paper's order."""
+    present = table.values("loss")
+    return [label for label in ROWS if label in present]
+
+
 def normalised(table: Table) -> Table:
     """The rows of ROWS with their `score`; what diverged, and so earned nothing that can be told, scores as the untrained."""
     rows: list[Row] = []
     for _, part in table.by("environment"):
         zero = part.where(loss=UNTRAINED).column("return").mean()
-        best = max(float(np.nanmean(part.where(loss=label).column("return"))) for label in ROWS)
+        best = max(float(np.nanmean(part.where(loss=label).column("return"))) for label in labels(table))
         for row in part.rows:
             if row.get("loss", UNTRAINED) != UNTRAINED:
                 rows.append({**row, "score": (float(row["return"]) - zero) / (best - zero) if "return" in row else 0.0})
@@ -117,7 +123,7 @@ def unclipped_fails(table: Table) -> Finding:
 
 def clip_is_good(table: Table) -> Finding:
     """Clip 0.2 against the best row, seed by seed."""
-    means = {label: float(of_seeds(table, label).mean()) for label in ROWS}
+    means = {label: float(of_seeds(table, label).mean()) for label in labels(table)}
     best = max(means, key=lambda label: means[label])
     behind = of_seeds(table, best) - of_seeds(table, CLIP)
     error = behind.std(ddof=1) / np.sqrt(behind.size) if behind.size > 1 else 0.0
@@ -152,8 +158,8 @@ def figure(table: Table) -> Figure:
     """The paper's table as dots: mean normalised score of every row, and how far its updates go."""
     made, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), sharey=True, width_ratios=(3, 2))
     scored = normalised(table)
-    for y, (label, (paper, _, _)) in enumerate(ROWS.items()):
-        found = t_interval(of_seeds(table, label))
+    for y, label in enumerate(labels(table)):
+        paper, found = ROWS[label][0], t_interval(of_seeds(table, label))
         for seed in table.values("seed"):
             mine = scored.where(loss=label, seed=seed)
             lost = bool(mine.diverged) or not len(mine)
@@ -168,7 +174,7 @@ def figure(table: Table) -> Figure:
         for name, part in scored.where(loss=label).by("environment"):
             right.plot(part.having("kl").column("kl"), [y] * len(part.having("kl")), ".", alpha=0.6,
                        color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")  # fmt: skip
-    left.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="mean normalised score", xlim=(-0.6, 1.3))
+    left.set(yticks=range(len(labels(table))), yticklabels=labels(table), xlabel="mean normalised score", xlim=(-0.6, 1.3))
     left.invert_yaxis()
     left.axvline(0, color="#bbb", lw=0.8, zorder=0)
     right.set(xscale="log", xlabel="mean KL(old ‖ new), nats")
