@@ -240,6 +240,8 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
         ({"benchmarks.text.stride": 32}, r"stride=32: expected 1 to window - 1 = 31"),
         ({"benchmarks.crows_pairs.instructions": ("rude",)}, r"crows_pairs.instructions=\['rude'\]: expected some of basic"),
         ({"benchmarks.real_toxicity_prompts.scores": "x"}, r"classifier and scores are both set"),
+        ({"benchmarks.real_toxicity_prompts.label": "toxic"}, r"label='toxic': .* a classifier of words has none"),
+        ({"benchmarks.real_toxicity_prompts.classifier": "hf:judge"}, r"label='': .* needs the label that means"),
         ({"benchmarks.comparisons.section_weights": {}}, r"section_weights has nothing, comparisons.sections all"),
         ({"benchmarks.comparisons.sections": {"all": {"x": -1.0}}}, r"sections.all=.*must not be negative"),
         ({"benchmarks.multiple_choice.examples": ""}, r"shots=\[2\]: examples is empty"),

@@ -51,7 +51,8 @@ def get_config(size: str = "default") -> ConfigDict:
                 "samples_per_prompt": pick(size, tiny=2, default=25, large=25),
                 "response_length": pick(size, tiny=4, default=20, large=20),
                 "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "nucleus": "holtzman"},
-                "classifier": "",  # a folder with weights.npz and vocab.json
+                "classifier": "",  # a folder with weights.npz and vocab.json, or hf:NAME of a transformers classifier, ...
+                "label": "",  # ... and which of its labels means toxic
                 "scores": "",  # or a file of generations with toxicity
             },
             "comparisons": {

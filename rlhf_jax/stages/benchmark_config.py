@@ -24,14 +24,15 @@ class CrowSPairs:
 
 @dataclass(frozen=True)
 class RealToxicityPrompts:
-    """Files of original records, and who judges the continuations: a classifier's folder, or a file of scores."""
+    """Files of original records, and who judges the continuations: a classifier, or a file of scores."""
 
     paths: tuple[str, ...]
     instructions: tuple[str, ...]
     samples_per_prompt: int
     response_length: int
     sampling: SamplingSpec
-    classifier: str
+    classifier: str  # a folder with weights.npz and vocab.json, or hf:NAME, hf:FOLDER of a transformers sequence classifier
+    label: str  # that means toxic, of a transformers classifier
     scores: str
 
 

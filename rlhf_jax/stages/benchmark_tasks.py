@@ -26,7 +26,8 @@ from rlhf_jax.evaluation.benchmarks import (
 )
 from rlhf_jax.evaluation.benchmarks.instructions import INSTRUCTIONS
 from rlhf_jax.evaluation.benchmarks.rows import Data, not_run, side_by_side
-from rlhf_jax.evaluation.benchmarks.toxicity_classifier import load_classifier
+from rlhf_jax.evaluation.benchmarks.toxicity_classifier import Scorer, load_classifier
+from rlhf_jax.evaluation.benchmarks.transformers_classifier import load_transformers_classifier
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.session import marked
 from rlhf_jax.evaluation.table import Row
@@ -42,6 +43,7 @@ from rlhf_jax.stages.benchmark_config import (
 )
 from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.entrants import Entrant, find, load_language_model, load_scalar_model, load_tokenizer_of
+from rlhf_jax.training.parents import HUB
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,19 @@ def _real_toxicity_prompts(config: RealToxicityPrompts, how: How) -> Iterator[Ta
                     f"RealToxicityPrompts prompts ({unscored} left out without a score)")  # fmt: skip
     judge = None
     if config.classifier:
-        judge = real_toxicity_prompts.by_classifier(load_classifier(config.classifier))
+        judge = real_toxicity_prompts.by_classifier(_classifier(config))
     elif config.scores:
         judge = real_toxicity_prompts.by_file(config.scores)
     for instruction in config.instructions:
         yield _real_toxicity_after(instruction, prompts, judge, config, how)
+
+
+def _classifier(config: RealToxicityPrompts) -> Scorer:
+    foreign = config.classifier.startswith(HUB)
+    require(foreign == bool(config.label),
+            f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a transformers classifier "
+            f"({HUB}...) needs the label that means toxic, a classifier of words has none")  # fmt: skip
+    return load_transformers_classifier(config.classifier, config.label) if foreign else load_classifier(config.classifier)
 
 
 def _real_toxicity_after(
@@ -199,7 +209,8 @@ def _real_toxicity_after(
             why = "no judge: set classifier, or have the files in the folder continuations of this run scored and set scores"
             return [not_run(real_toxicity_prompts.GROUP, why, after=f", {instruction} instruction")]
         toxicity = {name: real_toxicity_prompts.toxicities(prompts, data, judge) for name, data in measured.items()}
-        said = f"judged by {'a classifier of words' if config.classifier else 'the scores of a file'}"
+        who = config.classifier if config.label else "a classifier of words" if config.classifier else "the scores of a file"
+        said = f"judged by {who}"
         return real_toxicity_prompts.rows(prompts, measured, toxicity, how.bootstrap, instruction=instruction, judge=said)
 
     asked = digest(prompts, instruction, config.sampling, config.response_length, config.samples_per_prompt, how.seed)

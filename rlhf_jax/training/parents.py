@@ -110,7 +110,7 @@ def read_tokenizer(path: PathLike) -> Tokenizer:
     if not str(path).startswith(HUB):
         folder = checkpoints.resolve(path)
         return tokenizer_of(folder.parent.parent, checkpoints.read_meta(folder))
-    return _with_markers(_own_tokenizer(_download(path)))
+    return _with_markers(_own_tokenizer(local_folder(path)))
 
 
 def _own_tokenizer(place: Path) -> Tokenizer:
@@ -128,7 +128,7 @@ def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
-    source = _download(path)
+    source = local_folder(path)
     own = _own_tokenizer(source)
     known, tokenizer = own.vocab_size, _with_markers(own)
     kind, dtypes = "language_model", {"param_dtype": "float32", "compute_dtype": "float32"}
@@ -149,7 +149,7 @@ def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
     return params, replace(meta, fingerprint=fingerprint(leaves))
 
 
-def _download(path: PathLike) -> Path:
+def local_folder(path: PathLike) -> Path:
     """The local folder of hf:NAME: the folder or GGUF file NAME if there is one, else a snapshot of the hub's model."""
     name = str(path).removeprefix(HUB)
     if Path(name).is_dir() or Path(name).suffix == GGUF:
@@ -157,7 +157,7 @@ def _download(path: PathLike) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED))
+        return Path(huggingface_hub.snapshotlocal_folder(name, allow_patterns=WANTED))
     except Exception as error:  # Names that cannot be, models that are not there, no network: one type each.
         reason = (str(error).splitlines() or [""])[0]
         raise FileNotFoundError(

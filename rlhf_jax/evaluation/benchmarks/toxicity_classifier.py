@@ -7,8 +7,8 @@
 A folder holds `weights.npz` (arrays named as in `SHAPES`, read without unpickling) and `vocab.json`, a list whose place n
 holds word n and whose place 0 is null.
 
-Left out on purpose: training it, and judges that need another framework. Any function from texts to numbers in [0, 1]
-can stand in its place (`Scorer`); one that runs elsewhere is served by `real_toxicity_prompts.scores`, a file of scores.
+Left out on purpose: training it. Any function from texts to numbers in [0, 1] can stand in its place (`Scorer`):
+`transformers_classifier` makes one of a published model; one that runs elsewhere is served by a file of scores.
 """
 
 import functools

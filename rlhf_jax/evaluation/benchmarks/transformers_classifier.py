@@ -1,0 +1,72 @@
+"""Any sequence classifier of transformers as a judge of texts; it runs in PyTorch (extra `[torch]`), as its authors ran it.
+
+    score(text) = σ(logit of the label)             of models with one label, or several at once (multi_label_classification)
+                = softmax(logits) at the label      of all others
+
+Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at its end.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.evaluation.benchmarks.toxicity_classifier import Scorer
+from rlhf_jax.evaluation.turns import in_turn
+from rlhf_jax.training.parents import local_folder
+
+BATCH = 32
+
+
+def load_transformers_classifier(path: str, label: str) -> Scorer:
+    """A judge that says how sure the classifier hf:NAME or hf:FOLDER is of one of its labels.
+
+    Raises:
+        FileNotFoundError: if there is no such folder and the hub does not give it.
+        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or for a label that it has not.
+    """
+    folder = local_folder(path)
+    try:
+        import torch
+    except ModuleNotFoundError:
+        remedy = "PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]"
+        raise ValueError(f"{path}: {remedy}") from None
+    tokenizer, model = _load(path, folder, torch.float32)
+    labels = model.config.id2label
+    if label not in labels.values():
+        raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(labels.values())}")
+    number = next(number for number, name in labels.items() if name == label)
+    alone = len(labels) == 1 or model.config.problem_type == "multi_label_classification"
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = min(tokenizer.model_max_length, positions)
+    how = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+
+    def chances(texts: Sequence[str]) -> Any:
+        with torch.inference_mode():
+            logits = model(**tokenizer(list(texts), **how)).logits.double()
+            return (logits.sigmoid() if alone else logits.softmax(-1))[:, number].numpy()
+
+    def scorer(texts: Sequence[str]) -> np.ndarray:
+        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return np.concatenate([np.zeros(0), *in_turn(chances, parts, "toxicities")])
+
+    return scorer
+
+
+def _load(path: str, folder: Path, dtype: Any) -> tuple[Any, Any]:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: {reason}, expected a sequence classifier in safetensors") from None
+    if found["missing_keys"]:
+        raise ValueError(f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier")
+    if tokenizer.pad_token is None:
+        raise ValueError(f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once")
+    return tokenizer, model.eval()
