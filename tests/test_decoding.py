@@ -53,6 +53,20 @@ def test_nucleus_sizes(p, size):
     assert len(kept(decoding.nucleus_filter(FIVE, p, nucleus="holtzman"))) == size
 
 
+@pytest.mark.parametrize("nucleus", ["holtzman", "openai"])
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.62, 0.9, 0.999])
+def test_the_nucleus_is_that_of_a_sorted_cumulative_sum_with_ties(nucleus, p):
+    logits = np.random.default_rng(0).integers(-6, 7, (40, 97)).astype(np.float32) / 2  # about four tokens on every value
+    logits[0], logits[1, 5] = 1.0, -np.inf
+    filtered = np.asarray(decoding.nucleus_filter(logits, p, nucleus=nucleus))
+    for row, found in zip(logits.astype(np.float64), filtered, strict=True):
+        order = np.argsort(-row, kind="stable")
+        mass = np.cumsum(np.exp(row[order]) / np.exp(row).sum())
+        before = np.concatenate([[0.0], mass[:-1]])
+        last = max(1, (before < p - 1e-9 if nucleus == "holtzman" else mass <= p + 1e-9).sum()) - 1
+        assert kept(found[None]) == set(np.flatnonzero(row >= row[order[last]]))
+
+
 def test_filters_leave_kept_logits_alone_and_rows_independent():
     both = np.concatenate([LOGITS, LOGITS[:, ::-1]])
     filtered = np.asarray(decoding.nucleus_filter(both, 0.6, nucleus="openai"))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 EXCLUDED = -1e30
+_ONE = 0x3F800000  # the bits of 1.0
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,30 @@ def nucleus_filter(logits: jax.Array, p: float, *, nucleus: str) -> jax.Array:
 
     "holtzman" (Holtzman et al. 2020): the smallest set with mass >= p, so the token that crosses p stays.
     "openai" (the released GPT-2 sampling code): the largest set with mass <= p, so it goes.
+
+    Without sorting: the weight of the token that crosses, the largest u with Σ_{w >= u} w >= p Σ w, is found by bisection of
+    its bits, whose order is that of floats between 0 and 1.
     """
-    sorted_logits = -jnp.sort(-logits, axis=-1)
-    probability = jax.nn.softmax(sorted_logits, axis=-1)
-    mass = jnp.cumsum(probability, axis=-1)
-    kept = mass - probability < p if nucleus == "holtzman" else mass <= p
-    last = jnp.maximum(kept.sum(-1, keepdims=True) - 1, 0)
-    threshold = jnp.take_along_axis(sorted_logits, last, axis=-1)
-    return jnp.where(logits < threshold, EXCLUDED, logits)
+    fixed = jax.lax.stop_gradient(logits)
+    weight = jnp.exp(fixed - fixed.max(-1, keepdims=True)).astype(jnp.float32)
+    bits = jax.lax.bitcast_convert_type(weight, jnp.int32)
+    target = p * weight.sum(-1, keepdims=True)
+
+    def halve(_: jax.Array, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        mass = jnp.where(bits >= middle, weight, 0.0).sum(-1, keepdims=True)
+        enough = mass >= target if nucleus == "holtzman" else mass > target
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    beyond = jnp.full(target.shape, _ONE + 1, jnp.int32)  # no weight is so large
+    crossing, _ = jax.lax.fori_loop(0, _ONE.bit_length(), halve, (jnp.zeros_like(beyond), beyond))
+    kept = bits >= crossing
+    if nucleus == "openai":
+        above = jnp.where(bits > crossing, weight, 0.0).sum(-1, keepdims=True)
+        fits = above + jax.lax.bitcast_convert_type(crossing, jnp.float32) <= target  # one of several that tie
+        kept &= (bits > crossing) | fits | (above == 0)
+    return jnp.where(kept, logits, EXCLUDED)
 
 
 def sampling_logits(logits: jax.Array, spec: SamplingSpec) -> jax.Array:
