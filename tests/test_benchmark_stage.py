@@ -45,7 +45,7 @@ FILES = {
          "ranks": ranks, "metadata": {"kind": kind}}
         for ranks, kind in (([1, 2, 3], "x"), ([2, 1, 2], "y"))
     )),
-    "prompts.jsonl": lines({"prompt": "what is the fox ?"}, {"prompt": "what is the owl ?"}),
+    "prompts.jsonl": lines(*({"prompt": f"what is the {animal} ?"} for animal in ("fox", "owl", "fox"))),
     "choices.jsonl": lines(*(
         {"question": f"the {animal} is", "choices": ["red", "blue", "green"], "answer": n}
         for n, animal in enumerate(("fox", "owl", "bear"))
@@ -141,6 +141,7 @@ def test_texts_stand_side_by_side(result, runs):
     assert sum(map(len, by.values())) == len(result["samples"])
     kept = {name: runs / "out/partial" / f"{name}-win-rate.json" for name in ("base", "sft")}
     answers = {name: json.loads(path.read_text())["data"] for name, path in kept.items()}
+    assert {len(data["answers"]) for data in answers.values()} == {2}, "a prompt that comes twice is asked once"
     for n, sample in enumerate(by["Preferred by a reward model"]):
         assert sample["prompt"] == f"<|user|>what is the {('fox', 'owl')[n]} ?"
         assert set(sample["responses"]) == {"base", "sft"}

@@ -251,7 +251,10 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
     judge = find(how.workdir, config.judge)
     kind = judge.meta.kind
     require(kind == "scalar_model", f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model")
-    prompts = _some(load(config.prompts, Prompt, split=config.split, data_dir=how.data_dir), how, "prompts for win rates")
+    found = load(config.prompts, Prompt, split=config.split, data_dir=how.data_dir)
+    # Rankings give a prompt once for each; asked again it would count as another one in the intervals.
+    different = list({prompt.messages: prompt for prompt in found}.values())
+    prompts = _some(different, how, "different prompts for win rates")
     opened = cache(lambda: Loaded.of(judge))
 
     def measure(one: Loaded) -> Data:
