@@ -157,7 +157,7 @@ def local_folder(path: PathLike) -> Path:
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshotlocal_folder(name, allow_patterns=WANTED))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED))
     except Exception as error:  # Names that cannot be, models that are not there, no network: one type each.
         reason = (str(error).splitlines() or [""])[0]
         raise FileNotFoundError(

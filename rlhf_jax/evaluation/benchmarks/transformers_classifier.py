@@ -7,10 +7,12 @@ Weights are safetensors, code is transformers' own. Texts longer than the model'
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import special
 
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import Scorer
 from rlhf_jax.evaluation.turns import in_turn
@@ -27,12 +29,9 @@ def load_transformers_classifier(path: str, label: str) -> Scorer:
         ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or for a label that it has not.
     """
     folder = local_folder(path)
-    try:
-        import torch
-    except ModuleNotFoundError:
-        remedy = "PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]"
-        raise ValueError(f"{path}: {remedy}") from None
-    tokenizer, model = _load(path, folder, torch.float32)
+    if find_spec("torch") is None:
+        raise ValueError(f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]")
+    tokenizer, model = _load(path, folder)
     labels = model.config.id2label
     if label not in labels.values():
         raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(labels.values())}")
@@ -42,10 +41,9 @@ def load_transformers_classifier(path: str, label: str) -> Scorer:
     longest = min(tokenizer.model_max_length, positions)
     how = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
 
-    def chances(texts: Sequence[str]) -> Any:
-        with torch.inference_mode():
-            logits = model(**tokenizer(list(texts), **how)).logits.double()
-            return (logits.sigmoid() if alone else logits.softmax(-1))[:, number].numpy()
+    def chances(texts: Sequence[str]) -> np.ndarray:
+        logits = model(**tokenizer(list(texts), **how)).logits.numpy().astype(np.float64)
+        return (special.expit(logits) if alone else special.softmax(logits, axis=-1))[:, number]
 
     def scorer(texts: Sequence[str]) -> np.ndarray:
         parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
@@ -54,13 +52,13 @@ def load_transformers_classifier(path: str, label: str) -> Scorer:
     return scorer
 
 
-def _load(path: str, folder: Path, dtype: Any) -> tuple[Any, Any]:
+def _load(path: str, folder: Path) -> tuple[Any, Any]:
     import transformers
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, dtype=dtype, output_loading_info=True
+            folder, trust_remote_code=False, use_safetensors=True, dtype="float32", output_loading_info=True
         )
     except (OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
@@ -69,4 +67,4 @@ def _load(path: str, folder: Path, dtype: Any) -> tuple[Any, Any]:
         raise ValueError(f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier")
     if tokenizer.pad_token is None:
         raise ValueError(f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once")
-    return tokenizer, model.eval()
+    return tokenizer, model.eval().requires_grad_(False)
