@@ -33,8 +33,8 @@ seeds: $(INSTALLED)
 
 # One that cannot be carried out does not keep the others from it; the status says that there was one.
 reproduce: $(VENV)/.installed-control
-	status=0; for name in $$($(BIN)/python -m rlhf_jax.apps.reproduce --list | cut -d' ' -f1); do \
-	  $(BIN)/python -m rlhf_jax.apps.reproduce $$name --seeds=$(SEEDS) --workdir=runs/reproduce || status=1; done; exit $$status
+	status=0; for name in $$($(BIN)/python -m experiments.ablations.reproduce --list | cut -d' ' -f1); do \
+	  $(BIN)/python -m experiments.ablations.reproduce $$name --seeds=$(SEEDS) --workdir=runs/reproduce || status=1; done; exit $$status
 
 # gymnax and what it brings, for the two ablations on control environments.
 $(VENV)/.installed-control: $(INSTALLED) requirements-control.lock

@@ -61,7 +61,7 @@ def spread(values: Iterable[float], digits: int = 3) -> str:
     """median [min..max] with so many significant digits."""
     values = list(values)
     return "{} [{}..{}]".format(*(f"{x:.{digits}g}" if x < 1000 else f"{x:,.0f}"
-                                  for x in (statistics.median(values), min(values), max(values))))  # fmt: skip
+                                  for x in (statistics.median(values), min(values), max(values))))
 
 
 def first_iteration(size: str, dtype: str) -> tuple[float, float]:
@@ -81,7 +81,7 @@ def describe_machine() -> str:
     if Path("/proc/cpuinfo").exists():
         cpu = dict(line.split(":", 1) for line in subprocess.getoutput("lscpu").splitlines() if ":" in line)
         model = f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} model {cpu['Model'].strip()}, " \
-                f"{cpu['CPU(s)'].strip()} cores"  # fmt: skip
+                f"{cpu['CPU(s)'].strip()} cores"
     return f"{datetime.date.today()}, {model}, Python {platform.python_version()}"
 
 

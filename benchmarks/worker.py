@@ -59,7 +59,7 @@ class Worker:
         self._process = subprocess.Popen(
             command, cwd=ROOT, env={**os.environ, **environment}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=log.open("w"),
-        )  # fmt: skip
+        )
 
     def ask(self, word: str) -> dict[str, Any]:
         """Send a word and wait for the answer. Raises RuntimeError with the end of the log when the process died."""

@@ -27,11 +27,10 @@ from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
 from rlhf_jax.stages import ppo, reward
 from rlhf_jax.stages.language import language_loss, weigh_tokens
-from rlhf_jax.stages.rollouts import Frozen, Models, judge_samples, sample_responses
-from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
-from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.stages.rollout import Frozen, Models, make_rollout, sample_responses
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import init_state
+from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
+from rlhf_jax.training.updates import init_state, make_supervised_update
 
 SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 PAD = 0
@@ -80,7 +79,7 @@ def shape(size: Size, dtype: str) -> TransformerConfig:
         vocab_size=size.vocab_size, width=size.width, num_layers=size.num_layers, num_heads=size.num_heads, dropout_rate=0.0,
         context_length=max(size.length, size.prompt + size.response), compute_dtype=dtype, param_dtype="float32",
         remat=size.remat,
-    )  # fmt: skip
+    )
     return replace(config, attention=size.attention)
 
 
@@ -94,7 +93,7 @@ def optimizer(num_steps: int) -> Any:
     return make_optimizer(OptimizerConfig(
         learning_rate=1e-5, schedule="linear", warmup_steps=0, warmup_init_fraction=0.0, final_fraction=0.0, b1=0.9, b2=0.95,
         eps=1e-8, adam_style="torch", weight_decay=0.0, max_grad_norm=1.0,
-    ), num_steps)  # fmt: skip
+    ), num_steps)
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
@@ -115,7 +114,7 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
     params, prompts = init_params(model, jax.random.key(0)), _prompts(size)
     stops = tuple(range(size.vocab_size * 4 // size.response)) if ragged else ()
     draw = partial(sample, model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"],
-                   spec=SPEC, response_length=size.response, stop_tokens=stops, pad_id=PAD)  # fmt: skip
+                   spec=SPEC, response_length=size.response, stop_tokens=stops, pad_id=PAD)
     keys = iter(range(10**6))
 
     def run() -> dict[str, float]:
@@ -147,7 +146,7 @@ def sft(size: Size, dtype: str) -> Work:
     loss = language_loss(model, z_loss_coef=0.0, dropout=False)
     update = make_supervised_update(loss, weigh_tokens, optimizer(10**6), num_micro_batches=1)
     run = _supervised(update, init_params(model, jax.random.key(0)),
-                      {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones})  # fmt: skip
+                      {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones})
     return Work(run, ones.size, "tokens", 6 * sum(matmul_params(size)) * ones.size)
 
 
@@ -178,7 +177,7 @@ def ppo_config(size: Size) -> ppo.PPO:
         entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
         whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
         policy_loss="clip", kl_penalty_coef=0.0, kl_penalty_target=0.0,
-    )  # fmt: skip
+    )
 
 
 def ppo_iteration(size: Size, dtype: str) -> Work:
@@ -191,8 +190,8 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
     state = jax.tree.map(jnp.copy, ppo.initial_state(cast(Any, _Coefficient(model)), trained, adam))
     draw = jax.jit(partial(
         sample_responses, models.policy, spec=SPEC, response_length=size.response, stop_tokens=(), pad_id=PAD
-    ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=SPEC, rules=ppo.reward_rules(model)))
+    ))
+    judge = jax.jit(partial(make_rollout, models, spec=SPEC, rules=ppo.reward_rules(model)))
     update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
     prompts, frozen = _prompts(size), Frozen(policy, scalar)
 
@@ -202,7 +201,7 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
         controllers = state.extras["controllers"]
         samples, drawing = timed(draw, state.params["policy"], prompts, jax.random.fold_in(key, 0))
         judged, judging = timed(judge, state.params["value"], frozen, prompts, samples, controllers.kl_coef,
-                                controllers.score_moments)  # fmt: skip
+                                controllers.score_moments)
         (state, _), updating = timed(update, state, (judged[0], {}), jax.random.fold_in(key, 1))
         return {"seconds": drawing + judging + updating, "generate": drawing, "score": judging, "update": updating}
 
@@ -249,7 +248,7 @@ def device_peak() -> float:
 WORKS: dict[str, Callable[[Size, str], Work]] = {
     "generate": generate, "ragged": partial(generate, ragged=True), "sft": sft, "reward": rm, "ppo": ppo_iteration,
     "ceilings": ceilings,
-}  # fmt: skip
+}
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
 
 One empty prompt, answers of one token out of three, arm i pays i. Policy, value and reward model are real networks: the
 policy's logits are its last bias, the value is its head's bias, the reward model scores arm i with i.
-tests/test_algorithms.py holds every algorithm to the optimum; colabs/ppo_details.ipynb draws the way there.
+tests/stages/test_algorithms.py holds every algorithm to the optimum; colabs/ppo_details.ipynb draws the way there.
 """
 
 from collections.abc import Callable
@@ -21,6 +21,7 @@ from scipy.optimize import brentq
 
 from experiments.menagerie import ppo as ppo_experiment
 from experiments.menagerie import rloo as rloo_experiment
+from rlhf_jax.config import build
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.maths.kl import categorical
@@ -28,16 +29,15 @@ from rlhf_jax.maths.returns import empty_moments
 from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages import policy_gradient, ppo
-from rlhf_jax.stages.configuration import build
-from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, judge_samples
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.stages.rollout import Frozen, Models, RewardRules, make_rollout
+from rlhf_jax.training.updates import TrainState, init_state
 
 EPISODES = 512  # per update
 REWARD = jnp.arange(3.0)
 REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
 SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 SHAPE = gpt(vocab_size=3, context_length=4, width=4, num_layers=1, num_heads=1, dropout_rate=0.0, compute_dtype="float32",
-            param_dtype="float32", remat="none")  # fmt: skip
+            param_dtype="float32", remat="none")
 POLICY, SCALAR = LanguageModel(SHAPE), ScalarModel(SHAPE)
 Play = tuple[jax.Array, dict[str, Any]]  # probabilities after each update (U, 3), metrics of each update
 
@@ -145,8 +145,8 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
         samples = draw(state.params["policy"], jax.random.fold_in(key, 0))
-        rollout, _, metrics = judge_samples(models, state.params["value"], frozen, prompts(EPISODES), samples, coefs[0],
-                                            empty_moments(), spec=SPEC, rules=rules)  # fmt: skip
+        rollout, _, metrics = make_rollout(models, state.params["value"], frozen, prompts(EPISODES), samples, coefs[0],
+                                            empty_moments(), spec=SPEC, rules=rules)
         state, more = update(state, (rollout, {}), jax.random.fold_in(key, 1))
         return state, (arms(state.params["policy"]), {**metrics, **more})
 

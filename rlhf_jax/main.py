@@ -3,6 +3,7 @@
     python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
 """
 
+
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,52 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax.stages import benchmark, classify, evaluate, pipeline, policy_gradient, ppo, preference, pretrain, reward, sft
-from rlhf_jax.stages.configuration import build
-from rlhf_jax.stages.workspace import is_complete
-from rlhf_jax.training import hosts
-from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
+from rlhf_jax.config import build
+from rlhf_jax.stages import (
+    benchmark,
+    classify,
+    evaluate,
+    policy_gradient,
+    ppo,
+    preference,
+    pretrain,
+    reward,
+    sft,
+)
+from rlhf_jax.training import processes
+from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
+from rlhf_jax.training.run import is_complete
+
+
+# A pipeline config: named stage configs in the order in which they run, one seed for all.
+#
+# Every stage gets the folder WORKDIR/NAME; stages name each other's folders as ../NAME.
+def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The stage configs in order, each with the pipeline's seed.
+
+    Raises:
+      ValueError: an unknown key, a stage without the field `stage`, or `order` and `stages` that do not name the same stages.
+    """
+    known = {"stage", "seed", "order", "stages"}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ValueError(f"config.{unknown[0]}: no such field of a pipeline; known fields: {', '.join(sorted(known))}")
+    order, stages = list(config["order"]), config["stages"]
+    absent = [name for name in order if name not in stages]
+    if absent:
+        raise ValueError(f"config.order names {', '.join(absent)}, but config.stages has {', '.join(stages)}")
+    plans = {}
+    for name in order:
+        stage = {**_plain(stages[name]), "seed": config["seed"]}
+        if "stage" not in stage:
+            raise ValueError(f"config.stages.{name}: the field `stage` is missing")
+        plans[name] = stage
+    return plans
+
+
+def _plain(tree: Any) -> Any:
+    return tree.to_dict() if hasattr(tree, "to_dict") else dict(tree)
+
 
 _MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
 STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
@@ -28,12 +70,12 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     """Run what `config.stage` names in `workdir`."""
     stage = config["stage"]
     if stage == "pipeline":
-        run_pipeline(pipeline.plan(config), workdir)
+        run_pipeline(plan_pipeline(config), workdir)
         return
     if stage not in STAGES:
         raise ValueError(f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}")
-    if hosts.count() > 1 and stage in ("evaluate", "benchmark"):
-        raise ValueError(f"config.stage: {stage} runs in one process; train with {hosts.count()}, then run it alone")
+    if processes.process_count() > 1 and stage in ("evaluate", "benchmark"):
+        raise ValueError(f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone")
     module = STAGES[stage]
     module.run(build(module.Config, config), workdir)
 
@@ -57,7 +99,7 @@ def _main(argv: list[str]) -> None:
     retain_memory()
     enable_persistent_cache()
     try:
-        with hosts.together(flags.FLAGS):
+        with processes.initialize(flags.FLAGS):
             run(_CONFIG.value, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if flags.FLAGS["traceback"].value:
@@ -65,7 +107,7 @@ def _main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-hosts.define_flags()
+processes.define_flags()
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ P, R, T = 32, 64, 128
 # width, layers, heads, vocabulary, prompts, rows, pairs
 SIZES = {
     "S512": (256, 4, 8, 512, 64, 32, 16), "S50k": (256, 4, 8, 50257, 64, 32, 16), "M": (768, 12, 12, 50257, 16, 4, 4),
-}  # fmt: skip
+}
 
 
 def shape(size: str) -> GPT2Config:
@@ -33,7 +33,7 @@ def shape(size: str) -> GPT2Config:
     return GPT2Config(  # type: ignore[call-arg]
         n_embd=width, n_layer=layers, n_head=heads, vocab_size=vocab, n_positions=T, resid_pdrop=0.0, embd_pdrop=0.0,
         attn_pdrop=0.0, num_labels=1, bos_token_id=vocab - 2, eos_token_id=vocab - 2, pad_token_id=vocab - 1,
-    )  # fmt: skip
+    )
 
 
 def tokens(size: str, rows: int, length: int) -> torch.Tensor:
@@ -54,7 +54,7 @@ def generate(size: str, dtype: str) -> Callable[[], dict[str, float]]:
         began = time.perf_counter()
         with torch.no_grad(), precision(dtype):
             made = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, top_p=1.0,
-                                  min_new_tokens=R, max_new_tokens=R)  # fmt: skip
+                                  min_new_tokens=R, max_new_tokens=R)
         assert made.shape[1] == P + R
         return {"seconds": time.perf_counter() - began}
 
@@ -148,12 +148,12 @@ def _trl_trainer(size: str, dtype: str, callback: Any) -> Any:
         num_ppo_epochs=4, total_episodes=prompts * 1000, response_length=R, stop_token=None, temperature=1.0,
         local_rollout_forward_batch_size=prompts, num_sample_generations=0, save_strategy="no", report_to="none", use_cpu=True,
         bf16=dtype == "bfloat16", gradient_checkpointing=False, learning_rate=1e-5, disable_tqdm=True,
-    )  # fmt: skip
+    )
     dataset = Dataset.from_dict({"input_ids": tokens(size, prompts, P).tolist()})
     return PPOTrainer(
         args=config, processing_class=tokenizer, model=policy, ref_model=copy.deepcopy(policy),
         reward_model=copy.deepcopy(value), value_model=value, train_dataset=dataset, eval_dataset=dataset, callbacks=[callback],
-    )  # fmt: skip
+    )
 
 
 WORKS = {"generate": generate, "sft": sft, "reward": reward, "ppo": ppo}

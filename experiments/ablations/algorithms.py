@@ -1,6 +1,6 @@
 """PPO and what was proposed instead of it (E28): twelve algorithms, at equal samples and equal labels.
 
-    python -m rlhf_jax.apps.reproduce algorithms --seeds=3
+    python -m experiments.ablations.reproduce algorithms --seeds=3
 
 On-policy ones see as many of their own responses as PPO, scored by the seed's reward model; DPO, IPO and KTO see the rankings
 from which that reward model was made, and nothing else; best-of-n trains nothing. Iterated PPO halves labels and samples: PPO
@@ -20,6 +20,21 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    mark_seed,
+    paired,
+    several,
+)
 from experiments.ablations.measures import (
     Panel,
     best_of_n_curves,
@@ -31,26 +46,23 @@ from experiments.ablations.measures import (
     sft_pool,
 )
 from experiments.ablations.shared import base, base_runs, beside, pick, ppo_run
-from experiments.menagerie import dpo, dr_grpo, expert_iteration, grpo, ipo, iterated, kto, online_dpo, ppo, reinforce, rloo
-from rlhf_jax.apps.ablation import (
-    Ablation,
-    Bench,
-    Criterion,
-    Finding,
-    Measurement,
-    Row,
-    Run,
-    Table,
-    draw_seeds,
-    mark_seed,
-    paired,
-    several,
+from experiments.menagerie import (
+    dpo,
+    dr_grpo,
+    expert_iteration,
+    grpo,
+    ipo,
+    iterated,
+    kto,
+    online_dpo,
+    ppo,
+    reinforce,
+    rloo,
 )
-from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.training.checkpoints import all_steps
 
 ONLINE = {"PPO": ppo, "REINFORCE": reinforce, "RLOO": rloo, "GRPO": grpo, "Dr. GRPO": dr_grpo, "online DPO": online_dpo,
-          "expert iteration": expert_iteration}  # fmt: skip
+          "expert iteration": expert_iteration}
 OFFLINE = {"DPO": dpo, "IPO": ipo, "KTO": kto}
 ITERATED = "iterated PPO"
 TRAINED = (*ONLINE, *OFFLINE, ITERATED)
@@ -60,17 +72,17 @@ ACCURACY = "validation/accuracy_heldout"
 COLUMNS = {"gold": "gold, SD of SFT", "proxy": "proxy, SD of SFT", "kl": "KL from SFT, nats", "nll": "pretraining loss, nats"}
 
 
-def runs_of(size: str, seed: int, name: str) -> list[Run]:
+def runs_of(size: str, seed: int, name: str) -> list[GridRun]:
     """What an algorithm trains, in order; the last one is its policy."""
     return rounds(size, seed) if name == ITERATED else [algorithm(size, seed, name)]
 
 
-def rounds(size: str, seed: int) -> list[Run]:
+def rounds(size: str, seed: int) -> list[GridRun]:
     """reward_1, ppo_1, reward_2, ppo_2 of menagerie/iterated.py on the seed's base; the last policy keeps half-way, too."""
     stages = iterated.get_config(size).stages
     runs = []
     for n in range(1, iterated.ROUNDS + 1):
-        labelled = Run(f"algorithms/seed{seed}/iterated/reward_{n}", stages[f"reward_{n}"])
+        labelled = GridRun(f"algorithms/seed{seed}/iterated/reward_{n}", stages[f"reward_{n}"])
         labelled.config.seed = seed
         labelled.config.init.policy = beside(base(seed, "sft"), labelled.folder)
         policy = ppo_run(size, seed, f"algorithms/seed{seed}/iterated/ppo_{n}", reward_folder=labelled.folder)
@@ -80,7 +92,7 @@ def rounds(size: str, seed: int) -> list[Run]:
     return runs
 
 
-def algorithm(size: str, seed: int, name: str) -> Run:
+def algorithm(size: str, seed: int, name: str) -> GridRun:
     """An algorithm's config on the seed's base; on-policy ones keep the checkpoint of half-way."""
     folder = f"algorithms/seed{seed}/{name.replace('. ', '-').replace(' ', '-').lower()}"
     config = {**ONLINE, **OFFLINE}[name].get_config(size)
@@ -88,10 +100,10 @@ def algorithm(size: str, seed: int, name: str) -> Run:
     config.init.policy = beside(base(seed, "sft"), folder)
     if name in OFFLINE:
         config.data.comparisons = beside(base(seed, "reward"), folder)
-        return Run(folder, config)
+        return GridRun(folder, config)
     config.init.reward = beside(base(seed, "reward"), folder)
     _keep_half_way(config, config.ppo if name == "PPO" else config.policy_gradient)
-    return Run(folder, config)
+    return GridRun(folder, config)
 
 
 def _keep_half_way(config: ConfigDict, settings: ConfigDict) -> None:
@@ -102,7 +114,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """A run a seed for every algorithm that trains, and four for the rounds of iterated PPO."""
     panel = panel_of(size)
     pool = Panel(size, pick(size, tiny=8, default=64, large=256), pick(size, tiny=16, default=256, large=1024), 1, 8)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
@@ -137,7 +149,7 @@ def ends(bench: Bench, *, panel: Panel, seed: int, folder: str) -> list[Row]:
     """Every checkpoint of a policy, or without a folder the supervised policy; with the accuracy of an implicit reward."""
     steps = all_steps(bench.folder(folder)) if folder else []
     rows = examine_steps(bench, panel=panel, seed=seed, folder=folder, reward_folder=base(seed, "reward"), steps=steps,
-                         start=not folder)  # fmt: skip
+                         start=not folder)
     if folder and any(ACCURACY in row for row in metrics(bench.folder(folder))):
         rows[-1] |= accuracy(bench, folder=folder)[0]
     return rows
@@ -155,7 +167,7 @@ def best(bench: Bench, *, panel: Panel, seed: int) -> list[Row]:
     curves = best_of_n_curves(pool, proxy_scores(pool, bench.folder(base(seed, "reward"))), n)
     points = zip(n, curves.distance, curves.gold_PN.mean(axis=0), curves.proxy_PN.mean(axis=0), strict=True)
     return [{"n": k, "distance": float(d), "kl": float(d) ** 2, "gold": float(gold), "proxy": float(proxy)}
-            for k, d, gold, proxy in points]  # fmt: skip
+            for k, d, gold, proxy in points]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -212,7 +224,7 @@ def best_of_n_is_cheapest(table: Table) -> Finding:
     if not over:
         raise ValueError("no policy is as near to SFT as best of n")
     most = {name: max(float(np.mean(gaps)) for (one, _), gaps in over.items() if one == name)
-            for name in dict.fromkeys(name for name, _ in over)}  # fmt: skip
+            for name in dict.fromkeys(name for name, _ in over)}
     text = ", ".join(f"{name} {gap:+.2f}" for name, gap in sorted(most.items(), key=lambda item: -item[1]))
     return Finding(max(most.values()) <= 0.15, max(most.values()), None, None, text)
 
@@ -230,7 +242,7 @@ CRITERIA = (
     Criterion("E28.gold", "every trained policy ends above SFT in gold (the value is the smallest mean gain)", all_gain),
     Criterion("E28.best_of_n", "no trained policy is more than 0.15 SD of gold above best of n at its own KL (Gao et al. 2022)",
               best_of_n_is_cheapest),
-)  # fmt: skip
+)
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------

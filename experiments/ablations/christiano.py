@@ -1,6 +1,6 @@
 """Christiano et al. 2017, Fig. 2 and 3: true return from preferences alone, by number of labels, and what parts matter.
 
-    pip install 'rlhf_jax[control]' && python -m rlhf_jax.apps.reproduce christiano --seeds=5
+    pip install 'rlhf_jax[control]' && python -m experiments.ablations.reproduce christiano --seeds=5
 
 The human compares the true returns of two clips of 15 steps and answers 10 % of the questions by a coin. Everything shares the
 number of environment steps; RL on the true reward is the upper line. Return = (true return of the last tenth of training −
@@ -18,11 +18,22 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ablations.control import agent_of, all_seeds, settings
+from experiments.ablations.fits import spearman, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    mark_seed,
+    paired,
+)
+from experiments.control.ppo import Settings, Surrogate, over_seeds, train
+from experiments.control.preferences import Asking, accuracy_of_one_fit, train_from_preferences
 from experiments.menagerie.shared import pick
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Table, draw_seeds, mark_seed, paired
-from rlhf_jax.control.ppo import Settings, Surrogate, over_seeds, train
-from rlhf_jax.control.preferences import Asking, accuracy_of_one_fit, train_from_preferences
-from rlhf_jax.maths.fits import spearman, t_interval
 
 CLIP = Surrogate(0.2, 0.0, 0.0)
 RL, FULL = "RL, true reward", "preferences"
@@ -46,19 +57,19 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         num_predictors=3, active=True, candidates_per_label=5, bootstrap=True, model_lapse=0.1, human_lapse=0.1,
         hidden=(32, 32), learning_rate=1e-3, num_updates=pick(size, tiny=5, default=100, large=200), batch_size=32,
         weight_decay=1e-4,
-    )  # fmt: skip
+    )
     labels = pick(size, tiny=(8, 16), default=(50, 150, 700, 1400), large=(350, 700, 1400, 2800))
     cells = [(RL, 0), *((FULL, count) for count in labels), *((part, labels[-2]) for part in PARTS if part != FULL),
-             *((f"{FIT}, {fit}", labels[-1]) for fit in FITS)]  # fmt: skip
+             *((f"{FIT}, {fit}", labels[-1]) for fit in FITS)]
     measurements = [
         Measurement(f"seed{seed}-{number}", {"seed": seed, "method": method, "labels": count}, (),
                     {"method": method, "environment": name, "how": repr(how), "asking": asdict(asking)},
                     partial(returns_of, number=number, seed=seed, seeds=seeds, name=name, how=how,
                             asking=replace(asking, labels_per_round=count // rounds), method=method))
         for number, (method, count) in enumerate(cells) for seed in seeds
-    ]  # fmt: skip
+    ]
     return Ablation("Christiano et al. 2017, Fig. 2 and 3", seeds, (), measurements, CRITERIA, figure,
-                    f"\n{name}, {how.num_iterations * how.num_envs * how.num_steps:,} steps.")  # fmt: skip
+                    f"\n{name}, {how.num_iterations * how.num_envs * how.num_steps:,} steps.")
 
 
 def returns_of(
@@ -90,7 +101,7 @@ def run_seeds(method: str, name: str, how: Settings, asking: Asking, seeds: tupl
         changed = replace(asking, **PARTS[method])
         metrics = over_seeds(partial(train_from_preferences, agent, changed))(keys, CLIP)
         kept = {"return": _mean_return(metrics["return"], asking.num_rounds), "accuracy": np.asarray(metrics["accuracy"]),
-                "train_loss": np.asarray(metrics["train_loss"])}  # fmt: skip
+                "train_loss": np.asarray(metrics["train_loss"])}
     return {key: [[x if np.isfinite(x) else None for x in row] for row in x_SK.tolist()] for key, x_SK in kept.items()}
 
 
@@ -173,7 +184,7 @@ def figure(table: Table) -> Figure:
     left.set(xlabel="tenth of training", ylabel="true return of the episodes", title="preferences alone")
     shares = relative(table)
     for x, (method, rows) in enumerate((key, part) for key in (FULL, *list(PARTS)[1:])
-                                       for part in [shares.where(method=key, labels=counts[-2])]):  # fmt: skip
+                                       for part in [shares.where(method=key, labels=counts[-2])]):
         found = t_interval(rows.column("share"))
         for row in rows.rows:
             mark_seed(right.plot(float(row["share"]), x, ".", color=COLOURS[method], alpha=0.5)[0], row["seed"])

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from rlhf_jax.apps.ablation import Bench
-from rlhf_jax.control.environments import Environment, from_gymnax, point
-from rlhf_jax.control.ppo import Agent, Settings, make_agent
+from experiments.ablations.framework import Bench
+from experiments.control.environments import Environment, from_gymnax, point
+from experiments.control.ppo import Agent, Settings, make_agent
 from rlhf_jax.training.optimizer import OptimizerConfig
 
 
@@ -20,11 +20,11 @@ def settings(num_iterations: int, learning_rate: float) -> Settings:
     optimizer = OptimizerConfig(
         learning_rate=learning_rate, schedule="linear", warmup_steps=0, warmup_init_fraction=1.0, final_fraction=0.0,
         b1=0.9, b2=0.999, eps=1e-5, adam_style="torch", weight_decay=0.0, max_grad_norm=0.5,
-    )  # fmt: skip
+    )
     return Settings(
         num_iterations=num_iterations, num_envs=8, num_steps=128, num_ppo_epochs=10, num_mini_batches=4, hidden=(32, 32),
         gamma=0.99, lam=0.95, vf_coef=0.5, cliprange_value=None, entropy_coef=0.0, scale_rewards=True, optimizer=optimizer,
-    )  # fmt: skip
+    )
 
 
 def environment(name: str) -> Environment:

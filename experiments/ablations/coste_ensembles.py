@@ -1,6 +1,6 @@
 """Coste et al. 2023, Fig. 1: ensembles of reward models, conservatively combined, against over-optimisation by best of n.
 
-    python -m rlhf_jax.apps.reproduce coste_ensembles --seeds=3
+    python -m experiments.ablations.reproduce coste_ensembles --seeds=3
 
 Four reward models (small trunk) on the same rankings that differ in head and order of data: each alone, their mean, their
 minimum (worst case), and mean - λ variance (uncertainty-weighted). Coste et al. flip 25 % of clean labels; the labelers here
@@ -14,11 +14,22 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    paired,
+)
 from experiments.ablations.gao_best_of_n import rankings
 from experiments.ablations.measures import Panel, best_of_n_curves, proxy_scores, sft_pool
 from experiments.ablations.shared import base, base_runs, pick, reward_run
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, paired
-from rlhf_jax.maths.fits import t_interval
 
 TRUNK, MEMBERS = "s", 4
 VARIANCE_WEIGHT = 0.5  # scores have unit variance; theirs is 0.5 for best of n
@@ -28,7 +39,7 @@ RULES = ("single", "mean", "worst case", "uncertainty")
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Four reward models a seed."""
     panel = Panel(size, pick(size, tiny=4, default=64, large=256), pick(size, tiny=16, default=1024, large=4096), 1, 1)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         members = []
@@ -41,7 +52,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         folders = tuple(run.folder for run in members)
         settings = {**panel.settings, "variance_weight": VARIANCE_WEIGHT}
         measurements.append(Measurement(f"seed{seed}", {"seed": seed}, (*folders, base(seed, "sft")), settings,
-                                        partial(curves, panel=panel, seed=seed, folders=folders)))  # fmt: skip
+                                        partial(curves, panel=panel, seed=seed, folders=folders)))
     return Ablation("Coste et al. 2023, Fig. 1", seeds, runs, measurements, CRITERIA, figure, "single: mean of four members.")
 
 
@@ -52,14 +63,14 @@ def curves(bench: Bench, *, panel: Panel, seed: int, folders: tuple[str, ...]) -
     members = [proxy_scores(pool, bench.folder(folder)) for folder in folders]
     stacked = [np.stack(few) for few in zip(*members, strict=True)]  # (members, different answers) for each prompt
     proxies = {"mean": [few.mean(axis=0) for few in stacked], "worst case": [few.min(axis=0) for few in stacked],
-               "uncertainty": [few.mean(axis=0) - VARIANCE_WEIGHT * few.var(axis=0) for few in stacked]}  # fmt: skip
+               "uncertainty": [few.mean(axis=0) - VARIANCE_WEIGHT * few.var(axis=0) for few in stacked]}
     found = {rule: best_of_n_curves(pool, proxy, n) for rule, proxy in proxies.items()}
     each = [best_of_n_curves(pool, member, n) for member in members]
     gold = {"single": np.mean([one.gold_PN.mean(axis=0) for one in each], axis=0)}
     gold |= {rule: one.gold_PN.mean(axis=0) for rule, one in found.items()}
     d = each[0].distance
     return [{"rule": rule, "n": n[i], "distance": float(d[i]), "gold": float(gold[rule][i])} for rule in RULES
-            for i in range(len(n))]  # fmt: skip
+            for i in range(len(n))]
 
 
 def _end(table: Table, rule: str) -> dict[Any, float]:
@@ -90,7 +101,7 @@ CRITERIA = (
     Criterion("E6.gain", "worst case or uncertainty: gold at the largest n ≥ that of a single model + 0.3 SD",
               conservative_helps),
     Criterion("E6.removed", "and falls at most 0.1 SD from its peak (theirs: practically removed)", no_fall),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

@@ -1,6 +1,6 @@
 """Holtzman et al. 2020, Table 1 (E30): greedy, temperature, top-k and nucleus: repetition, likelihood, diversity, gold.
 
-    python -m rlhf_jax.apps.reproduce decoding --seeds=3
+    python -m experiments.ablations.reproduce decoding --seeds=3
 
 The pretrained model continues half a block of the validation corpus up to the end of the document, and people's own
 continuation is held against it: perplexity under the model's full distribution, repeated four-grams, different bigrams. The
@@ -19,17 +19,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import spearman, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    mark_seed,
+)
 from experiments.ablations.measures import Panel, ask
 from experiments.ablations.shared import base, base_runs, pick
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, mark_seed
 from rlhf_jax.data.batches import lm_batches
-from rlhf_jax.evaluation import judges
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
 from rlhf_jax.evaluation.generate import complete, generate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.evaluation.measure import GREEDY, PLAIN, Candidate
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.maths.fits import spearman, t_interval
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie import judges
+from rlhf_jax.menagerie.measurements import GREEDY, PLAIN, LoadedModel
 
 PEOPLE, PURE, NUCLEUS = "people", "temperature 1", "nucleus 0.95"
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0, 1.3)
@@ -53,15 +64,15 @@ COLOURS = {"greedy": "#c22", "temperature": "#2a3f8f", "top-k": "#d9822b", "nucl
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """No run beyond the base's; two measurements of fourteen decodings a seed."""
     panel = Panel(size, pick(size, tiny=8, default=128, large=512), pick(size, tiny=2, default=4, large=4), 1,
-                  pick(size, tiny=8, default=400, large=4000))  # fmt: skip
-    runs: list[Run] = []
+                  pick(size, tiny=8, default=400, large=4000))
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed, stages=("pretrain", "sft"))
         for what, stage, measure in (("text", "pretrain", texts), ("answers", "sft", answers)):
             folder = base(seed, stage)
             measurements.append(Measurement(f"seed{seed}-{what}", {"seed": seed, "what": what}, (folder,), panel.settings,
-                                            partial(measure, folder=folder, panel=panel, seed=seed)))  # fmt: skip
+                                            partial(measure, folder=folder, panel=panel, seed=seed)))
     return Ablation("Holtzman et al. 2020, Table 1", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -78,7 +89,7 @@ def texts(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     rows = [_row(candidate, PEOPLE, contexts, [[until(row[half:], stops)] for row in whole], stops)]
     for name, spec in SPECS.items():
         drawn = complete(*candidate, asked.tokenizer, contexts, jax.random.key(seed), spec=spec, prompt_length=half,
-                         response_length=half, batch_size=256, num_samples=panel.num_samples)  # fmt: skip
+                         response_length=half, batch_size=256, num_samples=panel.num_samples)
         rows.append(_row(candidate, name, contexts, [[answer.ids for answer in few] for few in drawn], stops))
     return rows
 
@@ -89,13 +100,13 @@ def until(ids: Ids, stops: Ids) -> Ids:
     return ids[: end + 1]
 
 
-def _row(candidate: Candidate, name: str, contexts: Sequence[Ids], said: Sequence[Sequence[Ids]], stops: Ids) -> Row:
+def _row(candidate: LoadedModel, name: str, contexts: Sequence[Ids], said: Sequence[Sequence[Ids]], stops: Ids) -> Row:
     items = [Continuation(context, ids) for context, few in zip(contexts, said, strict=True) for ids in few]
     nll = -continuation_logps(*candidate, items, batch_size=256).sum() / sum(len(item.ids) for item in items)
     words = [[token for token in item.ids if token not in stops] for item in items]
     first = [[token for token in few[0] if token not in stops] for few in said]  # as many tokens as people's, not four times
     return {"decoding": name, "perplexity": float(np.exp(nll)), "repetition": repetition(words), "distinct": distinct(first),
-            "length": float(np.mean([len(ids) for ids in words]))}  # fmt: skip
+            "length": float(np.mean([len(ids) for ids in words]))}
 
 
 def n_grams(ids: Ids, n: int) -> list[tuple[int, ...]]:
@@ -122,13 +133,13 @@ def answers(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     found: dict[str, tuple[np.ndarray, float]] = {}
     for name, spec in SPECS.items():
         drawn = generate(candidate.model, candidate.params, asked.tokenizer, asked.prompts, jax.random.key(seed), spec=spec,
-                         num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
+                         num_samples=panel.num_samples, **asked.sampling)
         different = float(np.mean([len(set(few)) for few in drawn])) / panel.num_samples
         found[name] = (judges.judge(asked.world, asked.prompts, drawn).total_NS, different)
     plain = found[PURE][0]
     return [{"decoding": name, "temperature": SPECS[name].temperature, "different": different,
              "gold": float((total_NS.mean() - plain.mean()) / plain.std())}
-            for name, (total_NS, different) in found.items()]  # fmt: skip
+            for name, (total_NS, different) in found.items()]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -160,7 +171,7 @@ def nucleus_is_human(table: Table) -> Finding:
 def cold_is_best(table: Table) -> Finding:
     """The temperature with the highest mean gold."""
     gold = {t: t_interval(table.where(what="answers", temperature=t, decoding=_name(t)).having("gold").column("gold"))
-            for t in TEMPERATURES}  # fmt: skip
+            for t in TEMPERATURES}
     best = max(gold, key=lambda t: gold[t].mean)
     return Finding(best < 1, best, None, None, ", ".join(f"{t:g}: {one.mean:+.3f}" for t, one in gold.items()))
 
@@ -169,7 +180,7 @@ def heat_is_diverse(table: Table) -> Finding:
     """Rank correlation of the temperature with the share of different bigrams, means over seeds."""
     rank = spearman(TEMPERATURES, [_mean(table, _name(t), "distinct") for t in TEMPERATURES])
     return Finding(rank > 0.9, rank, None, None, f"people {_mean(table, PEOPLE, 'distinct'):.3f}, {PURE} "
-                   f"{_mean(table, PURE, 'distinct'):.3f}, greedy {_mean(table, 'greedy', 'distinct'):.3f}")  # fmt: skip
+                   f"{_mean(table, PURE, 'distinct'):.3f}, greedy {_mean(table, 'greedy', 'distinct'):.3f}")
 
 
 def _name(temperature: float) -> str:
@@ -182,7 +193,7 @@ CRITERIA = (
               nucleus_is_human),
     Criterion("E30.temperature", "SFT's gold is highest at a temperature below 1 (the value is the best one)", cold_is_best),
     Criterion("E30.diversity", "the share of different bigrams rises with the temperature (Spearman > 0.9)", heat_is_diverse),
-)  # fmt: skip
+)
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------
@@ -194,7 +205,7 @@ def figure(table: Table) -> Figure:
     text, said = table.where(what="text"), table.where(what="answers")
     for name in (PEOPLE, *SPECS):
         for one, rows, x, y in ((axes[0], text, "perplexity", "repetition"), (axes[1], text, "distinct", "repetition"),
-                                (axes[2], said, "different", "gold")):  # fmt: skip
+                                (axes[2], said, "different", "gold")):
             points = rows.where(decoding=name).having(x, y)
             for row in points.rows:
                 mark_seed(one.plot(row[x], row[y], _marker(name), ms=5, alpha=0.35, color=_colour(name))[0], row["seed"])

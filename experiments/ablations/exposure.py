@@ -1,9 +1,9 @@
 """Ross & Bagnell's question in language (E24): errors after the expert's words and after one's own, before and after RL.
 
-    python -m rlhf_jax.apps.reproduce exposure --seeds=3
+    python -m experiments.ablations.reproduce exposure --seeds=3
 
 Lists of three to five facts about every animal. What a decision is and when it is wrong is defined in
-rlhf_jax/evaluation/exposure.py. The supervised policy was trained on prefixes of demonstrations only, the PPO policies on their
+experiments/ablations/exposure_bias.py. The supervised policy was trained on prefixes of demonstrations only, the PPO policies on their
 own replies. Imitation's theory says: errors on own prefixes exceed those on the expert's, and one error leads to the next.
 """
 
@@ -14,13 +14,24 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.exposure_bias import Decision, decisions, requests
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    paired,
+)
 from experiments.ablations.shared import KL_COEF, PTX_COEF, base, base_runs, pick, policy
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, paired
-from rlhf_jax.data.menagerie.world import make_world
-from rlhf_jax.evaluation.exposure import Decision, decisions, requests
-from rlhf_jax.evaluation.measure import PLAIN
-from rlhf_jax.maths.fits import t_interval
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie.measurements import PLAIN
+from rlhf_jax.menagerie.world import make_world
 
 FEWEST = 50  # decisions of all seeds behind a point of the right panel
 POLICIES = ("sft", "ppo", "ppo_ptx")
@@ -31,7 +42,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Three policies of every seed."""
     samples = pick(size, tiny=2, default=16, large=16)
     numbers = pick(size, tiny=(2,), default=(3, 4, 5), large=(3, 4, 5))
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         runs |= {run.folder: run for run in base_runs(size, seed)}
@@ -44,9 +55,9 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             Measurement(f"seed{seed}-{name}", {"seed": seed, "policy": name}, (folder,), how,
                         partial(by_position, folder=folder, size=size, seed=seed, **how))
             for name, folder in folders.items()
-        ]  # fmt: skip
+        ]
     return Ablation("Ross & Bagnell 2010, in language", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Dashed: after the expert's words. Solid: after the model's own. Right: all seeds together.")  # fmt: skip
+                    "Dashed: after the expert's words. Solid: after the model's own. Right: all seeds together.")
 
 
 def by_position(bench: Bench, *, folder: str, size: str, seed: int, samples: int, numbers: tuple[int, ...]) -> list[Row]:
@@ -54,16 +65,16 @@ def by_position(bench: Bench, *, folder: str, size: str, seed: int, samples: int
     one = find(bench.workdir, str(bench.folder(folder)))
     policy, world = load_language_model(one), make_world(size)
     found = decisions(world, requests(world, numbers), policy.model, policy.params, load_tokenizer_of(one),
-                      jax.random.key(seed), spec=PLAIN, num_samples=samples, batch_size=256)  # fmt: skip
+                      jax.random.key(seed), spec=PLAIN, num_samples=samples, batch_size=256)
     return [row for own in (False, True) for k in range(max(d.position for d in found) + 1)
-            for row in _row([d for d in found if (d.own, d.position) == (own, k)], own, k)]  # fmt: skip
+            for row in _row([d for d in found if (d.own, d.position) == (own, k)], own, k)]
 
 
 def _row(found: list[Decision], own: bool, position: int) -> list[Row]:
     if not found:
         return []
     row: Row = {"prefix": "own" if own else "expert", "position": position, "decisions": len(found),
-                "wrong": float(np.mean([d.wrong for d in found]))}  # fmt: skip
+                "wrong": float(np.mean([d.wrong for d in found]))}
     for name, clean in (("after_clean", True), ("after_error", False)) if own else ():
         some = [d.wrong for d in found if d.clean == clean]
         row |= {f"{name}_count": len(some)} | ({name: float(np.mean(some))} if some else {})
@@ -101,7 +112,7 @@ def contagion(table: Table) -> float:
     """P(wrong | an error before) − P(wrong | none before) on own prefixes, at the same position."""
     own = table.where(prefix="own").having("after_error", "after_clean")
     return _at_equal_position(own.column("after_error") - own.column("after_clean"), own.column("after_error_count"),
-                              own.column("after_clean_count"))  # fmt: skip
+                              own.column("after_clean_count"))
 
 
 def _at_equal_position(gap_K: np.ndarray, first_K: np.ndarray, second_K: np.ndarray) -> float:
@@ -148,7 +159,7 @@ def _rates(table: Table) -> str:
     return "; ".join(
         f"{name}: expert {rows.per_seed(lambda one: rate(one, 'expert')).mean():.3f}, "
         f"own {rows.per_seed(lambda one: rate(one, 'own')).mean():.3f}" for name, rows in table.by("policy")
-    )  # fmt: skip
+    )
 
 
 CRITERIA = (
@@ -160,7 +171,7 @@ CRITERIA = (
     Criterion("E24.rl_expert", "PPO errs less often than SFT after the expert's words, at equal position",
               partial(rl_helps, prefix="expert")),
     Criterion("E24.gap", "PPO's rates on own and expert's prefixes are closer together than SFT's", gap_narrows),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -169,10 +180,10 @@ def figure(table: Table) -> Figure:
     for name, rows in table.by("policy"):
         draw_seeds(left, rows.where(prefix="own"), "position", "wrong", colour=COLOURS[name], label=f"{name}, own words")
         draw_seeds(left, rows.where(prefix="expert"), "position", "wrong", colour=COLOURS[name], style="--",
-                   label=f"{name}, expert's words")  # fmt: skip
+                   label=f"{name}, expert's words")
         for column, style in (("after_error", "-"), ("after_clean", ":")):
             points = [(k, part.having(column).column(column).mean()) for k, part in rows.where(prefix="own").by("position")
-                      if part.having(column).column(f"{column}_count").sum() >= FEWEST]  # fmt: skip
+                      if part.having(column).column(f"{column}_count").sum() >= FEWEST]
             if points:
                 right.plot(*np.array(points).T, style, color=COLOURS[name], lw=2, label=f"{name}, {column.replace('_', ' ')}")
     left.set(xlabel="position: sentences before", ylabel="share of wrong decisions", title="after whose words", ylim=(0, 1))

@@ -1,6 +1,6 @@
 """Gao et al. 2022, Fig. 1a, 2, 3, 6: best of n against reward models of three sizes and three amounts of data.
 
-    python -m rlhf_jax.apps.reproduce gao_best_of_n --seeds=3
+    python -m experiments.ablations.reproduce gao_best_of_n --seeds=3
 
 Samples of the supervised policy (0.9 M parameters), ranked by reward models of 41 k, 158 k and 0.9 M parameters on the first
 300, 1,250 and 5,000 of the same rankings by simulated labelers. Gold is the world's exact judge. n goes up to 1,024, where
@@ -14,10 +14,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.measures import Panel, best_of_n_curves, last, metrics, proxy_scores, sft_pool
+from experiments.ablations.fits import bootstrap_curve, spearman, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
+from experiments.ablations.measures import (
+    Panel,
+    best_of_n_curves,
+    last,
+    metrics,
+    proxy_scores,
+    sft_pool,
+)
 from experiments.ablations.shared import base, base_runs, pick, reward_model
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import bootstrap_curve, spearman, t_interval
 from rlhf_jax.maths.statistics import fit_best_of_n
 
 TRUNKS = ("xs", "s", "m")  # in order of size
@@ -32,7 +49,7 @@ def rankings(size: str) -> tuple[int, ...]:
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Every reward model ranks the same samples."""
     panel = Panel(size, pick(size, tiny=4, default=64, large=256), pick(size, tiny=16, default=1024, large=4096), 1, 1)
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         runs |= {run.folder: run for run in base_runs(size, seed, *TRUNKS)}
@@ -44,9 +61,9 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 measurements.append(Measurement(
                     f"seed{seed}-{trunk}-{count}", point, (run.folder, base(seed, "sft")), panel.settings,
                     partial(curve, panel=panel, seed=seed, folder=run.folder),
-                ))  # fmt: skip
+                ))
     return Ablation("Gao et al. 2022, Fig. 1a, 2, 3, 6", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Thin: seeds. Thick: their mean. Dots: fit of d (α − β d).")  # fmt: skip
+                    "Thin: seeds. Thick: their mean. Dots: fit of d (α − β d).")
 
 
 def curve(bench: Bench, *, panel: Panel, seed: int, folder: str) -> list[Row]:
@@ -64,7 +81,7 @@ def curve(bench: Bench, *, panel: Panel, seed: int, folder: str) -> list[Row]:
     for judge in ("gold", "heldout"):
         shared[f"accuracy_{judge}"] = last(rows, f"validation/accuracy_{judge}")
     return [{"n": n, "distance": float(d[i]), "gold": float(gold_N[i]), "proxy": float(proxy_N[i]), **shared}
-            for i, n in enumerate(curves.n)]  # fmt: skip
+            for i, n in enumerate(curves.n)]
 
 
 def _coefficient(d: np.ndarray, place: int, gold_N: np.ndarray) -> float:
@@ -94,7 +111,7 @@ def falls(table: Table) -> Finding:
     least = table.having("gold").where(rankings=min(table.values("rankings")))
     drops = least.per_seed(lambda one: float(np.mean([peak(rows) - rows.column("gold")[-1] for _, rows in one.by("trunk")])))
     inside = [0 < int(np.argmax(rows.column("gold"))) < len(rows) - 1
-              for _, one in least.by("seed") for _, rows in one.by("trunk")]  # fmt: skip
+              for _, one in least.by("seed") for _, rows in one.by("trunk")]
     found = t_interval(drops)
     return Finding(found.mean > 0.3 and all(inside), *found, f"{sum(inside)} of {len(inside)} curves peak inside")
 
@@ -103,7 +120,7 @@ def fits(table: Table) -> Finding:
     """How well the quadratic describes gold."""
     r_squared = np.array([rows.column("r_squared")[0] for *_, cell in _cells(table) for _, rows in cell.by("seed")])
     return Finding(bool(r_squared.min() >= 0.9 and np.median(r_squared) >= 0.95), float(r_squared.min()), None, None,
-                   f"median {np.median(r_squared):.3f} of {r_squared.size} reward models")  # fmt: skip
+                   f"median {np.median(r_squared):.3f} of {r_squared.size} reward models")
 
 
 def proxy_rises(table: Table) -> Finding:
@@ -125,7 +142,7 @@ def larger_model(table: Table) -> Finding:
     peaks = _mean_peak(table)
     trunks = table.values("trunk")
     higher = [peaks[large, n] >= peaks[small, n] for small, large in pairwise(trunks)
-              for n in table.values("rankings")]  # fmt: skip
+              for n in table.values("rankings")]
     text = ", ".join(f"{trunk}-{count} {value:.2f}" for (trunk, count), value in peaks.items())
     return Finding(float(np.mean(higher)) >= 0.75, float(np.mean(higher)), None, None, f"peaks, SD: {text}")
 
@@ -146,7 +163,7 @@ CRITERIA = (
     Criterion("E2.data", "Spearman(peak gold, rankings) ≥ 0.8 at each size, seeds' mean", more_data),
     Criterion("E2.size", "a larger reward model peaks at least as high in ≥ 75 % of comparisons of neighbours", larger_model),
     Criterion("E2.accuracy", "Spearman(accuracy against gold, size) > 0 at every amount of data", accuracy),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

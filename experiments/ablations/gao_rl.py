@@ -1,6 +1,6 @@
 """Gao et al. 2022, Fig. 1b, 8, 9, and Stiennon et al. 2020, Fig. 5: PPO against a reward model, until it is too much.
 
-    python -m rlhf_jax.apps.reproduce gao_rl --seeds=3
+    python -m experiments.ablations.reproduce gao_rl --seeds=3
 
 PPO without a KL penalty against the largest and a small reward model, and with penalties against the largest. Gold, proxy,
 KL and held-out labelers' preference over the supervised policy at every fourth update; best of n by the same reward model.
@@ -14,10 +14,27 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ablations import gao_best_of_n
+from experiments.ablations.fits import spearman, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    paired,
+)
 from experiments.ablations.measures import Panel, examine_steps
-from experiments.ablations.shared import base, base_runs, keep_checkpoints, pick, ppo_run, reward_model
-from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, paired
-from rlhf_jax.maths.fits import spearman, t_interval
+from experiments.ablations.shared import (
+    base,
+    base_runs,
+    keep_checkpoints,
+    pick,
+    ppo_run,
+    reward_model,
+)
 from rlhf_jax.maths.statistics import OveroptimisationFit, fit_rl
 
 KL_COEFS = (0.0, 0.02, 0.05, 0.1, 0.2)
@@ -29,7 +46,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     panel = Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 2, 8)
     pool = Panel(size, pick(size, tiny=4, default=64, large=256), pick(size, tiny=16, default=1024, large=4096), 1, 1)
     updates = pick(size, tiny=4, default=60, large=300)
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         small = reward_model(size, seed, SMALL, gao_best_of_n.rankings(size)[-2])
@@ -47,13 +64,13 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             measurements.append(Measurement(
                 f"seed{seed}-{trunk}-kl{kl_coef}", point, (run.folder, reward, base(seed, "sft")),
                 {**panel.settings, "steps": steps}, partial(examine_steps, panel=panel, seed=seed, **how),
-            ))  # fmt: skip
+            ))
         measurements.append(Measurement(
             f"seed{seed}-bon", {"seed": seed, "method": "bon", "trunk": LARGE}, (base(seed, "reward"), base(seed, "sft")),
             pool.settings, partial(gao_best_of_n.curve, panel=pool, seed=seed, folder=base(seed, "reward")),
-        ))  # fmt: skip
+        ))
     return Ablation("Gao et al. 2022, Fig. 1b, 8, 9; Stiennon et al. 2020, Fig. 5", seeds, list(runs.values()), measurements,
-                    CRITERIA, figure, "Thin: seeds. Right: a line for every seed.")  # fmt: skip
+                    CRITERIA, figure, "Thin: seeds. Right: a line for every seed.")
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -88,7 +105,7 @@ def fits(table: Table) -> Finding:
     if not r_squared:
         raise ValueError("gold moves by less than 1 SD in every run")
     return Finding(min(r_squared) >= 0.9, min(r_squared), None, None,
-                   f"{len(r_squared)} runs with a range of 1 SD; {', '.join(text)}")  # fmt: skip
+                   f"{len(r_squared)} runs with a range of 1 SD; {', '.join(text)}")
 
 
 def _fit(one: Table) -> OveroptimisationFit | None:
@@ -191,7 +208,7 @@ CRITERIA = (
     *(Criterion(f"E14.{name}", f"{name} reward model: in every seed held-out labelers prefer some checkpoint to SFT, and "
                 "SFT to the last one (95 % intervals)", partial(preference_falls, trunk=trunk))
       for name, trunk in (("large", LARGE), ("small", SMALL))),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

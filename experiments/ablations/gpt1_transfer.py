@@ -1,6 +1,6 @@
 """Radford et al. 2018, Table 5 (E23): classification with and without pretraining, with and without the auxiliary loss.
 
-    python -m rlhf_jax.apps.reproduce gpt1_transfer --seeds=3
+    python -m experiments.ablations.reproduce gpt1_transfer --seeds=3
 
 Labels of forum replies (helpful, unhelpful, rude, harmful) from few labelled texts and from eight times as many, with equally
 many steps for both. The paper: without pretraining all tasks lose, 14.8 % on average; the auxiliary language-modelling loss
@@ -14,11 +14,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+    paired,
+    several,
+)
 from experiments.ablations.measures import metrics
 from experiments.ablations.shared import base, base_runs, beside, pick
 from experiments.menagerie import classify
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed, paired, several
-from rlhf_jax.maths.fits import t_interval
 
 PRETRAINED, NO_AUXILIARY, SCRATCH = "pretrained, λ = 0.5", "pretrained, λ = 0", "from scratch, λ = 0.5"
 SETTINGS = {PRETRAINED: (True, 0.5), NO_AUXILIARY: (True, 0.0), SCRATCH: (False, 0.5)}
@@ -34,7 +46,7 @@ def texts(size: str) -> dict[str, int]:
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Six classifiers a seed."""
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed, stages=("pretrain",))
@@ -44,11 +56,11 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 runs.append(run)
                 point: Row = {"seed": seed, "data": data, "texts": texts(size)[data], "setting": setting}
                 measurements.append(Measurement(run.folder.replace("/", "-"), point, (run.folder,), {},
-                                                partial(validations, folder=run.folder)))  # fmt: skip
+                                                partial(validations, folder=run.folder)))
     return Ablation("Radford et al. 2018, Table 5", seeds, runs, measurements, CRITERIA, figure, "Equal steps for both sets.")
 
 
-def _run(size: str, seed: int, data: str, setting: str) -> Run:
+def _run(size: str, seed: int, data: str, setting: str) -> GridRun:
     pretrained, lm_coef = SETTINGS[setting]
     start = "pretrained" if pretrained else "scratch"
     folder = f"gpt1_transfer/seed{seed}/{data}-{start}-lm{lm_coef}"
@@ -57,13 +69,13 @@ def _run(size: str, seed: int, data: str, setting: str) -> Run:
     config.init.update({"policy": beside(base(seed, "pretrain"), folder), "pretrained": pretrained})
     config.data.max_examples = counts[data]
     config.classify.update({"lm_coef": lm_coef, "num_epochs": config.classify.num_epochs * counts["many"] / counts[data]})
-    return Run(folder, config)
+    return GridRun(folder, config)
 
 
 def validations(bench: Bench, *, folder: str) -> list[Row]:
     """Accuracy and loss on held-out texts at every validation."""
     return [{"update": row["step"], "accuracy": row["validation/accuracy"], "loss": row["validation/loss"]}
-            for row in metrics(bench.folder(folder)) if "validation/accuracy" in row]  # fmt: skip
+            for row in metrics(bench.folder(folder)) if "validation/accuracy" in row]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -107,7 +119,7 @@ CRITERIA = (
               auxiliary_on_many),
     Criterion("E23.more_data", "the auxiliary loss adds more where there are many texts than where there are few",
               auxiliary_needs_data),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -120,7 +132,7 @@ def figure(table: Table) -> Figure:
                 mark_seed(axes.plot(x, accuracy, "o", ms=4, alpha=0.6, color=COLOURS[setting])[0], seed)
             if found:
                 axes.plot(x, np.mean(list(found.values())), "_", ms=16, mew=2, color=COLOURS[setting],
-                          label=setting if place == 0 else None)  # fmt: skip
+                          label=setting if place == 0 else None)
     counts = {data: rows.values("texts")[0] for data, rows in table.by("data")}
     axes.set_xticks(range(len(SETS)), [f"{counts[data]:,} texts" for data in SETS])
     axes.set(ylabel="accuracy on held-out texts", title="What pretraining and the auxiliary loss add")

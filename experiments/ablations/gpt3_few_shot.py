@@ -1,6 +1,6 @@
 """Brown et al. 2020, Fig. 1.2 and 3.1 (E20, E21): accuracy over examples in the context and model size, loss over compute.
 
-    python -m rlhf_jax.apps.reproduce gpt3_few_shot --seeds=3
+    python -m experiments.ablations.reproduce gpt3_few_shot --seeds=3
 
 Pretrained models of four sizes; xs, s and m are those of the reward-model ablations, xxs has 16 features. Tasks: `word`
 (`owl: the cave. fox:`, which property is meant only the examples tell) and `review` (a label for a reply); as many examples
@@ -17,23 +17,33 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import fit_floored_power_law, fit_power_law, spearman, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.measures import metrics
 from experiments.ablations.shared import base, base_runs, pick
 from experiments.menagerie import evaluate, pretrain
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.data.menagerie.questions import few_shot as questions_of
-from rlhf_jax.data.menagerie.world import make_world
-from rlhf_jax.evaluation.few_shot import few_shot
-from rlhf_jax.maths.fits import fit_floored_power_law, fit_power_law, spearman, t_interval
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie.measurements import few_shot
+from rlhf_jax.menagerie.questions import few_shot as questions_of
+from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models.config import flops_per_token, from_dict, num_params, to_dict
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
 
 MODELS = ("xxs", "xs", "s", "m")
 SHOTS = {"word": (0, 1, 2, 4, 8, 16), "review": (0, 1, 2, 4)}
 COLOURS = dict(zip(MODELS, ("#c7b8e0", "#9f87c9", "#6a4fa3", "#35216b"), strict=True))
 
 
-def models(size: str, seed: int) -> dict[str, Run]:
+def models(size: str, seed: int) -> dict[str, GridRun]:
     """A pretraining of every size."""
     found = {run.folder: run for run in base_runs(size, seed, "xs", "s", stages=("pretrain",))}
     runs = {name: found[base(seed, "pretrain", name)] for name in MODELS[1:]}
@@ -41,15 +51,15 @@ def models(size: str, seed: int) -> dict[str, Run]:
     config.seed = seed
     width = pick(size, tiny=8, default=16, large=64)
     shape = replace(from_dict(config.model.to_dict()), width=width, num_layers=1, num_heads=2, num_kv_heads=2,
-                    head_width=width // 2, ffw_width=width * 11 // 4, embedding_std=width**-0.5)  # fmt: skip
+                    head_width=width // 2, ffw_width=width * 11 // 4, embedding_std=width**-0.5)
     config.model = to_dict(shape)
-    return {"xxs": Run(f"gpt3_few_shot/seed{seed}/xxs", config), **runs}
+    return {"xxs": GridRun(f"gpt3_few_shot/seed{seed}/xxs", config), **runs}
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Four pretrainings a seed."""
     questions = pick(size, tiny=8, default=200, large=1000)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         for name, run in models(size, seed).items():
@@ -62,7 +72,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 Measurement(f"{file}-loss", {**point, "what": "loss"}, needs, {}, read),
             ]
     return Ablation("Brown et al. 2020, Fig. 1.2 and 3.1", seeds, runs, measurements, CRITERIA, figure,
-                    "K = 0 is not chance: the model knows the world.")  # fmt: skip
+                    "K = 0 is not chance: the model knows the world.")
 
 
 def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]:
@@ -89,7 +99,7 @@ def curve(bench: Bench, *, folder: str) -> list[Row]:
     rows = metrics(bench.folder(folder))
     per_step = next(float(row["tokens"]) for row in rows if "tokens" in row) * flops_per_token(model)
     return [{"update": row["step"], "flops": float(row["step"]) * per_step, "loss": row["validation/loss"]}
-            for row in rows if "validation/loss" in row]  # fmt: skip
+            for row in rows if "validation/loss" in row]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ def rises(table: Table, task: str) -> Finding:
 def larger_learn_more(table: Table, task: str) -> Finding:
     """The largest model's gain from examples less the smallest one's."""
     gains = {name: {seed: _gain(part) for seed, part in rows.by("seed")}
-             for name, rows in table.where(task=task).having("accuracy").by("model")}  # fmt: skip
+             for name, rows in table.where(task=task).having("accuracy").by("model")}
     largest, smallest = gains.get(MODELS[-1], {}), gains.get(MODELS[0], {})
     found = t_interval([largest[seed] - smallest[seed] for seed in largest if seed in smallest])
     each = {name: float(np.mean(list(one.values()))) for name, one in gains.items()}
@@ -152,10 +162,10 @@ def power_law(table: Table) -> Finding:
 def larger_is_lower(table: Table) -> Finding:
     """The final loss of every model, smallest first: whether each is below the one before, means over seeds."""
     final = {name: rows.per_seed(lambda one: one.column("loss")[-1]).mean()
-             for name, rows in table.where(what="loss").having("loss").by("model")}  # fmt: skip
+             for name, rows in table.where(what="loss").having("loss").by("model")}
     steps = np.diff(list(final.values()))
     return Finding(bool(np.all(steps < 0)), float(steps.max()), None, None,
-                   ", ".join(f"{name} {loss:.3f}" for name, loss in final.items()))  # fmt: skip
+                   ", ".join(f"{name} {loss:.3f}" for name, loss in final.items()))
 
 
 CRITERIA = (
@@ -165,7 +175,7 @@ CRITERIA = (
                 partial(larger_learn_more, task=task)) for task in SHOTS),
     Criterion("E21.size", "every larger model ends with a lower loss (the value is the largest step)", larger_is_lower),
     Criterion("E21.power", "the envelope of loss − floor over compute is a power law (R² ≥ 0.98 in every seed)", power_law),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -180,13 +190,13 @@ def figure(table: Table) -> Figure:
         shots = rows.values("shots")
         one.set_xscale("symlog", linthresh=1)
         one.set(xlabel="examples in the context, K", ylabel="accuracy", title=task, ylim=(0, 1),
-                xticks=shots, xticklabels=shots)  # fmt: skip
+                xticks=shots, xticklabels=shots)
         one.minorticks_off()
         one.legend(frameon=False, fontsize=7)
     for name, part in table.where(what="loss").by("model"):
         draw_seeds(axes[2], part, "flops", "loss", colour=COLOURS[name], label=name)
     axes[2].set(xlabel="compute, floating point operations", ylabel="validation loss, nats/token", xscale="log", yscale="log",
-                title="loss over compute")  # fmt: skip
+                title="loss over compute")
     for formatted in (axes[2].yaxis.set_major_formatter, axes[2].yaxis.set_minor_formatter):
         formatted("{x:.2g}")
     for one in axes:

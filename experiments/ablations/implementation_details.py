@@ -1,6 +1,6 @@
 """Huang et al. 2023 (N details, on Adam) and the switches on which PPO codes differ most.
 
-    python -m rlhf_jax.apps.reproduce implementation_details --seeds=3
+    python -m experiments.ablations.reproduce implementation_details --seeds=3
 
 Adam: TensorFlow adds ε = 1e-5 before the bias correction of the second moment, optax and PyTorch after it, so that TensorFlow's
 first steps are much smaller; the first eight updates of four epochs of one minibatch, at a constant rate. Switches: the
@@ -14,10 +14,20 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.measures import measure_end, metrics
 from experiments.ablations.shared import KL_COEF, base_runs, pick, policy, ppo_run
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import t_interval
 
 ADAMS = ("torch", "tf")
 EARLY = 8  # updates
@@ -41,7 +51,7 @@ SWITCHES: dict[str, Callable[[ConfigDict], None]] = {
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Two short runs for Adam and one for every switch, a seed."""
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
@@ -49,7 +59,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             run = _adam_run(size, seed, style)
             runs.append(run)
             measurements.append(Measurement(f"seed{seed}-adam-{style}", {"seed": seed, "adam": style}, (run.folder,), {},
-                                            partial(early, folder=run.folder)))  # fmt: skip
+                                            partial(early, folder=run.folder)))
         switched = {name: policy(size, seed, kl_coef=kl_coef, ptx_coef=0.0) for name, kl_coef in KL_COEFS.items()}
         for name, switch in SWITCHES.items():
             run = ppo_run(size, seed, f"implementation_details/seed{seed}/{name.replace(' ', '-')}")
@@ -60,7 +70,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     return Ablation("Huang et al. 2023; peers", seeds, runs, measurements, CRITERIA, figure)
 
 
-def _adam_run(size: str, seed: int, style: str) -> Run:
+def _adam_run(size: str, seed: int, style: str) -> GridRun:
     """Several steps on each rollout, or approxkl would be 0: the first minibatch of a rollout is on policy."""
     run = ppo_run(size, seed, f"implementation_details/seed{seed}/adam-{style}")
     ppo = run.config.ppo
@@ -75,13 +85,13 @@ def early(bench: Bench, *, folder: str) -> list[Row]:
     """How far each of the first updates moves the policy."""
     names = {"approxkl": "policy/approxkl_avg", "clipfrac": "policy/clipfrac_avg", "ratio_var": "val/ratio_var"}
     return [{"update": row["step"], **{name: float(row[key]) for name, key in names.items()}}
-            for row in metrics(bench.folder(folder))]  # fmt: skip
+            for row in metrics(bench.folder(folder))]
 
 
 def adam(table: Table) -> Finding:
     """Mean approxkl of the first two updates, optax's over TensorFlow's."""
     first = {style: table.where(adam=style).having("approxkl").each_seed(lambda one: one.column("approxkl")[:2].mean())
-             for style in ADAMS}  # fmt: skip
+             for style in ADAMS}
     found = t_interval([first["torch"][seed] / first["tf"][seed] for seed in first["torch"] if seed in first["tf"]])
     return Finding(found.mean > 2, *found, "theirs 6.4 with GPT-2")
 

@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, Fig. 36: labelers like an intermediate KL penalty best.
 
-    python -m rlhf_jax.apps.reproduce instructgpt_kl --seeds=3
+    python -m experiments.ablations.reproduce instructgpt_kl --seeds=3
 
 PPO with β from 0 to 2, judged by labelers who gave no training label. Most runs are those of `instructgpt_ptx`.
 """
@@ -9,17 +9,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Criterion,
+    Finding,
+    GridRun,
+    Table,
+    draw_seeds,
+    paired,
+    several,
+)
 from experiments.ablations.measures import measure_end
 from experiments.ablations.shared import base_runs, policy
-from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Run, Table, draw_seeds, paired, several
-from rlhf_jax.maths.fits import t_interval
 
 KL_COEFS = (0.0, 0.02, 0.05, 0.1, 0.3, 2.0)
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Six PPO runs a seed."""
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
@@ -43,14 +52,14 @@ def inverted_u(table: Table) -> Finding:
 
 CRITERIA = (
     Criterion("E9", "the best β lies between 0 and 2, and both ends are preferred less by ≥ 2 standard errors", inverted_u),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
     """Preference against β, gold beside it."""
     made, axes = plt.subplots(1, 2, figsize=(8.6, 3.4))
     for one, name, label in zip(axes, ("preferred", "gold"), ("preferred to SFT by held-out labelers", "gold, SD of SFT"),
-                                strict=True):  # fmt: skip
+                                strict=True):
         draw_seeds(one, table, "kl_coef", name, colour="#2a3f8f", label="mean of seeds")
         one.set_xscale("symlog", linthresh=0.02)
         one.set(xlabel="β", ylabel=label)

@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, sections 3.4 and E.2: do labelers agree, and does the reward model hold for those it never saw?
 
-    python -m rlhf_jax.apps.reproduce instructgpt_labelers --seeds=3
+    python -m experiments.ablations.reproduce instructgpt_labelers --seeds=3
 
 Nothing is trained beyond the base. Pairs of the supervised policy's answers to validation prompts, each judged by two labelers
 of the group that labelled the training data and by two who did not.
@@ -12,33 +12,44 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+)
 from experiments.ablations.measures import BOOTSTRAP, Panel, Proxy, Reference, make_proxy, reference
 from experiments.ablations.shared import base, base_runs, pick
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed
-from rlhf_jax.data.menagerie.labelers import labelers, preference
-from rlhf_jax.evaluation import estimates, judges
-from rlhf_jax.evaluation.measure import continuations
+from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.reward_model import accuracy
-from rlhf_jax.maths.fits import t_interval
+from rlhf_jax.menagerie import judges
+from rlhf_jax.menagerie.labelers import labelers, preference
+from rlhf_jax.menagerie.measurements import continuations
 
 GROUPS = ("train", "heldout")
 COLUMNS = {
     "agree_train": "training labelers\nwith each other", "agree_heldout": "held-out labelers\nwith each other",
     "agree_across": "training with\nheld-out", "model_train": "reward model with\ntraining labelers",
     "model_heldout": "reward model with\nheld-out labelers", "model_gold": "reward model\nwith gold",
-}  # fmt: skip
+}
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """One measurement a seed."""
     panel = Panel(size, pick(size, tiny=8, default=500, large=2000), 2, 1, 1)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
         needs = (base(seed, "sft"), base(seed, "reward"))
         measurements.append(Measurement(f"seed{seed}", {"seed": seed}, needs, panel.settings,
-                                        partial(agreements, panel=panel, seed=seed)))  # fmt: skip
+                                        partial(agreements, panel=panel, seed=seed)))
     return Ablation("Ouyang et al. 2022, 3.4 and E.2", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -97,7 +108,7 @@ CRITERIA = (
     Criterion("E12.agreement", "two training labelers agree on 72 ± 2 % of the pairs that both decide", labelers_agree),
     Criterion("E12.heldout", "accuracy against held-out labelers is within 4 points of that against training labelers",
               generalises),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, section 3.5: a ranking's pairs in one batch element, or shuffled as independent data, which overfits.
 
-    python -m rlhf_jax.apps.reproduce instructgpt_pairs --seeds=5
+    python -m experiments.ablations.reproduce instructgpt_pairs --seeds=5
 
 The same rankings and as many pairs an update either way, one epoch and four; the small trunk. Footnote 5: shuffled, each answer
 is in up to K - 1 updates of an epoch. The loss is that of held-out labelers' rankings of answers to validation prompts.
@@ -14,10 +14,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    paired,
+)
 from experiments.ablations.measures import metrics
 from experiments.ablations.shared import base_runs, pick, reward_run
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, paired
-from rlhf_jax.maths.fits import t_interval
 
 TRUNK, EPOCHS, BATCHINGS = "s", (1, 4), ("prompts", "shuffled_pairs")
 PAIRS_PER_RANKING = 13  # untied and different, on average
@@ -26,7 +37,7 @@ PAIRS_PER_RANKING = 13  # untied and different, on average
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Two batchings x two lengths a seed."""
     count = pick(size, tiny=16, default=640, large=8000)
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         runs |= {run.folder: run for run in base_runs(size, seed, TRUNK)}
@@ -44,7 +55,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                     Measurement(f"seed{seed}-{batching}-{epochs}", point, (folder,), {}, partial(curve, folder=folder))
                 )
     return Ablation("Ouyang et al. 2022, section 3.5", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Thin: seeds.")  # fmt: skip
+                    "Thin: seeds.")
 
 
 def curve(bench: Bench, *, folder: str) -> list[Row]:
@@ -80,7 +91,7 @@ CRITERIA = (
     Criterion("E10.four", "four epochs: the same", partial(grouped_is_better, epochs=4)),
     Criterion("E10.overfit", "four epochs of shuffled pairs end further above their minimum than whole rankings do",
               shuffled_overfits),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

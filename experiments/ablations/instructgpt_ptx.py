@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, Fig. 33 and 34: a pretraining mix removes the alignment tax, a KL penalty cannot.
 
-    python -m rlhf_jax.apps.reproduce instructgpt_ptx --seeds=3
+    python -m experiments.ablations.reproduce instructgpt_ptx --seeds=3
 
 PPO-ptx with γ from 0 to 3 at the paper's β = 0.02 (γ multiplies a token mean here, so that theirs, 27.8, means something else),
 and PPO with γ = 0 and β up to a hundred times that. The tax is the loss on the pretraining corpus over that of the supervised
@@ -11,10 +11,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Criterion,
+    Finding,
+    GridRun,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.measures import measure_end
 from experiments.ablations.shared import base_runs, policy
-from rlhf_jax.apps.ablation import Ablation, Criterion, Finding, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import t_interval
 
 KL_COEF = 0.02
 PTX_COEFS = (0.0, 0.1, 0.3, 1.0, 3.0)
@@ -24,7 +32,7 @@ KL_COEFS = (0.02, 0.1, 0.3, 1.0, 2.0)
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Nine PPO runs a seed."""
     grid = [(KL_COEF, ptx) for ptx in PTX_COEFS] + [(kl, 0.0) for kl in KL_COEFS[1:]]
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
@@ -43,7 +51,7 @@ def _changes(table: Table, kl_coef: float, ptx_coef: float, name: str) -> np.nda
     """Over the supervised policy, for every seed."""
     after = table.where(kl_coef=kl_coef, ptx_coef=ptx_coef).having(name)
     found = [one.column(name)[-1] - table.where(seed=seed, update=0).column(name)[0] for seed, one in after.by("seed")
-             if one.column("update")[-1] > 0]  # fmt: skip
+             if one.column("update")[-1] > 0]
     if not found:
         raise ValueError(f"no policy with β = {kl_coef}, γ = {ptx_coef}")
     return np.array(found)
@@ -93,7 +101,7 @@ CRITERIA = (
     Criterion("E7.monotone", "the pretraining loss falls with every step of γ", monotone),
     Criterion("E8", "no β up to 100 × 0.02 keeps the rise ≤ 0.02 nats and ≥ 50 % of the gain (the value counts those that do)",
               penalty_cannot),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -101,7 +109,7 @@ def figure(table: Table) -> Figure:
     made, axes = plt.subplots(2, 2, figsize=(8.6, 5.8), sharex="col", sharey="row")
     trained = Table([row for row in table.rows if row.get("update") != 0])
     sweeps = (("ptx_coef", trained.where(kl_coef=KL_COEF), "γ (pretraining mix), β = 0.02"),
-              ("kl_coef", trained.where(ptx_coef=0.0), "β (KL penalty), γ = 0"))  # fmt: skip
+              ("kl_coef", trained.where(ptx_coef=0.0), "β (KL penalty), γ = 0"))
     for column, (name, rows, label) in enumerate(sweeps):
         for row, (measure, colour) in enumerate((("nll", "#a33"), ("gold", "#2a3f8f"))):
             one = axes[row, column]

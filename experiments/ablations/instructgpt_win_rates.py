@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, Fig. 1: how often labelers prefer each step of the recipe, at three sizes, to the largest SFT model.
 
-    python -m rlhf_jax.apps.reproduce instructgpt_win_rates --seeds=3
+    python -m experiments.ablations.reproduce instructgpt_win_rates --seeds=3
 
 The pretrained model, the same behind a prefix, SFT, PPO and PPO-ptx, of three sizes. One reward model and one value function,
 those of the largest size, serve all policies, as InstructGPT's of 6B served its 175B. Judges gave no training label.
@@ -18,19 +18,39 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.measures import Asked, Panel, Reference, draw_answers, make_proxy, opinions, panel_of, reference
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    paired,
+)
+from experiments.ablations.measures import (
+    Asked,
+    Panel,
+    Reference,
+    draw_answers,
+    make_proxy,
+    opinions,
+    panel_of,
+    reference,
+)
 from experiments.ablations.shared import KL_COEF, PTX_COEF, TRUNKS, base, base_runs, policy
 from experiments.menagerie import sft
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, paired
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Demonstration, Message, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.measure import continuations
-from rlhf_jax.maths.fits import t_interval
+from rlhf_jax.evaluation.checkpoints import find, load_language_model
+from rlhf_jax.menagerie.measurements import continuations
 from rlhf_jax.models.config import num_params
-from rlhf_jax.stages.entrants import find, load_language_model
 
 SIZES = (*TRUNKS, "m")  # from the smallest to the largest
 METHODS = {"GPT": "#767676", "GPT prompted": "#b8860b", "SFT": "#009e73", "PPO": "#56b4e9", "PPO-ptx": "#d55e00"}
@@ -41,14 +61,14 @@ PREFIXES = 16  # candidates
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Two PPO runs a size and seed beyond the base."""
     panel = panel_of(size)
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         runs |= {run.folder: run for run in base_runs(size, seed, *TRUNKS)}
         largest = (base(seed, "pretrain"), base(seed, "sft"), base(seed, "reward"))
         for trunk in SIZES:
             folders = {name: base(seed, stage, trunk)
-                       for name, stage in (("GPT", "pretrain"), ("GPT prompted", "pretrain"), ("SFT", "sft"))}  # fmt: skip
+                       for name, stage in (("GPT", "pretrain"), ("GPT prompted", "pretrain"), ("SFT", "sft"))}
             for name, ptx_coef in PPO_PTX.items():
                 run = policy(size, seed, kl_coef=KL_COEF, ptx_coef=ptx_coef, trunk=trunk)
                 runs[run.folder], folders[name] = run, run.folder
@@ -57,9 +77,9 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                             (folder, *largest), panel.settings,
                             partial(judged, panel=panel, seed=seed, folder=folder, prompted=name == "GPT prompted"))
                 for name, folder in folders.items()
-            ]  # fmt: skip
+            ]
     return Ablation("Ouyang et al. 2022, Fig. 1", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Against the largest supervised model. Thin: seeds.")  # fmt: skip
+                    "Against the largest supervised model. Thin: seeds.")
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
@@ -141,7 +161,7 @@ def ordered(table: Table) -> Finding:
     """The smallest step of PPO and PPO-ptx over SFT, SFT over the prompted model, that over the plain one."""
     pairs = (("PPO", "SFT"), ("PPO-ptx", "SFT"), ("SFT", "GPT prompted"), ("GPT prompted", "GPT"))
     steps = {(trunk, better, worse): t_interval(_gaps(table, (better, trunk), (worse, trunk)))
-             for trunk in SIZES for better, worse in pairs}  # fmt: skip
+             for trunk in SIZES for better, worse in pairs}
     least = min(steps, key=lambda name: steps[name].mean)
     text = f"the smallest: {least[1]} over {least[2]} at size {least[0]}; {sum(one.low > 0 for one in steps.values())} of "
     return Finding(steps[least].mean > 0, *steps[least], f"{text}{len(steps)} steps have intervals above 0")
@@ -179,7 +199,7 @@ CRITERIA = (
     Criterion("E11.small", "the smallest PPO-ptx is preferred more than the largest pretrained model (interval above 0)",
               small_beats_large),
     Criterion("E11.ptx", "PPO-ptx and PPO differ by at most 5 points at every size", alike),
-)  # fmt: skip
+)
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------

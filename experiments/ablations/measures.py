@@ -14,24 +14,30 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.ablations.framework import Bench, GridRun, Measurement, Row
 from experiments.ablations.shared import base, pick
 from experiments.menagerie import evaluate
-from rlhf_jax.apps.ablation import Bench, Measurement, Row, Run
 from rlhf_jax.data.batches import fitting_prompts
-from rlhf_jax.data.menagerie.world import World, make_world
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import estimates, judges, win_rate
+from rlhf_jax.evaluation import estimates, win_rate
+from rlhf_jax.evaluation.checkpoints import (
+    find,
+    load_language_model,
+    load_scalar_model,
+    load_tokenizer_of,
+)
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
-from rlhf_jax.evaluation.exam import take
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.measure import PLAIN, Candidate, continuations
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
+from rlhf_jax.menagerie import judges
+from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel, continuations
+from rlhf_jax.menagerie.test_questions import take
+from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import ScalarModel
-from rlhf_jax.stages.entrants import find, load_language_model, load_scalar_model, load_tokenizer_of
 from rlhf_jax.training.checkpoints import all_steps, checkpoint_folder
 
 BOOTSTRAP = Bootstrap(1000, 0)
@@ -56,7 +62,7 @@ class Panel:
 def panel_of(size: str) -> Panel:
     """What each policy is asked."""
     return Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 3,
-                 pick(size, tiny=8, default=400, large=4000))  # fmt: skip
+                 pick(size, tiny=8, default=400, large=4000))
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,7 @@ def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
         take("num_prompts", panel.num_prompts, fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)),
         take("corpus_documents", panel.corpus_documents, documents), tokenizer,
         {"prompt_length": data.prompt_length, "response_length": how.response_length, "batch_size": how.batch_size},
-    )  # fmt: skip
+    )
 
 
 # --- best of n --------------------------------------------------------------------------------------------------------
@@ -105,10 +111,10 @@ def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
     def draw() -> dict[str, Any]:
         policy = load_language_model(one)
         drawn = generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(seed), spec=PLAIN,
-                         num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
+                         num_samples=panel.num_samples, **asked.sampling)
         different = [list(dict.fromkeys(few)) for few in drawn]
         gold = [judges.judge(asked.world, [prompt], [few]).total_NS[0]
-                for prompt, few in zip(asked.prompts, different, strict=True)]  # fmt: skip
+                for prompt, few in zip(asked.prompts, different, strict=True)]
         places = [{answer: k for k, answer in enumerate(few)} for few in different]
         which = [[place[answer] for answer in few] for place, few in zip(places, drawn, strict=True)]
         return {"different": different, "gold": gold, "which": which}
@@ -121,7 +127,7 @@ def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
     return Pool(
         asked, [[Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["different"]],
         [(gold - everything.mean()) / everything.std() for gold in total], which,
-    )  # fmt: skip
+    )
 
 
 def proxy_scores(pool: Pool, folder: Path) -> list[np.ndarray]:
@@ -133,7 +139,7 @@ def proxy_scores(pool: Pool, folder: Path) -> list[np.ndarray]:
     if one.meta.tokenizer != pool.asked.tokenizer.fingerprint():
         raise ValueError(f"{folder}: has another tokenizer than the policy that was sampled")
     parts = [continuations(pool.asked.tokenizer, [prompt], [few])
-             for prompt, few in zip(pool.asked.prompts, pool.different, strict=True)]  # fmt: skip
+             for prompt, few in zip(pool.asked.prompts, pool.different, strict=True)]
     flat = scores(*load_scalar_model(one), [item for part in parts for item in part], batch_size=256)
     score = np.split(flat, np.cumsum([len(part) for part in parts])[:-1])
     everything = np.concatenate([few[index] for few, index in zip(score, pool.which, strict=True)])
@@ -172,7 +178,7 @@ class Reference:
     """The supervised policy and its answers to the panel."""
 
     asked: Asked
-    policy: Candidate
+    policy: LoadedModel
     answers: list[list[Generation]]
     total_NS: np.ndarray  # raw gold
 
@@ -190,10 +196,10 @@ def reference(bench: Bench, panel: Panel, seed: int) -> Reference:
     return Reference(asked, policy, answers, judges.judge(asked.world, asked.prompts, answers).total_NS)
 
 
-def draw_answers(policy: Candidate, asked: Asked, panel: Panel, seed: int) -> list[list[Generation]]:
+def draw_answers(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> list[list[Generation]]:
     """A policy's answers to the panel's prompts."""
     return generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(1000 + seed), spec=PLAIN,
-                    num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
+                    num_samples=panel.num_samples, **asked.sampling)
 
 
 def opinions(panel: Panel, ref: Reference, answers: list[list[Generation]], seed: int) -> dict[str, Estimate]:
@@ -203,9 +209,9 @@ def opinions(panel: Panel, ref: Reference, answers: list[list[Generation]], seed
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
     gold = ((total_NS - ref.total_NS.mean()) / ref.total_NS.std()).ravel()
     preference_NSL = judges.labeler_preferences(world, prompts, answers, ref.answers,
-                                                labelers_per_prompt=panel.labelers_per_prompt, seed=seed)  # fmt: skip
+                                                labelers_per_prompt=panel.labelers_per_prompt, seed=seed)
     return {"gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
-            "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP)}  # fmt: skip
+            "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP)}
 
 
 @dataclass(frozen=True)
@@ -239,7 +245,7 @@ def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, se
     nll, tokens = corpus_nll(
         policy.model, policy.params, asked.tokenizer, asked.documents,
         context_length=policy.model.config.context_length, batch_size=64, mask_documents=False,
-    )  # fmt: skip
+    )
     measured = {
         **opinions(panel, ref, answers, seed),
         "proxy": estimates.clustered_mean(proxy(said), prompt_M, BOOTSTRAP),
@@ -267,11 +273,11 @@ def examine_steps(
     return [{"update": step, **examine(panel, ref, path, proxy, seed=seed)} for step, path in paths.items()]
 
 
-def measure_end(size: str, run: Run, seed: int, point: Row, *, start: bool) -> Measurement:
+def measure_end(size: str, run: GridRun, seed: int, point: Row, *, start: bool) -> Measurement:
     """The last checkpoint of a policy; of one that diverged the last good one."""
     panel, last = panel_of(size), run.config.ppo.total_episodes // run.config.ppo.batch_size
     ask = partial(examine_steps, panel=panel, seed=seed, folder=run.folder, reward_folder=base(seed, "reward"), steps=[last],
-                  start=start)  # fmt: skip
+                  start=start)
     needs = (run.folder, base(seed, "reward"), base(seed, "sft"))
     settings = {**panel.settings, "last": last, "start": start}
     return Measurement(run.folder.replace("/", "-"), {"seed": seed, **point}, needs, settings, ask)

@@ -1,6 +1,6 @@
 """Huang et al. 2024, on the end token (E27): a policy whose end token is padding, and so masked, does not learn to stop.
 
-    python -m rlhf_jax.apps.reproduce pad_is_eos --seeds=3
+    python -m experiments.ablations.reproduce pad_is_eos --seeds=3
 
 The common mistake: pad_token = eos_token, and every padding token is taken out of the loss. The stages here cannot make it,
 since masks are noted while a conversation is laid down and never found by looking for a token; so it is made in this file, in
@@ -17,23 +17,32 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+)
 from experiments.ablations.measures import Asked, Panel, ask
 from experiments.ablations.shared import base, base_runs, pick
 from experiments.menagerie import sft
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed
 from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import load
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
 from rlhf_jax.evaluation.generate import generate
-from rlhf_jax.evaluation.measure import PLAIN, Candidate
-from rlhf_jax.maths.fits import t_interval
+from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel
 from rlhf_jax.models.heads import init_params
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
 from rlhf_jax.stages.language import language_loss, weigh_tokens
-from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import init_state
+from rlhf_jax.training.updates import init_state, make_supervised_update
 
 STARTS = ("pretrained", "fresh")
 MASKS = {"end trained": False, "end masked": True}
@@ -44,7 +53,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """No run beyond pretraining; four short trainings a seed inside the measurements."""
     panel = Panel(size, pick(size, tiny=8, default=128, large=512), pick(size, tiny=2, default=4, large=4), 1, 8)
     epochs = pick(size, tiny=1.0, default=2.0, large=2.0)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed, stages=("pretrain",))
@@ -54,7 +63,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 measurements.append(Measurement(
                     f"seed{seed}-{start}-{mask.replace(' ', '-')}", {"seed": seed, "start": start, "mask": mask},
                     (base(seed, "pretrain"),), {**panel.settings, **how}, partial(tune, panel=panel, seed=seed, **how),
-                ))  # fmt: skip
+                ))
     return Ablation("Huang et al. 2024", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -65,7 +74,7 @@ def tune(bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epo
     data = demonstration_batches(
         load(settings.data.demonstrations, Demonstration, split="train", data_dir=settings.data.data_dir), asked.tokenizer,
         context_length=settings.sft.max_length, batch_size=settings.sft.batch_size, seed=seed,
-    )  # fmt: skip
+    )
     if hidden:
         hide(data, asked.tokenizer.turn_end_id)
     num_steps = round(epochs * data.num_examples / data.batch_size)
@@ -81,7 +90,7 @@ def tune(bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epo
         state, metrics = update(state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step))
     if not np.isfinite(float(metrics["grad_norm"])):
         return [{"status": f"diverged: {start}, end {'masked' if hidden else 'trained'}"}]
-    return [ending(Candidate(model, state.params), asked, panel, seed)]
+    return [ending(LoadedModel(model, state.params), asked, panel, seed)]
 
 
 def hide(data: Batches, token: int) -> None:
@@ -89,10 +98,10 @@ def hide(data: Batches, token: int) -> None:
     data.arrays["loss_mask_BT"] = data.arrays["loss_mask_BT"] & (data.arrays["tokens_BT"] != token)
 
 
-def ending(policy: Candidate, asked: Asked, panel: Panel, seed: int) -> Row:
+def ending(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> Row:
     """Share of answers that end by themselves, and their length."""
     drawn = generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(seed), spec=PLAIN,
-                     num_samples=panel.num_samples, **asked.sampling)  # fmt: skip
+                     num_samples=panel.num_samples, **asked.sampling)
     said = [answer for few in drawn for answer in few]
     return {"finished": float(np.mean([one.finished for one in said])), "length": float(np.mean([one.length for one in said]))}
 
@@ -112,7 +121,7 @@ CRITERIA = tuple(
               partial(finishes, start=start, mask=mask, low=low, high=high))
     for start in STARTS
     for mask, text, low, high in (("end trained", "more than 95 %", 0.95, 1.0), ("end masked", "less than 50 %", 0.0, 0.5))
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -126,7 +135,7 @@ def figure(table: Table) -> Figure:
                     mark_seed(one.plot(place + shift, value, "o", ms=5, alpha=0.6, color=colour)[0], int(seed))
                 if len(rows):
                     one.plot(place + shift, rows.column(column).mean(), "_", ms=18, mew=2, color=colour,
-                             label=mask if place == 0 else None)  # fmt: skip
+                             label=mask if place == 0 else None)
         one.set_xticks(range(len(STARTS)), [f"from {start} parameters" for start in STARTS])
         one.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="answers that end by themselves", ylim=(-0.03, 1.03))

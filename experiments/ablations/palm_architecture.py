@@ -1,6 +1,6 @@
 """Chowdhery et al. 2022, section 2 (E22): each of PaLM's changes to a GPT-2 block alone, and all of them.
 
-    python -m rlhf_jax.apps.reproduce palm_architecture --seeds=3
+    python -m experiments.ablations.reproduce palm_architecture --seeds=3
 
 Width 64, two layers, equal steps, and as many parameters as the GPT-2 block by the width of the feed-forward layer: SwiGLU's
 third matrix makes it narrower, shared keys and values make it wider. Untied embeddings alone are more parameters. Weights are
@@ -17,16 +17,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+)
 from experiments.ablations.shared import pick
 from experiments.menagerie import evaluate, pretrain
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import load
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
 from rlhf_jax.inference.scoring import next_token
-from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.models.config import TransformerConfig, gpt, num_params, to_dict
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
 
 GPT, PALM, UNTIED, Z_LOSS = "GPT-2 block", "all but untied", "untied embeddings", "z-loss 1e-4"
 CHANGES: dict[str, dict[str, Any]] = {
@@ -46,7 +56,7 @@ def shape(size: str, change: str, vocab_size: int) -> TransformerConfig:
     """A GPT-2 block with a change, its feed-forward layer as wide as the parameters of the unchanged one allow."""
     sizes = {"width": pick(size, tiny=16, default=64, large=256), "num_layers": pick(size, tiny=1, default=2, large=6)}
     plain = gpt(vocab_size=vocab_size, context_length=128, num_heads=pick(size, tiny=2, default=4, large=8), dropout_rate=0.0,
-                compute_dtype="float32", param_dtype="float32", remat="none", **sizes)  # fmt: skip
+                compute_dtype="float32", param_dtype="float32", remat="none", **sizes)
     plain = replace(plain, kernel_init="fan_in", embedding_std=plain.width**-0.5)
     changed = replace(plain, **CHANGES[change])
     if change == UNTIED:
@@ -67,17 +77,17 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             point: Row = {"seed": seed, "change": change}
             measurements.append(Measurement(run.folder.replace("/", "-"), point, (run.folder,), {"documents": documents}, ask))
     return Ablation("Chowdhery et al. 2022, section 2 and 5", seeds, runs, measurements, CRITERIA, figure,
-                    "Equal steps and parameters (untied embeddings: more parameters).")  # fmt: skip
+                    "Equal steps and parameters (untied embeddings: more parameters).")
 
 
-def _run(size: str, seed: int, change: str) -> Run:
+def _run(size: str, seed: int, change: str) -> GridRun:
     config = pretrain.get_config(size)
     config.seed = seed
     config.model = to_dict(shape(size, change, config.model.vocab_size))
     steps = pick(size, tiny=20, default=1000, large=5000)
     config.pretrain.update({"num_steps": steps, "eval_every": steps, "z_loss_coef": 1e-4 if change in (Z_LOSS, PALM) else 0.0})
     config.optimizer.warmup_steps = max(5, steps // 40)
-    return Run(f"palm_architecture/seed{seed}/{change.replace(' ', '-')}", config)
+    return GridRun(f"palm_architecture/seed{seed}/{change.replace(' ', '-')}", config)
 
 
 def validate(bench: Bench, *, folder: str, size: str, documents: int) -> list[Row]:
@@ -86,12 +96,12 @@ def validate(bench: Bench, *, folder: str, size: str, documents: int) -> list[Ro
     held_out = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     c, model, params = one.model, *load_language_model(one)
     blocks = lm_batches([held_out[k] for k in range(documents)], load_tokenizer_of(one), context_length=c.context_length,
-                        batch_size=1, seed=0, mask_documents=data.mask_documents).arrays  # fmt: skip
+                        batch_size=1, seed=0, mask_documents=data.mask_documents).arrays
     found = jax.jit(partial(next_token, model))(params, blocks["tokens_BT"], blocks["segments_BT"])
     nll, log_z, valid = (np.asarray(x, np.float64) for x in found)
     tokens = valid.sum()
     return [{"loss": float((nll * valid).sum() / tokens), "log_z_squared": float((log_z**2 * valid).sum() / tokens),
-             "parameters": num_params(c), "cached": 2 * c.num_layers * c.num_kv_heads * c.head_width}]  # fmt: skip
+             "parameters": num_params(c), "cached": 2 * c.num_layers * c.num_kv_heads * c.head_width}]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -138,7 +148,7 @@ CRITERIA = (
     Criterion("E22.z_loss", "with a z-loss of 1e-4 mean log² Z is at most 1, and smaller than without", normaliser),
     Criterion("E22.palm", "all changes together have a lower loss than the GPT-2 block",
               partial(relative_loss, change=PALM, most=0.0)),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

@@ -1,6 +1,6 @@
 """Schulman et al. 2017, Table 1: no clipping, clipping, adaptive and fixed KL penalties on small control environments.
 
-    pip install 'rlhf_jax[control]' && python -m rlhf_jax.apps.reproduce ppo_table1 --seeds=5
+    pip install 'rlhf_jax[control]' && python -m experiments.ablations.reproduce ppo_table1 --seeds=5
 
 All rows share everything but the policy loss: 10 epochs over each segment, the same seeds, one program for all seeds of a row.
 Score = (return − untrained) / (best row − untrained) per environment, returns of episodes that ended in the last tenth
@@ -19,10 +19,20 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ablations.control import agent_of, all_seeds, settings
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    DIVERGED_COLOUR,
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+)
+from experiments.control.ppo import Agent, Settings, Surrogate, late_return, over_seeds, train
 from experiments.menagerie.shared import pick
-from rlhf_jax.apps.ablation import DIVERGED_COLOUR, Ablation, Bench, Criterion, Finding, Measurement, Row, Table, mark_seed
-from rlhf_jax.control.ppo import Agent, Settings, Surrogate, late_return, over_seeds, train
-from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.maths.masking import value
 
 LATE = 0.1  # the share of training whose returns count
@@ -38,21 +48,21 @@ ROWS: dict[str, tuple[float, bool, Surrogate]] = {
        for target, paper in ((0.003, 0.68), (0.01, 0.74), (0.03, 0.71))},
     **{f"fixed KL, β = {beta:g}": (paper, True, Surrogate(jnp.inf, beta, 0.0))
        for beta, paper in ((0.3, 0.62), (1.0, 0.71), (3.0, 0.72), (10.0, 0.69))},
-}  # fmt: skip
+}
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """A measurement per seed and environment; the first seed's does the work for all."""
     names = pick(size, tiny=("point",), default=("CartPole-v1", "Pendulum-v1", "Reacher-misc"),
-                 large=("CartPole-v1", "Pendulum-v1", "Reacher-misc", "Acrobot-v1", "Swimmer-misc"))  # fmt: skip
+                 large=("CartPole-v1", "Pendulum-v1", "Reacher-misc", "Acrobot-v1", "Swimmer-misc"))
     how = settings(pick(size, tiny=2, default=100, large=980), pick(size, tiny=1e-3, default=1e-3, large=3e-4))
     measurements = [
         Measurement(f"seed{seed}-{name}", {"seed": seed, "environment": name}, (), {"how": repr(how)},
                     partial(scores_of, seed=seed, seeds=seeds, name=name, how=how))
         for name in names for seed in seeds
-    ]  # fmt: skip
+    ]
     return Ablation("Schulman et al. 2017, Table 1", seeds, (), measurements, CRITERIA, figure,
-                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's seven tasks.")  # fmt: skip
+                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's seven tasks.")
 
 
 def scores_of(bench: Bench, *, seed: int, seeds: tuple[int, ...], name: str, how: Settings) -> list[Row]:
@@ -81,7 +91,7 @@ def run_seeds(label: str, name: str, how: Settings, seeds: tuple[int, ...]) -> d
     measured = {
         "return": late_return(metrics, LATE if label != UNTRAINED else 1.0), "kl": metrics["kl"].mean(1),
         "kl_max": metrics["kl"].max(1), "entropy": value(metrics["policy/entropy"])[:, -1],
-    }  # fmt: skip
+    }
     return {name: [x if np.isfinite(x) else None for x in np.asarray(x_S).tolist()] for name, x_S in measured.items()}
 
 
@@ -130,7 +140,7 @@ def clip_is_good(table: Table) -> Finding:
     behind = of_seeds(table, best) - of_seeds(table, CLIP)
     error = behind.std(ddof=1) / np.sqrt(behind.size) if behind.size > 1 else 0.0
     return Finding(bool(behind.mean() <= error), float(behind.mean()), None, None,
-                   f"behind the best, {best} ({means[best]:.2f}), by this; standard error {error:.3f}")  # fmt: skip
+                   f"behind the best, {best} ({means[best]:.2f}), by this; standard error {error:.3f}")
 
 
 def clip_beats_none(table: Table) -> Finding:
@@ -142,10 +152,10 @@ def clip_beats_none(table: Table) -> Finding:
 def target_is_met(table: Table) -> Finding:
     """Measured KL of the adaptive rows over their target."""
     ratios = {target: float(table.where(loss=f"adaptive KL, target {target}").column("kl").mean() / target)
-              for target in (0.003, 0.01, 0.03)}  # fmt: skip
+              for target in (0.003, 0.01, 0.03)}
     worst = max(ratios.values(), key=lambda x: abs(np.log(x)))
     return Finding(all(1 / 1.5 <= x <= 1.5 for x in ratios.values()), worst, None, None,
-                   ", ".join(f"{target}: {x:.2f}" for target, x in ratios.items()))  # fmt: skip
+                   ", ".join(f"{target}: {x:.2f}" for target, x in ratios.items()))
 
 
 CRITERIA = (
@@ -175,7 +185,7 @@ def figure(table: Table) -> Figure:
         left.text(1.02, y, f"{found.mean:.2f}", transform=left.get_yaxis_transform(), va="center", fontsize=8)
         for name, part in scored.where(loss=label).by("environment"):
             right.plot(part.having("kl").column("kl"), [y] * len(part.having("kl")), ".", alpha=0.6,
-                       color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")  # fmt: skip
+                       color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")
     left.set(yticks=range(len(labels(table))), yticklabels=labels(table), xlabel="mean normalised score", xlim=(-0.6, 1.3))
     left.invert_yaxis()
     left.axvline(0, color="#bbb", lw=0.8, zorder=0)

@@ -1,6 +1,6 @@
 """Schulman et al. 2017, Table 1, on the language task: no limit, clipping, adaptive and fixed KL penalties in RLHF.
 
-    python -m rlhf_jax.apps.reproduce ppo_table1_language --seeds=3
+    python -m experiments.ablations.reproduce ppo_table1_language --seeds=3
 
 The quickstart's PPO with several epochs over each rollout, as the paper has ten, and nothing changed but the policy loss.
 Score = (return − untrained) / (best row − untrained) as in `ppo_table1`; the return is the mean reward of a response, with the
@@ -13,10 +13,10 @@ from functools import partial
 
 import numpy as np
 
+from experiments.ablations.framework import Ablation, Bench, GridRun, Measurement, Row
 from experiments.ablations.measures import metrics
 from experiments.ablations.ppo_table1 import CLIP, CRITERIA, NONE, ROWS, UNTRAINED, figure
 from experiments.ablations.shared import base_runs, keep_checkpoints, pick, ppo_run
-from rlhf_jax.apps.ablation import Ablation, Bench, Measurement, Row, Run
 
 CLIPS, PENALTIES = ("clipping, ε = 0.1", CLIP, "clipping, ε = 0.3"), ("adaptive KL, target 0.01", "fixed KL, β = 1")
 WORLD = "language"
@@ -25,7 +25,7 @@ WORLD = "language"
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """A PPO run a seed for every policy loss; all of the paper's at size large."""
     losses = pick(size, tiny=(NONE, CLIP), default=(NONE, *CLIPS, *PENALTIES), large=tuple(ROWS))
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         runs += base_runs(size, seed)
@@ -36,13 +36,13 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             Measurement(f"seed{seed}-{_name(label)}", {"seed": seed, "environment": WORLD, "loss": label}, (run.folder,), {},
                         partial(ask, folder=run.folder))
             for label, run, ask in asked
-        ]  # fmt: skip
+        ]
     criteria = [one for one in CRITERIA if one.name != "E15.target"]  # of the targets, which not every size has
     return Ablation("Schulman et al. 2017, Table 1, in language", seeds, runs, measurements, criteria, figure,
-                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks.")  # fmt: skip
+                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks.")
 
 
-def limited(size: str, seed: int, label: str) -> Run:
+def limited(size: str, seed: int, label: str) -> GridRun:
     """PPO with the policy loss of one row."""
     run = ppo_run(size, seed, f"ppo_table1_language/seed{seed}/{_name(label)}")
     settings, (_, penalty, surrogate) = run.config.ppo, ROWS[label]

@@ -1,6 +1,6 @@
 """Stiennon et al. 2020, Fig. 6, on published models and people's comparisons: reward accuracy by data and size.
 
-    python -m rlhf_jax.apps.reproduce public_reward_scaling --seeds=3
+    python -m experiments.ablations.reproduce public_reward_scaling --seeds=3
 
 `run` is any reward experiment of experiments/public (here SmolLM2 with adapters on Anthropic's harmless-base); a grid of models
 and numbers of rankings is laid over it. Local copies and other data by the same flags as everywhere:
@@ -19,13 +19,24 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+    several,
+)
 from experiments.ablations.measures import last, metrics
 from experiments.ablations.shared import pick
 from experiments.public import smollm2_reward_hh
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds, several
-from rlhf_jax.maths.fits import t_interval
 from rlhf_jax.models.config import from_dict, num_params
-from rlhf_jax.training.parents import read_meta
+from rlhf_jax.training.pretrained import read_meta
 
 SMALL, LARGE = "hf:HuggingFaceTB/SmolLM2-135M-Instruct", "hf:HuggingFaceTB/SmolLM2-360M-Instruct"
 
@@ -36,13 +47,13 @@ def get_grid(size: str) -> ConfigDict:
         "models": pick(size, tiny=(SMALL,), default=(SMALL, LARGE), large=(SMALL, LARGE)),
         "rankings": pick(size, tiny=(16, 32), default=(320, 1280), large=(1000, 4000, 16_000)),
         "run": smollm2_reward_hh.get_config(size),
-    })  # fmt: skip
+    })
 
 
 def get_ablation(size: str, seeds: tuple[int, ...], config: ConfigDict | None = None) -> Ablation:
     """A reward model for every model, number of rankings and seed."""
     config = config or get_grid(size)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         for model in config.models:
@@ -51,18 +62,18 @@ def get_ablation(size: str, seeds: tuple[int, ...], config: ConfigDict | None = 
                 runs.append(run)
                 point: Row = {"seed": seed, "model": model, "rankings": count}
                 measurements.append(Measurement(f"seed{seed}-{_name(model)}-{count}", point, (run.folder,), {},
-                                                partial(accuracy, folder=run.folder)))  # fmt: skip
+                                                partial(accuracy, folder=run.folder)))
     return Ablation("Stiennon et al. 2020, Fig. 6, on published models", seeds, runs, measurements, CRITERIA, figure,
-                    f"Comparisons: {config.run.data.comparisons}.")  # fmt: skip
+                    f"Comparisons: {config.run.data.comparisons}.")
 
 
-def cell(config: ConfigDict, seed: int, model: str, count: int) -> Run:
+def cell(config: ConfigDict, seed: int, model: str, count: int) -> GridRun:
     """One reward model."""
     run = config.run.copy_and_resolve_references()
     run.seed, run.init.policy = seed, model
     source = run.data.comparisons
     run.data.comparisons = f"{source}{'&' if '?' in source else '?'}train=train[:{count}]"
-    return Run(f"public_reward_scaling/seed{seed}/{_name(model)}-{count}", run)
+    return GridRun(f"public_reward_scaling/seed{seed}/{_name(model)}-{count}", run)
 
 
 def _name(model: str) -> str:
@@ -93,7 +104,7 @@ CRITERIA = (
               partial(grows, column="rankings")),
     Criterion("E13.size", "accuracy on held-out comparisons grows with the model (interval over seeds above 0)",
               partial(grows, column="parameters")),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

@@ -1,8 +1,8 @@
 """Ross & Bagnell 2010, Theorem 2.1 and Ross et al. 2011: cost of imitation against the horizon.
 
-    python -m rlhf_jax.apps.reproduce ross_bagnell --seeds=5
+    python -m experiments.ablations.reproduce ross_bagnell --seeds=5
 
-The task and the four methods are in rlhf_jax/control/imitation.py; every learner gets the same number of trajectories of the
+The task and the four methods are in experiments/control/imitation.py; every learner gets the same number of trajectories of the
 horizon that it is judged on. Expected: behaviour cloning costs ε T²/2 and stays under Ross & Bagnell's T² ε, everything that
 trains on its own states costs ε T. What the same question gives in language is in exposure.py.
 """
@@ -13,10 +13,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import fit_power_law, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
+from experiments.control.imitation import METHODS, Cliff, cloning_cost, learn, recovering_cost, walk
 from experiments.menagerie.shared import pick
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Table, draw_seeds
-from rlhf_jax.control.imitation import METHODS, Cliff, cloning_cost, learn, recovering_cost, walk
-from rlhf_jax.maths.fits import fit_power_law, t_interval
 
 FOG = 0.02  # with less, few ever fall off in short episodes, and DAgger's first points are noise
 ROUNDS, ALPHA = {"DAgger": 5, "SMILe": 10}, 0.5
@@ -32,9 +41,9 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         Measurement(f"seed{seed}-{method.replace(' ', '_')}", {"seed": seed, "method": method}, (), settings,
                     partial(costs, seed=seed, method=method, horizons=horizons, count=count))
         for seed in seeds for method in METHODS
-    ]  # fmt: skip
+    ]
     return Ablation("Ross & Bagnell 2010, Theorem 2.1; Ross, Gordon & Bagnell 2011", seeds, (), measurements, CRITERIA, figure,
-                    f"\nε = {FOG / 2}, {count:,} trajectories to learn from and as many to judge by.")  # fmt: skip
+                    f"\nε = {FOG / 2}, {count:,} trajectories to learn from and as many to judge by.")
 
 
 def costs(bench: Bench, *, seed: int, method: str, horizons: tuple[int, ...], count: int) -> list[Row]:
@@ -90,7 +99,7 @@ CRITERIA = (
               partial(slope_between, method="SMILe", low=0.85, high=1.5)),
     Criterion("E24.bound", "behaviour cloning never costs more than T² ε", within_bound),
     Criterion("E24.exact", "behaviour cloning costs Σ 1 − (1 − ε)^t within 5 %", as_computed),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:
@@ -104,7 +113,7 @@ def figure(table: Table) -> Figure:
     for exact, label in ((cloning_cost, "closed forms"), (recovering_cost, "_")):
         axes.plot(horizons, [exact(FOG / 2, int(horizon)) for horizon in horizons], "k--", lw=0.8, label=label)
     axes.set(xscale="log", yscale="log", xlabel="horizon T", ylabel="cost J of the learned policy", xticks=horizons,
-             title="Cost of what is learned, over the horizon")  # fmt: skip
+             title="Cost of what is learned, over the horizon")
     axes.set_xticks(horizons, [str(horizon) for horizon in horizons])
     axes.minorticks_off()
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,6 +1,6 @@
 """Ouyang et al. 2022, section 3.5: supervised fine-tuning overfits in loss, while the reward model likes it better and better.
 
-    python -m rlhf_jax.apps.reproduce sft_overfit --seeds=3
+    python -m experiments.ablations.reproduce sft_overfit --seeds=3
 
 Sixteen epochs of 1,000 demonstrations: loss on held-out demonstrations, and what the base's reward model and gold say of
 answers to test prompts, at every second epoch.
@@ -12,11 +12,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.measures import Panel, examine_steps, metrics
 from experiments.ablations.shared import base, base_runs, beside, pick
 from experiments.menagerie import sft
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import t_interval
 
 EPOCHS = 16
 
@@ -24,7 +34,7 @@ EPOCHS = 16
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """One long SFT a seed."""
     panel = Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 1, 8)
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         run, per_epoch = _run(size, seed)
@@ -34,11 +44,11 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             f"seed{seed}", {"seed": seed}, (run.folder, base(seed, "reward"), base(seed, "sft")),
             {**panel.settings, "steps": steps},
             partial(curves, panel=panel, seed=seed, folder=run.folder, steps=steps, per_epoch=per_epoch),
-        ))  # fmt: skip
+        ))
     return Ablation("Ouyang et al. 2022, section 3.5", seeds, runs, measurements, CRITERIA, figure)
 
 
-def _run(size: str, seed: int) -> tuple[Run, int]:
+def _run(size: str, seed: int) -> tuple[GridRun, int]:
     """The run, and its steps in an epoch."""
     folder = f"sft_overfit/seed{seed}/sft"
     config = sft.get_config(size)
@@ -49,15 +59,15 @@ def _run(size: str, seed: int) -> tuple[Run, int]:
     config.sft.update(num_epochs=float(EPOCHS), document_rows=0, eval_every=per_epoch // 2, eval_batches=4, select="last")
     config.checkpoint.update(save_every=2 * per_epoch, keep=EPOCHS)
     config.monitor.world = ""
-    return Run(folder, config), per_epoch
+    return GridRun(folder, config), per_epoch
 
 
 def curves(bench: Bench, *, panel: Panel, seed: int, folder: str, steps: list[int], per_epoch: int) -> list[Row]:
     """Losses where the run validated, judgements where it saved; two kinds of rows."""
     found = examine_steps(bench, panel=panel, seed=seed, folder=folder, reward_folder=base(seed, "reward"), steps=steps,
-                          start=False)  # fmt: skip
+                          start=False)
     losses = [{"epoch": float(row["step"]) / per_epoch, "loss": row["validation/loss"]} for row in metrics(bench.folder(folder))
-              if "validation/loss" in row]  # fmt: skip
+              if "validation/loss" in row]
     return [*losses, *({"epoch": float(row["update"]) / per_epoch, **row} for row in found)]
 
 

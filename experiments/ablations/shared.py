@@ -12,9 +12,9 @@ from dataclasses import replace
 
 from ml_collections import ConfigDict
 
+from experiments.ablations.framework import GridRun
 from experiments.menagerie import ppo, ppo_ptx, pretrain, reward, sft
 from experiments.menagerie.shared import pick
-from rlhf_jax.apps.ablation import Run
 from rlhf_jax.models.config import from_dict, to_dict
 
 STAGES = {"pretrain": pretrain, "sft": sft, "reward": reward}
@@ -37,43 +37,43 @@ def beside(parent: str, child: str) -> str:
     return os.path.relpath(parent, child)
 
 
-def base_runs(size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")) -> list[Run]:
+def base_runs(size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")) -> list[GridRun]:
     """The base stages of a seed in order, and pretraining and SFT of smaller trunks."""
     runs = []
     for stage in stages:
         config = STAGES[stage].get_config(size)
         config.seed = seed
-        runs.append(Run(base(seed, stage), config))
+        runs.append(GridRun(base(seed, stage), config))
     return runs + [run for trunk in trunks if trunk != "m" for run in _trunk_runs(size, seed, trunk)]
 
 
-def _trunk_runs(size: str, seed: int, trunk: str) -> list[Run]:
+def _trunk_runs(size: str, seed: int, trunk: str) -> list[GridRun]:
     runs = []
     for stage in ("pretrain", "sft"):
         config = STAGES[stage].get_config(size)
         config.seed = seed
-        runs.append(Run(base(seed, stage, trunk), config))
+        runs.append(GridRun(base(seed, stage, trunk), config))
     width, num_layers, num_heads = TRUNKS[trunk][size]
     model = replace(
         from_dict(runs[0].config.model.to_dict()), width=width, num_layers=num_layers, num_heads=num_heads,
         num_kv_heads=num_heads, head_width=width // num_heads, ffw_width=width * 11 // 4, embedding_std=width**-0.5,
-    )  # fmt: skip
+    )
     runs[0].config.model = to_dict(model)
     runs[1].config.monitor.world = ""  # nobody talks to it
     return runs
 
 
-def reward_model(size: str, seed: int, trunk: str, num_rankings: int) -> Run:
+def reward_model(size: str, seed: int, trunk: str, num_rankings: int) -> GridRun:
     """A reward model on the first rankings of the seed's base; the base's own if it is the largest on all of them."""
     config = reward.get_config(size)
     if trunk == "m" and num_rankings == config.labelling.num_prompts:
         config.seed = seed
-        return Run(base(seed, "reward"), config)
+        return GridRun(base(seed, "reward"), config)
     folder = f"rm/seed{seed}/{trunk}-{num_rankings}"
     return reward_run(size, seed, folder, trunk=trunk, num_rankings=num_rankings)
 
 
-def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: int) -> Run:
+def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: int) -> GridRun:
     """A reward model of an ablation's own on the first rankings of the seed's base."""
     config = reward.get_config(size)
     config.seed = seed
@@ -81,20 +81,20 @@ def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: i
     collected = beside(base(seed, "reward"), folder)
     config.data.comparisons = f"{collected}?train=train[:{num_rankings}]"
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8)
-    return Run(folder, config)
+    return GridRun(folder, config)
 
 
-def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_folder: str = "") -> Run:
+def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_folder: str = "") -> GridRun:
     """PPO from the seed's base, as the quickstart does it; without the monitor, since measurements come afterwards."""
     config = (ppo_ptx if ptx else ppo).get_config(size)
     config.seed = seed
     config.init.policy = beside(base(seed, "sft"), folder)
     config.init.reward = beside(reward_folder or base(seed, "reward"), folder)
     config.monitor.world = ""
-    return Run(folder, config)
+    return GridRun(folder, config)
 
 
-def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float, trunk: str = "m") -> Run:
+def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float, trunk: str = "m") -> GridRun:
     """PPO with these two coefficients, otherwise as in the quickstart; all ablations share the run.
 
     A smaller trunk is that of the policy alone: the reward model and the value function are the largest.
@@ -108,7 +108,7 @@ def policy(size: str, seed: int, *, kl_coef: float, ptx_coef: float, trunk: str 
     return run
 
 
-def keep_checkpoints(run: Run, every: int) -> list[int]:
+def keep_checkpoints(run: GridRun, every: int) -> list[int]:
     """Have a PPO run keep a checkpoint every so many updates, and return their steps."""
     config: ConfigDict = run.config
     updates = config.ppo.total_episodes // config.ppo.batch_size
@@ -119,4 +119,4 @@ def keep_checkpoints(run: Run, every: int) -> list[int]:
 __all__ = [
     "KL_COEF", "PTX_COEF", "TRUNKS", "base", "base_runs", "beside", "keep_checkpoints", "pick", "policy", "ppo_run",
     "reward_model", "reward_run",
-]  # fmt: skip
+]

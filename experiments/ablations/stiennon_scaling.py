@@ -1,6 +1,6 @@
 """Stiennon et al. 2020, Fig. 6: reward accuracy grows with the logarithms of data and size.
 
-    python -m rlhf_jax.apps.reproduce stiennon_scaling --seeds=3
+    python -m experiments.ablations.reproduce stiennon_scaling --seeds=3
 
 The reward models of `gao_best_of_n` (nothing else is trained): agreement with labelers who gave no training label, and with
 gold, on pairs of answers to validation prompts.
@@ -12,18 +12,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import fit_line, t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.gao_best_of_n import COLOURS, TRUNKS, rankings
 from experiments.ablations.measures import last, metrics
 from experiments.ablations.shared import base_runs, reward_model
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import fit_line, t_interval
 from rlhf_jax.models.config import from_dict, num_params
-from rlhf_jax.training.parents import read_meta
+from rlhf_jax.training.pretrained import read_meta
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """Three sizes x the amounts of data of `gao_best_of_n`."""
-    runs: dict[str, Run] = {}
+    runs: dict[str, GridRun] = {}
     measurements = []
     for seed in seeds:
         runs |= {run.folder: run for run in base_runs(size, seed, *TRUNKS)}
@@ -33,7 +43,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 runs[run.folder] = run
                 point: Row = {"seed": seed, "trunk": trunk, "rankings": count}
                 measurements.append(Measurement(f"seed{seed}-{trunk}-{count}", point, (run.folder,), {},
-                                                partial(accuracy, folder=run.folder)))  # fmt: skip
+                                                partial(accuracy, folder=run.folder)))
     return Ablation("Stiennon et al. 2020, Fig. 6", seeds, list(runs.values()), measurements, CRITERIA, figure, "Thin: seeds.")
 
 
@@ -59,7 +69,7 @@ CRITERIA = (
     Criterion("E13.labelers", "accuracy against held-out labelers = a + b log₂ data + c log₂ size: intervals of b, c above 0",
               partial(scaling, judge="heldout")),
     Criterion("E13.gold", "the same against gold", partial(scaling, judge="gold")),
-)  # fmt: skip
+)
 
 
 def figure(table: Table) -> Figure:

@@ -1,6 +1,6 @@
 """Lin et al. 2021, Fig. 2; Ouyang et al. 2022, Fig. 39 (E17-E19): falsehoods, rude replies, stereotypes by size and stage.
 
-    python -m rlhf_jax.apps.reproduce truthfulness_toxicity_bias --seeds=3
+    python -m experiments.ablations.reproduce truthfulness_toxicity_bias --seeds=3
 
 Pretrained and supervised models of three sizes and a PPO policy of the largest, all through the `evaluate` stage. The corpus
 repeats a popular misconception more often than the truth and a stereotype in seven of ten sentences; a larger model is
@@ -15,14 +15,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    mark_seed,
+    paired,
+    several,
+)
 from experiments.ablations.shared import KL_COEF, base, base_runs, beside, pick, policy
 from experiments.menagerie import evaluate
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, mark_seed, paired, several
-from rlhf_jax.data.menagerie.questions import falsehood_questions
-from rlhf_jax.data.menagerie.world import STEREOTYPE_SHARE, make_world
-from rlhf_jax.evaluation.falsehoods import falsehoods
-from rlhf_jax.maths.fits import t_interval
-from rlhf_jax.stages.entrants import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie.measurements import falsehoods
+from rlhf_jax.menagerie.questions import falsehood_questions
+from rlhf_jax.menagerie.world import STEREOTYPE_SHARE, make_world
 
 SIZES = ("xs", "s", "m")
 STAGES = ("pretrain", "sft")
@@ -32,13 +44,13 @@ COLUMNS = {
     "rude_polite": "rude replies, polite prompts", "worst_rude": "expected maximum toxicity, rude prompts",
     "worst_neutral": "expected maximum toxicity, neutral prompts", "entropy": "entropy, trait swapped",
     "stereotype": "stereotypes preferred, trait swapped",
-}  # fmt: skip
+}
 COLOURS = {"pretrain": "#777", "sft": "#2a3f8f", "ppo": "#d9660a"}
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """An evaluation of seven checkpoints a seed."""
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         ppo = policy(size, seed, kl_coef=KL_COEF, ptx_coef=0.0)
@@ -54,7 +66,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     return Ablation("Lin et al. 2021, Fig. 2; Ouyang et al. 2022, Fig. 39", seeds, runs, measurements, CRITERIA, figure)
 
 
-def _evaluation(size: str, seed: int, checkpoints: dict[str, str]) -> Run:
+def _evaluation(size: str, seed: int, checkpoints: dict[str, str]) -> GridRun:
     """The evaluate stage with as few prompts of the other kinds as it takes."""
     folder, config = f"truthfulness_toxicity_bias/seed{seed}/evaluate", evaluate.get_config(size)
     config.seed, config.reward, config.reference = seed, "", "sft_m"
@@ -63,8 +75,8 @@ def _evaluation(size: str, seed: int, checkpoints: dict[str, str]) -> Run:
         "num_prompts": pick(size, tiny=8, default=32, large=256), "samples_per_prompt": 1, "few_shot_questions": 8,
         "toxicity_prompts": pick(size, tiny=4, default=32, large=500),
         "corpus_documents": pick(size, tiny=8, default=50, large=500),
-    })  # fmt: skip
-    return Run(folder, config)
+    })
+    return GridRun(folder, config)
 
 
 def read(bench: Bench, *, folder: str, name: str, checkpoint: str, size: str) -> list[Row]:
@@ -166,7 +178,7 @@ CRITERIA = (
               partial(stereotypes_are_learned, low=STEREOTYPE_SHARE - 0.05, high=STEREOTYPE_SHARE + 0.05)),
     Criterion("E19.tuned", "PPO does not make the choice more even: its entropy's interval is not above the pretrained model's",
               tuning_keeps_them),
-)  # fmt: skip
+)
 
 
 # --- figure -----------------------------------------------------------------------------------------------------------
@@ -175,7 +187,7 @@ PANELS = {
     "falsehoods: MC1 on misconceptions": "mc1_false", "probability of popular falsehoods": "popular",
     "rude replies to rude prompts": "rude_rude", "… to neutral prompts": "rude_neutral",
     "entropy of stereotypes, bits": "entropy",
-}  # fmt: skip
+}
 
 
 def figure(table: Table) -> Figure:

@@ -1,6 +1,6 @@
 """Ziegler et al. 2019, section 2.2: the adaptive controller brings the KL to its target and keeps it there.
 
-    python -m rlhf_jax.apps.reproduce ziegler_controller --seeds=3
+    python -m experiments.ablations.reproduce ziegler_controller --seeds=3
 
 Target 6 nats as in the paper, from β = 0.2, which holds the KL well below it. Their horizon of 10,000 episodes belongs to a
 million of them; with 19,200 (default size) it is 1,000 here, so that β can move by e^0.5 in either direction in 20 updates.
@@ -12,17 +12,27 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from experiments.ablations.fits import t_interval
+from experiments.ablations.framework import (
+    Ablation,
+    Bench,
+    Criterion,
+    Finding,
+    GridRun,
+    Measurement,
+    Row,
+    Table,
+    draw_seeds,
+)
 from experiments.ablations.measures import metrics
 from experiments.ablations.shared import base_runs, pick, ppo_run
-from rlhf_jax.apps.ablation import Ablation, Bench, Criterion, Finding, Measurement, Row, Run, Table, draw_seeds
-from rlhf_jax.maths.fits import t_interval
 
 TARGET = 6.0
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """One PPO run a seed."""
-    runs: list[Run] = []
+    runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         run = ppo_run(size, seed, f"ziegler_controller/seed{seed}/adaptive")

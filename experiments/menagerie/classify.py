@@ -25,5 +25,5 @@ def get_config(size: str = "default") -> ConfigDict:
     config.optimizer = adam(
         pick(size, tiny=3e-3, default=3e-4, large=6.25e-5), schedule="linear", warmup_steps=5, final_fraction=0.0,
         b2=0.999, weight_decay=0.01,
-    )  # fmt: skip
+    )
     return config

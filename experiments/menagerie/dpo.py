@@ -31,7 +31,7 @@ def get_config(size: str = "default") -> ConfigDict:
             "num_epochs", "batch_size", "num_micro_batches", "max_length", "row_length", "max_candidates", "pair_norm",
             "eval_every",
         )},
-    }  # fmt: skip
+    }
     config.monitor = monitor(size, every=pick(size, tiny=6, default=40, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=50)
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=2e-6), warmup_steps=warmup_steps)

@@ -39,4 +39,4 @@ def get_config(size: str = "default") -> ConfigDict:
             "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
             "num_side_by_side": pick(size, tiny=4, default=12, large=20),
         },
-    })  # fmt: skip
+    })

@@ -24,7 +24,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "num_epochs": 2,
         "num_mini_batches": pick(size, tiny=2, default=4, large=8),
         "kl_coef": 0.0,
-    })  # fmt: skip
+    })
     config.checkpoint.save_every = pick(size, tiny=1, default=5, large=10)
     config.monitor.every = pick(size, tiny=1, default=5, large=5)
     return config

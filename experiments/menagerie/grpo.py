@@ -4,7 +4,7 @@
 
 What differs from ppo.py: no value network; one advantage (R - mean) / std for all tokens of a response; the KL is k3 in the
 loss and not in the reward; the loss is a mean per response first. k3's gradient is not that of KL(π ‖ ref), so the same kl_coef
-regularises differently (tests/test_losses.py has the optimum that it leads to).
+regularises differently (tests/maths/test_losses.py has the optimum that it leads to).
 """
 
 from ml_collections import ConfigDict
@@ -22,5 +22,5 @@ def get_config(size: str = "default") -> ConfigDict:
         "group_std": "sample",
         "reduction": "response_mean",
         "kl_in": "loss",
-    })  # fmt: skip
+    })
     return config

@@ -19,4 +19,4 @@ def get_config(size: str = "default") -> ConfigDict:
         "seed": 0,
         "order": list(stages),
         "stages": {name: module.get_config(size) for name, module in stages.items()},
-    })  # fmt: skip
+    })

@@ -7,7 +7,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, lora, monitor, pick, prompt_length
+from experiments.menagerie.shared import (
+    DATA_DIR,
+    RESPONSE_LENGTH,
+    adam,
+    base,
+    lora,
+    monitor,
+    pick,
+    prompt_length,
+)
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -62,7 +71,7 @@ def get_config(size: str = "default") -> ConfigDict:
     warmup: dict[str, Any] = {
         "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=2, default=10, large=80),
-    }  # fmt: skip
+    }
     config.optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
     return config

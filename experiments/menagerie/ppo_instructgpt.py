@@ -30,7 +30,7 @@ def get_config(size: str = "default") -> ConfigDict:
     warmup: dict[str, Any] = {
         "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=1, default=10, large=10) * ppo.num_mini_batches,
-    }  # fmt: skip
+    }
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=9.65e-6), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=9e-6), **warmup)
     return config

@@ -32,7 +32,7 @@ def get_config(size: str = "default") -> ConfigDict:
         num_kv_heads=pick(size, tiny=2, default=4, large=8),
         ffw_width=pick(size, tiny=64, default=352, large=1408),
         rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
-    )  # fmt: skip
+    )
     # Weights of unit gain: drawn from N(0, 0.02²) at width 128, attention starts uniform and some seeds never learn to look
     # a fact up (validation loss after 600 steps of 2,048 tokens, seed 1: 1.156 against 0.989).
     init = {"kernel_init": "fan_in", "embedding_std": model.width**-0.5}

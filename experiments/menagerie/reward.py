@@ -5,7 +5,15 @@
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, lora, pick, prompt_length
+from experiments.menagerie.shared import (
+    DATA_DIR,
+    RESPONSE_LENGTH,
+    adam,
+    base,
+    lora,
+    pick,
+    prompt_length,
+)
 
 
 def get_config(size: str = "default") -> ConfigDict:

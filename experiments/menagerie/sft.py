@@ -7,7 +7,16 @@ InstructGPT's policy for PPO had 2 epochs of demonstrations with 10 % pretrainin
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, adam, base, lora, monitor, pick, prompt_length
+from experiments.menagerie.shared import (
+    DATA_DIR,
+    RESPONSE_LENGTH,
+    adam,
+    base,
+    lora,
+    monitor,
+    pick,
+    prompt_length,
+)
 
 
 def get_config(size: str = "default") -> ConfigDict:

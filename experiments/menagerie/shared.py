@@ -29,20 +29,20 @@ def base(stage: str, size: str, *, log_every: int, save_every: int, sample_every
             **dict.fromkeys(("compute_dtype", "remat", "scan_layers", "attention"), "as_trained"),
         },
         "checkpoint": {"log_every": log_every, "save_every": save_every, "keep": 1, "sample_every": sample_every},
-    })  # fmt: skip
+    })
 
 
 def adam(
     learning_rate: float, *, schedule: str = "cosine", warmup_steps: int = 0, warmup_init_fraction: float = 0.0,
     final_fraction: float = 0.1, b2: float = 0.95, eps: float = 1e-8, weight_decay: float = 0.0,
     max_grad_norm: float = 1.0, adam_style: str = "torch",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Adam as InstructGPT used it (b1 0.9, b2 0.95), cosine to a tenth of the peak."""
     return {
         "learning_rate": learning_rate, "schedule": schedule, "warmup_steps": warmup_steps,
         "warmup_init_fraction": warmup_init_fraction, "final_fraction": final_fraction, "b1": 0.9, "b2": b2, "eps": eps,
         "adam_style": adam_style, "weight_decay": weight_decay, "max_grad_norm": max_grad_norm,
-    }  # fmt: skip
+    }
 
 
 def lora(rank: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def monitor(size: str, *, every: int) -> dict[str, Any]:
         "world": f"menagerie/{size}", "prompts": f"tfds:menagerie_prompts/{size}",
         "num_prompts": pick(size, tiny=16, default=256, large=512), "every": every, "prompt_length": prompt_length(size),
         "response_length": RESPONSE_LENGTH, "batch_size": pick(size, tiny=16, default=256, large=512),
-    }  # fmt: skip
+    }
 
 
 DATA_DIR = "runs/data"

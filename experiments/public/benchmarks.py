@@ -70,4 +70,4 @@ def get_config(size: str = "default") -> ConfigDict:
                 "stride": pick(size, tiny=16, default=64, large=512),
             },
         },
-    })  # fmt: skip
+    })

@@ -29,5 +29,5 @@ def get_config(size: str = "default") -> ConfigDict:
     config.optimizer = adam(
         pick(size, tiny=3e-3, default=6.25e-5, large=6.25e-5), schedule="linear", final_fraction=0.0,
         warmup_steps=pick(size, tiny=2, default=5, large=5), b2=0.999, weight_decay=0.01,
-    )  # fmt: skip
+    )
     return config

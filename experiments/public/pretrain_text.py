@@ -37,7 +37,7 @@ def get_config(size: str = "default") -> ConfigDict:
         num_kv_heads=pick(size, tiny=2, default=8, large=16),
         ffw_width=pick(size, tiny=64, default=1408, large=2816),
         rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
-    )  # fmt: skip
+    )
     config.model = to_dict(replace(model, tie_embeddings=True))
     steps = pick(size, tiny=20, default=10_000, large=50_000)
     config.pretrain = {

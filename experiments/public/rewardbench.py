@@ -32,7 +32,7 @@ SECTIONS = {
     "Reasoning": {
         "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
     },
-}  # fmt: skip
+}
 
 
 def get_config(size: str = "default") -> ConfigDict:
@@ -44,5 +44,5 @@ def get_config(size: str = "default") -> ConfigDict:
     config.benchmarks.comparisons = {
         "source": "hf:allenai/reward-bench", "split": "filtered", "subset_field": "subset", "num_bins": 10,
         "sections": SECTIONS, "section_weights": dict.fromkeys(SECTIONS, 1),
-    }  # fmt: skip
+    }
     return config

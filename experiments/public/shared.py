@@ -19,10 +19,10 @@ from experiments.menagerie.shared import DATA_DIR, adam, base, lora, pick
 NO_LABELLING = {
     "world": "", "prompts": "", "num_prompts": 0, "num_validation_prompts": 0, "min_candidates": 2, "max_candidates": 2,
     "temperature": 1.0, "prompt_length": 2, "response_length": 1, "batch_size": 1,
-}  # fmt: skip
+}
 NO_MONITOR = {
     "world": "", "prompts": "", "num_prompts": 0, "every": 0, "prompt_length": 2, "response_length": 1, "batch_size": 1,
-}  # fmt: skip
+}
 
 
 def reward(size: str, *, comparisons: str, max_length: int, max_candidates: int, optimizer: dict[str, Any]) -> ConfigDict:

@@ -20,7 +20,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.data = {
         "data_dir": DATA_DIR, "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
         "prompt_length": pick(size, tiny=32, default=96, large=256), "documents": "",
-    }  # fmt: skip
+    }
     batch_size = pick(size, tiny=4, default=32, large=256)
     config.ppo.batch_size = batch_size
     config.ppo.total_episodes = pick(size, tiny=1, default=20, large=200) * batch_size

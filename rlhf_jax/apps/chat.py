@@ -20,11 +20,11 @@ from typing import Protocol, TextIO
 
 import jax
 
-from rlhf_jax.apps.speaker import Replies, Reply, Speaker, TooLongError, load
+from rlhf_jax.apps.speaker import ChatModel, Replies, Reply, TooLongError, load
 from rlhf_jax.apps.text import printable
 from rlhf_jax.data.records import Message
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.training.compilation import enable_persistent_cache, retain_memory
+from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 
 HELP = """\
 /regen            another reply to the last message
@@ -38,7 +38,7 @@ HELP = """\
 
 
 class Answers(Protocol):
-    """What a chat needs of a model: `Speaker`, or a fake in a test."""
+    """What a chat needs of a model: `ChatModel`, or a fake in a test."""
 
     def __call__(self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int) -> Replies: ...
 
@@ -193,7 +193,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _build(arguments: argparse.Namespace) -> tuple[Chat, Speaker]:
+def _build(arguments: argparse.Namespace) -> tuple[Chat, ChatModel]:
     """Everything that can be wrong with the arguments is found here, before anyone types a line."""
     if arguments.num_samples < 1:
         raise ValueError(f"--num_samples={arguments.num_samples}: choose 1 or more")
@@ -203,11 +203,11 @@ def _build(arguments: argparse.Namespace) -> tuple[Chat, Speaker]:
     language = load(arguments.checkpoint, kind="language_model", option="--checkpoint")
     reward = load(arguments.reward, kind="scalar_model", option="--reward") if arguments.reward else None
     limit = min(256, language.config.context_length // 2) if arguments.max_new_tokens is None else arguments.max_new_tokens
-    speaker = Speaker(language, reward, max_new_tokens=limit)
+    speaker = ChatModel(language, reward, max_new_tokens=limit)
     return Chat(speaker, spec, arguments.num_samples, arguments.seed), speaker
 
 
-def _greeting(speaker: Speaker, chat: Chat) -> str:
+def _greeting(speaker: ChatModel, chat: Chat) -> str:
     meta = speaker.language.meta
     unfinished = "" if meta.complete else f" of {meta.num_steps}, unfinished"
     return (

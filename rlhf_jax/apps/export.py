@@ -23,9 +23,9 @@ from pathlib import Path
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import TOKEN_IDS, save_pretrained
+from rlhf_jax.models.huggingface.peft import save_peft
 from rlhf_jax.models.lora import describe, merge_adapters, split
-from rlhf_jax.models.peft import save_peft
-from rlhf_jax.training.parents import load_model, read_tokenizer
+from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
 
 def export(checkpoint: str, folder: str | Path, *, max_shard_bytes: int) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ORDER = ("base", "pretrain", "sft", "reward", "classify", "ppo", "ppo_ptx", "policy_gradient", "preference", "dpo", "rloo",
-         "grpo", "evaluate", "benchmark")  # fmt: skip
+         "grpo", "evaluate", "benchmark")
 _EVALUATIONS = ("evaluate", "benchmark")
 _FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
 # Folders that a workdir holds and that are never stages themselves.

@@ -25,7 +25,7 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, Params, ScalarModel, TransformerConfig, from_dict
 from rlhf_jax.training.checkpoints import Meta, latest_step, resolve
-from rlhf_jax.training.parents import HUGGINGFACE, load_model, read_tokenizer
+from rlhf_jax.training.pretrained import HUGGINGFACE, load_model, read_tokenizer
 
 _SMALLEST_BUCKET = 32
 _NOUNS = {
@@ -120,7 +120,7 @@ def trim(tokenizer: Tokenizer, messages: Sequence[Message], limit: int) -> tuple
 _scores = jax.jit(scoring.response_scores, static_argnums=0)
 
 
-class Speaker:
+class ChatModel:
     """Answers conversations with one language model, one length limit and, if given, a reward model's
     opinion."""
 

@@ -305,7 +305,7 @@ def reliability_chart(bins: Sequence[Bin], colour: int, *, label: str, width: in
             ends = (f"{frame.at((one.confidence, end))[1]:.1f}" for end in (one.low, one.high))
             x1_x2 = {"x1": f"{x:.1f}", "x2": f"{x:.1f}"}
             drawn.append(el("line", **x1_x2, **dict(zip(("y1", "y2"), ends, strict=True)), style=f"stroke:var(--c{colour})",
-                            class_="ci"))  # fmt: skip
+                            class_="ci"))
         pairs = f"{one.count:,} pair{'s' if one.count > 1 else ''}"
         said = f"{pairs}: confidence {format_number(one.confidence)}, accuracy {format_number(one.accuracy)}"
         radius = max(2.0, 14 * math.sqrt(one.count / total))

@@ -29,8 +29,16 @@ import grain
 import numpy as np
 
 from rlhf_jax.data.chat import Rendered, render_batch
-from rlhf_jax.data.dropping import Dropped, select
-from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
+from rlhf_jax.data.records import (
+    Comparison,
+    Demonstration,
+    Document,
+    Dropped,
+    LabelledText,
+    Message,
+    Prompt,
+    select,
+)
 from rlhf_jax.data.tokenizers import Tokenizer
 
 Ids = Sequence[int]

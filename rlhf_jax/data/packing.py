@@ -142,7 +142,7 @@ class PackedComparisons:
                 segments_NT[where, start : start + length] = count[row]
                 row_BC[b, c], last_BC[b, c] = row, start + length - 1
         return {"tokens_NT": tokens_NT, "segments_NT": segments_NT, "row_BC": row_BC, "last_BC": last_BC,
-                **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}}  # fmt: skip
+                **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}}
 
     def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)

@@ -15,9 +15,11 @@ Left out on purpose: tools, and system messages anywhere else. Whether a system 
 chat template's affair; one that cannot is an error there rather than a turn that quietly disappears.
 """
 
+
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -251,3 +253,54 @@ def _type_name(value: object) -> str:
     """Names a JSON value's type in JSON's own words."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+
+
+# What is left out is counted by reason and said in one line; nothing is skipped in silence.
+#
+# `Drop` is raised by whoever finds a record unfit, with a reason that continues "3 of 10 records dropped: 3 ...". `select` is
+# the one place where records are left out of a list, for whatever reason: their tokens, their length, their ties.
+Item = TypeVar("Item")
+
+
+class Drop(Exception):
+    """A well-formed row that holds nothing to learn from; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """How many of `total` records were left out, by reason."""
+
+    total: int
+    reasons: dict[str, int]
+
+    @property
+    def count(self) -> int:
+        """The number of records left out."""
+        return sum(self.reasons.values())
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items())
+        return f"{self.count} of {self.total} records dropped" + (f": {reasons}" if reasons else "")
+
+
+def report(what: str, dropped: Dropped) -> None:
+    """Prints the one line, if there is something to say.
+
+    Raises:
+        ValueError: if nothing is left.
+    """
+    if dropped.total and dropped.count == dropped.total:
+        raise ValueError(f"{what}: {dropped}; nothing is left, expected a larger limit or other records")
+    if dropped.count:
+        print(f"   {what}: {dropped}", flush=True)
+
+
+def select(
+    what: str, items: Sequence[Item], reason: Callable[[Item], str | None]
+) -> tuple[list[int], Dropped]:
+    """Returns the places of the items without a reason to drop them, and the counts, which are printed."""
+    reasons = [reason(item) for item in items]
+    keep = [i for i, why in enumerate(reasons) if why is None]
+    dropped = Dropped(len(items), dict(Counter(why for why in reasons if why is not None)))
+    report(what, dropped)
+    return keep, dropped

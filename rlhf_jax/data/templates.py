@@ -78,13 +78,13 @@ class ChatTemplate:
             text: str = self._fast.apply_chat_template(
                 chat, chat_template=self._jinja, tokenize=False, add_generation_prompt=generation_prompt,
                 date_string=DATE.strftime("%d %b %Y"),
-            )  # fmt: skip
+            )
         except Exception as error:  # whatever a template may do wrong, from its own complaints to a type error
             raise ValueError(f"chat template: {error}") from error
         for number, one in enumerate(chat):
             if one["content"].strip() not in text:
                 raise ValueError(f"chat template: messages[{number}] ({one['role']}) is left out or rewritten, expected "
-                                 "a template that quotes every turn as it is")  # fmt: skip
+                                 "a template that quotes every turn as it is")
         return self._unshield(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -98,7 +98,7 @@ class ChatTemplate:
         for text, ids in zip(texts, rows, strict=True):
             if sum(i in self.special_ids and i != self._fast.unk_token_id for i in ids) > text.count(self._name):
                 raise ValueError("tokenizer: a message spells one of its special tokens, and it has no other ids for "
-                                 "these letters; remove the spelling from the data")  # fmt: skip
+                                 "these letters; remove the spelling from the data")
         return rows
 
     def reply_end(self, prompt: Sequence[int], turn: Sequence[int]) -> int:
@@ -113,14 +113,14 @@ class ChatTemplate:
         start = len(prompt)
         if list(turn[:start]) != list(prompt):
             raise ValueError("chat template: the prompt is not the beginning of the same conversation with its reply, so "
-                             "the reply cannot be told apart; expected a template that only appends")  # fmt: skip
+                             "the reply cannot be told apart; expected a template that only appends")
         end = next((t for t in range(start, len(turn)) if turn[t] in self.special_ids), None)
         if end is None:
             raise ValueError("chat template: no special token ends the assistant's turn, so a model could not learn to stop; "
-                             "expected the end-of-text token there")  # fmt: skip
+                             "expected the end-of-text token there")
         if end == start:
             raise ValueError("chat template: the generation prompt does not open the assistant's turn, so its marker would be "
-                             "trained; expected a template that heeds add_generation_prompt")  # fmt: skip
+                             "trained; expected a template that heeds add_generation_prompt")
         return end + 1
 
     @cached_property

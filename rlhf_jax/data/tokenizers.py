@@ -81,7 +81,7 @@ class Tokenizer:
         ids = ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
         if prefix and ids[len(prefix) : 2 * len(prefix)] == prefix:
             raise ValueError(f"tokenizer: a text begins with {self._trusted.decode(prefix, skip_special_tokens=False)} twice, "
-                             "expected once; see its chat template or the documents")  # fmt: skip
+                             "expected once; see its chat template or the documents")
         return ids
 
     def beyond(self, size: int) -> list[tuple[str, bool]]:
@@ -139,7 +139,7 @@ class Tokenizer:
             if not self._special_ids.isdisjoint(row):
                 spelled = self._trusted.id_to_token(next(i for i in row if i in self._special_ids))
                 raise ValueError(f"tokenizer: {text[:60]!r} spells {spelled}, and this tokenizer has no other ids for these "
-                                 "letters; remove the spelling from the data")  # fmt: skip
+                                 "letters; remove the spelling from the data")
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Returns the text of `ids`, by default without padding and without the tokens that end a response.

@@ -15,8 +15,8 @@ import numpy as np
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.evaluation.measure import Candidate, score_responses
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie.measurements import LoadedModel, score_responses
 from rlhf_jax.models.heads import Params, ScalarModel
 
 
@@ -28,9 +28,9 @@ class Best(NamedTuple):
 
 
 def best_of_n(
-    policy: Candidate, reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], key: jax.Array,
+    policy: LoadedModel, reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], key: jax.Array,
     *, n: int, spec: SamplingSpec, prompt_length: int, response_length: int, batch_size: int,
-) -> list[Best]:  # fmt: skip
+) -> list[Best]:
     """The best of n responses to every prompt; a finished one beats all that are not.
 
     Raises ValueError if n is less than 1.
@@ -40,7 +40,7 @@ def best_of_n(
     drawn = generate(
         policy.model, policy.params, tokenizer, prompts, key, spec=spec, prompt_length=prompt_length,
         response_length=response_length, batch_size=batch_size, num_samples=n,
-    )  # fmt: skip
+    )
     score_NS = score_responses(reward, tokenizer, prompts, drawn, batch_size=batch_size)
     finished_NS = np.array([[one.finished for one in few] for few in drawn])
     best_N = np.where(finished_NS | ~finished_NS.any(axis=1, keepdims=True), score_NS, -np.inf).argmax(axis=1)

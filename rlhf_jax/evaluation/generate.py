@@ -19,7 +19,7 @@ import numpy as np
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.turns import batch_rows, in_turn
+from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.models.heads import LanguageModel, Params
@@ -98,7 +98,7 @@ def generate(
     return _draw(
         model, params, tokenizer, encoded, key, spec=spec, response_length=response_length, batch_size=batch_size,
         num_samples=num_samples,
-    )  # fmt: skip
+    )
 
 
 def complete(
@@ -119,13 +119,13 @@ def complete(
     return _draw(
         model, params, tokenizer, encoded, key, spec=spec, response_length=response_length, batch_size=batch_size,
         num_samples=num_samples,
-    )  # fmt: skip
+    )
 
 
 def _draw(
     model: LanguageModel, params: Params, tokenizer: Tokenizer, encoded: Encoded, key: jax.Array, *,
     spec: SamplingSpec, response_length: int, batch_size: int, num_samples: int,
-) -> list[list[Generation]]:  # fmt: skip
+) -> list[list[Generation]]:
     count = len(encoded.tokens_NP)
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:
@@ -134,9 +134,9 @@ def _draw(
             model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
             spec=spec, response_length=response_length, num_samples=num_samples,
             stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-        )  # fmt: skip
+        )
 
-    drawn = in_turn(draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses")
+    drawn = run_batches(draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses")
     flat = [generation for samples in drawn for generation in _to_text(tokenizer, samples)]
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(count)]
 

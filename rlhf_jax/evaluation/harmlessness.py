@@ -16,11 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.menagerie.questions import StereotypePair
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean, share
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits
+from rlhf_jax.menagerie.questions import StereotypePair
 from rlhf_jax.models.heads import LanguageModel, Params
 
 TOXIC = 0.5

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.turns import batch_rows, in_turn
+from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
 from rlhf_jax.models import Cache, LanguageModel, Params, ScalarModel, apply, grow_cache, init_cache
 
@@ -113,8 +113,8 @@ def block_nll(
     model: LanguageModel, params: Params, tokens_NT: np.ndarray, segments_NT: np.ndarray, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Σ -log π(token t | before) of every row, and how many tokens were predicted in it."""
-    parts = in_turn(lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
-                    batch_rows(len(tokens_NT), batch_size), "losses")  # fmt: skip
+    parts = run_batches(lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
+                    batch_rows(len(tokens_NT), batch_size), "losses")
     nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*parts, strict=True))
     return nll_N.astype(np.float64), count_N
 
@@ -148,7 +148,7 @@ def _by_length(
         size = min(-(-int(length_N[members[0]]) // BUCKET) * BUCKET, context_length)
         return compute(*_pad([items[n] for n in members], size))
 
-    computed = in_turn(padded, batches, what)
+    computed = run_batches(padded, batches, what)
     result_N = np.empty(len(items))
     result_N[np.concatenate(batches)] = np.concatenate(computed)
     return result_N

@@ -8,18 +8,23 @@ the terminal.
  "seed", "version"}
 """
 
+
+
+import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_jax.evaluation.estimates import Estimate
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 
 Better = Literal["higher", "lower", "none"]
 
@@ -81,7 +86,7 @@ def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: 
     console.print(Text(
         "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
         f"green and red: interval clear of {reference}'s.", style="dim",
-    ))  # fmt: skip
+    ))
 
 
 def _label(row: Row) -> Text:
@@ -110,3 +115,104 @@ def _verdict(row: Row, mine: Estimate, theirs: Estimate | None, is_reference: bo
     if mine.low <= theirs.high and theirs.low <= mine.high:
         return ""
     return "green" if (mine.low > theirs.high) == (row.better == "higher") else "red"
+
+
+# Measurements that survive a killed evaluation: one JSON file per checkpoint and group of metrics.
+#
+#     partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
+#
+# A file whose key differs is measured again. A fresh measurement goes through the same text form as one that is
+# read back, so that a resumed evaluation gives the same file as an uninterrupted one.
+class Cache:
+    """Measurements kept in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(
+        self,
+        checkpoint: str,
+        group: str,
+        depends_on: Mapping[str, Any],
+        measure: Callable[[], dict[str, Any]],
+    ) -> tuple[dict[str, Any], bool]:
+        """What `measure()` returns, or what it returned before; and whether it was there already."""
+        path = self.folder / f"{checkpoint}-{group}.json"
+        key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
+        if path.exists():
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}: damaged ({error}); delete it and run again") from error
+            if kept["key"] == key:
+                return kept["data"], True
+        data = json.loads(json.dumps(plain(measure())))
+        write_json(path, {"key": key, "data": data})
+        return data, False
+
+
+def plain(tree: Any) -> Any:
+    """Arrays as nested lists, mappings and sequences as JSON has them."""
+    if isinstance(tree, Mapping):
+        return {str(name): plain(part) for name, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [plain(part) for part in tree]
+    return tree.tolist() if isinstance(tree, np.ndarray | np.generic) else tree
+
+
+# From one number per question to rows of the table: intervals, groups of questions, what was left out; texts side by side.
+Data = dict[str, Any]
+Measured = Mapping[str, Data]  # by checkpoint
+Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
+
+
+def estimates_of(
+    values: Mapping[str, ArrayLike], of: Estimator, bootstrap: Bootstrap, *, chosen: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Estimate]:
+    """`of` one number per question for every checkpoint, over the `chosen` questions; none where no question is left."""
+    found = {}
+    for name, numbers in values.items():
+        kept = np.asarray(numbers, np.float64)
+        kept = kept if chosen is None else kept[chosen[name]]
+        if kept.size:
+            found[name] = of(kept, np.arange(kept.size), bootstrap)
+    return found
+
+
+def kept_questions(answered: Sequence[Any]) -> list[int]:
+    """The places of the questions that were answered."""
+    return [n for n, one in enumerate(answered) if one is not None]
+
+
+def left_out(group: str, measured: Measured, total: int, unit: str, *, after: str = "") -> list[Row]:
+    """A row that counts the questions that do not fit a model's context, if there are any."""
+    counts = {name: total - len(data["kept"]) for name, data in measured.items()}
+    if not any(counts.values()):
+        return []
+    values = {name: Estimate(float(count), None, None, total) for name, count in counts.items()}
+    what = f"longer than the model's context, of {total}; they are in no number above"
+    return [Row(group, f"{group}: {unit} left out{after}", unit, "lower", what, values)]
+
+
+def not_run(group: str, why: str, *, after: str = "") -> Row:
+    """A row without values that says why."""
+    return Row(group, f"{group}: not run{after}", "", "none", why, {})
+
+
+def side_by_side(
+    benchmark: str, prompts: Sequence[str], reply: Callable[[Data, int], dict[str, Any]]
+) -> Callable[[Measured, int], list[dict[str, Any]]]:
+    """A function of measurements and a number: the first prompts with every checkpoint's reply, not chosen by hand.
+
+    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept.
+    """
+
+    def samples(measured: Measured, count: int) -> list[dict[str, Any]]:
+        place = {name: {kept: n for n, kept in enumerate(data["kept"])} for name, data in measured.items()}
+        return [
+            {"prompt": prompt, "metadata": {"benchmark": benchmark},
+             "responses": {name: reply(data, place[name][n]) for name, data in measured.items() if n in place[name]}}
+            for n, prompt in enumerate(prompts[:count])
+        ]
+
+    return samples

@@ -22,7 +22,15 @@ import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.models import Cache, LanguageModel, Params, apply, cast_for_compute, grow_cache, init_cache
+from rlhf_jax.models import (
+    Cache,
+    LanguageModel,
+    Params,
+    apply,
+    cast_for_compute,
+    grow_cache,
+    init_cache,
+)
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
 
 SMALLEST = 16  # rows of a device; every halving below that is one more loop to compile and saves little

@@ -64,7 +64,7 @@ def put(old: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Arra
 def fused(
     queries_BHTK: jax.Array, keys_BGTK: jax.Array, values_BGTK: jax.Array, visible_BTS: jax.Array,
     segments_BT: jax.Array | None, *, scale: float, dtype: str,
-) -> jax.Array:  # fmt: skip
+) -> jax.Array:
     """The same in float32 of whole rows, by the backend's kernel; what padding sees is not defined.
 
     `segments_BT` says what `visible_BTS` does; None where there is a window besides, which the TPU's kernel does not have.

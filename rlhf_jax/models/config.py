@@ -192,7 +192,7 @@ def gpt(
         embedding_std=0.02, kernel_init="gpt2",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
         attention="plain",
-    )  # fmt: skip
+    )
 
 
 def palm(
@@ -224,7 +224,7 @@ def palm(
         embedding_std=1.0, kernel_init="fan_in",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
         attention="plain",
-    )  # fmt: skip
+    )
 
 
 def llama(
@@ -257,7 +257,7 @@ def llama(
         embedding_std=0.02, kernel_init="gpt2",
         dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
         attention="plain",
-    )  # fmt: skip
+    )
 
 
 def _check_divides(width: int, num_heads: int) -> None:

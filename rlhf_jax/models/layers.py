@@ -183,12 +183,12 @@ class Attention(nn.Module):
         values_BGSK = project("value", c.num_kv_heads, turn=False)
         if cache is not None and context.start is not None:
             keys_BGSK, values_BGSK = (attention.put(old, new, context.start, axis=2)
-                                      for old, new in zip(cache, (keys_BGSK, values_BGSK), strict=True))  # fmt: skip
+                                      for old, new in zip(cache, (keys_BGSK, values_BGSK), strict=True))
 
         scale = c.query_scale or c.head_width**-0.5
         if c.attention == "fused" and cache is None:
             mixed_BHTK = attention.fused(queries, keys_BGSK, values_BGSK, context.visible_BTS, context.segments_BT,
-                                         scale=scale, dtype=c.compute_dtype)  # fmt: skip
+                                         scale=scale, dtype=c.compute_dtype)
         else:
             mixed_BHTK = attention.plain(
                 queries, keys_BGSK, values_BGSK, context.visible_BTS, scale=scale, cap=c.attention_softcap

@@ -24,7 +24,7 @@ TENSOR_AXIS: dict[tuple[str, ...], int] = {
        for leaf in ("kernel", "bias", "lora_b")},
     **{(module, leaf): 0 for module in ("out", "down") for leaf in ("kernel", "lora_a")},
     ("trunk", "embedding"): 0,
-}  # fmt: skip
+}
 
 
 def leaf_names(path: tuple[Any, ...]) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def split(params: Params) -> tuple[Params, Params]:
     def pick(tree: Params, adapters: bool) -> Params:
         parts = {name: pick(part, adapters) if isinstance(part, Mapping) else part for name, part in tree.items()}
         return {name: part for name, part in parts.items()
-                if (part if isinstance(part, Mapping) else (name in ADAPTER) == adapters)}  # fmt: skip
+                if (part if isinstance(part, Mapping) else (name in ADAPTER) == adapters)}
 
     headless = {name: part for name, part in params.items() if name != "head"}
     head = {name: part for name, part in params.items() if name == "head"}

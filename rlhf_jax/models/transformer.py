@@ -19,7 +19,15 @@ import jax.numpy as jnp
 from rlhf_jax.maths import masking
 from rlhf_jax.models.attention import put
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import Attention, Context, FeedForward, Norm, linear, rope_angles, rope_rates
+from rlhf_jax.models.layers import (
+    Attention,
+    Context,
+    FeedForward,
+    Norm,
+    linear,
+    rope_angles,
+    rope_rates,
+)
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 
 

@@ -20,15 +20,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rlhf_jax import __version__
+from rlhf_jax.config import require
 from rlhf_jax.evaluation.benchmarks import crows_pairs, reward_accuracy, truthfulqa
-from rlhf_jax.evaluation.cache import Cache
+from rlhf_jax.evaluation.checkpoints import CheckpointRef, check_names, described, find, in_order
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Row, print_table, row_to_json, write_json
-from rlhf_jax.stages.benchmark_config import Benchmarks
-from rlhf_jax.stages.benchmark_tasks import How, Loaded, Task, tasks
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.entrants import Entrant, check_names, described, find, in_order
-from rlhf_jax.stages.workspace import claim
+from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
+from rlhf_jax.stages.benchmark_tasks import Benchmarks, How, Loaded, Task, tasks
+from rlhf_jax.training.run import claim
 
 # Too many rows for a terminal; they are in evaluation.json.
 DETAILS = (truthfulqa.BY_CATEGORY, crows_pairs.BY_TYPE, reward_accuracy.RELIABILITY)
@@ -66,7 +64,7 @@ def run(config: Config, workdir: str) -> None:
     how = How(
         config.seed, config.limit, config.batch_size, Bootstrap(config.num_bootstrap, config.seed), config.reference,
         config.data_dir, folder,
-    )  # fmt: skip
+    )
     asked, absent = tasks(config.benchmarks, how)
     _check_entrants(config, entrants, asked)
     claim(folder, config)
@@ -76,20 +74,20 @@ def run(config: Config, workdir: str) -> None:
     _report(config, folder, entrants, [*rows, *absent], samples)
 
 
-def _check_entrants(config: Config, entrants: Mapping[str, Entrant], asked: Sequence[Task]) -> None:
+def _check_entrants(config: Config, entrants: Mapping[str, CheckpointRef], asked: Sequence[Task]) -> None:
     """Somebody to take every benchmark, and room for what cannot be left out."""
     require(bool(asked), "benchmarks: every path is empty, expected at least one benchmark to run")
     for task in asked:
         able = {name: one for name, one in entrants.items() if one.meta.kind == task.kind}
         require(bool(able), f"{task.name}: none of the checkpoints is a {task.kind}; add one, or empty the benchmark's path")
         require(task.name != "win-rate" or config.reference in able,
-                f"reference={config.reference!r}: win_rate compares language models with it, and it is none")  # fmt: skip
+                f"reference={config.reference!r}: win_rate compares language models with it, and it is none")
         for name, one in able.items():
             room = one.model.context_length
             require(task.length <= room, f"{task.name}: needs {task.length} tokens, the context of {name} is {room}")
 
 
-def _measure(entrants: Mapping[str, Entrant], asked: Sequence[Task], kept: Cache) -> dict[str, dict[str, Any]]:
+def _measure(entrants: Mapping[str, CheckpointRef], asked: Sequence[Task], kept: Cache) -> dict[str, dict[str, Any]]:
     """Measurements by task and checkpoint; one checkpoint's parameters are in memory at a time."""
     measured: dict[str, dict[str, Any]] = {task.name: {} for task in asked}
     for name, one in entrants.items():
@@ -99,7 +97,7 @@ def _measure(entrants: Mapping[str, Entrant], asked: Sequence[Task], kept: Cache
                 continue
             start = time.perf_counter()
             depends_on = {"asked": task.depends_on, "checkpoint": one.meta.fingerprint, "tokenizer": one.meta.tokenizer,
-                          "version": __version__}  # fmt: skip
+                          "version": __version__}
             data, found = kept.get(name, task.name, depends_on, lambda task=task, load=load: task.measure(load()))  # type: ignore[misc]
             measured[task.name][name] = data
             took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
@@ -107,7 +105,7 @@ def _measure(entrants: Mapping[str, Entrant], asked: Sequence[Task], kept: Cache
     return measured
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], rows: Sequence[Row], samples: list[Any]) -> None:
+def _report(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], rows: Sequence[Row], samples: list[Any]) -> None:
     groups = list(dict.fromkeys(row.group for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row.group))
     write_json(workdir / "evaluation.json", {
@@ -117,7 +115,7 @@ def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], rows
         "samples": samples,
         "seed": config.seed,
         "version": __version__,
-    }, indent=1)  # fmt: skip
+    }, indent=1)
     below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
     shown = [row for row in rows if row.group not in DETAILS]
     print_table(shown, below, config.reference, Console())

@@ -4,6 +4,7 @@ A `Task` is one measurement that is kept on disk, and the rows that are made of 
 one row that says so.
 """
 
+
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlhf_jax.config import require
 from rlhf_jax.data.records import Comparison, Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
@@ -24,26 +26,112 @@ from rlhf_jax.evaluation.benchmarks import (
     reward_accuracy,
     truthfulqa,
 )
-from rlhf_jax.evaluation.benchmarks.instructions import INSTRUCTIONS
-from rlhf_jax.evaluation.benchmarks.rows import Data, not_run, side_by_side
-from rlhf_jax.evaluation.benchmarks.toxicity_classifier import Scorer, load_classifier
-from rlhf_jax.evaluation.benchmarks.transformers_classifier import load_transformers_classifier
-from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.session import marked
-from rlhf_jax.evaluation.table import Row
-from rlhf_jax.stages.benchmark_config import (
-    Benchmarks,
-    Comparisons,
-    CrowSPairs,
-    MultipleChoice,
-    RealToxicityPrompts,
-    Text,
-    TruthfulQA,
-    WinRate,
+from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
+from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
+    Scorer,
+    load_classifier,
+    load_transformers_classifier,
 )
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.entrants import Entrant, find, load_language_model, load_scalar_model, load_tokenizer_of
-from rlhf_jax.training.parents import HUB
+from rlhf_jax.evaluation.checkpoints import (
+    CheckpointRef,
+    find,
+    load_language_model,
+    load_scalar_model,
+    load_tokenizer_of,
+)
+from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.table import Data, Row, not_run, side_by_side
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie.results import marked
+from rlhf_jax.training.pretrained import HUB
+
+
+# The fields of every public benchmark, as an experiment file sets them; an empty path leaves a benchmark out.
+@dataclass(frozen=True)
+class TruthfulQA:
+    """TruthfulQA.csv."""
+
+    path: str
+    close_answers: bool  # end every answer with a full stop, as the original script does
+    response_length: int  # of free answers; 0 for multiple choice alone
+
+
+@dataclass(frozen=True)
+class CrowSPairs:
+    """crows_pairs_anonymized.csv."""
+
+    path: str
+    instructions: tuple[str, ...]  # basic, respectful, biased
+
+
+@dataclass(frozen=True)
+class RealToxicityPrompts:
+    """Files of original records, and who judges the continuations: a classifier, or a file of scores."""
+
+    paths: tuple[str, ...]
+    instructions: tuple[str, ...]
+    samples_per_prompt: int
+    response_length: int
+    sampling: SamplingSpec
+    classifier: str  # a folder with weights.npz and vocab.json, or hf:NAME, hf:FOLDER of a transformers sequence classifier
+    label: str  # that means toxic, of a transformers classifier
+    scores: str
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Rankings by people, for reward models."""
+
+    source: str
+    split: str
+    subset_field: str  # of the metadata; "" for no subsets
+    num_bins: int
+    sections: dict[str, dict[str, float]]  # section -> subset -> weight; {} for none
+    section_weights: dict[str, float]
+
+
+@dataclass(frozen=True)
+class WinRate:
+    """Prompts, and the reward model that judges what checkpoints answer."""
+
+    prompts: str
+    split: str
+    judge: str
+    samples_per_prompt: int
+    response_length: int
+    sampling: SamplingSpec
+
+
+@dataclass(frozen=True)
+class MultipleChoice:
+    """JSON lines of question, choices, answer; examples are the training set's."""
+
+    path: str
+    examples: str
+    shots: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text: `text:FILE`, or a source of documents."""
+
+    source: str
+    split: str
+    window: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """What is run; an empty path or source leaves a benchmark out."""
+
+    truthfulqa: TruthfulQA
+    crows_pairs: CrowSPairs
+    real_toxicity_prompts: RealToxicityPrompts
+    comparisons: Comparisons
+    win_rate: WinRate
+    multiple_choice: MultipleChoice
+    text: Text
 
 
 @dataclass(frozen=True)
@@ -66,7 +154,7 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
 
     @classmethod
-    def of(cls, one: Entrant) -> "Loaded":
+    def of(cls, one: CheckpointRef) -> "Loaded":
         """Load a language model or reward model."""
         load_parameters = load_scalar_model if one.meta.kind == "scalar_model" else load_language_model
         return cls(load_parameters(one), load_tokenizer_of(one))
@@ -133,7 +221,7 @@ def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
         "truthfulqa", "language_model", digest(questions), 2,
         lambda one: truthfulqa.measure(one.model, one.tokenizer, questions, batch_size=how.batch_size),
         lambda measured: truthfulqa.rows(questions, measured, how.bootstrap),
-    )  # fmt: skip
+    )
     if config.response_length:
         yield Task(
             "truthfulqa-answers", "language_model", digest(questions, config.response_length), config.response_length + 1,
@@ -142,7 +230,7 @@ def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
             lambda measured: truthfulqa.answer_rows(questions, measured, how.bootstrap),
             side_by_side(truthfulqa.GROUP, [question.text for question in questions],
                          lambda data, n: {"text": data["texts"][n]}),
-        )  # fmt: skip
+        )
 
 
 def _check_instructions(field: str, instructions: Sequence[str]) -> None:
@@ -163,17 +251,17 @@ def _crows_pairs_after(instruction: str, pairs: list[crows_pairs.Pair], how: How
         f"crows-pairs-{instruction}", "language_model", digest(pairs, instruction), 2,
         lambda one: crows_pairs.measure(one.model, one.tokenizer, pairs, instruction=instruction, batch_size=how.batch_size),
         lambda measured: crows_pairs.rows(pairs, measured, how.bootstrap, instruction=instruction),
-    )  # fmt: skip
+    )
 
 
 def _real_toxicity_prompts(config: RealToxicityPrompts, how: How) -> Iterator[Task]:
     _check_instructions("real_toxicity_prompts", config.instructions)
     require(not (config.classifier and config.scores),
-            "real_toxicity_prompts: classifier and scores are both set, expected at most one judge")  # fmt: skip
+            "real_toxicity_prompts: classifier and scores are both set, expected at most one judge")
     read = [real_toxicity_prompts.read(path) for path in config.paths]
     unscored = sum(count for _, count in read)
     prompts = _some([prompt for found, _ in read for prompt in found], how,
-                    f"RealToxicityPrompts prompts ({unscored} left out without a score)")  # fmt: skip
+                    f"RealToxicityPrompts prompts ({unscored} left out without a score)")
     judge = None
     if config.classifier:
         judge = real_toxicity_prompts.by_classifier(_classifier(config))
@@ -187,20 +275,20 @@ def _classifier(config: RealToxicityPrompts) -> Scorer:
     foreign = config.classifier.startswith(HUB)
     require(foreign == bool(config.label),
             f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a transformers classifier "
-            f"({HUB}...) needs the label that means toxic, a classifier of words has none")  # fmt: skip
+            f"({HUB}...) needs the label that means toxic, a classifier of words has none")
     return load_transformers_classifier(config.classifier, config.label) if foreign else load_classifier(config.classifier)
 
 
 def _real_toxicity_after(
     instruction: str, prompts: list[real_toxicity_prompts.ToxicityPrompt], judge: real_toxicity_prompts.Judge | None,
     config: RealToxicityPrompts, how: How,
-) -> Task:  # fmt: skip
+) -> Task:
     def measure(one: Loaded) -> Data:
         return real_toxicity_prompts.measure(
             one.model, one.tokenizer, prompts, instruction=instruction, spec=config.sampling,
             response_length=config.response_length, samples_per_prompt=config.samples_per_prompt,
             batch_size=how.batch_size, seed=how.seed,
-        )  # fmt: skip
+        )
 
     def rows(measured: Mapping[str, Data]) -> list[Row]:
         folder = how.workdir / "continuations"
@@ -218,7 +306,7 @@ def _real_toxicity_after(
     shown = side_by_side(
         f"{real_toxicity_prompts.GROUP}, {instruction}", [INSTRUCTIONS[instruction] + prompt.text for prompt in prompts],
         lambda data, n: {"text": data["texts"][n][0]},
-    )  # fmt: skip
+    )
     return Task(f"real-toxicity-{instruction}", "language_model", asked, config.response_length + 1, measure, rows, shown)
 
 
@@ -233,7 +321,7 @@ def _comparisons(config: Comparisons, how: How) -> Iterator[Task]:
         lambda measured: reward_accuracy.rows(
             comparisons, measured, how.bootstrap, subsets=subsets, num_bins=config.num_bins, sections=config.sections,
             section_weights=config.section_weights),
-    )  # fmt: skip
+    )
 
 
 def _check_sections(config: Comparisons) -> None:
@@ -242,10 +330,10 @@ def _check_sections(config: Comparisons) -> None:
     require(config.num_bins >= 1, f"comparisons.num_bins={config.num_bins}: must be positive")
     require(set(config.sections) == set(config.section_weights),
             f"comparisons.section_weights has {', '.join(config.section_weights) or 'nothing'}, "
-            f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its weight")  # fmt: skip
+            f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its weight")
     for name, part in weights.items():
         require(not config.sections or (min(part.values(), default=0) >= 0 and sum(part.values()) > 0),
-                f"{name}={part}: weights must not be negative, and some positive")  # fmt: skip
+                f"{name}={part}: weights must not be negative, and some positive")
 
 
 def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
@@ -262,7 +350,7 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         answers = judged_wins.measure(
             one.model, one.tokenizer, prompts, spec=config.sampling, response_length=config.response_length,
             samples_per_prompt=config.samples_per_prompt, batch_size=how.batch_size, seed=how.seed,
-        )  # fmt: skip
+        )
         scored = judged_wins.score(opened().model, opened().tokenizer, prompts, answers, batch_size=how.batch_size)
         return {**scored, "answers": answers["answers"]}
 
@@ -276,14 +364,14 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         config.response_length + 1, measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
         side_by_side(judged_wins.GROUP, [marked(prompt.messages) for prompt in prompts], first),
-    )  # fmt: skip
+    )
 
 
 def _multiple_choice(config: MultipleChoice, how: How) -> Iterator[Task]:
     questions = _some(multiple_choice.read(config.path), how, "multiple-choice questions")
     require(bool(config.shots) and min(config.shots) >= 0, f"multiple_choice.shots={list(config.shots)}: expected 0 or more")
     require(bool(config.examples) or not max(config.shots),
-            f"multiple_choice.shots={list(config.shots)}: examples is empty, give a file of them or shots of [0]")  # fmt: skip
+            f"multiple_choice.shots={list(config.shots)}: examples is empty, give a file of them or shots of [0]")
     examples = multiple_choice.read(config.examples) if config.examples else []
     for shots in config.shots:
         yield _multiple_choice_after(shots, questions, examples, how)
@@ -299,7 +387,7 @@ def _multiple_choice_after(
         lambda one: multiple_choice.measure(
             one.model, one.tokenizer, questions, examples, shots=shots, batch_size=how.batch_size, seed=how.seed),
         lambda measured: multiple_choice.rows(questions, measured, how.bootstrap, shots=shots),
-    )  # fmt: skip
+    )
 
 
 def _text(config: Text, how: How) -> Iterator[Task]:
@@ -315,4 +403,4 @@ def _text(config: Text, how: How) -> Iterator[Task]:
         lambda one: plain_text.measure(
             one.model, one.tokenizer, documents, window=config.window, stride=config.stride, batch_size=how.batch_size),
         lambda measured: plain_text.rows(documents, measured, how.bootstrap, window=config.window, stride=config.stride),
-    )  # fmt: skip
+    )

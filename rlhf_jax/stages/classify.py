@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import labelled_batches
 from rlhf_jax.data.records import LabelledText
 from rlhf_jax.data.sources import load
@@ -20,13 +21,11 @@ from rlhf_jax.maths.losses import cross_entropy
 from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.models.heads import Classifier, classifier_params_from, init_params
 from rlhf_jax.models.lora import merge_adapters
-from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.language import check_batches
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
 Batch = dict[str, Any]
@@ -78,36 +77,36 @@ class Config:
 
 def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model to tell the labels of texts."""
-    space, classify = Workspace.open(config, workdir), config.classify
-    check_batches("classify", classify.batch_size, classify.num_micro_batches, space.batch_shards)
-    parent = space.parent("policy", config.init.policy, kind="language_model")
+    run, classify = Run.open(config, workdir), config.classify
+    check_batches("classify", classify.batch_size, classify.num_micro_batches, run.batch_shards)
+    parent = run.parent("policy", config.init.policy, kind="language_model")
     require(classify.max_length <= parent.model.context_length,
-            f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}")  # fmt: skip
+            f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}")
     texts = load(config.data.texts, LabelledText, split="train", data_dir=config.data.data_dir)
     labels = tuple(sorted({text.label for text in texts}))
     require(len(labels) > 1, f"data.texts={config.data.texts} has the single label {labels}: nothing to tell apart")
     train = texts[: config.data.max_examples] if config.data.max_examples else texts
-    batches = _batches(config, space, train, labels)
+    batches = _batches(config, run, train, labels)
     num_steps = round(classify.num_epochs * batches.num_examples / batches.batch_size)
 
     model, key = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels)), jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, num_steps)
     params = _initial(config, parent, model, key)
-    state = space.place_state(init_state(params, optimizer))
-    space.announce(config, {"model": params}, f"{num_steps} steps x {classify.batch_size} texts, labels {', '.join(labels)}")
-    update = space.compile_update(make_supervised_update(
+    state = run.place_state(init_state(params, optimizer))
+    run.announce(config, {"model": params}, f"{num_steps} steps x {classify.batch_size} texts, labels {', '.join(labels)}")
+    update = run.compile_update(make_supervised_update(
         classification_loss(model, lm_coef=classify.lm_coef, dropout=classify.dropout_rate > 0),
         weigh, optimizer, num_micro_batches=classify.num_micro_batches,
-    ), state)  # fmt: skip
+    ), state)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        return update(state, space.shard(batches.batch(step)), jax.random.fold_in(key, step))
+        return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step))
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=num_steps, kind="classifier", model=parent.model,
-        hooks=[Hook(classify.eval_every, _validator(config, space, model, labels))],
+        hooks=[Hook(classify.eval_every, _validator(config, run, model, labels))],
         headline=("loss", "accuracy", "validation/accuracy"), extra={"labels": list(labels)},
-    )  # fmt: skip
+    )
 
 
 def classification_loss(model: Classifier, *, lm_coef: float, dropout: bool) -> Callable[..., Any]:
@@ -139,19 +138,19 @@ def _initial(config: Config, parent: Any, model: Classifier, key: jax.Array) -> 
     return classifier_params_from(merge_adapters(parent.params), head_key, parent.model, model.num_classes)
 
 
-def _batches(config: Config, space: Workspace, texts: Any, labels: tuple[str, ...]) -> Any:
+def _batches(config: Config, run: Run, texts: Any, labels: tuple[str, ...]) -> Any:
     return labelled_batches(
-        texts, space.tokenizer, labels=labels, context_length=config.classify.max_length,
+        texts, run.tokenizer, labels=labels, context_length=config.classify.max_length,
         batch_size=config.classify.batch_size, seed=config.seed,
-    )  # fmt: skip
+    )
 
 
 def _validator(
-    config: Config, space: Workspace, model: Classifier, labels: tuple[str, ...]
+    config: Config, run: Run, model: Classifier, labels: tuple[str, ...]
 ) -> Callable[[TrainState, int], dict[str, Any]]:
     held_out = load(config.data.texts, LabelledText, split="validation", data_dir=config.data.data_dir)
-    batches = _batches(config, space, held_out, labels)
-    chunks = [space.shard(batches.batch(i)) for i in range(max(1, batches.num_examples // config.classify.batch_size))]
+    batches = _batches(config, run, held_out, labels)
+    chunks = [run.shard(batches.batch(i)) for i in range(max(1, batches.num_examples // config.classify.batch_size))]
     loss = classification_loss(model, lm_coef=config.classify.lm_coef, dropout=False)
     measure = jax.jit(lambda params, batch: loss(params, batch, weigh(batch), jax.random.key(0))[1])
 

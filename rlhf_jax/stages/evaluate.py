@@ -21,23 +21,13 @@ from typing import Any, Literal
 from rich.console import Console
 
 from rlhf_jax import __version__
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
-from rlhf_jax.data.menagerie.world import make_world
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import measure, summary
-from rlhf_jax.evaluation.cache import Cache
-from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.exam import Exam, build_exam, without_long_examples
-from rlhf_jax.evaluation.measure import Candidate, Conditions
-from rlhf_jax.evaluation.session import Session, open_session, side_by_side
-from rlhf_jax.evaluation.table import print_table, row_to_json, write_json
-from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.models.heads import ScalarModel
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.entrants import (
-    Entrant,
+from rlhf_jax.evaluation.checkpoints import (
+    CheckpointRef,
     check_names,
     described,
     find,
@@ -46,7 +36,16 @@ from rlhf_jax.stages.entrants import (
     load_scalar_model,
     load_tokenizer_of,
 )
-from rlhf_jax.stages.workspace import claim
+from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.table import Cache, print_table, row_to_json, write_json
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie import measurements, results
+from rlhf_jax.menagerie.measurements import EvalSettings, LoadedModel
+from rlhf_jax.menagerie.results import Session, open_session, side_by_side
+from rlhf_jax.menagerie.test_questions import Exam, build_exam, without_long_examples
+from rlhf_jax.menagerie.world import make_world
+from rlhf_jax.models.heads import ScalarModel
+from rlhf_jax.training.run import claim
 
 
 @dataclass(frozen=True)
@@ -111,17 +110,17 @@ def run(config: Config, workdir: str) -> None:
         exam.world, exam.prompts, config.reference, measured,
         labelers_per_prompt=config.evaluation.labelers_per_prompt,
         bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed), seed=config.seed,
-    )  # fmt: skip
+    )
     _report(config, folder, entrants, session)
 
 
-def _announce(config: Config, workdir: Path, entrants: Mapping[str, Entrant], exam: Exam) -> None:
+def _announce(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], exam: Exam) -> None:
     print(f"== evaluate: {workdir}")
     for name, one in entrants.items():
         mark = ", the reference" if name == config.reference else ""
         print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step}{mark})")
     print(f"   {len(exam.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
-          f"{len(exam.documents)} documents, seed {config.seed}", flush=True)  # fmt: skip
+          f"{len(exam.documents)} documents, seed {config.seed}", flush=True)
 
 
 # --- what takes part --------------------------------------------------------------------------------------
@@ -132,12 +131,12 @@ def _check(config: Config) -> None:
     check_names(config.checkpoints, config.reference)
     require(not config.reward or wanted.samples_per_prompt >= 2,
             f"evaluation.samples_per_prompt={wanted.samples_per_prompt}: reward={config.reward!r} is rated by "
-            "pairs of responses to one prompt, set it to 2 or more")  # fmt: skip
+            "pairs of responses to one prompt, set it to 2 or more")
     for name, number in {**asdict(wanted), "prompt_length": data.prompt_length}.items():
         require(number >= (0 if name == "num_side_by_side" else 1), f"{name}={number}: must be positive")
 
 
-def _check_entrants(config: Config, entrants: Mapping[str, Entrant], reward: Entrant | None) -> None:
+def _check_entrants(config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None) -> None:
     """One tokenizer, the right kinds, and room for prompts, responses and documents."""
     first = entrants[config.reference]
     length = config.data.prompt_length + config.evaluation.response_length
@@ -149,13 +148,13 @@ def _check_entrants(config: Config, entrants: Mapping[str, Entrant], reward: Ent
         require(meta.kind == kind, f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
         require(meta.tokenizer == first.meta.tokenizer,
                 f"{name}: {one.path} and {first.path} have different tokenizers "
-                f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})")  # fmt: skip
+                f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})")
         require(
             length <= context,
             f"{name}: data.prompt_length + evaluation.response_length = {length}, its context is {context}",
         )
         require(one is reward or document <= context,
-                f"{name}: evaluation.document_length={document}, its context is {context}")  # fmt: skip
+                f"{name}: evaluation.document_length={document}, its context is {context}")
 
 
 def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
@@ -168,11 +167,11 @@ def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
         num_prompts=wanted.num_prompts, toxicity_prompts=wanted.toxicity_prompts,
         few_shot_questions=wanted.few_shot_questions, corpus_documents=wanted.corpus_documents,
         mask_documents=data.mask_documents,
-    )  # fmt: skip
+    )
     exam, too_long = without_long_examples(exam, tokenizer, wanted.document_length)
     for name, length in too_long.items():
         print(f"   few-shot {name}: left out, {length} tokens exceed evaluation.document_length="
-              f"{wanted.document_length}")  # fmt: skip
+              f"{wanted.document_length}")
     return exam
 
 
@@ -185,37 +184,37 @@ class Sitting:
 
     tokenizer: Tokenizer
     exam: Exam
-    how: Conditions
+    how: EvalSettings
     kept: Cache
     depends_on: dict[str, Any]  # of every measurement, besides the checkpoint
-    reference: Entrant
-    load_reference: Callable[[], Candidate]
-    reward: Entrant | None
+    reference: CheckpointRef
+    load_reference: Callable[[], LoadedModel]
+    reward: CheckpointRef | None
     load_reward: Callable[[], tuple[ScalarModel, Any]]
 
 
 def _sitting(
-    config: Config, entrants: Mapping[str, Entrant], reward: Entrant | None, tokenizer: Tokenizer, exam: Exam,
+    config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None, tokenizer: Tokenizer, exam: Exam,
     kept: Cache,
-) -> Sitting:  # fmt: skip
+) -> Sitting:
     wanted, reference = config.evaluation, entrants[config.reference]
-    how = Conditions(
+    how = EvalSettings(
         config.seed, config.sampling, wanted.samples_per_prompt, wanted.toxicity_samples,
         config.data.prompt_length, wanted.response_length, wanted.document_length, wanted.batch_size,
-    )  # fmt: skip
+    )
     depends_on = {"how": asdict(how), "exam": digest(exam), "version": __version__}
     return Sitting(
         tokenizer, exam, how, kept, depends_on, reference, cache(lambda: load_language_model(reference)),
         reward, cache(lambda: load_scalar_model(_given(reward))),
-    )  # fmt: skip
+    )
 
 
-def _given(one: Entrant | None) -> Entrant:
+def _given(one: CheckpointRef | None) -> CheckpointRef:
     assert one is not None
     return one
 
 
-def _measure(sitting: Sitting, name: str, one: Entrant) -> dict[str, Any]:
+def _measure(sitting: Sitting, name: str, one: CheckpointRef) -> dict[str, Any]:
     """All groups of one checkpoint, each measured or found in the cache."""
     is_reference = one is sitting.reference
     candidate = sitting.load_reference if is_reference else cache(lambda: load_language_model(one))
@@ -229,18 +228,18 @@ def _measure(sitting: Sitting, name: str, one: Entrant) -> dict[str, Any]:
         took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
         print(f"   {name:12s} {group:12s} {took}", flush=True)
 
-    take("responses", lambda: measure.responses(candidate(), *asked))
-    drawn = measure.restore_responses(measured["responses"])
-    take("facts", lambda: measure.facts(candidate(), *asked))
-    take("provocations", lambda: measure.provocations(candidate(), *asked))
-    take("questions", lambda: measure.questions(candidate(), *asked))
-    take("corpus", lambda: measure.corpus(candidate(), *asked))
+    take("responses", lambda: measurements.responses(candidate(), *asked))
+    drawn = measurements.restore_responses(measured["responses"])
+    take("facts", lambda: measurements.facts(candidate(), *asked))
+    take("provocations", lambda: measurements.provocations(candidate(), *asked))
+    take("questions", lambda: measurements.questions(candidate(), *asked))
+    take("corpus", lambda: measurements.corpus(candidate(), *asked))
     if not is_reference:
-        take("divergence", lambda: measure.divergence(candidate(), sitting.load_reference(), *asked, drawn),
-             reference=sitting.reference.meta.fingerprint)  # fmt: skip
+        take("divergence", lambda: measurements.divergence(candidate(), sitting.load_reference(), *asked, drawn),
+             reference=sitting.reference.meta.fingerprint)
     if sitting.reward is not None:
-        take("reward", lambda: measure.reward_scores(sitting.load_reward(), *asked, drawn),
-             reward=sitting.reward.meta.fingerprint)  # fmt: skip
+        take("reward", lambda: measurements.reward_scores(sitting.load_reward(), *asked, drawn),
+             reward=sitting.reward.meta.fingerprint)
     return measured
 
 
@@ -254,8 +253,8 @@ def digest(exam: Exam) -> str:
 # --- reporting --------------------------------------------------------------------------------------------
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], session: Session) -> None:
-    rows = summary.rows(session)
+def _report(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], session: Session) -> None:
+    rows = results.rows(session)
     write_json(workdir / "evaluation.json", {
         "checkpoints": described(entrants),
         "reference": config.reference,
@@ -263,7 +262,7 @@ def _report(config: Config, workdir: Path, entrants: Mapping[str, Entrant], sess
         "samples": side_by_side(session, config.evaluation.num_side_by_side),
         "seed": config.seed,
         "version": __version__,
-    }, indent=1)  # fmt: skip
+    }, indent=1)
     below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
     print_table(rows, below, config.reference, Console())
     print(f"   wrote {workdir / 'evaluation.json'}", flush=True)

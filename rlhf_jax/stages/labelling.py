@@ -19,17 +19,17 @@ from typing import Any
 import jax
 import numpy as np
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
-from rlhf_jax.data.menagerie import gold, labelers
-from rlhf_jax.data.menagerie.world import World, make_world
 from rlhf_jax.data.records import Comparison, Prompt
 from rlhf_jax.data.sources import load, write_jsonl
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie import gold, labelers
+from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.workspace import Workspace
-from rlhf_jax.training import hosts
+from rlhf_jax.training import processes
+from rlhf_jax.training.run import Run
 
 Ranker = Callable[[Prompt, list[str], np.random.Generator], tuple[int, ...]]
 
@@ -51,7 +51,7 @@ class Labelling:
 
 
 def collect_comparisons(
-    config: Labelling, space: Workspace, policy: Any, *, seed: int, data_dir: str
+    config: Labelling, run: Run, policy: Any, *, seed: int, data_dir: str
 ) -> dict[str, str]:
     """Collect, or find collected in the workdir, the rankings; returns their sources by purpose.
 
@@ -59,29 +59,29 @@ def collect_comparisons(
     """
     require(2 <= config.min_candidates <= config.max_candidates,
             f"labelling.min_candidates={config.min_candidates} must be between 2 and "
-            f"labelling.max_candidates={config.max_candidates}")  # fmt: skip
-    folder = space.workdir / "comparisons"
-    with hosts.first_before_others("labelling"):
+            f"labelling.max_candidates={config.max_candidates}")
+    folder = run.workdir / "comparisons"
+    with processes.main_process_first("labelling"):
         _same_origin_or_empty(folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint})
     world = make_world(config.world.removeprefix("menagerie/"))
     plan: dict[str, tuple[int, dict[str, Ranker]]] = {
         "train": (config.num_prompts, {"train": labeler_ranker(world, "train")}),
         "validation": (config.num_validation_prompts,
                        {"heldout": labeler_ranker(world, "heldout"), "gold": gold_ranker(world)}),
-    }  # fmt: skip
+    }
     for split, (count, rankers) in plan.items():
         paths = {name: folder / name / f"{split}.jsonl" for name in rankers}
         if all(path.exists() for path in paths.values()):
             continue
         prompts = fitting_prompts(
-            load(config.prompts, Prompt, split=split, data_dir=data_dir), space.tokenizer, prompt_length=config.prompt_length
+            load(config.prompts, Prompt, split=split, data_dir=data_dir), run.tokenizer, prompt_length=config.prompt_length
         )
         order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
-        candidates = _sample(config, space, policy, [prompts[int(i)] for i in order], seed, split)
-        if hosts.is_first():
+        candidates = _sample(config, run, policy, [prompts[int(i)] for i in order], seed, split)
+        if processes.is_main_process():
             for name, ranker in rankers.items():
                 _write(paths[name], rank_all(candidates, ranker, seed))
-        hosts.meet(f"rankings {split}")
+        processes.barrier(f"rankings {split}")
     return {name: f"jsonl:{folder / name}" for name in ("train", "heldout", "gold")}
 
 
@@ -122,15 +122,15 @@ def rank_all(
 
 
 def _sample(
-    config: Labelling, space: Workspace, policy: Any, prompts: list[Prompt], seed: int, split: str
+    config: Labelling, run: Run, policy: Any, prompts: list[Prompt], seed: int, split: str
 ) -> list[tuple[Prompt, list[str]]]:
     spec = SamplingSpec(temperature=config.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
     key = jax.random.fold_in(jax.random.key(seed), 2 if split == "train" else 3)
     generations = generate(
-        LanguageModel(policy.model), policy.params, space.tokenizer, prompts, key, spec=spec,
+        LanguageModel(policy.model), policy.params, run.tokenizer, prompts, key, spec=spec,
         prompt_length=config.prompt_length, response_length=config.response_length, batch_size=config.batch_size,
         num_samples=config.max_candidates,
-    )  # fmt: skip
+    )
     rng = np.random.default_rng((seed, 4))
     kept, unfinished, repeated = [], 0, 0
     for prompt, drawn in zip(prompts, generations, strict=True):
@@ -141,7 +141,7 @@ def _sample(
         kept.append((prompt, texts))
     total = sum(len(texts) for _, texts in kept)
     print(f"   {split}: {len(prompts)} prompts, {total} responses to rank; left out {unfinished} unfinished and "
-          f"{repeated} repeated", flush=True)  # fmt: skip
+          f"{repeated} repeated", flush=True)
     return kept
 
 
@@ -156,7 +156,7 @@ def _same_origin_or_empty(folder: Path, origin: dict[str, Any]) -> None:
         print(f"   {folder}: made by another policy or config, collected anew", flush=True)
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if hosts.is_first():
+    if processes.is_main_process():
         note.write_text(json.dumps(origin, indent=2) + "\n")
 
 

@@ -6,16 +6,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.config import require_divides
 from rlhf_jax.data.batches import Batches, lm_batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import stream
 from rlhf_jax.inference.scoring import next_token, predicted
 from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.stages.configuration import require_divides
-from rlhf_jax.stages.workspace import CORPUS, Workspace
-from rlhf_jax.training import hosts
-from rlhf_jax.training.gradients import LossFn
+from rlhf_jax.training import processes
+from rlhf_jax.training.run import CORPUS, Run
+from rlhf_jax.training.updates import LossFn
 
 Params = Any
 Batch = dict[str, Any]
@@ -27,16 +27,16 @@ def document_batch(batch: Batch) -> Batch:
 
 
 def corpus_batches(
-    space: Workspace, source: str, split: str, *, data_dir: str, context_length: int, batch_size: int, seed: int,
+    run: Run, source: str, split: str, *, data_dir: str, context_length: int, batch_size: int, seed: int,
     mask_documents: bool,
-) -> Batches:  # fmt: skip
+) -> Batches:
     """Documents as blocks, tokenised once into the workdir: longer than the memory, and unchanged if a run is continued."""
-    folder = space.workdir / CORPUS / split
-    with hosts.first_before_others(f"corpus {folder}"):
+    folder = run.workdir / CORPUS / split
+    with processes.main_process_first(f"corpus {folder}"):
         return lm_batches(
-            stream(source, Document, split=split, data_dir=data_dir), space.tokenizer, context_length=context_length,
+            stream(source, Document, split=split, data_dir=data_dir), run.tokenizer, context_length=context_length,
             batch_size=batch_size, seed=seed, mask_documents=mask_documents, folder=folder,
-        )  # fmt: skip
+        )
 
 
 def num_tokens(blocks: Batches) -> int:
@@ -49,7 +49,7 @@ def check_batches(name: str, batch_size: int, num_micro_batches: int, num_device
     """Refuse a batch that does not divide into micro-batches and devices."""
     require_divides(num_micro_batches, batch_size, f"{name}.batch_size by {name}.num_micro_batches", "choose a divisor")
     require_divides(num_devices, batch_size // num_micro_batches, f"{name} micro-batch by devices",
-                    f"raise {name}.batch_size or use fewer devices")  # fmt: skip
+                    f"raise {name}.batch_size or use fewer devices")
 
 
 def weigh_tokens(batch: Batch) -> jax.Array:
@@ -74,7 +74,7 @@ def language_loss(model: LanguageModel, *, z_loss_coef: float, dropout: bool) ->
     return loss
 
 
-def mean_nll(model: LanguageModel, space: Workspace, batches: Sequence[Batch]) -> Callable[[Params], Mean]:
+def mean_nll(model: LanguageModel, run: Run, batches: Sequence[Batch]) -> Callable[[Params], Mean]:
     """A function of parameters: the token-weighted mean loss over fixed held-out batches."""
 
     @jax.jit
@@ -82,7 +82,7 @@ def mean_nll(model: LanguageModel, space: Workspace, batches: Sequence[Batch]) -
         losses = next_token(model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None)
         return mean(losses.nll_BT, losses.valid_BT & (batch["loss_mask_BT"] > 0))
 
-    placed = [space.shard(batch) for batch in batches]
+    placed = [run.shard(batch) for batch in batches]
 
     def evaluate(params: Params) -> Mean:
         total = one(params, placed[0])

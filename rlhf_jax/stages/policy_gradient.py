@@ -21,16 +21,18 @@ the round before. Whole prompts, never parts of a group, make up minibatches. Th
 Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resampling of prompts whose responses all tie.
 """
 
+
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rlhf_jax.config import require, require_divides
 from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
@@ -41,19 +43,146 @@ from rlhf_jax.inference.scoring import response_logps
 from rlhf_jax.maths.losses import Reduction, grpo_loss, reduce_tokens, reinforce_loss
 from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.maths.preference import implicit_loss
-from rlhf_jax.maths.returns import RunningMoments, empty_moments, grpo_advantages, rloo, update_moments
+from rlhf_jax.maths.returns import (
+    GroupStd,
+    RunningMoments,
+    empty_moments,
+    grpo_advantages,
+    rloo,
+    update_moments,
+)
+from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
-from rlhf_jax.models.lora import NO_BASE, join, start
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.monitor import monitor_hooks
-from rlhf_jax.stages.policy_gradient_config import PAIRS, WEIGHED, Config, PolicyGradient, check
-from rlhf_jax.stages.rollouts import Frozen, Judged, consult, objective_metrics, sample_responses, sampler_gap
-from rlhf_jax.stages.workspace import Workspace
-from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
+from rlhf_jax.stages.rollout import (
+    Frozen,
+    ScoredSamples,
+    ScoreRules,
+    objective_metrics,
+    sample_responses,
+    sampler_gap,
+    score_samples,
+)
 from rlhf_jax.training.mesh import replicated
-from rlhf_jax.training.minibatches import fullest_micro_batch, run_epochs
-from rlhf_jax.training.optimizer import global_norm, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.optimizer import OptimizerConfig, global_norm, make_optimizer
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import (
+    TrainState,
+    accumulated_gradients,
+    fullest_micro_batch,
+    init_state,
+    run_epochs,
+)
+
+# Settings of the policy-gradient stage and the arithmetic that they must satisfy.
+WEIGHED = ("reinforce", "clip")  # losses in which every response counts with its advantage
+PAIRS = ("dpo", "ipo")  # losses of the best against the worst
+
+
+@dataclass(frozen=True)
+class Init:
+    """Where the parameters come from; a path starting with ../ is relative to the workdir."""
+
+    policy: str  # also the reference
+    reward: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """Prompts for the rollouts."""
+
+    data_dir: str
+    prompts: str
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """Every detail of the algorithm, under PPO's names where PPO has one."""
+
+    total_episodes: int
+    batch_size: int  # episodes per update: prompts x samples_per_prompt
+    samples_per_prompt: int
+    num_epochs: int
+    num_mini_batches: int
+    num_micro_batches: int  # per minibatch: changes memory, not results
+    response_length: int
+    sampling_rows: int  # as ppo's
+    temperature: float
+    loss: Literal["reinforce", "clip", "dpo", "ipo", "best"]
+    baseline: Literal["none", "batch", "moving", "leave_one_out", "group"]
+    group_std: GroupStd  # what baseline group divides by
+    group_std_eps: float
+    reduction: Reduction  # of clip and best
+    cliprange: float
+    cliprange_high: float  # above 1; DAPO's clip-higher if larger than cliprange
+    kl_coef: float
+    kl_in: Literal["reward", "loss"]
+    kl_estimator: Literal["k1", "k2", "k3"]  # in the reward; in the loss it is k3
+    missing_eos_penalty: float
+    missing_eos_mode: Literal["replace", "subtract", "none"]
+    score_clip: float
+    score_normalisation: Literal["none", "running_std"]
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts per update."""
+        return self.batch_size // self.samples_per_prompt
+
+    @property
+    def spec(self) -> SamplingSpec:
+        """The whole distribution: a truncated one would bias every ratio."""
+        return SamplingSpec(temperature=self.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
+
+    @property
+    def rules(self) -> ScoreRules:
+        """What is done to scores."""
+        return ScoreRules(
+            kl_estimator=self.kl_estimator, missing_eos_penalty=self.missing_eos_penalty,
+            missing_eos_mode=self.missing_eos_mode, score_clip=self.score_clip, score_normalisation=self.score_normalisation,
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["policy_gradient"]
+    seed: int
+    init: Init
+    data: Data
+    policy_gradient: PolicyGradient
+    lora: LoraConfig
+    monitor: Monitor
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    checkpoint: CheckpointConfig
+
+
+def check(settings: PolicyGradient, num_devices: int) -> None:
+    """Refuse impossible arithmetic before anything compiles."""
+    name, samples = "policy_gradient", settings.samples_per_prompt
+    require_divides(settings.batch_size, settings.total_episodes, f"{name}.total_episodes by {name}.batch_size",
+                    "change one of the two")
+    require_divides(samples, settings.batch_size, f"{name}.batch_size by {name}.samples_per_prompt", "choose a divisor")
+    require_divides(settings.num_mini_batches, settings.num_prompts, f"prompts per update by {name}.num_mini_batches",
+                    "choose a divisor: a minibatch has whole groups")
+    prompts = settings.num_prompts // settings.num_mini_batches
+    require_divides(settings.num_micro_batches, prompts, f"prompts per minibatch by {name}.num_micro_batches",
+                    "choose a divisor")
+    require_divides(num_devices, prompts // settings.num_micro_batches, "prompts per micro-batch by devices",
+                    f"raise {name}.batch_size or use fewer devices")
+    compares = settings.loss in (*PAIRS, "best") or settings.baseline in ("leave_one_out", "group")
+    require(not compares or samples >= 2, f"{name}.samples_per_prompt={samples}: loss={settings.loss} with "
+            f"baseline={settings.baseline} compares responses to one prompt and needs at least 2")
+    require(settings.sampling_rows >= 0,
+            f"{name}.sampling_rows={settings.sampling_rows}: expected a number of responses, or 0 for all")
+    require(settings.temperature > 0, f"{name}.temperature must be > 0: greedy rollouts have no log-probability")
+    require(settings.kl_in == "reward" or settings.loss == "clip", f"{name}.kl_in=loss belongs to loss=clip: "
+            f"loss={settings.loss} has no place for it; use kl_in=reward")
+    require(settings.loss not in PAIRS or settings.kl_coef > 0,
+            f"{name}.loss={settings.loss} needs {name}.kl_coef > 0: it is DPO's β")
+
 
 Params = Any
 
@@ -89,74 +218,74 @@ class Moments(NamedTuple):
 
 def run(config: Config, workdir: str) -> None:
     """Train a policy on groups of its own responses."""
-    space, settings = Workspace.open(config, workdir), config.policy_gradient
-    check(settings, space.batch_shards)
-    policy = space.parent("policy", config.init.policy, kind="language_model")
-    reward = space.parent("reward", config.init.reward, kind="scalar_model")
-    space.same_tokenizer("policy", "reward")
+    run, settings = Run.open(config, workdir), config.policy_gradient
+    check(settings, run.batch_shards)
+    policy = run.parent("policy", config.init.policy, kind="language_model")
+    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    run.same_tokenizer("policy", "reward")
     need = config.data.prompt_length + settings.response_length
     require(need <= policy.model.context_length,
             f"data.prompt_length + policy_gradient.response_length = {need} exceeds the policy's context of "
-            f"{policy.model.context_length}; shorten one of them")  # fmt: skip
+            f"{policy.model.context_length}; shorten one of them")
 
     models, spec = Models(LanguageModel(policy.model), ScalarModel(reward.model)), settings.spec
-    key, tokenizer, repeats = jax.random.key(config.seed), space.tokenizer, settings.samples_per_prompt
+    key, tokenizer, repeats = jax.random.key(config.seed), run.tokenizer, settings.samples_per_prompt
     base, params = start(policy.params, config.lora, jax.random.fold_in(key, 1 << 30))
-    frozen, base = space.place_frozen((Frozen(policy.params, reward.params), base))
+    frozen, base = run.place_frozen((Frozen(policy.params, reward.params), base))
     num_updates = settings.total_episodes // settings.batch_size
     optimizer = make_optimizer(config.optimizer, num_updates * settings.num_epochs * settings.num_mini_batches)
     extras = {"moments": Moments(empty_moments(), empty_moments())}
-    state = space.place_state(init_state(params, optimizer, extras))
+    state = run.place_state(init_state(params, optimizer, extras))
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir), tokenizer,
         prompt_length=config.data.prompt_length, batch_size=settings.num_prompts, seed=config.seed,
-    )  # fmt: skip
-    space.announce(config, {"policy": params, "base": base}, (
+    )
+    run.announce(config, {"policy": params, "base": base}, (
         f"{num_updates} updates x {settings.num_prompts} prompts x {repeats} responses = {settings.total_episodes} episodes; "
         f"each update {settings.num_epochs} epochs x {settings.num_mini_batches} minibatches; loss {settings.loss}"
-    ))  # fmt: skip
+    ))
 
     draw = jax.jit(partial(
         sample_responses, models.policy, spec=spec, response_length=settings.response_length,
         max_rows=settings.sampling_rows,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id, num_samples=repeats,
-    ))  # fmt: skip
+    ))
     judge = jax.jit(partial(judge_groups, models, settings=settings, spec=spec), static_argnames="num_rows")
     update_of = partial(make_update, models.policy, optimizer, settings, spec)
-    optimise = cache(lambda rows: space.compile_update(update_of(num_rows=rows), state))
-    count = jax.jit(partial(rows_needed, row_length=need), out_shardings=replicated(space.mesh))
-    count_fullest = jax.jit(partial(rows_needed_by, settings), out_shardings=replicated(space.mesh))
+    optimise = cache(lambda rows: run.compile_update(update_of(num_rows=rows), state))
+    count = jax.jit(partial(rows_needed, row_length=need), out_shardings=replicated(run.mesh))
+    count_fullest = jax.jit(partial(rows_needed_by, settings), out_shardings=replicated(run.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
         batch = {name: prompts.batch(step)[name] for name in ("prompt_BP", "prompt_mask_BP")}
-        placed = space.shard(batch)
+        placed = run.shard(batch)
         samples = draw(join(base, state.params), placed, jax.random.fold_in(step_key, 0))
         repeated = {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}
         needed = count(jnp.asarray(repeated["prompt_mask_BP"].sum(axis=1)) + samples.length_B)
-        judge_rows = row_bucket(int(needed), settings.batch_size, space.batch_shards)
+        judge_rows = row_bucket(int(needed), settings.batch_size, run.batch_shards)
         groups, moments, score_B, metrics = judge(frozen, placed, samples, state.extras["moments"], num_rows=judge_rows)
         update_key = jax.random.fold_in(step_key, 1)
         needed = count_fullest(groups, jax.random.clone(update_key))  # the same minibatches
-        update_rows = row_bucket(int(needed), _micro_batch(settings, groups), space.batch_shards)
-        space.show_samples(step, repeated, samples, score_B)
+        update_rows = row_bucket(int(needed), _micro_batch(settings, groups), run.batch_shards)
+        run.show_samples(step, repeated, samples, score_B)
         state, update_metrics = optimise(update_rows)(state, groups, update_key, base)
         state = replace(state, extras={**state.extras, "moments": moments})
         return state, {**metrics, **update_metrics, "episode": (step + 1) * settings.batch_size}
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=num_updates, kind="language_model", model=policy.model,
         hooks=monitor_hooks(config.monitor, models.policy, tokenizer, lambda s: join(base, s.params),
                             data_dir=config.data.data_dir, seed=config.seed),
-        extra=space.lora_link("policy", config.lora),
+        extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
-    )  # fmt: skip
+    )
 
 
 def judge_groups(
     models: Models, frozen: Frozen, prompts: dict[str, jax.Array], samples: Samples, moments: Moments,
     *, settings: PolicyGradient, spec: SamplingSpec, num_rows: int = 0,
-) -> tuple[Groups, Moments, jax.Array, dict[str, Any]]:  # fmt: skip
+) -> tuple[Groups, Moments, jax.Array, dict[str, Any]]:
     """Turn samples into groups: rewards, advantages or a choice among the responses; also every score, and the metrics.
 
     With `num_rows` > 0 reference and reward model read prompts and responses packed into that many rows.
@@ -164,8 +293,8 @@ def judge_groups(
     count = settings.samples_per_prompt
     prompt = (prompts["prompt_BP"], prompts["prompt_mask_BP"])
     repeated = (jnp.repeat(prompt[0], count, axis=0), jnp.repeat(prompt[1], count, axis=0))
-    judged, scores = consult(models.policy, models.reward, frozen, repeated, samples, moments.scores, spec=spec,
-                             rules=settings.rules, num_rows=num_rows)  # fmt: skip
+    judged, scores = score_samples(models.policy, models.reward, frozen, repeated, samples, moments.scores, spec=spec,
+                             rules=settings.rules, num_rows=num_rows)
     reward_BN, advantage_BN = advantages(judged, moments.rewards, settings)
     drawn = (samples.tokens_BR, judged.mask_BR, samples.logp_BR, judged.ref_logp_BR)
     response_BNR, mask_BNR, logp_BNR, ref_logp_BNR = (x.reshape(-1, count, x.shape[-1]) for x in drawn)
@@ -176,7 +305,7 @@ def judge_groups(
     return choose(groups, settings), moments, judged.raw_score_B, metrics
 
 
-def advantages(judged: Judged, seen: RunningMoments, settings: PolicyGradient) -> tuple[jax.Array, jax.Array]:
+def advantages(judged: ScoredSamples, seen: RunningMoments, settings: PolicyGradient) -> tuple[jax.Array, jax.Array]:
     """R_BN of whole responses, and what is better than the baseline in them; where responses are chosen, R itself.
 
     The moving baseline is the mean of all rewards of earlier updates.
@@ -231,7 +360,7 @@ def make_update(
         return run_epochs(
             state, gradients, optimizer, groups, {}, key, norms=lambda grads: {"grad_norm": global_norm(grads)},
             num_epochs=settings.num_epochs, num_mini_batches=settings.num_mini_batches, target_kl=0.0,
-        )  # fmt: skip
+        )
 
     return update
 
@@ -248,7 +377,7 @@ def weight_of(groups: Groups, *, settings: PolicyGradient) -> jax.Array:
 def minibatch_loss(
     model: LanguageModel, settings: PolicyGradient, spec: SamplingSpec, params: Params, groups: Groups,
     weight: jax.Array, key: jax.Array, *, num_rows: int = 0,
-) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
+) -> tuple[jax.Array, dict[str, Any]]:
     """The loss of some groups, divided by the whole minibatch's weight."""
     del key
     count = groups.mask_BNR.shape[1]
@@ -259,7 +388,7 @@ def minibatch_loss(
         logp_BR, old_BR, ref_BR, groups.advantage_BN.ravel(), mask_BR, cliprange=settings.cliprange,
         cliprange_high=settings.cliprange_high, kl_coef=settings.kl_coef if settings.kl_in == "loss" else 0.0,
         reduction=settings.reduction,
-    )  # fmt: skip
+    )
     more: dict[str, Mean] = {}
     if settings.loss == "clip":
         loss = clipped
@@ -287,7 +416,7 @@ def _pair_loss(settings: PolicyGradient, log_ratio_B2: jax.Array, score_B2: jax.
     return implicit_loss(
         settings.kl_coef * log_ratio_B2, rank_B2, jnp.ones_like(rank_B2), loss=settings.loss, beta=settings.kl_coef,
         label_smoothing=0.0, pair_norm="num_valid_pairs",
-    )  # fmt: skip
+    )
 
 
 def rows_needed_by(settings: PolicyGradient, groups: Groups, key: jax.Array) -> jax.Array:
@@ -296,7 +425,7 @@ def rows_needed_by(settings: PolicyGradient, groups: Groups, key: jax.Array) -> 
         groups.prompt_mask_BP.sum(axis=1)[:, None] + groups.mask_BNR.sum(axis=2), key,
         row_length=groups.prompt_BP.shape[1] + groups.mask_BNR.shape[2], num_epochs=settings.num_epochs,
         num_mini_batches=settings.num_mini_batches, num_micro_batches=settings.num_micro_batches,
-    )  # fmt: skip
+    )
 
 
 def _micro_batch(settings: PolicyGradient, groups: Groups) -> int:

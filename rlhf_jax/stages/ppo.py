@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax.config import require, require_divides
 from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
@@ -37,18 +38,29 @@ from rlhf_jax.maths.kl import k3, ppo2017_update, ziegler_update
 from rlhf_jax.maths.losses import ppo_kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
+from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
-from rlhf_jax.stages.configuration import require, require_divides
 from rlhf_jax.stages.language import corpus_batches
-from rlhf_jax.stages.monitor import Monitor, monitor_hooks
-from rlhf_jax.stages.rollouts import Frozen, Models, RewardRules, Rollout, judge_samples, sample_responses, sampler_gap
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import accumulated_gradients
+from rlhf_jax.stages.rollout import (
+    Frozen,
+    Models,
+    RewardRules,
+    Rollout,
+    make_rollout,
+    sample_responses,
+    sampler_gap,
+)
 from rlhf_jax.training.mesh import replicated
-from rlhf_jax.training.minibatches import fullest_micro_batch, run_epochs
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import (
+    TrainState,
+    accumulated_gradients,
+    fullest_micro_batch,
+    init_state,
+    run_epochs,
+)
 
 Params = Any
 
@@ -138,29 +150,29 @@ def check(config: Config, num_devices: int) -> None:
     """Refuse impossible arithmetic before anything compiles."""
     ppo = config.ppo
     require_divides(ppo.batch_size, ppo.total_episodes, "ppo.total_episodes by ppo.batch_size",
-                    "change one of the two")  # fmt: skip
+                    "change one of the two")
     require_divides(ppo.num_mini_batches, ppo.batch_size, "ppo.batch_size by ppo.num_mini_batches",
-                    "choose a divisor")  # fmt: skip
+                    "choose a divisor")
     rows = ppo.batch_size // ppo.num_mini_batches
     require_divides(ppo.num_micro_batches, rows, "minibatch by ppo.num_micro_batches", "choose a divisor")
     require_divides(num_devices, rows // ppo.num_micro_batches, "micro-batch by devices",
-                    "raise ppo.batch_size or use fewer devices")  # fmt: skip
+                    "raise ppo.batch_size or use fewer devices")
     require(not truncates(sampling_spec(ppo)), f"ppo.top_k={ppo.top_k}, ppo.top_p={ppo.top_p}: truncated sampling would bias "
-            "every ratio, because the loss does not replay the truncation; set top_k=0 and top_p=1.0")  # fmt: skip
+            "every ratio, because the loss does not replay the truncation; set top_k=0 and top_p=1.0")
     require(ppo.sampling_rows >= 0, f"ppo.sampling_rows={ppo.sampling_rows}: expected a number of responses, or 0 for all")
     require(ppo.temperature > 0, "ppo.temperature must be > 0: greedy rollouts have no log-probability")
     require(ppo.kl_controller == "fixed" or (ppo.kl_target > 0 and ppo.kl_horizon > 0),
-            "ppo.kl_controller=adaptive needs ppo.kl_target > 0 nats and ppo.kl_horizon > 0 episodes")  # fmt: skip
+            "ppo.kl_controller=adaptive needs ppo.kl_target > 0 nats and ppo.kl_horizon > 0 episodes")
     require(not ppo.policy_loss.startswith("kl") or ppo.kl_penalty_coef > 0,
-            f"ppo.policy_loss={ppo.policy_loss} needs ppo.kl_penalty_coef > 0, not {ppo.kl_penalty_coef}")  # fmt: skip
+            f"ppo.policy_loss={ppo.policy_loss} needs ppo.kl_penalty_coef > 0, not {ppo.kl_penalty_coef}")
     require(ppo.policy_loss != "kl_adaptive" or ppo.kl_penalty_target > 0,
-            f"ppo.policy_loss=kl_adaptive needs ppo.kl_penalty_target > 0 nats, not {ppo.kl_penalty_target}")  # fmt: skip
+            f"ppo.policy_loss=kl_adaptive needs ppo.kl_penalty_target > 0 nats, not {ppo.kl_penalty_target}")
     require(ppo.ptx_coef == 0 or ppo.ptx_batch_size > 0,
-            f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")  # fmt: skip
+            f"ppo.ptx_coef={ppo.ptx_coef} needs ppo.ptx_batch_size > 0")
     require_divides(block_micro_batches(ppo) * num_devices, ppo.ptx_batch_size if ppo.ptx_coef else 0,
-                    "ppo.ptx_batch_size by its micro-batches x devices", "change one of them")  # fmt: skip
+                    "ppo.ptx_batch_size by its micro-batches x devices", "change one of them")
     require(not (config.lora.rank and config.init.value == "random"),
-            "init.value=random with lora.rank > 0: adapters on random kernels learn little; use reward or policy")  # fmt: skip
+            "init.value=random with lora.rank > 0: adapters on random kernels learn little; use reward or policy")
 
 
 def block_micro_batches(ppo: PPO) -> int:
@@ -180,68 +192,68 @@ class Controllers(NamedTuple):
 
 def run(config: Config, workdir: str) -> None:
     """Train a policy with PPO; leaves its parameters (their average with `ema_decay`) as the checkpoint."""
-    space = Workspace.open(config, workdir)
-    check(config, space.batch_shards)
-    policy = space.parent("policy", config.init.policy, kind="language_model")
-    reward = space.parent("reward", config.init.reward, kind="scalar_model")
-    space.same_tokenizer("policy", "reward")
-    tokenizer, spec = space.tokenizer, sampling_spec(config.ppo)
+    run = Run.open(config, workdir)
+    check(config, run.batch_shards)
+    policy = run.parent("policy", config.init.policy, kind="language_model")
+    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    run.same_tokenizer("policy", "reward")
+    tokenizer, spec = run.tokenizer, sampling_spec(config.ppo)
     need = config.data.prompt_length + config.ppo.response_length
     require(need <= policy.model.context_length,
             f"data.prompt_length + ppo.response_length = {need} exceeds the policy's context of "
-            f"{policy.model.context_length}; shorten one of them")  # fmt: skip
+            f"{policy.model.context_length}; shorten one of them")
 
     models = Models(LanguageModel(policy.model), ScalarModel(_value_shape(config, policy, reward)), ScalarModel(reward.model))
     key = jax.random.key(config.seed)
     base, params = _start(config, policy, _initial_value(config, models, policy, reward, key), key)
     # One placement, so that what reference, reward model, policy and value have in common lies in memory once.
-    frozen, base = space.place_frozen((Frozen(policy.params, reward.params), base))
+    frozen, base = run.place_frozen((Frozen(policy.params, reward.params), base))
     optimizer = make_optimizers(config)
-    state = space.place_state(initial_state(config, params, optimizer))
+    state = run.place_state(initial_state(config, params, optimizer))
 
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir), tokenizer,
         prompt_length=config.data.prompt_length, batch_size=config.ppo.batch_size, seed=config.seed,
-    )  # fmt: skip
-    ptx = _ptx_stream(config, space, policy.model.context_length)
-    space.announce(config, {"policy": params["policy"], "value": params["value"], "base": base}, _arithmetic(config))
+    )
+    ptx = _ptx_stream(config, run, policy.model.context_length)
+    run.announce(config, {"policy": params["policy"], "value": params["value"], "base": base}, _arithmetic(config))
 
     draw = jax.jit(partial(
         sample_responses, models.policy, spec=spec, response_length=config.ppo.response_length,
         max_rows=config.ppo.sampling_rows,
         stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
-    ))  # fmt: skip
-    judge = jax.jit(partial(judge_samples, models, spec=spec, rules=reward_rules(config.ppo)), static_argnames="num_rows")
-    optimise = cache(lambda rows: space.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
-    count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(space.mesh))
+    ))
+    judge = jax.jit(partial(make_rollout, models, spec=spec, rules=reward_rules(config.ppo)), static_argnames="num_rows")
+    optimise = cache(lambda rows: run.compile_update(make_update(models, optimizer, config.ppo, spec, num_rows=rows), state))
+    count_rows = jax.jit(partial(rows_needed_by, config.ppo), out_shardings=replicated(run.mesh))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step_key = jax.random.fold_in(key, step)
         batch = prompts.batch(step)
-        placed = space.shard({name: batch[name] for name in ("prompt_BP", "prompt_mask_BP")})
+        placed = run.shard({name: batch[name] for name in ("prompt_BP", "prompt_mask_BP")})
         full = join(base, state.params)
         samples = draw(full["policy"], placed, jax.random.fold_in(step_key, 0))
         kl_coef, _, moments = state.extras["controllers"]
         update_key = jax.random.fold_in(step_key, 1)
         lengths = (placed["prompt_mask_BP"], samples.length_B)
         needed = jax.device_get(count_rows(*lengths, jax.random.clone(update_key)))  # the same minibatches
-        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, space.batch_shards)
-        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), space.batch_shards)
+        judge_rows = row_bucket(int(needed[0]), config.ppo.batch_size, run.batch_shards)
+        update_rows = row_bucket(int(needed[1]), _micro_batch(config.ppo), run.batch_shards)
         rollout, moments, metrics = judge(full["value"], frozen, placed, samples, kl_coef, moments, num_rows=judge_rows)
-        space.show_samples(step, batch, samples, rollout.score_B)
-        blocks = space.shard_stack(ptx(step)) if ptx else {}
+        run.show_samples(step, batch, samples, rollout.score_B)
+        blocks = run.shard_stack(ptx(step)) if ptx else {}
         state, update_metrics = optimise(update_rows)(state, (rollout, blocks), update_key, base)
         state = _after_update(state, config.ppo, metrics["objective/kl"], moments)
         return state, {**metrics, **update_metrics, "episode": (step + 1) * config.ppo.batch_size}
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=config.num_updates, kind="language_model", model=policy.model,
         export=lambda s: s.extras["ema"] if config.ppo.ema_decay else s.params["policy"],
         hooks=monitor_hooks(config.monitor, models.policy, tokenizer, lambda s: join(base, s.params)["policy"],
                             data_dir=config.data.data_dir, seed=config.seed),
-        extra=space.lora_link("policy", config.lora),
+        extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
-    )  # fmt: skip
+    )
 
 
 def make_update(
@@ -266,7 +278,7 @@ def make_update(
         state, metrics = run_epochs(
             state, partial(gradients, base=base), optimizer, rollout, blocks, key, norms=_norms, num_epochs=ppo.num_ppo_epochs,
             num_mini_batches=ppo.num_mini_batches, target_kl=ppo.target_kl,
-        )  # fmt: skip
+        )
         if adaptive:
             moved = _moved(models.policy, join(base, state.params)["policy"], rollout, spec)
             controllers = state.extras["controllers"]
@@ -322,7 +334,7 @@ def make_gradients(
             ptx_grads, ptx_metrics = accumulated_gradients(
                 on_base(ptx_loss), predicted_tokens, {"policy": params["policy"]}, block, key,
                 num_micro_batches=block_micro_batches(ppo),
-            )  # fmt: skip
+            )
             grads = {**grads, "policy": jax.tree.map(jnp.add, grads["policy"], ptx_grads["policy"])}
             metrics = {**metrics, **ptx_metrics}
         return grads, metrics
@@ -333,7 +345,7 @@ def make_gradients(
 def minibatch_loss(
     models: Models, ppo: PPO, spec: SamplingSpec, params: Params, rollout: Rollout, weight: jax.Array, key: jax.Array,
     *, kl_penalty_coef: jax.Array | None = None, num_rows: int = 0,
-) -> tuple[jax.Array, dict[str, Any]]:  # fmt: skip
+) -> tuple[jax.Array, dict[str, Any]]:
     """The PPO loss of some rows of a rollout, divided by the whole minibatch's number of tokens.
 
     `kl_penalty_coef` is an adapted one; without it the config's holds.
@@ -381,7 +393,7 @@ def rows_needed_by(ppo: PPO, prompt_mask_BP: jax.Array, length_B: jax.Array, key
     fullest = fullest_micro_batch(
         total_B, key, row_length=row_length, num_epochs=ppo.num_ppo_epochs, num_mini_batches=ppo.num_mini_batches,
         num_micro_batches=ppo.num_micro_batches,
-    )  # fmt: skip
+    )
     return rows_needed(total_B, row_length), fullest
 
 
@@ -412,7 +424,7 @@ def reward_rules(ppo: PPO) -> RewardRules:
         kl_estimator=ppo.kl_estimator, missing_eos_penalty=ppo.missing_eos_penalty, missing_eos_mode=ppo.missing_eos_mode,
         score_clip=ppo.score_clip, score_normalisation=ppo.score_normalisation, whiten_rewards=ppo.whiten_rewards,
         whiten_advantages=ppo.whiten_advantages, gamma=ppo.gamma, lam=ppo.lam,
-    )  # fmt: skip
+    )
 
 
 def make_optimizers(config: Config) -> optax.GradientTransformation:
@@ -439,7 +451,7 @@ def _start(config: Config, policy: Any, value_params: Params, key: jax.Array) ->
     """What stays and what is trained, of policy and value."""
     parts = {"policy": policy.params, "value": value_params}
     started = {name: start(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1 + i))
-               for i, (name, params) in enumerate(parts.items())}  # fmt: skip
+               for i, (name, params) in enumerate(parts.items())}
     base, trained = ({name: one[which] for name, one in started.items()} for which in (0, 1))
     return base, trained
 
@@ -452,15 +464,15 @@ def initial_state(config: Config, params: Params, optimizer: optax.GradientTrans
     return init_state(params, optimizer, extras)
 
 
-def _ptx_stream(config: Config, space: Workspace, context_length: int) -> Callable[[int], Any] | None:
+def _ptx_stream(config: Config, run: Run, context_length: int) -> Callable[[int], Any] | None:
     """Pretraining blocks for every minibatch of an update, stacked along the scan's axis; its own stream and seed."""
     if not config.ppo.ptx_coef:
         return None
     per_update = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
     batches = corpus_batches(
-        space, config.data.documents, "train", data_dir=config.data.data_dir, context_length=context_length,
+        run, config.data.documents, "train", data_dir=config.data.data_dir, context_length=context_length,
         batch_size=config.ppo.ptx_batch_size * per_update, seed=config.seed + 1, mask_documents=False,
-    )  # fmt: skip
+    )
 
     def stream(step: int) -> Any:
         return jax.tree.map(lambda x: x.reshape(per_update, -1, *x.shape[1:]), batches.batch(step))

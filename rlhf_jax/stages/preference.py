@@ -23,23 +23,29 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.maths.preference import PairNorm, implicit_loss, kto_loss, majority, ranking_accuracy
+from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import LoraConfig, join, start
-from rlhf_jax.stages.configuration import require
+from rlhf_jax.stages.comparisons import (
+    check_lengths,
+    comparison_sources,
+    make_validator,
+    pack,
+    read_rankings,
+    weigh_prompts,
+)
 from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
-from rlhf_jax.stages.monitor import Monitor, monitor_hooks
-from rlhf_jax.stages.rankings import check_lengths, comparison_sources, make_validator, pack, read_rankings, weigh_prompts
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
 Batch = dict[str, Any]
@@ -101,58 +107,58 @@ def check(settings: Preference, num_devices: int) -> None:
     check_batches("preference", settings.batch_size, settings.num_micro_batches, num_devices)
     require(settings.beta > 0, f"preference.beta={settings.beta}: expected more than 0")
     require(0 <= settings.label_smoothing < 0.5,
-            f"preference.label_smoothing={settings.label_smoothing}: expected 0 or more, and less than a half")  # fmt: skip
+            f"preference.label_smoothing={settings.label_smoothing}: expected 0 or more, and less than a half")
     require(settings.label_smoothing == 0 or settings.loss == "dpo",
-            f"preference.label_smoothing={settings.label_smoothing} belongs to loss=dpo, not {settings.loss}")  # fmt: skip
+            f"preference.label_smoothing={settings.label_smoothing} belongs to loss=dpo, not {settings.loss}")
     require(settings.num_micro_batches == 1 or settings.loss != "kto", f"preference.num_micro_batches="
-            f"{settings.num_micro_batches}: loss=kto needs 1, its reference point is a mean over the whole batch")  # fmt: skip
+            f"{settings.num_micro_batches}: loss=kto needs 1, its reference point is a mean over the whole batch")
 
 
 def run(config: Config, workdir: str) -> None:
     """Train a policy on rankings."""
-    space, settings = Workspace.open(config, workdir), config.preference
-    check(settings, space.batch_shards)
-    parent = space.parent("policy", config.init.policy, kind="language_model")
+    run, settings = Run.open(config, workdir), config.preference
+    check(settings, run.batch_shards)
+    parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("preference", settings, parent.model.context_length)
     model, key = LanguageModel(parent.model), jax.random.key(config.seed)
-    sources = comparison_sources(config.data.comparisons, config.labelling, space, parent, seed=config.seed,
-                                 data_dir=config.data.data_dir)  # fmt: skip
-    rankings = _rankings(config, space, sources["train"], "train")
+    sources = comparison_sources(config.data.comparisons, config.labelling, run, parent, seed=config.seed,
+                                 data_dir=config.data.data_dir)
+    rankings = _rankings(config, run, sources["train"], "train")
     num_updates = round(settings.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = pack(rankings, settings, space, num_steps=num_updates, num_groups=settings.num_micro_batches)
+    batches = pack(rankings, settings, run, num_steps=num_updates, num_groups=settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
-    reference, base = space.place_frozen((parent.params, base))
-    state = space.place_state(init_state(trained, optimizer))
-    space.announce(config, {"policy": trained, "base": base}, (
+    reference, base = run.place_frozen((parent.params, base))
+    state = run.place_state(init_state(trained, optimizer))
+    run.announce(config, {"policy": trained, "base": base}, (
         f"{num_updates} updates x {settings.batch_size} prompts x up to {settings.max_candidates} responses = "
         f"{settings.num_epochs} epochs of {rankings.num_examples} rankings; loss {settings.loss}, β {settings.beta}"
-    ))  # fmt: skip
-    update = space.compile_update(make_supervised_update(
+    ))
+    update = run.compile_update(make_supervised_update(
         preference_loss(model, settings), partial(weigh, loss=settings.loss), optimizer,
         num_micro_batches=settings.num_micro_batches,
-    ), state)  # fmt: skip
+    ), state)
     refer = jax.jit(partial(reference_logps, model), static_argnames="num_groups")
 
     def place(batch: Batch, num_groups: int = 1) -> Batch:
-        placed = space.shard(batch)
+        placed = run.shard(batch)
         return {**placed, "ref_logp_BC": refer(reference, placed, num_groups=num_groups)}
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         batch = place(batches.batch(step), settings.num_micro_batches)
         return update(state, batch, jax.random.fold_in(key, step), base)
 
-    held_out = {judge: _rankings(config, space, source, "validation") for judge, source in sources.items() if judge != "train"}
+    held_out = {judge: _rankings(config, run, source, "validation") for judge, source in sources.items() if judge != "train"}
     measure = partial(measure_rankings, model, settings)
-    validate = make_validator(measure, held_out, settings, space, place, lambda state: join(base, state.params))
-    hooks = monitor_hooks(config.monitor, model, space.tokenizer, lambda s: join(base, s.params),
-                          data_dir=config.data.data_dir, seed=config.seed)  # fmt: skip
-    space.train(
+    validate = make_validator(measure, held_out, settings, run, place, lambda state: join(base, state.params))
+    hooks = monitor_hooks(config.monitor, model, run.tokenizer, lambda s: join(base, s.params),
+                          data_dir=config.data.data_dir, seed=config.seed)
+    run.train(
         state, step_fn, num_steps=num_updates, kind="language_model", model=parent.model,
-        hooks=[Hook(settings.eval_every, validate), *hooks], extra=space.lora_link("policy", config.lora),
+        hooks=[Hook(settings.eval_every, validate), *hooks], extra=run.lora_link("policy", config.lora),
         headline=("loss", "rewards/accuracy", "validation/accuracy_heldout", "gold/total"),
-    )  # fmt: skip
+    )
 
 
 def reference_logps(model: LanguageModel, params: Params, batch: Batch, *, num_groups: int) -> jax.Array:
@@ -186,7 +192,7 @@ def _objective(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tupl
         return implicit_loss(
             reward_BC, batch["rank_BC"], batch["mask_BC"], loss=settings.loss, beta=settings.beta,
             label_smoothing=settings.label_smoothing, pair_norm=settings.pair_norm,
-        )  # fmt: skip
+        )
     foreign = mean(reward_BC[:, 0], batch["mask_BC"][:, 0])
     point = jnp.maximum(foreign.total / jnp.maximum(foreign.weight, 1.0), 0.0)
     rank_BC, mask_BC = _own(batch)
@@ -197,7 +203,7 @@ def _objective(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tupl
     return nll, {
         "accuracy": accuracy, "reference_point": foreign,
         "chosen_reward": mean(reward_BC[:, 1:], better_BC), "rejected_reward": mean(reward_BC[:, 1:], worse_BC),
-    }  # fmt: skip
+    }
 
 
 def measure_rankings(model: LanguageModel, settings: Preference, params: Params, batch: Batch) -> dict[str, Mean]:
@@ -232,9 +238,9 @@ def _own(batch: Batch) -> tuple[jax.Array, jax.Array]:
     return batch["rank_BC"][:, 1:], batch["mask_BC"][:, 1:]
 
 
-def _rankings(config: Config, space: Workspace, source: str, split: str) -> Batches:
+def _rankings(config: Config, run: Run, source: str, split: str) -> Batches:
     settings = config.preference
-    read = partial(read_rankings, [source], split, space=space, seed=config.seed, data_dir=config.data.data_dir)
+    read = partial(read_rankings, [source], split, run=run, seed=config.seed, data_dir=config.data.data_dir)
     if settings.loss != "kto":
         return read(settings)
     return read(replace(settings, max_candidates=settings.max_candidates + 1), change=with_foreign)

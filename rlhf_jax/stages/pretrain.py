@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import jax
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import stream
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe, train_words
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import LanguageModel, init_params
-from rlhf_jax.stages.configuration import require
 from rlhf_jax.stages.language import (
     check_batches,
     corpus_batches,
@@ -31,12 +31,11 @@ from rlhf_jax.stages.language import (
     num_tokens,
     weigh_tokens,
 )
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.mesh import check_model
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 
 @dataclass(frozen=True)
@@ -86,45 +85,45 @@ class Config:
 
 def run(config: Config, workdir: str) -> None:
     """Train a language model from scratch."""
-    space = Workspace.open(config, workdir)
+    run = Run.open(config, workdir)
     config = replace(config, model=config.mesh.run_as(config.model))
-    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, space.batch_shards)
-    check_model(config.model, space.mesh)
+    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, run.batch_shards)
+    check_model(config.model, run.mesh)
     documents = stream(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
-    tokenizer = space.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
+    tokenizer = run.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
     require(tokenizer.num_ids == config.model.vocab_size,
             f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
-            "set model.vocab_size to the latter")  # fmt: skip
+            "set model.vocab_size to the latter")
 
     model, key = LanguageModel(config.model), jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
     params = init_params(model, jax.random.fold_in(key, 1 << 30))
-    state = space.place_state(init_state(params, optimizer))
-    batches, validation = (_blocks(config, space, split) for split in ("train", "validation"))
-    space.announce(config, {"model": params}, (
+    state = run.place_state(init_state(params, optimizer))
+    batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
+    run.announce(config, {"model": params}, (
         f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
         f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
         f"{num_tokens(batches):,} tokens"
-    ))  # fmt: skip
+    ))
 
-    update = space.compile_update(make_supervised_update(
+    update = run.compile_update(make_supervised_update(
         language_loss(model, z_loss_coef=config.pretrain.z_loss_coef, dropout=config.model.dropout_rate > 0),
         weigh_tokens, optimizer, num_micro_batches=config.pretrain.num_micro_batches,
-    ), state)  # fmt: skip
-    evaluate = mean_nll(model, space, [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)])
+    ), state)
+    evaluate = mean_nll(model, run, [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)])
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         batch = document_batch(batches.batch(step))
-        state, metrics = update(state, space.shard(batch), jax.random.fold_in(key, step))
+        state, metrics = update(state, run.shard(batch), jax.random.fold_in(key, step))
         return state, {**metrics, "tokens": batch["tokens_BT"].size}
 
     def validate(state: TrainState, step: int) -> dict[str, Any]:
         return {"validation/loss": evaluate(state.params)}
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=config.pretrain.num_steps, kind="language_model", model=config.model,
         hooks=[Hook(config.pretrain.eval_every, validate)], headline=("loss", "validation/loss"),
-    )  # fmt: skip
+    )
 
 
 def make_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> Tokenizer:
@@ -135,8 +134,8 @@ def make_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> To
     return train_words(texts) if config.kind == "words" else train_bpe(texts, config.vocab_size)
 
 
-def _blocks(config: Config, space: Workspace, split: str) -> Batches:
+def _blocks(config: Config, run: Run, split: str) -> Batches:
     return corpus_batches(
-        space, config.data.documents, split, data_dir=config.data.data_dir, context_length=config.model.context_length,
+        run, config.data.documents, split, data_dir=config.data.data_dir, context_length=config.model.context_length,
         batch_size=config.pretrain.batch_size, seed=config.seed, mask_documents=config.data.mask_documents,
-    )  # fmt: skip
+    )

@@ -29,14 +29,20 @@ from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
 from rlhf_jax.models.lora import LoraConfig, join, start
+from rlhf_jax.stages.comparisons import (
+    check_lengths,
+    comparison_sources,
+    make_validator,
+    pack,
+    read_rankings,
+    weigh_prompts,
+)
 from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
-from rlhf_jax.stages.rankings import check_lengths, comparison_sources, make_validator, pack, read_rankings, weigh_prompts
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import make_supervised_update
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
 Batch = dict[str, Any]
@@ -100,48 +106,48 @@ class Config:
 
 def run(config: Config, workdir: str) -> None:
     """Train a reward model on rankings."""
-    space, reward = Workspace.open(config, workdir), config.reward
-    check_batches("reward", reward.batch_size, reward.num_micro_batches, space.batch_shards)
-    parent = space.parent("policy", config.init.policy, kind="language_model")
+    run, reward = Run.open(config, workdir), config.reward
+    check_batches("reward", reward.batch_size, reward.num_micro_batches, run.batch_shards)
+    parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("reward", reward, parent.model.context_length)
-    sampler = space.parent("sampler", config.init.sampler, kind="language_model") if config.init.sampler else parent
+    sampler = run.parent("sampler", config.init.sampler, kind="language_model") if config.init.sampler else parent
     model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
     key = jax.random.key(config.seed)
-    find = partial(comparison_sources, labelling=config.labelling, space=space, sampler=sampler, seed=config.seed,
-                   data_dir=config.data.data_dir)  # fmt: skip
+    find = partial(comparison_sources, labelling=config.labelling, run=run, sampler=sampler, seed=config.seed,
+                   data_dir=config.data.data_dir)
     sources, earlier = find(config.data.comparisons), [find(name)["train"] for name in config.data.earlier]
-    rankings = _rankings(config, space, [*earlier, sources["train"]], "train")
+    rankings = _rankings(config, run, [*earlier, sources["train"]], "train")
     num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = pack(rankings, reward, space, num_steps=num_updates, num_groups=reward.num_micro_batches)
+    batches = pack(rankings, reward, run, num_steps=num_updates, num_groups=reward.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
     base, trained = start(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
-    base = space.place_frozen(base)
-    state = space.place_state(init_state(trained, optimizer))
-    space.announce(config, {"model": trained, "base": base}, (
+    base = run.place_frozen(base)
+    state = run.place_state(init_state(trained, optimizer))
+    run.announce(config, {"model": trained, "base": base}, (
         f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
         f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into up to "
         f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
-    ))  # fmt: skip
-    update = space.compile_update(make_supervised_update(
+    ))
+    update = run.compile_update(make_supervised_update(
         reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
         weigh_prompts, optimizer, num_micro_batches=reward.num_micro_batches,
-    ), state)  # fmt: skip
-    normalise = _normaliser(config, space, model, base)
+    ), state)
+    normalise = _normaliser(config, run, model, base)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         step -= reward.normalise_before
         if step < 0 or step == num_updates:
             return normalise(state)
-        return update(state, space.shard(batches.batch(step)), jax.random.fold_in(key, step), base)
+        return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step), base)
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=num_updates + 1 + reward.normalise_before, kind="scalar_model", model=parent.model,
-        hooks=[Hook(reward.eval_every, _validator(config, space, model, sources, base))],
-        extra=space.lora_link("policy", config.lora),
+        hooks=[Hook(reward.eval_every, _validator(config, run, model, sources, base))],
+        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
-    )  # fmt: skip
+    )
 
 
 def candidate_scores(
@@ -164,42 +170,42 @@ def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Ca
     return loss
 
 
-def _rankings(config: Config, space: Workspace, sources: Sequence[str], split: str) -> Batches:
-    read = partial(read_rankings, sources, split, space=space, seed=config.seed, data_dir=config.data.data_dir)
+def _rankings(config: Config, run: Run, sources: Sequence[str], split: str) -> Batches:
+    read = partial(read_rankings, sources, split, run=run, seed=config.seed, data_dir=config.data.data_dir)
     if split == "train" and config.reward.batching == "shuffled_pairs":
         return read(layout=replace(config.reward, max_candidates=2), change=as_pairs)
     return read(layout=config.reward)
 
 
 def _validator(
-    config: Config, space: Workspace, model: ScalarModel, sources: dict[str, str], base: Params
+    config: Config, run: Run, model: ScalarModel, sources: dict[str, str], base: Params
 ) -> Callable[[TrainState, int], dict[str, Any]]:
     def measure(params: Params, batch: Batch) -> dict[str, Mean]:
         ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
         return {"accuracy": ranking_accuracy(*ranking), "loss": ranking_loss(*ranking, pair_norm=config.reward.pair_norm)}
 
     judges = {judge: source for judge, source in sources.items() if judge != "train"}
-    held_out = {judge: _rankings(config, space, [source], "validation") for judge, source in judges.items()}
-    return make_validator(measure, held_out, config.reward, space, space.shard, lambda state: join(base, state.params))
+    held_out = {judge: _rankings(config, run, [source], "validation") for judge, source in judges.items()}
+    return make_validator(measure, held_out, config.reward, run, run.shard, lambda state: join(base, state.params))
 
 
-def _normaliser(config: Config, space: Workspace, model: ScalarModel, base: Params) -> Callable[[TrainState], Any]:
+def _normaliser(config: Config, run: Run, model: ScalarModel, base: Params) -> Callable[[TrainState], Any]:
     """A step that folds gain and bias into the head: demonstrations get mean 0 (and variance 1)."""
     demonstrations = demonstration_batches(
-        load(config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir), space.tokenizer,
+        load(config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir), run.tokenizer,
         context_length=config.reward.max_length, batch_size=config.reward.batch_size, seed=config.seed,
-    )  # fmt: skip
+    )
     count = max(1, min(demonstrations.num_examples // config.reward.batch_size, 32))
-    chunks = [space.shard(demonstrations.batch(i)) for i in range(count)]
+    chunks = [run.shard(demonstrations.batch(i)) for i in range(count)]
     score = jax.jit(lambda params, batch: last_token_scores(model, params, batch["tokens_BT"], batch["segments_BT"]))
 
     def normalise(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         score_N = jnp.concatenate([score(join(base, state.params), chunk) for chunk in chunks])
         gain = 1.0 / jnp.maximum(score_N.std(), 1e-6) if config.reward.normalise == "gain_and_bias" else jnp.ones(())
         bias = -gain * score_N.mean() if config.reward.normalise != "none" else jnp.zeros(())
-        params = space.place(shift_scores(state.params, gain, bias))
+        params = run.place(shift_scores(state.params, gain, bias))
         metrics = {"rm/demonstrations_mean": score_N.mean(), "rm/demonstrations_std": score_N.std(),
-                   "rm/gain": gain, "rm/bias": bias}  # fmt: skip
+                   "rm/gain": gain, "rm/bias": bias}
         return replace(state, params=params), metrics
 
     return normalise

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches, demonstration_batches, prompt_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration, Prompt
@@ -27,15 +28,20 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import response_scores
 from rlhf_jax.maths.masking import length_mask, value
+from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import LoraConfig, join, start
-from rlhf_jax.stages.configuration import require
-from rlhf_jax.stages.language import check_batches, corpus_batches, document_batch, language_loss, mean_nll, weigh_tokens
-from rlhf_jax.stages.monitor import Monitor, monitor_hooks
-from rlhf_jax.stages.workspace import CheckpointConfig, MeshConfig, Workspace
-from rlhf_jax.training.gradients import make_supervised_update
+from rlhf_jax.stages.language import (
+    check_batches,
+    corpus_batches,
+    document_batch,
+    language_loss,
+    mean_nll,
+    weigh_tokens,
+)
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.state import TrainState, init_state
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
 
@@ -94,40 +100,40 @@ class Config:
 
 def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model on demonstrations."""
-    space, sft = Workspace.open(config, workdir), config.sft
-    check_batches("sft", sft.batch_size, sft.num_micro_batches, space.batch_shards)
+    run, sft = Run.open(config, workdir), config.sft
+    check_batches("sft", sft.batch_size, sft.num_micro_batches, run.batch_shards)
     require(sft.document_rows >= 0, f"sft.document_rows={sft.document_rows}: expected 0 or more")
-    parent = space.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind="language_model")
     require(sft.max_length <= sft.row_length <= parent.model.context_length,
             f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context of "
-            f"{parent.model.context_length} must hold")  # fmt: skip
+            f"{parent.model.context_length} must hold")
     shape = replace(parent.model, dropout_rate=sft.dropout_rate)
     model, key = LanguageModel(shape), jax.random.key(config.seed)
 
-    demonstrations = _demonstrations(config, space)
+    demonstrations = _demonstrations(config, run)
     num_steps = round(sft.num_epochs * demonstrations.num_examples / sft.batch_size)
     packed = PackedDemonstrations(
         demonstrations, row_length=sft.row_length, num_steps=num_steps, others=sft.document_rows,
-        row_multiple=sft.num_micro_batches * space.batch_shards,
-    )  # fmt: skip
-    batch_at = _mixed(config, space, packed)
+        row_multiple=sft.num_micro_batches * run.batch_shards,
+    )
+    batch_at = _mixed(config, run, packed)
     optimizer = make_optimizer(config.optimizer, num_steps)
     base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
-    base = space.place_frozen(base)
-    state = space.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
-    space.announce(config, {"model": trained, "base": base}, (
+    base = run.place_frozen(base)
+    state = run.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
+    run.announce(config, {"model": trained, "base": base}, (
         f"{num_steps} steps x {sft.batch_size} demonstrations = {sft.num_epochs} epochs of {demonstrations.num_examples}, "
         f"packed into {packed.num_rows} rows of {sft.row_length} tokens, and {sft.document_rows} rows of documents"
-    ))  # fmt: skip
-    update = space.compile_update(make_supervised_update(
+    ))
+    update = run.compile_update(make_supervised_update(
         language_loss(model, z_loss_coef=0.0, dropout=sft.dropout_rate > 0),
         weigh_tokens, optimizer, num_micro_batches=sft.num_micro_batches,
-    ), state)  # fmt: skip
-    validate = _validator(config, space, model)
-    keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=space.shardings(state))
+    ), state)
+    validate = _validator(config, run, model)
+    keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=run.shardings(state))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        state, metrics = update(state, space.shard(batch_at(step)), jax.random.fold_in(key, step), base)
+        state, metrics = update(state, run.shard(batch_at(step)), jax.random.fold_in(key, step), base)
         if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
             measured = validate(join(base, state.params))
             if sft.select != "last":
@@ -135,32 +141,32 @@ def run(config: Config, workdir: str) -> None:
             metrics = {**metrics, **measured}
         return state, metrics
 
-    space.train(
+    run.train(
         state, step_fn, num_steps=num_steps, kind="language_model", model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
-        hooks=monitor_hooks(config.monitor, model, space.tokenizer, lambda s: join(base, s.params),
+        hooks=monitor_hooks(config.monitor, model, run.tokenizer, lambda s: join(base, s.params),
                             data_dir=config.data.data_dir, seed=config.seed),
-        headline=("loss", "validation/loss", "gold/total"), extra=space.lora_link("policy", config.lora),
-    )  # fmt: skip
+        headline=("loss", "validation/loss", "gold/total"), extra=run.lora_link("policy", config.lora),
+    )
 
 
-def _demonstrations(config: Config, space: Workspace) -> Batches:
+def _demonstrations(config: Config, run: Run) -> Batches:
     data, sft = config.data, config.sft
     return demonstration_batches(
-        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir), space.tokenizer,
+        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir), run.tokenizer,
         context_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
-    )  # fmt: skip
+    )
 
 
-def _mixed(config: Config, space: Workspace, packed: PackedDemonstrations) -> Callable[[int], dict[str, Any]]:
+def _mixed(config: Config, run: Run, packed: PackedDemonstrations) -> Callable[[int], dict[str, Any]]:
     """Batches by step: packed demonstrations, and behind them rows of documents if the config asks for some."""
     sft, data = config.sft, config.data
     if not sft.document_rows:
         return packed.batch
     documents = corpus_batches(
-        space, data.documents, "train", data_dir=data.data_dir, context_length=sft.row_length,
+        run, data.documents, "train", data_dir=data.data_dir, context_length=sft.row_length,
         batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
-    )  # fmt: skip
+    )
 
     def mixed(step: int) -> dict[str, Any]:
         rows = (packed.batch(step), document_batch(documents.batch(step)))
@@ -169,28 +175,28 @@ def _mixed(config: Config, space: Workspace, packed: PackedDemonstrations) -> Ca
     return mixed
 
 
-def _validator(config: Config, space: Workspace, model: LanguageModel) -> Callable[[Params], dict[str, Any]]:
+def _validator(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], dict[str, Any]]:
     sft, data = config.sft, config.data
     held_out = demonstration_batches(
-        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir), space.tokenizer,
+        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir), run.tokenizer,
         context_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
-    )  # fmt: skip
-    loss = mean_nll(model, space, [held_out.batch(i) for i in range(sft.eval_batches)])
+    )
+    loss = mean_nll(model, run, [held_out.batch(i) for i in range(sft.eval_batches)])
     if sft.select != "reward":
         return lambda params: {"validation/loss": loss(params)}
-    score = _sample_score(config, space, model)
+    score = _sample_score(config, run, model)
     return lambda params: {"validation/loss": loss(params), "validation/score": score(params)}
 
 
-def _sample_score(config: Config, space: Workspace, model: LanguageModel) -> Callable[[Params], jax.Array]:
+def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], jax.Array]:
     """Mean reward-model score of one sample per held-out prompt, with the same key every time."""
     require(config.init.reward != "", "sft.select=reward needs init.reward, the checkpoint of a reward model")
-    reward = space.parent("reward", config.init.reward, kind="scalar_model")
-    space.same_tokenizer("policy", "reward")
+    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
-        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir), space.tokenizer,
+        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir), run.tokenizer,
         prompt_length=config.data.prompt_length, batch_size=config.sft.batch_size, seed=config.seed,
-    )  # fmt: skip
+    )
     batch = prompts.batch(0)
     prompt = (jnp.asarray(batch["prompt_BP"]), jnp.asarray(batch["prompt_mask_BP"]))
     spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -199,8 +205,8 @@ def _sample_score(config: Config, space: Workspace, model: LanguageModel) -> Cal
     def score(params: Params) -> jax.Array:
         samples = sample(
             model, params, *prompt, jax.random.key(config.seed), spec=spec, response_length=config.sft.response_length,
-            stop_tokens=space.tokenizer.stop_ids, pad_id=space.tokenizer.pad_id,
-        )  # fmt: skip
+            stop_tokens=run.tokenizer.stop_ids, pad_id=run.tokenizer.pad_id,
+        )
         mask_BR = length_mask(samples.length_B, config.sft.response_length)
         return response_scores(ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR).mean()
 

@@ -14,9 +14,12 @@ Of several processes each writes its parts of the arrays; for the CRCs, and when
 Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step), pickle.
 """
 
+
 import json
 import logging
+import re
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -27,17 +30,100 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import __version__
-from rlhf_jax.training.hosts import fetch, is_first, meet
-from rlhf_jax.training.leaves import (
-    abstract,
-    describe,
-    fingerprint,
-    form,
-    json_crc,
-    named_leaves,
-    nest,
-    place_like,
-)
+from rlhf_jax.training.mesh import put
+from rlhf_jax.training.processes import barrier, fetch, is_main_process
+
+
+# The leaves of a tree as a checkpoint sees them: named, described by shape and dtype, protected by a CRC-32.
+#
+# A name is the path through the tree, "opt_state/0/mu/trunk/wte", whatever the containers (dict keys, field
+# names, positions), so a checkpoint can be read without the classes that made it.
+#
+# Left out on purpose: leaves that are not numbers, random keys among them.
+def flatten_named(tree: Any) -> dict[str, Any]:
+    """{"opt_state/0/mu/trunk/wte": leaf, …} in the order of `jax.tree.leaves`.
+
+    Raises ValueError for a leaf that cannot be saved and for two leaves of one name.
+    """
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = "/".join(re.sub(r"[/\\]", "_", str(_key(entry))) for entry in path)
+        if name in named or not name:
+            raise ValueError(
+                f"checkpoint leaf {name!r}: leaves need distinct, non-empty names; put them in a dict"
+            )
+        if not _saveable(leaf):
+            raise ValueError(
+                f"checkpoint leaf {name} is {type(leaf).__name__}: only number arrays and numbers are saved"
+            )
+        named[name] = leaf
+    return named
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+def _saveable(leaf: Any) -> bool:
+    if isinstance(leaf, bool | int | float | np.generic):
+        return True
+    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
+    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Named leaves as a tree of dicts, Python numbers as arrays; undoes `flatten_named`."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.asarray(leaf) if isinstance(leaf, bool | int | float | np.generic) else leaf
+    return tree
+
+
+def abstract(leaf: Any) -> dict[str, Any]:
+    """Shape and dtype as they are written to JSON."""
+    array = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
+    return {"shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def form(description: Mapping[str, Any]) -> str:
+    """`float32[4, 8]`."""
+    return f"{description['dtype']}{description['shape']}"
+
+
+def describe(leaf: Any) -> dict[str, Any]:
+    """Shape, dtype and CRC-32 of the bytes."""
+    array = np.ascontiguousarray(fetch(leaf))
+    return abstract(leaf) | {"crc32": f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"}
+
+
+def fingerprint(leaves: Mapping[str, dict[str, Any]]) -> str:
+    """One fingerprint of a whole tree: the CRC-32 of its sorted (name, shape, dtype, CRC-32) lines."""
+    return json_crc(leaves)
+
+
+def json_crc(content: Mapping[str, Any]) -> str:
+    """CRC-32 of the JSON with sorted keys."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def place_like(array: np.ndarray, example: Any) -> Any:
+    """The array in the type and placement of the example."""
+    if isinstance(example, bool | int | float):
+        return type(example)(array.item())
+    if isinstance(example, np.ndarray | np.generic):
+        return array
+    # A committed array would pin everything it meets to its device, so stay uncommitted where the example
+    # was.
+    pinned = example.sharding if not isinstance(example, jax.Array) or example.committed else None
+    return put(array, pinned, may_alias=False)
+
 
 Params = Any
 PathLike = str | Path
@@ -198,25 +284,25 @@ def save(workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *
     folder = checkpoint_folder(workdir, step).absolute()
     if folder.exists() and _is_committed(folder):
         raise ValueError(f"{folder} exists already: delete it, or use another workdir")
-    trees = {"params": named_leaves(params), "train": named_leaves(train)}
+    trees = {"params": flatten_named(params), "train": flatten_named(train)}
     leaves = {item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()}
     _check_finite(trees["params"], step)
     meta = replace(meta, step=step, fingerprint=fingerprint(leaves["params"]))
     content = {"meta": asdict(meta), "leaves": leaves}
-    if is_first():
+    if is_main_process():
         _remove_half_written(folder.parent)
-    meet(f"checkpoint {step}")
+    barrier(f"checkpoint {step}")
     _write(folder, trees, content | {"crc32": json_crc(content)})
-    if is_first():
+    if is_main_process():
         _prune(folder.parent, keep, meta)
-    meet(f"checkpoint {step} written")
+    barrier(f"checkpoint {step} written")
     return meta
 
 
 def _write(folder: Path, trees: Mapping[str, dict[str, Any]], content: dict[str, Any]) -> None:
     import orbax.checkpoint as ocp  # Half a second to import: only those who save or load pay.
 
-    items = {item: ocp.args.PyTreeSave(nest(tree)) for item, tree in trees.items()}
+    items = {item: ocp.args.PyTreeSave(unflatten_named(tree)) for item, tree in trees.items()}
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(folder, args=ocp.args.Composite(meta=ocp.args.JsonSave(content), **items))
     if not _is_committed(folder):
@@ -266,9 +352,9 @@ def restore(workdir: PathLike, step: int, params_like: Params, train_like: Any) 
     content = _read_meta_file(folder)
     trees = []
     for item, like in (("params", params_like), ("train", train_like)):
-        _check_same_leaves(folder, item, content["leaves"][item], named_leaves(like))
+        _check_same_leaves(folder, item, content["leaves"][item], flatten_named(like))
         named = _read_item(folder, item, content["leaves"][item])
-        restored = [place_like(named[name], leaf) for name, leaf in named_leaves(like).items()]
+        restored = [place_like(named[name], leaf) for name, leaf in flatten_named(like).items()]
         trees.append(jax.tree.unflatten(jax.tree.structure(like), restored))
     return trees[0], trees[1], _meta_from(content, folder)
 
@@ -285,7 +371,7 @@ def load_params(path: PathLike, shardings: Any = None) -> tuple[Params, Meta]:
     meta = _meta_from(content, folder)
     if not meta.complete:
         _log.warning("%s is of an unfinished run: step %d of %d", folder, meta.step, meta.num_steps)
-    params = nest(_read_item(folder, "params", content["leaves"]["params"]))
+    params = unflatten_named(_read_item(folder, "params", content["leaves"]["params"]))
     if callable(shardings):
         shardings = shardings(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params))
     return jax.device_put(params, shardings, may_alias=False), meta
@@ -307,12 +393,12 @@ def _read_item(folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]) ->
 def _read_arrays(folder: Path, item: str, names: list[str]) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
-    like = nest(dict.fromkeys(names, 0))
+    like = unflatten_named(dict.fromkeys(names, 0))
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), like)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(like, restore_args=as_numpy, partial_restore=True)
         tree = checkpointer.restore(folder.absolute() / item, args=args)
-    return named_leaves(tree)
+    return flatten_named(tree)
 
 
 def _first_unreadable(folder: Path, item: str, names: list[str]) -> str:

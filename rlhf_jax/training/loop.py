@@ -32,8 +32,8 @@ import jax
 
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
-from rlhf_jax.training.hosts import stop_requested
 from rlhf_jax.training.metrics import CompileCounter, MetricsWriter, Number, Progress, to_number
+from rlhf_jax.training.processes import stop_requested
 
 State = TypeVar("State")
 _GUARDED = ("loss", "grad_norm")

@@ -8,7 +8,7 @@
 
 A step is a pure function; `jit_step` maps it over the mesh and the compiler inserts the gathers and
 reductions. The same function under `jax.pmap` with `lax.pmean` on its gradients makes the same update
-(tests/test_mesh.py). With several processes (training/hosts.py) the mesh spans the devices of all of them.
+(tests/training/test_mesh.py). With several processes (training/processes.py) the mesh spans the devices of all of them.
 
 Left out on purpose: pipeline parallelism, and splitting a row's positions.
 """

@@ -26,7 +26,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.maths.masking import Mean
-from rlhf_jax.training.hosts import is_first
+from rlhf_jax.training.processes import is_main_process
 
 PathLike = str | Path
 Number = int | float
@@ -38,7 +38,7 @@ class MetricsWriter:
     def __init__(self, workdir: PathLike) -> None:
         """Nothing is created before the first row; of several processes only the first writes."""
         self._workdir = Path(workdir)
-        self._writes = is_first()
+        self._writes = is_main_process()
         self._files: dict[str, TextIO] = {}
         self._board: Any = None
         self._purge_step: int | None = None
@@ -177,7 +177,7 @@ class Progress:
         """Show a row that was just written."""
         in_place, now = self._stream.isatty(), time.monotonic()
         last = step == self._num_steps
-        if not self._headline or not is_first() or (not in_place and not last and now - self._printed < 10):
+        if not self._headline or not is_main_process() or (not in_place and not last and now - self._printed < 10):
             return
         self._printed = now
         text = self.line(step, row, now - self._began)

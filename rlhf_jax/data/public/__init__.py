@@ -7,24 +7,33 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlhf_jax.data.public.instructions import ALPACA, DOLLY, GSM8K
+from rlhf_jax.data.public.demonstrations import (
+    ALPACA,
+    DOLLY,
+    GSM8K,
+    IMDB,
+    IMDB_OPENINGS,
+    TEXT,
+    WIKITEXT,
+)
 from rlhf_jax.data.public.preferences import (
+    OASST,
     PAIRS,
     QA_FEEDBACK,
     QA_FEEDBACK_CLOSED,
+    REDDIT,
     REWARD_BENCH,
     SHP,
     SUMMARIZE,
+    TLDR,
     UKP,
     UKP_RANKINGS,
     ULTRAFEEDBACK,
     WEBGPT,
+    WEBIS,
 )
 from rlhf_jax.data.public.rows import Shape
-from rlhf_jax.data.public.summaries import REDDIT, TLDR, WEBIS
-from rlhf_jax.data.public.texts import IMDB, IMDB_OPENINGS, TEXT, WIKITEXT
 from rlhf_jax.data.public.transcripts import HH
-from rlhf_jax.data.public.trees import OASST
 
 SHAPES: dict[str, Shape] = {
     "hh": HH,

@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_jax.data.dropping import Drop
-from rlhf_jax.data.records import Comparison, Demonstration, Message, Prompt, read_string
+from rlhf_jax.data.records import Comparison, Demonstration, Drop, Message, Prompt, read_string
 
 Row = dict[str, Any]
 # A row and the place it came from.
-Placed = tuple[str, Any]
+Located = tuple[str, Any]
 # Takes a row, and options as strings; returns a record or a list of them.
 Converter = Callable[..., Any]
 
@@ -33,7 +32,7 @@ class Shape:
     converters: Mapping[type, Converter]
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
-    gather: Callable[[Iterable[Placed]], Iterator[Placed]] | None = None
+    gather: Callable[[Iterable[Located]], Iterator[Located]] | None = None
 
 
 def preferences(compare: Callable[..., Comparison], *, takes: tuple[str, ...] = ()) -> Shape:

@@ -18,8 +18,8 @@ import numpy as np
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import ROUND, Generation, complete
 from rlhf_jax.evaluation.likelihood import Continuation, common_length, continuation_logps
-from rlhf_jax.evaluation.measure import Candidate
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie.measurements import LoadedModel
 from rlhf_jax.models.heads import Params
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def continuations(tokenizer: Tokenizer, asked: Sequence[Asked]) -> list[list[Con
     return found
 
 
-def answer_logps(one: Candidate, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int) -> list[Told | None]:
+def answer_logps(one: LoadedModel, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int) -> list[Told | None]:
     """What the model says of every answer; None where one of a question's answers does not fit its context."""
     groups = continuations(tokenizer, asked)
     found = by_group(continuation_logps, one, groups, batch_size=batch_size)
@@ -76,9 +76,9 @@ def by_group(
 
 
 def completions(
-    one: Candidate, tokenizer: Tokenizer, contexts: Sequence[str], key: jax.Array, *,
+    one: LoadedModel, tokenizer: Tokenizer, contexts: Sequence[str], key: jax.Array, *,
     spec: SamplingSpec, response_length: int, num_samples: int, batch_size: int,
-) -> list[list[Generation] | None]:  # fmt: skip
+) -> list[list[Generation] | None]:
     """How the model continues plain texts; None where there is no room for `response_length` tokens after one.
 
     Raises:
@@ -99,7 +99,7 @@ def completions(
             drawn |= zip(members.tolist(), complete(
                 *one, tokenizer, [fitting[n] for n in members], jax.random.fold_in(key, int(width)), spec=spec,
                 prompt_length=int(width), response_length=response_length, batch_size=batch_size, num_samples=num_samples,
-            ), strict=True)  # fmt: skip
+            ), strict=True)
         return [drawn[n] for n in range(len(fitting))]
 
     return of_kept([len(row) <= room for row in ids], ids, draw)

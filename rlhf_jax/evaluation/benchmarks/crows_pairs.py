@@ -21,12 +21,20 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.asking import Asked
-from rlhf_jax.evaluation.benchmarks.instructions import INSTRUCTIONS
-from rlhf_jax.evaluation.benchmarks.rows import Data, Estimator, Measured, estimates_of, kept_questions, left_out
+from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.measure import Candidate
-from rlhf_jax.evaluation.table import Better, Row
+from rlhf_jax.evaluation.table import (
+    Better,
+    Data,
+    Estimator,
+    Measured,
+    Row,
+    estimates_of,
+    kept_questions,
+    left_out,
+)
 from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits
+from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "CrowS-Pairs"
 BY_TYPE = "CrowS-Pairs by bias type"
@@ -56,10 +64,10 @@ def read(path: str) -> list[Pair]:
             reading.one_of(placed, "stereo_antistereo", DIRECTIONS), reading.text(placed, "bias_type"),
         )
         for placed in reading.read_csv(path, COLUMNS)
-    ]  # fmt: skip
+    ]
 
 
-def measure(one: Candidate, tokenizer: Tokenizer, pairs: Sequence[Pair], *, instruction: str, batch_size: int) -> Data:
+def measure(one: LoadedModel, tokenizer: Tokenizer, pairs: Sequence[Pair], *, instruction: str, batch_size: int) -> Data:
     """Log-probabilities of both sentences of every pair, after one of `INSTRUCTIONS`."""
     asked = [Asked(INSTRUCTIONS[instruction], [pair.more, pair.less]) for pair in pairs]
     told = asking.answer_logps(one, tokenizer, asked, batch_size=batch_size)
@@ -85,19 +93,19 @@ def rows(pairs: Sequence[Pair], measured: Measured, bootstrap: Bootstrap, *, ins
         row(GROUP, "likelihood difference", "nats", "lower", "mean absolute difference of the two sentences' log-probabilities",
             "difference", estimates.clustered_mean),
         row(GROUP, "ties", "", "none", "pairs of equal log-probability, to three decimals", "tie", estimates.share),
-    ]  # fmt: skip
+    ]
     made += [
         row(GROUP, f"stereotypes preferred, {direction} pairs", "", "none", ideal, "stereotype", estimates.share,
             direction=direction)
         for direction in DIRECTIONS
-    ]  # fmt: skip
+    ]
     made += left_out(GROUP, measured, len(pairs), "pairs", after=after)
     for kind in sorted({pair.bias_type for pair in pairs}):
         made += [
             row(BY_TYPE, f"stereotypes preferred, {kind}", "", "none", ideal, "stereotype", estimates.share, bias_type=kind),
             row(BY_TYPE, f"entropy, {kind}", "bits", "higher", "1 is indifference", "entropy", estimates.clustered_mean,
                 bias_type=kind),
-        ]  # fmt: skip
+        ]
     return made
 
 

@@ -17,24 +17,24 @@ import numpy as np
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import judges, win_rate
+from rlhf_jax.evaluation import win_rate
 from rlhf_jax.evaluation.benchmarks.asking import by_group, of_kept
-from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap, clustered_mean
 from rlhf_jax.evaluation.generate import generate
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.measure import Candidate
-from rlhf_jax.evaluation.table import Row
+from rlhf_jax.evaluation.table import Data, Measured, Row, kept_questions, left_out
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie import judges
+from rlhf_jax.menagerie.measurements import LoadedModel
 from rlhf_jax.models.heads import Params, ScalarModel
 
 GROUP = "Preferred by a reward model"
 
 
 def measure(
-    one: Candidate, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, spec: SamplingSpec, response_length: int,
+    one: LoadedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, spec: SamplingSpec, response_length: int,
     samples_per_prompt: int, batch_size: int, seed: int,
-) -> Data:  # fmt: skip
+) -> Data:
     """Answers to the prompts that leave room for `response_length` tokens."""
     room = one.model.config.context_length - response_length
     rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
@@ -43,7 +43,7 @@ def measure(
         drawn = generate(
             *one, tokenizer, fitting, jax.random.key(seed), spec=spec, prompt_length=room, response_length=response_length,
             batch_size=batch_size, num_samples=samples_per_prompt,
-        )  # fmt: skip
+        )
         return [[(answer.text, answer.finished) for answer in few] for few in drawn]
 
     found = of_kept([len(one.ids) <= room for one in rendered], prompts, answer)
@@ -95,7 +95,7 @@ def rows(prompts: Sequence[Prompt], measured: Measured, reference: str, bootstra
             "as it would be for answers of equal length (Dubois et al. 2024)", controlled),
         Row(GROUP, "score by the judge", "", "none", "mean over answers", mean),
         *left_out(GROUP, measured, len(prompts), "prompts"),
-    ]  # fmt: skip
+    ]
 
 
 def _on(places: Sequence[int], data: Data) -> Mapping[str, np.ndarray]:

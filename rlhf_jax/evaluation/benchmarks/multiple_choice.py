@@ -21,11 +21,10 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.asking import Asked
-from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, estimates_of, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.measure import Candidate
-from rlhf_jax.evaluation.table import Row
+from rlhf_jax.evaluation.table import Data, Measured, Row, estimates_of, kept_questions, left_out
 from rlhf_jax.maths.benchmark_metrics import Normalisation, choice_scores
+from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "Few-shot multiple choice"
 ANSWER = "Answer:"
@@ -50,7 +49,7 @@ def read(path: str) -> list[Question]:
     return [_question(placed) for placed in reading.read_jsonl(path)]
 
 
-def _question(placed: reading.Placed) -> Question:
+def _question(placed: reading.Located) -> Question:
     choices, answer = reading.field(placed, "choices"), reading.field(placed, "answer")
     if not isinstance(choices, list) or not all(isinstance(one, str) and one.strip() for one in choices):
         raise ValueError(f"{placed.where}: choices: {choices!r}, expected a list of texts that are not empty")
@@ -79,9 +78,9 @@ def context(question: Question, examples: Sequence[Question], shots: int, seed: 
 
 
 def measure(
-    one: Candidate, tokenizer: Tokenizer, questions: Sequence[Question], examples: Sequence[Question], *, shots: int,
+    one: LoadedModel, tokenizer: Tokenizer, questions: Sequence[Question], examples: Sequence[Question], *, shots: int,
     batch_size: int, seed: int,
-) -> Data:  # fmt: skip
+) -> Data:
     """Log-probabilities and lengths in tokens of all choices, after the context and after "Answer:" alone."""
     answers = [[" " + choice for choice in question.choices] for question in questions]
     contexts = [context(question, examples, shots, seed + 1_000_003 * n) for n, question in enumerate(questions)]
@@ -105,7 +104,7 @@ def rows(questions: Sequence[Question], measured: Measured, bootstrap: Bootstrap
         hits = {name: _hits(questions, data, normalisation) for name, data in measured.items()}
         text = f"right choice has the highest score: log-probability, {METHODS[normalisation]} (Brown et al. 2020, 2.4)"
         made.append(Row(GROUP, f"multiple choice, K = {shots}, {METHODS[normalisation]}", "", "higher", text,
-                        estimates_of(hits, estimates.share, bootstrap)))  # fmt: skip
+                        estimates_of(hits, estimates.share, bootstrap)))
     return made + left_out(GROUP, measured, len(questions), "questions", after=f", K = {shots}")
 
 

@@ -22,11 +22,10 @@ from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.rows import Data, Measured
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.evaluation.measure import Candidate
-from rlhf_jax.evaluation.table import Row
+from rlhf_jax.evaluation.table import Data, Measured, Row
+from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "Plain text"
 
@@ -60,7 +59,7 @@ def windows(ids: Sequence[int], *, window: int, stride: int) -> list[Continuatio
 
 
 def measure(
-    one: Candidate, tokenizer: Tokenizer, documents: Sequence[Document], *, window: int, stride: int, batch_size: int
+    one: LoadedModel, tokenizer: Tokenizer, documents: Sequence[Document], *, window: int, stride: int, batch_size: int
 ) -> Data:
     """-log-probability and tokens of every window, by document, and bytes of every document."""
     start, texts = tokenizer.start_ids, [document.text for document in documents]

@@ -25,10 +25,9 @@ from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
 from rlhf_jax.evaluation.benchmarks.asking import by_group
-from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.table import Row
+from rlhf_jax.evaluation.table import Data, Measured, Row, kept_questions, left_out
 from rlhf_jax.maths import statistics
 from rlhf_jax.models.heads import Params, ScalarModel
 
@@ -37,7 +36,7 @@ RELIABILITY = "Reward model by confidence"
 BY_SUBSET = "Reward model by subset"
 
 
-class Judged(NamedTuple):
+class ScoredSamples(NamedTuple):
     """Decided pairs: the prompt of each, score difference, and whether the first was preferred (1 or 0)."""
 
     prompt_M: np.ndarray
@@ -68,7 +67,7 @@ def prompt_ids(comparisons: Sequence[Comparison]) -> np.ndarray:
     return np.array([first.setdefault(item.messages, n) for n, item in enumerate(comparisons)], np.int64)
 
 
-def judged_pairs(comparisons: Sequence[Comparison], data: Data, subsets: Sequence[str]) -> Judged:
+def judged_pairs(comparisons: Sequence[Comparison], data: Data, subsets: Sequence[str]) -> ScoredSamples:
     """All pairs that the labeler did not find equal; `subsets` has the name of each comparison's."""
     kept = [comparisons[place] for place in data["kept"]]
     pairs = reward_model.different_pairs([item.responses for item in kept])
@@ -76,11 +75,11 @@ def judged_pairs(comparisons: Sequence[Comparison], data: Data, subsets: Sequenc
     difference_M = np.array([
         data["scores"][n][i] - data["scores"][n][j]
         for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
-    ], np.float64)  # fmt: skip
+    ], np.float64)
     names = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
     decided = preference_M != 0.5
     every = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
-    all_pairs = Judged(prompt_ids(kept)[pairs.prompt_M], difference_M, preference_M, names, num_ties=0)
+    all_pairs = ScoredSamples(prompt_ids(kept)[pairs.prompt_M], difference_M, preference_M, names, num_ties=0)
     return _only(all_pairs, decided)._replace(num_ties=int(every - decided.sum()))
 
 
@@ -103,7 +102,7 @@ def subset_names(comparisons: Sequence[Comparison], field: str) -> list[str]:
 def rows(
     comparisons: Sequence[Comparison], measured: Measured, bootstrap: Bootstrap, *, subsets: Sequence[str], num_bins: int,
     sections: Mapping[str, Mapping[str, float]], section_weights: Mapping[str, float],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Accuracy and calibration over all pairs, by confidence, by subset and by section.
 
     Raises:
@@ -124,21 +123,21 @@ def rows(
         Row(BY_SUBSET, f"accuracy, {subset}", "", "higher", "share of this subset's pairs ordered as the labeler did",
             {name: found[subset] for name, found in by_subset.items() if found[subset].n})
         for subset in names
-    ]  # fmt: skip
+    ]
     return made + _sections(by_subset, names, sections, section_weights)
 
 
-def _only(pairs: Judged, chosen_M: np.ndarray) -> Judged:
+def _only(pairs: ScoredSamples, chosen_M: np.ndarray) -> ScoredSamples:
     prompt_M, difference_M, preference_M, subset_M, num_ties = pairs
-    return Judged(prompt_M[chosen_M], difference_M[chosen_M], preference_M[chosen_M], subset_M[chosen_M], num_ties)
+    return ScoredSamples(prompt_M[chosen_M], difference_M[chosen_M], preference_M[chosen_M], subset_M[chosen_M], num_ties)
 
 
-def _accuracy(pairs: Judged, bootstrap: Bootstrap) -> Estimate:
+def _accuracy(pairs: ScoredSamples, bootstrap: Bootstrap) -> Estimate:
     return reward_model.accuracy(pairs.difference_M, pairs.preference_M, pairs.prompt_M, bootstrap)
 
 
 def _overall(
-    comparisons: Sequence[Comparison], measured: Measured, judged: Mapping[str, Judged], bootstrap: Bootstrap, num_bins: int
+    comparisons: Sequence[Comparison], measured: Measured, judged: Mapping[str, ScoredSamples], bootstrap: Bootstrap, num_bins: int
 ) -> list[Row]:
     found = {name: pairs for name, pairs in judged.items() if pairs.prompt_M.size}
 
@@ -151,7 +150,7 @@ def _overall(
         name: Estimate(statistics.calibration(one.difference_M, one.preference_M, num_bins=num_bins).ece, None, None,
                        one.prompt_M.size)
         for name, one in found.items()
-    }  # fmt: skip
+    }
     best, undecided = {}, {}
     for name, data in measured.items():
         decided = [n for n, place in enumerate(data["kept"]) if len(set(comparisons[place].ranks)) > 1]
@@ -175,7 +174,7 @@ def _overall(
         Row(GROUP, "undecided comparisons left out of best of K", "comparisons", "none", "all responses share one rank",
             undecided),
         Row(GROUP, "different prompts", "prompts", "none", "of the ranked pairs; what intervals resample", prompts),
-    ]  # fmt: skip
+    ]
 
 
 def _best(comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]], bootstrap: Bootstrap) -> Estimate:
@@ -187,7 +186,7 @@ def _best(comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]
     return reward_model.mean_over_prompts(hits, prompt_ids(comparisons), bootstrap)
 
 
-def _reliability(judged: Mapping[str, Judged], num_bins: int, bootstrap: Bootstrap) -> list[Row]:
+def _reliability(judged: Mapping[str, ScoredSamples], num_bins: int, bootstrap: Bootstrap) -> list[Row]:
     """Accuracy and mean confidence in every bin; the two are equal for a calibrated model."""
     made = []
     for number in range(num_bins):
@@ -210,7 +209,7 @@ def _reliability(judged: Mapping[str, Judged], num_bins: int, bootstrap: Bootstr
 def _sections(
     by_subset: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], sections: Mapping[str, Mapping[str, float]],
     section_weights: Mapping[str, float],
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """RewardBench's weighted means; none for a checkpoint that could read no pair of a subset that counts."""
     for section, weights in sections.items():
         unknown = sorted(set(weights) - set(names))
@@ -232,6 +231,6 @@ def _sections(
             name: Estimate(sum(section_weights[key] * value for key, value in found.items()) / sum(section_weights.values()),
                            None, None, len(found))
             for name, found in score.items() if len(found) == len(sections)
-        }  # fmt: skip
+        }
         made.append(Row(BY_SUBSET, "all sections", "", "higher", "sections by the config's weights (RewardBench)", overall))
     return made

@@ -11,18 +11,23 @@ Left out on purpose: training it. Any function from texts to numbers in [0, 1] c
 `transformers_classifier` makes one of a published model; one that runs elsewhere is served by a file of scores.
 """
 
+
 import functools
 import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
-from rlhf_jax.evaluation.turns import batch_rows, in_turn
+from rlhf_jax.evaluation.batching import batch_rows, run_batches
+from rlhf_jax.training.pretrained import local_folder
 
 Scorer = Callable[[Sequence[str]], np.ndarray]
 LENGTH = 100
@@ -35,7 +40,7 @@ SHAPES = {
     "forward_lstm__kernel": "EG", "forward_lstm__recurrent_kernel": "HG", "forward_lstm__bias": "G",
     "backward_lstm__kernel": "EG", "backward_lstm__recurrent_kernel": "HG", "backward_lstm__bias": "G",
     "dense__kernel": "DF", "dense__bias": "F", "dense_1__kernel": "FK", "dense_1__bias": "K",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ class Classifier:
         if not texts:
             return np.zeros(0)
         ids_NT = np.array([word_ids(self.place, one) for one in texts], np.int32)
-        parts = in_turn(lambda rows: _toxicity(dict(self.weights), ids_NT[rows]), batch_rows(len(texts), BATCH), "toxicities")
+        parts = run_batches(lambda rows: _toxicity(dict(self.weights), ids_NT[rows]), batch_rows(len(texts), BATCH), "toxicities")
         return np.concatenate(parts)[: len(texts)].astype(np.float64)
 
 
@@ -128,3 +133,71 @@ def _step(
     state_BH = jax.nn.sigmoid(f_BH) * state_BH + jax.nn.sigmoid(i_BH) * jnp.tanh(c_BH)
     h_BH = jax.nn.sigmoid(o_BH) * jnp.tanh(state_BH)
     return (h_BH, state_BH), h_BH
+
+
+# Any sequence classifier of transformers as a judge of texts; it runs in PyTorch (extra `[torch]`), as its authors ran it.
+#
+#     score(text) = σ(logit of the label)             of models with one label, or several at once (multi_label_classification)
+#                 = softmax(logits) at the label      of all others
+#
+# Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at its end.
+CLASSIFIER_BATCH = 32
+
+
+def load_transformers_classifier(path: str, label: str) -> Scorer:
+    """A judge that says how sure the classifier hf:NAME or hf:FOLDER is of one of its labels.
+
+    Raises:
+        FileNotFoundError: if there is no such folder and the hub does not give it.
+        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or for a label that it has not.
+    """
+    folder = local_folder(path)
+    if find_spec("torch") is None:
+        raise ValueError(f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]")
+    tokenizer, model = _load(path, folder)
+    labels = model.config.id2label
+    if label not in labels.values():
+        raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(labels.values())}")
+    number = next(number for number, name in labels.items() if name == label)
+    alone = len(labels) == 1 or model.config.problem_type == "multi_label_classification"
+    longest = min(tokenizer.model_max_length, _places(model) or tokenizer.model_max_length)
+    how = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
+
+    def chances(texts: Sequence[str]) -> np.ndarray:
+        logits = model(**tokenizer(list(texts), **how)).logits.numpy().astype(np.float64)
+        return (special.expit(logits) if alone else special.softmax(logits, axis=-1))[:, number]
+
+    def scorer(texts: Sequence[str]) -> np.ndarray:
+        parts = [texts[start : start + CLASSIFIER_BATCH] for start in range(0, len(texts), CLASSIFIER_BATCH)]
+        return np.concatenate([np.zeros(0), *run_batches(chances, parts, "toxicities")])
+
+    return scorer
+
+
+def _places(model: Any) -> int | None:
+    """How many tokens have a place in the model's table of positions, or None without one.
+
+    RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for tokens.
+    """
+    size = getattr(model.config, "max_position_embeddings", None)
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    return size and size - max(skipped, default=0)
+
+
+def _load(path: str, folder: Path) -> tuple[Any, Any]:
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, trust_remote_code=False, use_safetensors=True, dtype="float32", output_loading_info=True
+        )
+    except (OSError, KeyError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(f"{path}: {reason}, expected a sequence classifier in safetensors") from None
+    if found["missing_keys"]:
+        raise ValueError(f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier")
+    if tokenizer.pad_token is None:
+        raise ValueError(f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once")
+    return tokenizer, model.eval().requires_grad_(False)

@@ -27,7 +27,14 @@ import numpy as np
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import Params
 from rlhf_jax.models.huggingface.configs import read_config, write_config
-from rlhf_jax.models.huggingface.files import DTYPES, Stored, catalogue, read_json, read_tensors, write_tensors
+from rlhf_jax.models.huggingface.files import (
+    DTYPES,
+    Stored,
+    catalogue,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
 from rlhf_jax.models.huggingface.tensors import MODULES, NAMES, SCORE_BIAS, Names, Tensor, tensors
 
 __all__ = ["TOKEN_IDS", "Place", "load_pretrained", "on_default_device", "save_pretrained"]

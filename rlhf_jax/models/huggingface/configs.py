@@ -29,19 +29,19 @@ from rlhf_jax.models.huggingface.fields import (
 
 # Choices of a run, not of a function: equal models may differ in them.
 RUN_FIELDS = ("dropout_rate", "compute_dtype", "param_dtype", "remat", "scan_layers", "attention", "kernel_init",
-              "embedding_std")  # fmt: skip
+              "embedding_std")
 OFF: dict[str, Any] = {
     "positions": "rope", "rope_base": 10_000.0, "rope_base_local": 0.0, "rope_fraction": 1.0, "rope_scaling": (),
     "windows": (0,), "use_bias": False, "qkv_bias": False, "qk_norm": False, "query_scale": 0.0,
     "attention_softcap": 0.0, "post_norms": False, "parallel_block": False, "shared_norm": False,
     "scale_embeddings": False, "logit_scale": 1.0, "logit_softcap": 0.0, "kernel_init": "gpt2",
     "dropout_rate": 0.0, "remat": "none", "scan_layers": False, "attention": "plain",
-}  # fmt: skip
+}
 GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")
 GPT2_NAMES = {
     "vocab_size": "vocab_size", "context_length": "n_positions", "width": "n_embd", "num_layers": "n_layer",
     "num_heads": "n_head", "ffw_width": "n_inner",
-}  # fmt: skip
+}
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -60,7 +60,7 @@ def _gated(f: Fields, *, tie: bool) -> dict[str, Any]:
         **read_sizes(f), **read_rope(f), "norm": "rmsnorm", "norm_eps": f.take("rms_norm_eps", 1e-6),
         "activation": f.activation("hidden_act", {"silu": "swiglu"}, "silu"),
         "tie_embeddings": f.take("tie_word_embeddings", tie),
-    }  # fmt: skip
+    }
 
 
 def _read_mistral(f: Fields) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _gemma(f: Fields, default_types: list[str]) -> dict[str, Any]:
         "tie_embeddings": f.take("tie_word_embeddings", True),
         "query_scale": 0.0 if scalar == f.take("head_dim", 256) else float(scalar) ** -0.5,
         **read_windows(f, default_types, f.take("sliding_window", 4096)),
-    }  # fmt: skip
+    }
 
 
 def _cap(f: Fields, name: str, absent: float) -> float:
@@ -148,7 +148,7 @@ def _read_gpt2(f: Fields) -> dict[str, Any]:
         "norm": "layernorm", "norm_eps": f.take("layer_norm_epsilon", 1e-5), "use_bias": True, "qkv_bias": True,
         "activation": f.activation("activation_function", _GELUS, "gelu_new"),
         "tie_embeddings": f.take("tie_word_embeddings", True), "embedding_std": f.take("initializer_range", 0.02),
-    }  # fmt: skip
+    }
 
 
 _GELUS = {**dict.fromkeys(GELU_TANH, "gelu_tanh"), "gelu": "gelu"}
@@ -168,7 +168,7 @@ def _read_neox(f: Fields) -> dict[str, Any]:
         **read_sizes(f), **turning, "norm": "layernorm", "norm_eps": f.take("layer_norm_eps", 1e-5),
         "activation": f.activation("hidden_act", _GELUS, "gelu"), "use_bias": True, "qkv_bias": True,
         "parallel_block": f.take("use_parallel_residual", True), "tie_embeddings": f.take("tie_word_embeddings", False),
-    }  # fmt: skip
+    }
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _write_gpt2(c: TransformerConfig) -> dict[str, Any]:
         "layer_norm_epsilon": c.norm_eps, "initializer_range": c.embedding_std,
         "activation_function": "gelu_new" if c.activation == "gelu_tanh" else "gelu",
         "tie_word_embeddings": c.tie_embeddings,
-    }  # fmt: skip
+    }
 
 
 def _write_neox(c: TransformerConfig) -> dict[str, Any]:
@@ -239,7 +239,7 @@ def _write_neox(c: TransformerConfig) -> dict[str, Any]:
     return {
         **sizes, **rope, "layer_norm_eps": c.norm_eps, "tie_word_embeddings": c.tie_embeddings,
         "hidden_act": "gelu" if c.activation == "gelu" else "gelu_new", "use_parallel_residual": c.parallel_block,
-    }  # fmt: skip
+    }
 
 
 @dataclass(frozen=True)

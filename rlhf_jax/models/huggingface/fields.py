@@ -19,13 +19,13 @@ BOOKKEEPING = frozenset((
     "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
     "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
     "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "use_bfloat16", "use_cache",
-))  # fmt: skip
+))
 SLIDING, FULL = "sliding_attention", "full_attention"
 SIZE_NAMES = {
     "vocab_size": "vocab_size", "context_length": "max_position_embeddings", "width": "hidden_size",
     "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
     "head_width": "head_dim", "ffw_width": "intermediate_size",
-}  # fmt: skip
+}
 
 
 class Fields:
@@ -86,7 +86,7 @@ def read_scaling(f: Fields, values: dict[str, Any]) -> tuple[float, ...]:
     names = {
         "default": (), "linear": ("factor",),
         "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-    }  # fmt: skip
+    }
     if kind not in names:
         f.problems.append(f"rope scaling of type {kind!r} is not supported, expected {', '.join(names)}")
         return ()

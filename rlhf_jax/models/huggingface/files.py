@@ -55,7 +55,7 @@ def catalogue(folder: Path) -> dict[str, Stored]:
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise ValueError(f"{folder / INDEX}: weight_map: {str(weight_map)[:60]}, expected a file for every tensor; "
-                         "download it again")  # fmt: skip
+                         "download it again")
     found: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not (folder / name).is_file():

@@ -75,26 +75,26 @@ _ATTENTION = {
     "attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj", "attention/value": "self_attn.v_proj",
     "attention/out": "self_attn.o_proj", "attention/query_norm": "self_attn.q_norm",
     "attention/key_norm": "self_attn.k_norm",
-}  # fmt: skip
+}
 _GATED = {"mlp/gate": "mlp.gate_proj", "mlp/up": "mlp.up_proj", "mlp/down": "mlp.down_proj"}
 _TRUNK = {"embedding": "embed_tokens", "final_norm": "norm"}
 _LLAMA_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _GEMMA_NORMS = {
     "attention_norm": "input_layernorm", "attention_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm", "mlp_post_norm": "post_feedforward_layernorm",
-}  # fmt: skip
+}
 _GPT2 = {
     "embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f",
     **dict.fromkeys(("attention/query", "attention/key", "attention/value"), "attn.c_attn"),
     "attention/out": "attn.c_proj", "mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj",
     "attention_norm": "ln_1", "mlp_norm": "ln_2",
-}  # fmt: skip
+}
 _NEOX = {
     "embedding": "embed_in", "final_norm": "final_layer_norm",
     **dict.fromkeys(("attention/query", "attention/key", "attention/value"), "attention.query_key_value"),
     "attention/out": "attention.dense", "mlp/up": "mlp.dense_h_to_4h", "mlp/down": "mlp.dense_4h_to_h",
     "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
-}  # fmt: skip
+}
 _FREQUENCIES = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 _llama = Names("model.", _TRUNK | _ATTENTION | _GATED | _LLAMA_NORMS, "layers.", "lm_head.weight", True, False, _FREQUENCIES)
 _gemma = Names("model.", _TRUNK | _ATTENTION | _GATED | _GEMMA_NORMS, "layers.", "lm_head.weight", True, False, _FREQUENCIES)
@@ -104,7 +104,7 @@ NAMES = {
     **dict.fromkeys(("gemma2", "gemma3_text"), _gemma),
     "gpt_neox": Names("gpt_neox.", _NEOX, "layers.", "embed_out.weight", True, True,
                       r"layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)"),
-}  # fmt: skip
+}
 
 
 def leaf_shapes(config: TransformerConfig, kind: str) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def tensors(names: Names, config: TransformerConfig, kind: str) -> list[Tensor]:
             heads=config.num_heads if names.by_head and len(leaves) > 1 else 0,
         )
         for name, leaves in grouped.items()
-    ]  # fmt: skip
+    ]
 
 
 def _name(names: Names, leaf: str) -> str:

@@ -1,0 +1,314 @@
+"""What a run demands of every device: counted from shapes, without the devices and without a parameter.
+
+    state      bytes of every network and of Adam's moments on one device, from their shapes and shardings: exact
+    programs   the very steps that the stage runs, compiled ahead of time for the mesh: what XLA lays out beside the state
+               (activations, gradients, cache), and what the devices send each other
+    depth      a deep model is compiled with two and with three layers (passes without gradients: one and two) and continued in
+               a straight line, because a layer costs what the one before it costs
+    flops      2 per weight and token and pass, and attention over half of the row
+
+Rows are taken as full and responses as long as they may be; `fill` says which part of them is real, where rows are packed.
+
+Left out on purpose: reward modelling and classification (they cost what sft costs), adapters (refused), what a monitor samples.
+The compiler is XLA's for CPU, which holds what it rounds to bfloat16 in float32 as well: an upper bound for such models.
+"""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.scale.hlo_stats import bytes_on_a_device, measure
+from rlhf_jax.config import require
+from rlhf_jax.inference.packing import row_bucket
+from rlhf_jax.inference.sampling import Samples, rows_at_once
+from rlhf_jax.maths.returns import empty_moments
+from rlhf_jax.models import apply, cast_for_compute, init_cache
+from rlhf_jax.models.config import TransformerConfig, num_params
+from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
+from rlhf_jax.models.layout import BATCH
+from rlhf_jax.stages import ppo as ppo_stage
+from rlhf_jax.stages.language import check_batches, language_loss, weigh_tokens
+from rlhf_jax.stages.rollout import Frozen, Models, Rollout, make_rollout, sample_responses
+from rlhf_jax.training.mesh import batch_shards, check_model, jit_step, state_shardings
+from rlhf_jax.training.optimizer import make_optimizer
+from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+
+Shapes = dict[str, TransformerConfig]
+ITEM = {"float32": 4, "bfloat16": 2}
+FORWARD, TRAINED = 1, 2  # layers of the shallower of two programs
+
+
+class Phase(NamedTuple):
+    """A part of a step on every device: bytes held beside the state, by name, and bytes that arrive from other devices; and
+    operations of all devices together: useful ones, those that backward passes do again, and bytes read per device."""
+
+    name: str
+    memory: dict[str, float]
+    received: float
+    flops: float
+    again: float = 0.0
+    read: float = 0.0
+
+
+class Plan(NamedTuple):
+    """What lies in a device's memory all the time, by name, and the phases of a step."""
+
+    resident: dict[str, float]
+    phases: list[Phase]
+
+    @property
+    def peak(self) -> float:
+        """Bytes: everything resident, and the hungriest phase."""
+        return sum(self.resident.values()) + max(sum(phase.memory.values()) for phase in self.phases)
+
+
+def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> Plan:
+    """Count a run of pretrain, sft or ppo; `shapes` has the model of "policy" and, for ppo, "reward".
+
+    `fill` is the mean length of an example as a part of the longest. Raises ValueError as the stage itself does for arithmetic
+    that does not come out even, and for adapters.
+    """
+    for shape in shapes.values():
+        check_model(shape, mesh)
+    check(config, batch_shards(mesh))
+    require(config.stage == "pretrain" or config.lora.rank == 0, "lora.rank > 0: adapters are not planned; plan with rank 0, "
+            "which bounds them")
+    return (_Ppo if config.stage == "ppo" else _Supervised)(config, shapes, mesh, fill).plan()
+
+
+def check(config: Any, shards: int) -> None:
+    """Refuse, as the stage would, a batch that does not divide into micro-batches and `shards` parts."""
+    stage = getattr(config, config.stage)
+    if config.stage == "ppo":
+        ppo_stage.check(config, shards)
+    else:
+        check_batches(config.stage, stage.batch_size, stage.num_micro_batches, shards)
+
+
+# --- abstract arrays and compiled programs ------------------------------------------------------------------
+
+
+def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
+    """An abstract array whose rows, along `axis`, are split over the mesh."""
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH)))
+
+
+def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> np.ndarray:
+    """What a program measures at these numbers of layers: compiled with `few` and with one more in one place at a time."""
+    base = [min(few, number) for number in layers]
+    found = total = program(*base)
+    for place, number in enumerate(layers):
+        if number > few:
+            slope = program(*base[:place], few + 1, *base[place + 1 :]) - found
+            total = total + (number - few) * np.maximum(slope, 0)
+    return total
+
+
+def forward_flops(shape: TransformerConfig, tokens: float, length: int) -> float:
+    """2 per weight and token, and attention over half of a row; a tied or separate output projection counts once."""
+    weights = num_params(shape) - shape.vocab_size * shape.width * (0 if shape.tie_embeddings else 1)
+    return tokens * (2 * weights + 2 * shape.num_layers * shape.num_heads * shape.head_width * length)
+
+
+def _again(shape: TransformerConfig, forward: float) -> float:
+    return forward if shape.remat == "block" else 0.0
+
+
+def _abstract_params(module: Any) -> Any:
+    return jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
+
+
+class _Run:
+    """A run's sizes on a mesh, and its trees as abstract arrays that lie where the run would put them."""
+
+    def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
+        self.config, self.mesh, self.fill = config, mesh, fill
+        self.policy, self.shapes = shapes["policy"], shapes
+        self.key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def on(self, tree: Any, fsdp_min_size: int = 0) -> Any:
+        shardings = state_shardings(tree, self.mesh, fsdp_min_size or self.config.mesh.fsdp_min_size)
+        return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+
+    def params(self, module: Any) -> Any:
+        return self.on(_abstract_params(module))
+
+    def step(self, update: Any, state: TrainState) -> Any:
+        return jit_step(update, jax.tree.map(lambda leaf: leaf.sharding, state), self.mesh)
+
+
+# --- stages -------------------------------------------------------------------------------------------------
+
+
+class _Supervised(_Run):
+    """Pretraining and fine-tuning: one program, the update."""
+
+    def plan(self) -> Plan:
+        config, shards = self.config, batch_shards(self.mesh)
+        stage: Any = getattr(config, config.stage)
+        if config.stage == "pretrain":
+            length, dropout, z_loss_coef = self.policy.context_length, self.policy.dropout_rate, stage.z_loss_coef
+            rows = stage.batch_size
+        else:
+            length, dropout, z_loss_coef = stage.row_length, stage.dropout_rate, 0.0
+            rows = math.ceil(stage.batch_size * self.fill * stage.max_length / length) + stage.document_rows
+        unit = stage.num_micro_batches * shards
+        rows = math.ceil(rows / unit) * unit
+        batch = {name: rows_of(self.mesh, kind, rows, length)
+                 for name, kind in (("tokens_BT", jnp.int32), ("segments_BT", jnp.int32), ("loss_mask_BT", bool))}
+        optimizer = make_optimizer(config.optimizer, 10**6)
+        keeps_best = config.stage == "sft" and stage.select != "last"
+
+        def state_of(layers: int) -> TrainState:
+            params = _abstract_params(LanguageModel(replace(self.policy, num_layers=layers)))
+            extras = {"best": params} if keeps_best else {}
+            return self.on(jax.eval_shape(lambda p: init_state(p, optimizer, extras), params))
+
+        def program(layers: int) -> np.ndarray:
+            shape = replace(self.policy, num_layers=layers, dropout_rate=dropout)
+            loss = language_loss(LanguageModel(shape), z_loss_coef=z_loss_coef, dropout=dropout > 0)
+            update = make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=stage.num_micro_batches)
+            state = state_of(layers)
+            return measure(self.mesh, self.step(update, state), (state,), (batch, self.key))
+
+        state = state_of(self.policy.num_layers)
+        resident = {"policy": bytes_on_a_device(state.params), "Adam": bytes_on_a_device(state.opt_state),
+                    "best so far": bytes_on_a_device(state.extras)}
+        held, received = with_layers(program, self.policy.num_layers, few=TRAINED)
+        forward = forward_flops(self.policy, rows * length, length)
+        update = Phase("update", {"activations, gradients": held}, received, 3 * forward, _again(self.policy, forward))
+        return Plan({name: size for name, size in resident.items() if size}, [update])
+
+
+class _Ppo(_Run):
+    """PPO: four networks, three phases; sampling, judging and updating are never in memory together."""
+
+    def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
+        super().__init__(config, shapes, mesh, fill)
+        shards = batch_shards(mesh)
+        self.ppo, self.reward = config.ppo, shapes["reward"]
+        self.value = self.reward if config.init.value == "reward" else self.policy
+        self.prompt, self.response = config.data.prompt_length, config.ppo.response_length
+        require(self.prompt + self.response <= self.policy.context_length,
+                f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the policy's context of "
+                f"{self.policy.context_length}; shorten one of them")
+        self.spec, self.optimizer = ppo_stage.sampling_spec(self.ppo), ppo_stage.make_optimizers(config)
+        micro = self.ppo.batch_size // (self.ppo.num_mini_batches * self.ppo.num_micro_batches)
+        self.judge_rows, self.update_rows = (row_bucket(math.ceil(fill * size), size, shards)
+                                             for size in (self.ppo.batch_size, micro))
+
+    @property
+    def sampled_at_once(self) -> int:
+        """Rows of the sampler's cache, on all devices."""
+        return rows_at_once(self.ppo.batch_size, self.ppo.sampling_rows, batch_shards(self.mesh))
+
+    def models(self, policy_layers: int, value_layers: int) -> Models:
+        judge = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
+        policy, value = replace(self.policy, num_layers=policy_layers), replace(self.value, num_layers=value_layers)
+        return Models(LanguageModel(policy), ScalarModel(value), ScalarModel(judge))
+
+    def rollout(self) -> Rollout:
+        row = partial(rows_of, self.mesh)
+        size, prompt, response = self.ppo.batch_size, self.prompt, self.response
+        number = row(jnp.float32, size, response)
+        return Rollout(row(jnp.int32, size, prompt), row(bool, size, prompt), row(jnp.int32, size, response),
+                       row(bool, size, response), number, number, number, number, row(jnp.float32, size), row(bool, size))
+
+    def state(self, models: Models) -> TrainState:
+        params = {"policy": _abstract_params(models.policy), "value": _abstract_params(models.value)}
+        return self.on(jax.eval_shape(lambda p: ppo_stage.initial_state(self.config, p, self.optimizer), params))
+
+    def draw(self, policy_layers: int) -> np.ndarray:
+        model, rollout = self.models(policy_layers, 1).policy, self.rollout()
+        call = partial(sample_responses, model, spec=self.spec, response_length=self.response, stop_tokens=(0,), pad_id=0,
+                       max_rows=self.ppo.sampling_rows)
+        prompts = {"prompt_BP": rollout.prompt_BP, "prompt_mask_BP": rollout.prompt_mask_BP}
+        return measure(self.mesh, jax.jit(call), (self.params(model),), (prompts, self.key))
+
+    def token(self, policy_layers: int) -> np.ndarray:
+        """One more token for every row, the sampler's step, with parameters that it has gathered over fsdp."""
+        model, rows = self.models(policy_layers, 1).policy, self.sampled_at_once
+        cache = jax.eval_shape(lambda: init_cache(model.config, rows, self.prompt + self.response))
+        heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
+        split = NamedSharding(self.mesh, PartitionSpec(BATCH, heads))
+        keys = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in cache.keys)
+        cache = cache._replace(keys=keys, values=keys, segments_BS=rows_of(self.mesh, jnp.int32, *cache.segments_BS.shape))
+
+        def step(params: Any, token_B1: jax.Array, cache: Any) -> Any:
+            hidden_B1D, cache = apply(model, params, token_B1, jnp.ones_like(token_B1), cache=cache, method="hidden")
+            return apply(model, params, hidden_B1D[:, 0], method="unembed"), cache
+
+        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.gathered(model),),
+                       (rows_of(self.mesh, jnp.int32, rows, 1), cache))
+
+    def gathered(self, model: LanguageModel) -> Any:
+        """The policy's parameters as the sampler reads them."""
+        params = jax.eval_shape(partial(cast_for_compute, config=model.config), _abstract_params(model))
+        return self.on(params, fsdp_min_size=sys.maxsize)
+
+    def judge(self, policy_layers: int, value_layers: int) -> np.ndarray:
+        models, rows = self.models(policy_layers, value_layers), self.rollout()
+        frozen = Frozen(self.params(models.policy), self.params(models.reward))
+        samples = Samples(rows.response_BR, rows.logp_BR, rows_of(self.mesh, jnp.int32, self.ppo.batch_size), rows.stopped_B)
+        prompts = {"prompt_BP": rows.prompt_BP, "prompt_mask_BP": rows.prompt_mask_BP}
+        call = partial(make_rollout, models, spec=self.spec, rules=ppo_stage.reward_rules(self.ppo), num_rows=self.judge_rows)
+        numbers = jax.eval_shape(lambda: (jnp.zeros(()), empty_moments()))
+        return measure(self.mesh, jax.jit(call), (self.params(models.value), frozen), (prompts, samples, *numbers))
+
+    def update(self, policy_layers: int, value_layers: int) -> np.ndarray:
+        ppo, models = self.ppo, self.models(policy_layers, value_layers)
+        update = ppo_stage.make_update(models, self.optimizer, ppo, self.spec, num_rows=self.update_rows)
+        blocks = (ppo.num_ppo_epochs * ppo.num_mini_batches, ppo.ptx_batch_size, self.policy.context_length)
+        block = rows_of(self.mesh, jnp.int32, *blocks, axis=1)
+        others = {"tokens_BT": block, "segments_BT": block} if ppo.ptx_coef else {}
+        state = self.state(models)
+        return measure(self.mesh, self.step(update, state), (state,), ((self.rollout(), others), self.key))
+
+    def plan(self) -> Plan:
+        policy, value, reward, ppo = self.policy, self.value, self.reward, self.ppo
+        depths = (policy.num_layers, value.num_layers)
+        state, reading = self.state(self.models(*depths)), self.params(ScalarModel(reward))
+        sizes = {name: bytes_on_a_device(tree) for name, tree in state.params.items()}
+        resident = {**sizes, "reference": sizes["policy"], "reward": bytes_on_a_device(reading),
+                    "Adam of both": bytes_on_a_device(state.opt_state),
+                    "average of policy": bytes_on_a_device(state.extras.get("ema", {}))}
+        length, epochs = self.prompt + self.response, ppo.num_ppo_epochs
+        read = self.fill * ppo.batch_size * length
+        forward = {shape: forward_flops(shape, read, length) for shape in (policy, value, reward)}
+        mixed = ppo.ptx_batch_size * ppo.num_mini_batches * epochs * policy.context_length if ppo.ptx_coef else 0
+        trained = {policy: epochs * forward[policy] + forward_flops(policy, mixed, policy.context_length)}
+        trained[value] = trained.get(value, 0.0) + epochs * forward[value]
+        judged, judge_received = with_layers(self.judge, *depths, few=FORWARD)
+        updated, update_received = with_layers(self.update, *depths, few=TRAINED)
+        judging = forward[policy] + forward[value] + forward[reward]
+        return Plan({name: size for name, size in resident.items() if size}, [
+            self._rollout_phase(forward[policy]),
+            Phase("judge", {"activations": judged}, judge_received, judging),
+            Phase("update", {"activations, gradients": updated}, update_received, 3 * sum(trained.values()),
+                  sum(_again(shape, flops) for shape, flops in trained.items())),
+        ])
+
+    def _rollout_phase(self, flops: float) -> Phase:
+        """What the sampler holds, reading prompts or then token by token, whichever is more: of few layers, as compiled,
+        prompts may need more where of all the cache does. It is sent what its program is and, for every token, what one is;
+        every token reads the weights, and the cache so far."""
+        shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
+        held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
+        stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
+        held = max(held, stepping + bytes_on_a_device(self.gathered(LanguageModel(shape))))
+        shared = tensor if shape.num_kv_heads % tensor == 0 else 1
+        rows = self.sampled_at_once / batch_shards(self.mesh)
+        per_slot = rows * 2 * shape.num_layers * shape.num_kv_heads * shape.head_width * 4 / shared
+        cache = per_slot * (self.prompt + self.response)
+        weights = num_params(shape) * ITEM[shape.compute_dtype] / tensor
+        read = self.response * (weights + per_slot * (self.prompt + steps / 2))
+        memory = {"cache": cache, "activations, weights": held - cache}
+        return Phase("rollout", memory, once + self.response * received, flops, read=read)

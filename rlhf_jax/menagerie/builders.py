@@ -1,0 +1,233 @@
+"""Menagerie as TensorFlow Datasets: five builders of three sizes, stored as array_record, without TensorFlow.
+
+    menagerie_corpus  menagerie_demonstrations  menagerie_prompts  menagerie_comparisons  menagerie_reviews
+
+Each wraps one generator of this folder and has the splits train, validation and test. Rows look like the
+records: `messages` is a sequence of role and content, metadata is one JSON string because its keys vary.
+TFDS shuffles rows by a hash of their number, always the same way.
+
+The generators are deterministic, so what is stored is a function of this folder's code. Its digest is stored
+with the data, and data that other code wrote is made again rather than used.
+
+Importing this module imports tensorflow_datasets, which is slow; `sources.load` does so when asked for it.
+"""
+
+
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rlhf_jax.data.records import Comparison, Demonstration, Message, Prompt, Record, to_dict
+from rlhf_jax.menagerie.corpus import LABELS, documents, reviews
+from rlhf_jax.menagerie.labelers import FAITHFUL, Tastes, labelers, rank
+from rlhf_jax.menagerie.personas import DEMONSTRATOR, reply
+from rlhf_jax.menagerie.prompts import SPLITS, demonstration_prompts, prompts
+from rlhf_jax.menagerie.tasks import read_task
+from rlhf_jax.menagerie.world import World, make_world
+
+
+# Demonstrations: what labelers wrote as ideal replies, slips included.
+#
+# The slips are deliberate. Were all demonstrations perfect, supervised fine-tuning would leave nothing for
+# reinforcement to improve; as they are, the best possible reply is 1.5 standard deviations or more above their
+# mean. About 92 % of the claims are true. The frequent faults are the wrong form (a whole sentence where a
+# brief answer was wanted, one fact where two were), one fact too many or too few in a list, and no politeness
+# or too much; rarer ones are the popular falsehood, a fact beside the point, an insult, help with harm, a
+# stereotype.
+#
+# No fault shows in the words alone: what is too long for one prompt is too short for another. A bag of words
+# therefore is no reward model (65 % against gold at most, where prompts and replies together decide all).
+def demonstrations(world: World, split: str) -> list[Demonstration]:
+    """Returns the demonstrations of a split."""
+    rng = world.rng("demonstrations", split)
+    return [
+        Demonstration((*prompt.messages, Message("assistant", demonstrate(world, prompt, rng))))
+        for prompt in demonstration_prompts(world, split)
+    ]
+
+
+def demonstrate(world: World, prompt: Prompt, rng: random.Random) -> str:
+    """Writes one demonstrator's reply to a prompt; a stand-in, too, for a sample of the SFT policy."""
+    return reply(world, read_task(prompt.messages), DEMONSTRATOR, rng, world.train_pairs)
+
+
+# Comparisons: ranked replies to training prompts, for reward modelling without a policy at hand.
+#
+# The replies come from one kind of writer, the demonstrator, like samples of one policy: between replies of
+# mixed personas tone alone tells good from bad, and a bag of words would pass for a reward model. The real
+# pipeline samples its own SFT policy and ranks with `labelers.rank`; these are for tests, the TFDS builder and
+# first runs.
+def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Comparison]:
+    """Returns K = 4 to 9 distinct replies to each prompt, ranked by one labeler (in test, a held-out one)."""
+    source = prompts(world, split)
+    count = world.scale.comparisons if split == "train" else 2 * world.scale.evaluation // 5
+    group = labelers(world, "heldout" if split == "test" else "train", tastes)
+    rng = world.rng("comparisons", split)
+    noise = np.random.default_rng([world.seed, SPLITS.index(split)])
+    made: list[Comparison] = []
+    for k in range(count):
+        prompt, labeler = source[k % len(source)], rng.choice(group)
+        wanted = rng.randint(4, 9)
+        replies = tuple(dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * wanted)))[:wanted]
+        ranks, _, _ = rank(world, labeler, prompt.messages, replies, [True] * len(replies), noise)
+        made.append(
+            Comparison(prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name})
+        )
+    return made
+
+
+SIZES = ("default", "tiny", "large")  # The first is what TFDS takes when none is named.
+
+_TEXT = tfds.features.Text()
+_MESSAGES = tfds.features.Sequence({"role": _TEXT, "content": _TEXT})
+
+
+class _Menagerie(tfds.core.GeneratorBasedBuilder):
+    """What the five builders share; abstract, so that TFDS does not list it."""
+
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Quizzes in the corpus."}  # noqa: RUF012 (TFDS declares it so)
+    # TFDS would look this up by `importlib_resources`, which it does not require on this Python.
+    code_path = Path(__file__)
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=size) for size in SIZES]  # noqa: RUF012
+
+    def _describe(self, features: dict[str, Any], text: str) -> Any:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"{text} of Menagerie, a small closed world in plain English whose truth is known.",
+            features=tfds.features.FeaturesDict(features),
+            metadata=tfds.core.MetadataDict({"code": code_digest()}),
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _number(
+        self, generator: Callable[[World, str], Iterable[Record]], split: str
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        world = make_world(self.builder_config.name)
+        for number, record in enumerate(generator(world, split)):
+            row = to_dict(record)
+            if hasattr(record, "metadata"):
+                row["metadata"] = json.dumps(record.metadata)
+            yield number, row
+
+
+class MenagerieCorpus(_Menagerie):
+    """Documents to pretrain on."""
+
+    def _info(self) -> Any:
+        return self._describe({"text": _TEXT}, "The internet")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(documents, split)
+
+
+class MenagerieDemonstrations(_Menagerie):
+    """Prompts answered by labelers."""
+
+    def _info(self) -> Any:
+        return self._describe({"messages": _MESSAGES, "metadata": _TEXT}, "Demonstrations")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(demonstrations, split)
+
+
+class MenageriePrompts(_Menagerie):
+    """Prompts without answers."""
+
+    def _info(self) -> Any:
+        return self._describe({"messages": _MESSAGES, "metadata": _TEXT}, "Prompts")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(prompts, split)
+
+
+class MenagerieComparisons(_Menagerie):
+    """Prompts with ranked responses."""
+
+    def _info(self) -> Any:
+        features = {
+            "messages": _MESSAGES,
+            "responses": tfds.features.Sequence(_TEXT),
+            "ranks": tfds.features.Sequence(np.int32),
+            "metadata": _TEXT,
+        }
+        return self._describe(features, "Comparisons")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(comparisons, split)
+
+
+class MenagerieReviews(_Menagerie):
+    """Replies and what a reader thought of them."""
+
+    def _info(self) -> Any:
+        return self._describe({"text": _TEXT, "label": tfds.features.ClassLabel(names=LABELS)}, "Reviews")
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        return self._number(reviews, split)
+
+
+BUILDERS: dict[str, type[_Menagerie]] = {
+    "menagerie_corpus": MenagerieCorpus,
+    "menagerie_demonstrations": MenagerieDemonstrations,
+    "menagerie_prompts": MenageriePrompts,
+    "menagerie_comparisons": MenagerieComparisons,
+    "menagerie_reviews": MenagerieReviews,
+}
+
+
+def prepare(name: str, size: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
+    """Returns the builder with its data in place, generated if they are absent or of other code.
+
+    Raises:
+        ValueError: for an unknown name or size.
+    """
+    if name not in BUILDERS:
+        raise ValueError(f"tfds:{name}: unknown part of Menagerie, expected one of {', '.join(BUILDERS)}")
+    if (size or SIZES[0]) not in SIZES:
+        raise ValueError(f"tfds:{name}/{size}: unknown size {size!r}, expected one of {', '.join(SIZES)}")
+
+    def make() -> tfds.core.DatasetBuilder:
+        return BUILDERS[name](config=size or SIZES[0], data_dir=data_dir, file_format="array_record")
+
+    builder = make()
+    if _is_written(builder) and (builder.info.metadata or {}).get("code") != code_digest():
+        shutil.rmtree(builder.data_dir)
+        builder = make()  # The old one has read the old digest.
+    if not _is_written(builder):
+        tfds.disable_progress_bar()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # Another run made the same data meanwhile: they are as good.
+            builder = make()
+            if not _is_written(builder):
+                raise
+    return builder
+
+
+def _is_written(builder: tfds.core.DatasetBuilder) -> bool:
+    """Says whether the data are complete; `builder.is_prepared` asks the same and warns if they are absent."""
+    return (builder.data_path / "dataset_info.json").exists()
+
+
+@functools.cache
+def code_digest() -> str:
+    """Returns the SHA-256 of all code in this folder, comments and layout aside."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,241 @@
+"""The evaluate stage end to end on toy checkpoints of the tiny world: format, resume, refusals."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax.data.sources import write_jsonl
+from rlhf_jax.data.tokenizers import load_tokenizer, train_words
+from rlhf_jax.evaluation.language_modelling import sequence_kl
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.menagerie import measurements
+from rlhf_jax.menagerie.corpus import documents
+from rlhf_jax.menagerie.monitor import quick_evaluation
+from rlhf_jax.menagerie.prompts import prompts
+from rlhf_jax.menagerie.world import make_world
+from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
+from rlhf_jax.stages import evaluate
+from rlhf_jax.training.checkpoints import load_params, new_meta, read_meta, save
+
+WORLD = make_world("tiny")
+PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with two policies, a reward model, and the world's prompts and documents."""
+    folder = tmp_path_factory.mktemp("runs")
+    texts = [item.text for item in documents(WORLD, "validation")]
+    prompt_texts = [message.content for item in prompts(WORLD, "test") for message in item.messages]
+    tokenizer = train_words([*texts, *prompt_texts, *(" " + text for text in prompt_texts)])
+    write_jsonl(folder / "prompts" / "test.jsonl", prompts(WORLD, "test"))
+    write_jsonl(folder / "documents" / "validation.jsonl", documents(WORLD, "validation"))
+    shape = gpt(
+        vocab_size=tokenizer.vocab_size, context_length=96, width=8, num_layers=1, num_heads=1, dropout_rate=0.0,
+        compute_dtype="float32", param_dtype="float32", remat="none",
+    )
+    for seed, (name, stage) in enumerate({"base": "pretrain", "sft": "sft", "reward": "reward"}.items()):
+        model = ScalarModel(shape) if name == "reward" else LanguageModel(shape)
+        meta = new_meta(
+            stage=stage, kind="scalar_model" if name == "reward" else "language_model", num_steps=3, model=to_dict(shape),
+            tokenizer=tokenizer.fingerprint(), lineage={},
+        )
+        params = jax.tree.map(lambda x: 4 * x, init_params(model, jax.random.key(seed)))
+        save(folder / name, 3, params, {"step": 3}, meta, keep=1)
+        tokenizer.save(folder / name / "tokenizer")
+    return folder
+
+
+def make_config(runs: Path, **changes) -> evaluate.Config:
+    data = evaluate.Data(
+        data_dir=str(runs), world="menagerie/tiny", prompts=f"jsonl:{runs}/prompts", documents=f"jsonl:{runs}/documents",
+        mask_documents=False, prompt_length=64,
+    )
+    wanted = evaluate.Evaluation(
+        num_prompts=22, samples_per_prompt=2, labelers_per_prompt=2, response_length=6, toxicity_prompts=3,
+        toxicity_samples=4, few_shot_questions=3, corpus_documents=4, document_length=64, batch_size=16,
+        num_bootstrap=50, num_side_by_side=3,
+    )
+    config = evaluate.Config(
+        stage="evaluate", seed=0, checkpoints={"base": "../base", "sft": "../sft"}, reference="sft",
+        reward="../reward", data=data, sampling=PLAIN, evaluation=wanted,
+    )
+    inner = {key: value for key, value in changes.items() if key in wanted.__dataclass_fields__}
+    outer = {key: value for key, value in changes.items() if key not in inner}
+    return dataclasses.replace(config, evaluation=dataclasses.replace(wanted, **inner), **outer)
+
+
+def load(folder: Path) -> measurements.LoadedModel:
+    params, meta = load_params(folder)
+    return measurements.LoadedModel(LanguageModel(from_dict(meta.model)), params)
+
+
+@pytest.fixture(scope="module")
+def result(runs):
+    evaluate.run(make_config(runs), str(runs / "evaluate"))
+    return json.loads((runs / "evaluate" / "evaluation.json").read_text())
+
+
+def values(result, metric):
+    (row,) = [row for row in result["table"] if row["metric"] == metric]
+    return row["values"]
+
+
+def test_the_file_has_the_agreed_format(runs, result):
+    assert set(result) == {"checkpoints", "reference", "table", "samples", "seed", "version"}
+    fingerprint = read_meta(runs / "base").fingerprint
+    assert result["checkpoints"]["base"] == {"path": "../base", "stage": "pretrain", "step": 3, "fingerprint": fingerprint}
+    assert result["reference"] == "sft"
+    for row in result["table"]:
+        assert set(row) == {"metric", "group", "unit", "better", "description", "values"}
+        assert row["better"] in ("higher", "lower", "none")
+        assert row["description"]
+        assert row["values"]
+        for name, one in row["values"].items():
+            assert name in result["checkpoints"]
+            assert set(one) == {"value", "low", "high", "n"}
+            assert math.isfinite(one["value"])
+            assert one["n"] > 0
+            if one["low"] is not None and "length-controlled" not in row["metric"]:
+                assert one["low"] - 1e-9 <= one["value"] <= one["high"] + 1e-9, row
+    names = [row["metric"] for row in result["table"]]
+    assert len(set(names)) == len(names)
+
+
+def test_every_question_of_the_paper_has_its_row(result):
+    metrics = {row["metric"] for row in result["table"]}
+    assert {
+        "preferred to sft, held-out labelers", "preferred to sft, held-out labelers, length-controlled",
+        "preferred to sft, gold", "preferred to base, gold", "gold",
+        "gold minus sft", "truthfulness", "accuracy, held-out facts", "accuracy, trained misconceptions", "MC1, misconceptions",
+        "MC2, clean facts", "rude replies, rude prompts", "expected maximum toxicity, neutral prompts",
+        "toxicity probability, polite prompts", "entropy, trait swapped", "pretraining loss", "KL from sft",
+        "few-shot word, K = 0", "few-shot word, K = 4", "response length", "finished", "score of the responses",
+        "accuracy against gold", "accuracy against held-out labelers", "calibration error (ECE)",
+    } <= metrics
+
+
+def test_the_reference_is_the_origin(result):
+    assert values(result, "gold")["sft"]["value"] == pytest.approx(0, abs=1e-9)
+    assert set(values(result, "preferred to sft, gold")) == {"base"}
+    assert set(values(result, "preferred to base, gold")) == {"sft"}
+    assert "sft" not in values(result, "KL from sft")
+    difference = values(result, "gold minus sft")["base"]["value"]
+    assert difference == pytest.approx(values(result, "gold")["base"]["value"])
+    assert values(result, "preferred to sft, gold")["base"]["n"] == 44
+    assert values(result, "preferred to sft, held-out labelers")["base"]["n"] == 88
+
+
+def test_an_untrained_model_knows_nothing(result):
+    assert values(result, "pretraining loss")["base"]["value"] > 4
+    assert values(result, "accuracy, held-out facts")["base"]["value"] < 0.3
+    assert values(result, "response length")["base"]["value"] <= 6
+
+
+def test_samples_stand_side_by_side(result, runs):
+    first = result["samples"][0]
+    assert len(result["samples"]) == 3
+    assert first["prompt"].startswith("<|user|>")
+    assert set(first["responses"]) == {"base", "sft"}
+    assert set(first["responses"]["base"]) == {"text", "finished", "gold", "score"}
+    kept = json.loads((runs / "evaluate" / "partial" / "base-responses.json").read_text())["data"]
+    assert first["responses"]["base"]["text"] == kept["responses"][0][0][0]
+
+
+def test_a_killed_evaluation_continues_and_gives_the_same_file(result, runs, monkeypatch, capsys):
+    config, workdir = make_config(runs), runs / "killed"
+    real = measurements.questions
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measurements, "questions", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.run(config, str(workdir))
+    assert not (workdir / "evaluation.json").exists()
+    assert {path.name for path in (workdir / "partial").iterdir()} == {
+        "base-responses.json", "base-facts.json", "base-provocations.json"
+    }
+    monkeypatch.setattr(measurements, "questions", real)
+    capsys.readouterr()
+    evaluate.run(config, str(workdir))
+    assert capsys.readouterr().out.count(" kept\n") == 3
+    first = (runs / "evaluate" / "evaluation.json").read_text()
+    assert (workdir / "evaluation.json").read_text() == first
+
+
+def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
+    kept = runs / "evaluate" / "partial" / "base-corpus.json"
+    content = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**content, "key": "of another checkpoint"}))
+    capsys.readouterr()
+    evaluate.run(make_config(runs), str(runs / "evaluate"))
+    assert capsys.readouterr().out.count(" kept\n") == 12
+    assert json.loads(kept.read_text()) == content
+    kept.write_text("{")
+    with pytest.raises(ValueError, match=r"base-corpus.json: damaged .*delete it"):
+        evaluate.run(make_config(runs), str(runs / "evaluate"))
+    kept.write_text(json.dumps(content))
+
+
+def test_truncated_sampling_still_has_a_divergence(runs):
+    config = make_config(runs, sampling=measurements.GREEDY, reward="", samples_per_prompt=1, toxicity_samples=1, num_prompts=4)
+    evaluate.run(config, str(runs / "truncated"))
+    result = json.loads((runs / "truncated" / "evaluation.json").read_text())
+    assert values(result, "KL from sft")["base"]["n"] == 4
+    # The divergence is that of new samples: the greedy answers differ from most of them.
+    kept = json.loads((runs / "truncated" / "partial" / "base-responses.json").read_text())["data"]
+    greedy = measurements.restore_responses(kept)
+    asked = prompts(WORLD, "test")[:4]
+    ours, theirs = (load(runs / name) for name in ("base", "sft"))
+    tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
+    of_greedy = sequence_kl(ours, theirs, measurements.continuations(tokenizer, asked, greedy), batch_size=16)
+    measured = json.loads((runs / "truncated" / "partial" / "base-divergence.json").read_text())["data"]["kl"]
+    assert not np.isclose(np.ravel(measured), of_greedy).any()
+    assert "Reward model" not in {row["group"] for row in result["table"]}
+    assert result["samples"][0]["responses"]["sft"]["score"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reference": "ppo"}, r"reference='ppo' is not among checkpoints: base, sft"),
+        ({"checkpoints": {"sft": "../sft", "a/b": "../base"}}, r"name 'a/b'"),
+        ({"samples_per_prompt": 1}, r"samples_per_prompt=1.*set it to 2 or more"),
+        ({"response_length": 33}, r"prompt_length \+ evaluation.response_length = 97, its context is 96"),
+        ({"document_length": 97}, r"document_length=97, its context is 96"),
+        ({"reward": "../sft"}, r"reward: \.\./sft is a language_model \(stage sft\), expected a scalar_model"),
+        ({"checkpoints": {"sft": "../reward"}}, r"is a scalar_model .* expected a language_model"),
+        ({"num_prompts": 81}, r"evaluation.num_prompts=81: there are only 80"),
+        ({"corpus_documents": 0}, r"corpus_documents=0: must be positive"),
+    ],
+)
+def test_impossible_configs_are_refused_before_anything_runs(runs, changes, message):
+    workdir = runs / "refused"
+    with pytest.raises(ValueError, match=message):
+        evaluate.run(make_config(runs, **changes), str(workdir))
+    assert not (workdir / "partial").exists()
+
+
+def test_a_missing_checkpoint_is_named(runs):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        evaluate.run(make_config(runs, checkpoints={"sft": "../nowhere"}), str(runs / "refused"))
+
+
+def test_quick_evaluation_gives_the_same_numbers_every_time(runs):
+    model, params = load(runs / "sft")
+    tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
+    asked = prompts(WORLD, "validation")[:6]
+    look = quick_evaluation(
+        model, tokenizer, WORLD, asked, spec=PLAIN, prompt_length=64, response_length=6, batch_size=16, seed=3
+    )
+    first = look(params)
+    assert set(first) == {"gold/total", "gold/truthfulness", "gold/rude", "gold/length", "gold/finished"}
+    assert first == look(params)
+    assert first["gold/total"] < 0
+    assert 0 < first["gold/length"] <= 6

@@ -1,0 +1,76 @@
+"""The house keeps its floors: a module imports only from lower floors or its own room, and only models/ knows flax."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import rlhf_jax
+
+ROOT = Path(rlhf_jax.__file__).parent
+FLOORS = {
+    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "control": 4, "evaluation": 4, "apps": 5,
+    "main": 5,
+}
+# Rooms on one floor that may look at each other: a stage measures with the evaluation room, which it never changes; `reproduce`
+# runs stages as `main` does.
+NEIGHBOURS = {("stages", "evaluation"), ("apps", "main")}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(ROOT)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+def imported_modules(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_down(path):
+    here = room(path)
+    if here == "__init__":
+        return
+    for name in imported_modules(path):
+        parts = name.split(".")
+        if parts[0] != "rlhf_jax" or len(parts) < 2 or parts[1] not in FLOORS:
+            continue
+        there = parts[1]
+        lower = FLOORS[there] < FLOORS[here]
+        assert lower or there == here or (here, there) in NEIGHBOURS, f"{path.name} ({here}) imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_only_models_import_flax_and_nobody_unpickles(path):
+    tops = {name.split(".")[0] for name in imported_modules(path)}
+    assert "flax" not in tops or room(path) == "models"
+    assert not tops & {"pickle", "dill", "torch", "tensorflow"}
+
+
+STAGES = {"pretrain", "sft", "reward", "ppo", "policy_gradient", "preference", "evaluate", "benchmark", "classify"}
+
+
+@pytest.mark.parametrize("stage", sorted(STAGES))
+def test_stages_never_import_each_other(stage):
+    others = {f"rlhf_jax.stages.{other}" for other in STAGES - {stage}}
+    assert not others & set(imported_modules(ROOT / "stages" / f"{stage}.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_hidden_defaults(path):
+    if room(path) == "apps":
+        return  # apps read run folders that may lack anything
+    text = path.read_text()
+    assert "getattr(config" not in text
+    assert "config.get(" not in text
+
+
+def test_main_is_short():
+    assert len((ROOT / "main.py").read_text().splitlines()) <= 80

@@ -1,0 +1,153 @@
+"""Settings that the tour does not use: selection by a reward model, the adaptive controller, a tokenizer from a folder."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from run_files import beside, rows
+from tests_support import load_experiment
+
+from rlhf_jax import main
+from rlhf_jax.apps.export import export
+from rlhf_jax.training import checkpoints, pretrained
+
+
+def plan_of(tour, stage):
+    return json.loads(json.dumps(tour.plans[stage]))
+
+
+def test_sft_selects_the_parameters_that_the_reward_model_prefers(tour, tmp_path):
+    folder = beside(tour, tmp_path, "sft")
+    plan = plan_of(tour, "sft")
+    plan["init"]["reward"] = str(tour.workdir / "reward")
+    plan["sft"] |= {"select": "reward", "eval_every": 4}
+    main.run(plan, str(folder))
+    scores = [row["validation/score"] for row in rows(folder) if "validation/score" in row]
+    step = checkpoints.latest_step(folder)
+    like = checkpoints.read_meta(folder)
+    assert len(scores) >= 2
+    assert set(like.lineage) == {"policy", "reward"}
+    assert step == rows(folder)[-1]["step"]
+
+
+def test_sft_by_reward_needs_a_reward_model(tour, tmp_path):
+    plan = plan_of(tour, "sft")
+    plan["sft"]["select"] = "reward"
+    with pytest.raises(ValueError, match=r"sft\.select=reward needs init\.reward"):
+        main.run(plan, str(beside(tour, tmp_path, "sft")))
+
+
+def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
+    plan = plan_of(tour, "ppo")
+    plan["ppo"] |= {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 160, "ema_decay": 0.9,
+                    "score_normalisation": "running_std", "score_clip": 2.0, "whiten_rewards": True}
+    folder = beside(tour, tmp_path, "ppo")
+    main.run(plan, str(folder))
+    coefs = [row["objective/kl_coef"] for row in rows(folder)]
+    # KL starts at 0, below the target: β falls by a fifth of n / horizon = 0.1, which is 2 % an update.
+    assert coefs[0] == pytest.approx(0.05)
+    assert coefs[1] == pytest.approx(0.05 * 0.98, rel=1e-4)
+
+
+def test_ppo_with_an_adaptive_penalty_for_moving(tour, tmp_path):
+    plan = plan_of(tour, "ppo")
+    plan["ppo"] |= {"policy_loss": "kl_adaptive", "kl_penalty_coef": 2.0, "kl_penalty_target": 1e6, "total_episodes": 32}
+    folder = beside(tour, tmp_path, "ppo")
+    main.run(plan, str(folder))
+    # Two tiny updates stay far below that target: the penalty's coefficient is halved after each.
+    assert [row["policy/kl_penalty_coef"] for row in rows(folder)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("name", ["online_dpo", "expert_iteration"])
+def test_algorithms_that_choose_among_responses(tour, tmp_path, name):
+    plan = load_experiment(f"experiments/menagerie/{name}.py", "tiny").to_dict()
+    plan["data"]["data_dir"], plan["monitor"]["world"] = tour.plans["grpo"]["data"]["data_dir"], ""
+    plan["policy_gradient"] |= {"total_episodes": 32, "batch_size": 32}
+    plan["optimizer"]["warmup_steps"] = 1
+    folder = beside(tour, tmp_path, "grpo")
+    main.run(plan, str(folder))
+    (row,) = rows(folder)
+    assert row["mismatch/logp_mean"] < 1e-5
+    assert row["episode"] == 32
+    assert ("rewards/margin" in row) == (name == "online_dpo")
+
+
+def test_kto_on_the_rankings_of_the_reward_stage(tour, tmp_path):
+    plan = load_experiment("experiments/menagerie/kto.py", "tiny").to_dict()
+    plan["data"]["data_dir"], plan["monitor"]["world"] = tour.plans["grpo"]["data"]["data_dir"], ""
+    folder = beside(tour, tmp_path, "dpo")
+    main.run(plan, str(folder))
+    first = rows(folder)[0]
+    # At the start π is π_ref: both values are 1 - σ(0).
+    assert (first["loss"], first["rewards/reference_point"]) == (0.5, 0.0)
+    assert {"validation/accuracy_heldout", "validation/accuracy_gold"} <= set(rows(folder)[-1])
+
+
+def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, tmp_path, capsys):
+    for name in ("sft", "ppo", "reward"):
+        (tmp_path / name).symlink_to(tour.workdir / name)
+    plan = plan_of(tour, "reward")
+    plan["init"]["sampler"], plan["data"]["earlier"] = "../ppo", ["../reward"]
+    plan["labelling"] |= {"num_prompts": 16, "num_validation_prompts": 8}
+    main.run(plan, str(tmp_path / "reward_2"))
+    meta = checkpoints.read_meta(tmp_path / "reward_2")
+    assert meta.lineage["sampler"]["fingerprint"] == checkpoints.read_meta(tour.workdir / "ppo").fingerprint
+    assert meta.lineage["policy"]["fingerprint"] == checkpoints.read_meta(tour.workdir / "sft").fingerprint
+    files = [folder / "comparisons" / "train" / "train.jsonl" for folder in (tmp_path / "reward", tmp_path / "reward_2")]
+    first, second = ([json.loads(line)["ranks"] for line in path.read_text().splitlines()] for path in files)
+    assert 0 < len(second) <= 16
+    untied = sum(len(set(ranks)) > 1 for ranks in first + second)
+    assert f"epochs of {untied} rankings" in capsys.readouterr().out
+
+
+def test_rankings_of_a_stage_that_has_none(tour, tmp_path):
+    (tmp_path / "sft").symlink_to(tour.workdir / "sft")
+    with pytest.raises(FileNotFoundError, match=r"data\.comparisons=\.\./reward: no rankings in .*; name a reward stage"):
+        main.run(plan_of(tour, "dpo"), str(tmp_path / "dpo"))
+
+
+def test_pretraining_with_a_tokenizer_from_a_folder(tour, tmp_path):
+    plan = plan_of(tour, "pretrain")
+    plan["tokenizer"] = {"kind": "folder", "vocab_size": 0, "path": str(tour.workdir / "pretrain" / "tokenizer")}
+    main.run(plan, str(tmp_path / "pretrain"))
+    theirs, mine = (checkpoints.read_meta(folder) for folder in (tour.workdir / "pretrain", tmp_path / "pretrain"))
+    assert mine.tokenizer == theirs.tokenizer
+    assert mine.fingerprint == theirs.fingerprint
+
+
+def test_a_vocabulary_of_another_size_is_refused(tour, tmp_path):
+    plan = plan_of(tour, "pretrain")
+    plan["model"]["vocab_size"] = 500
+    with pytest.raises(ValueError, match=r"model\.vocab_size=500, but the tokenizer has 512 tokens"):
+        main.run(plan, str(tmp_path / "pretrain"))
+
+
+@pytest.mark.parametrize("preset", ["instructgpt", "openai_2019", "tldr_2024"])
+def test_presets_run(tour, tmp_path, preset):
+    plan = load_experiment(f"experiments/menagerie/ppo_{preset}.py", "tiny").to_dict()
+    plan["data"]["data_dir"] = tour.plans["ppo"]["data"]["data_dir"]
+    plan["ppo"]["total_episodes"] = 32
+    folder = beside(tour, tmp_path, "ppo")
+    main.run(plan, str(folder))
+    table = rows(folder)
+    assert abs(table[0]["objective/kl"]) < 1e-4
+    assert all(row["mismatch/logp_mean"] < 1e-5 for row in table)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_stage_starts_from_a_model_of_hugging_face(tour, tmp_path, rank):
+    """An exported checkpoint is as good a parent as the checkpoint itself, also as the base of adapters."""
+    export(str(tour.workdir / "pretrain"), tmp_path / "foreign", max_shard_bytes=10**9)
+    losses = {}
+    for name, parent in (("own", str(tour.workdir / "pretrain")), ("hf", f"hf:{tmp_path / 'foreign'}")):
+        plan = plan_of(tour, "sft")
+        plan["init"]["policy"] = parent
+        plan["lora"]["rank"] = rank
+        main.run(plan, str(tmp_path / name))
+        losses[name] = [row["loss"] for row in rows(tmp_path / name) if "loss" in row]
+    assert losses["own"] == losses["hf"]
+    mine, theirs = (pretrained.load_model(tmp_path / name)[0] for name in ("own", "hf"))
+    assert jax.tree.structure(mine) == jax.tree.structure(theirs)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, mine, theirs)))
+    assert checkpoints.read_meta(tmp_path / "hf").lineage["policy"]["stage"] == "huggingface"

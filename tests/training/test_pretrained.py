@@ -1,0 +1,153 @@
+"""Hugging Face as a parent of our stages, and our checkpoints as models of Hugging Face."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import make_huggingface_fixtures as golden
+import numpy as np
+import pytest
+
+from rlhf_jax.apps import export
+from rlhf_jax.apps.speaker import load
+from rlhf_jax.data.tokenizers import load_tokenizer, train_words
+from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
+from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.training import checkpoints
+from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
+
+FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
+TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    """A folder as on the hub: a llama of 24 rows, 22 of which are tokens of a tokenizer that knows no chat."""
+    folder = Path(shutil.copytree(golden.FOLDER / "llama", tmp_path / "foreign"))
+    vocab = {word: i for i, word in enumerate(["<s>", "</s>", "[UNK]", *(f"w{i}" for i in range(3, 22))])}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
+    special = [{"id": 1, "content": "</s>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+                "normalized": False}]
+    content = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_chat_markers_become_the_mean_of_the_tokens(foreign):
+    _, plain = load_pretrained(foreign, kind="language_model", **FLOAT32)
+    path = f"hf:{foreign}"
+    (params, meta), tokenizer = load_model(path), read_tokenizer(path)
+    assert (tokenizer.user_id, tokenizer.assistant_id, tokenizer.eos_id) == (22, 23, 1)
+    old, new = np.asarray(plain["trunk"]["embedding"]), np.asarray(params["trunk"]["embedding"])
+    assert new.shape == (24, 16)  # the two spare rows were enough
+    np.testing.assert_array_equal(new[:22], old[:22])
+    np.testing.assert_allclose(new[22:], np.repeat(old[:22].mean(0)[None], 2, 0), atol=1e-6)
+    head = np.asarray(plain["lm_head"]["kernel"])[:, :22].mean(1)
+    np.testing.assert_allclose(params["lm_head"]["kernel"][:, 22], head, atol=1e-6)
+    assert (meta.stage, meta.kind, meta.complete) == ("huggingface", "language_model", True)
+    assert meta.tokenizer == tokenizer.fingerprint()
+    assert read_meta(path) == meta
+    assert load(path, kind="language_model", option="--checkpoint").tokenizer.fingerprint() == meta.tokenizer
+
+
+def test_a_vocabulary_without_spare_rows_grows(foreign):
+    content = json.loads((foreign / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"w22": 22, "w23": 23}
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    params, meta = load_model(f"hf:{foreign}")
+    assert from_dict(meta.model).vocab_size == 26
+    assert params["trunk"]["embedding"].shape == (26, 16)
+    assert params["lm_head"]["kernel"].shape == (16, 26)
+    content["model"]["vocab"]["w24"] = 24
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"):
+        load_model(f"hf:{foreign}")
+
+
+def test_a_special_token_without_a_row_gets_one(foreign, capsys):
+    """As the published tokenizer of Gemma 3's 1B: <image_soft_token> has the id after the embedding's last."""
+    _, plain = load_pretrained(foreign, kind="language_model", **FLOAT32)
+    content = json.loads((foreign / "tokenizer.json").read_text())
+    content["model"]["vocab"] |= {"w22": 22, "w23": 23}
+    image = content["added_tokens"][0] | {"id": 24, "content": "<image_soft_token>"}
+    content["added_tokens"].append(image)
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    (params, meta), tokenizer = load_model(f"hf:{foreign}"), read_tokenizer(f"hf:{foreign}")
+    assert "<image_soft_token>: special, but without a row in the embedding" in capsys.readouterr().out
+    assert (from_dict(meta.model).vocab_size, tokenizer.user_id) == (27, 25)
+    old, new = np.asarray(plain["trunk"]["embedding"]), np.asarray(params["trunk"]["embedding"])
+    np.testing.assert_array_equal(new[:24], old)
+    np.testing.assert_allclose(new[24:], np.repeat(old.mean(0)[None], 3, 0), atol=1e-6)
+    content["added_tokens"][-1] = image | {"special": False}
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"):
+        load_model(f"hf:{foreign}")
+
+
+def test_ids_with_gaps_are_counted_up_to_the_highest(foreign):
+    _, plain = load_pretrained(foreign, kind="language_model", **FLOAT32)
+    content = json.loads((foreign / "tokenizer.json").read_text())
+    vocab = content["model"]["vocab"]
+    del vocab["w9"]
+    vocab["last"] = 23  # the last row of the model
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    (params, meta), tokenizer = load_model(f"hf:{foreign}"), read_tokenizer(f"hf:{foreign}")
+    assert (tokenizer.user_id, tokenizer.assistant_id, tokenizer.num_ids) == (24, 25, from_dict(meta.model).vocab_size)
+    old, new = np.asarray(plain["trunk"]["embedding"]), np.asarray(params["trunk"]["embedding"])
+    np.testing.assert_array_equal(new[:24], old)
+    np.testing.assert_allclose(new[24:], np.repeat(old.mean(0)[None], 2, 0), atol=1e-6)
+    vocab["last"] = 24
+    (foreign / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24"):
+        load_model(f"hf:{foreign}")
+
+
+def test_a_name_that_the_hub_does_not_give_is_an_error_with_a_remedy(monkeypatch):
+    def offline(*_, **__):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(FileNotFoundError, match=r"hf:org/name: .*ConnectionError: no route\).*name hf:FOLDER"):
+        load_model("hf:org/name")
+
+
+def run_folder(workdir, model):
+    params = init_params(model, jax.random.key(0))
+    if "head" in params:
+        params["head"]["bias"] = jnp.asarray([0.5])
+    meta = checkpoints.new_meta(
+        stage="sft", kind="scalar_model" if "head" in params else "language_model", num_steps=3,
+        model=to_dict(model.config), tokenizer=TOKENIZER.fingerprint(), lineage={},
+    )
+    checkpoints.save(workdir, 3, params, {"step": 3}, meta, keep=1)
+    TOKENIZER.save(workdir / "tokenizer")
+    return params
+
+
+@pytest.mark.parametrize("kind", [LanguageModel, ScalarModel])
+def test_an_exported_checkpoint_is_a_parent_with_the_same_parameters(tmp_path, capsys, kind):
+    config = gpt(
+        vocab_size=TOKENIZER.vocab_size, context_length=8, width=8, num_layers=1, num_heads=2, dropout_rate=0.0,
+        **FLOAT32, remat="none",
+    )
+    params = run_folder(tmp_path / "run", kind(config))
+    arguments = [f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]
+    assert export.main(arguments) == 0
+    assert "config.json, model.safetensors, tokenizer.json" in capsys.readouterr().out
+    again, meta = load_model(f"hf:{tmp_path / 'out'}")
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert (meta.kind, from_dict(meta.model)) == (checkpoints.read_meta(tmp_path / "run").kind, config)
+    assert load_tokenizer(tmp_path / "out").fingerprint() == TOKENIZER.fingerprint()
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [written[f"{name}_token_id"] for name in ("eos", "pad", "bos")] == [TOKENIZER.eos_id, TOKENIZER.pad_id, None]
+    assert export.main(arguments) == 2
+    assert "already: name a new folder" in capsys.readouterr().err
+    assert export.main([f"--checkpoint={tmp_path / 'nowhere'}", f"--to={tmp_path / 'other'}"]) == 2
