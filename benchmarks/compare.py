@@ -48,8 +48,19 @@ def environment(name: str) -> Path:
 
 def peer(name: str, python: Path, work: str, size: str, dtype: str) -> Worker:
     """A process of a peer."""
-    command = [str(python), "-m", f"benchmarks.peers.{name}_works", f"--work={work}", f"--size={size}", f"--dtype={dtype}"]
-    quiet = {"TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [
+        str(python),
+        "-m",
+        f"benchmarks.peers.{name}_works",
+        f"--work={work}",
+        f"--size={size}",
+        f"--dtype={dtype}",
+    ]
+    quiet = {
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     return Worker(command, quiet, LOGS / f"{name}-{work}-{size}-{dtype}.log")
 
 
@@ -60,20 +71,33 @@ def main() -> None:
     parser.add_argument("--python", type=Path, help="the peer's Python, if it is installed already")
     args = parser.parse_args()
     python = args.python or environment(args.peer)
-    print(describe_machine(), "| work | peer, s | ours, s | ratio | peak MiB, peer / ours |", "|---|---|---|---|---|", sep="\n")
+    print(
+        describe_machine(),
+        "| work | peer, s | ours, s | ratio | peak MiB, peer / ours |",
+        "|---|---|---|---|---|",
+        sep="\n",
+    )
     for size, dtype, work in product(args.sizes, args.dtypes, args.works):
         if work not in PEERS[args.peer].works or size not in PEERS[args.peer].sizes:
             print(f"{work} {size} {dtype}: {args.peer} lacks it", file=sys.stderr)
             continue
-        workers = {"peer": peer(args.peer, python, work, size, dtype), "ours": ours(work, size, dtype)}
+        workers = {
+            "peer": peer(args.peer, python, work, size, dtype),
+            "ours": ours(work, size, dtype),
+        }
         measured = take_turns(workers, args.repeats)
         if len(measured) < 2:
             print(f"{work} {size} {dtype}: not measured, see above", file=sys.stderr)
             continue
-        theirs, mine = ([run["seconds"] for run in measured[name].runs] for name in ("peer", "ours"))
+        theirs, mine = (
+            [run["seconds"] for run in measured[name].runs] for name in ("peer", "ours")
+        )
         ratio = statistics.median(theirs) / statistics.median(mine)
         peaks = " / ".join(f"{measured[name].facts['peak_mib']:,.0f}" for name in ("peer", "ours"))
-        print(f"| {work} {size} {dtype} | {spread(theirs)} | {spread(mine)} | {ratio:.2f} | {peaks} |", flush=True)
+        print(
+            f"| {work} {size} {dtype} | {spread(theirs)} | {spread(mine)} | {ratio:.2f} | {peaks} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

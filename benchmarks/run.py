@@ -36,7 +36,14 @@ class Measured(NamedTuple):
 
 def ours(work: str, size: str, dtype: str, environment: Mapping[str, str] | None = None) -> Worker:
     """A process of this package."""
-    command = [sys.executable, "-m", "benchmarks.works", f"--work={work}", f"--size={size}", f"--dtype={dtype}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.works",
+        f"--work={work}",
+        f"--size={size}",
+        f"--dtype={dtype}",
+    ]
     return Worker(command, dict(environment or {}), LOGS / f"{work}-{size}-{dtype}.log")
 
 
@@ -60,8 +67,12 @@ def take_turns(workers: Mapping[str, Worker], repeats: int) -> dict[str, Measure
 def spread(values: Iterable[float], digits: int = 3) -> str:
     """median [min..max] with so many significant digits."""
     values = list(values)
-    return "{} [{}..{}]".format(*(f"{x:.{digits}g}" if x < 1000 else f"{x:,.0f}"
-                                  for x in (statistics.median(values), min(values), max(values))))
+    return "{} [{}..{}]".format(
+        *(
+            f"{x:.{digits}g}" if x < 1000 else f"{x:,.0f}"
+            for x in (statistics.median(values), min(values), max(values))
+        )
+    )
 
 
 def first_iteration(size: str, dtype: str) -> tuple[float, float]:
@@ -79,9 +90,13 @@ def describe_machine() -> str:
     """CPU, cores and versions."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
-        cpu = dict(line.split(":", 1) for line in subprocess.getoutput("lscpu").splitlines() if ":" in line)
-        model = f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} model {cpu['Model'].strip()}, " \
-                f"{cpu['CPU(s)'].strip()} cores"
+        cpu = dict(
+            line.split(":", 1) for line in subprocess.getoutput("lscpu").splitlines() if ":" in line
+        )
+        model = (
+            f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} model {cpu['Model'].strip()}, "
+            f"{cpu['CPU(s)'].strip()} cores"
+        )
     return f"{datetime.date.today()}, {model}, Python {platform.python_version()}"
 
 
@@ -89,9 +104,16 @@ def rows(measured: Mapping[str, Measured], ceiling: str) -> list[str]:
     """A Markdown row for every work, the ceiling last."""
     machine, facts = measured[ceiling]
     peaks = [facts["flops"] / run["seconds"] / 1e9 for run in machine]
-    lines = [row(name, work, statistics.median(peaks)) for name, work in measured.items() if name != ceiling]
+    lines = [
+        row(name, work, statistics.median(peaks))
+        for name, work in measured.items()
+        if name != ceiling
+    ]
     copies = spread(run["bandwidth"] for run in machine)
-    return [*lines, f"| *{ceiling}* | | matrix product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |"]
+    return [
+        *lines,
+        f"| *{ceiling}* | | matrix product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |",
+    ]
 
 
 def row(name: str, work: Measured, peak: float) -> str:
@@ -101,15 +123,32 @@ def row(name: str, work: Measured, peak: float) -> str:
     speed = spread(run.get("tokens", facts["units"]) / run["seconds"] for run in runs)
     achieved = facts["flops"] / statistics.median(seconds) / 1e9
     share = "–" if "ragged" in name else f"{achieved:.0f} ({achieved / peak:.0%})"
-    phases = [f"{statistics.median(run[phase] for run in runs):.3g}" for phase in PPO_PHASES if phase in runs[0]]
-    cells = [name, spread(seconds), f"{speed} {facts['unit']}/s", share, f"{facts['peak_mib']:,.0f}", " / ".join(phases)]
+    phases = [
+        f"{statistics.median(run[phase] for run in runs):.3g}"
+        for phase in PPO_PHASES
+        if phase in runs[0]
+    ]
+    cells = [
+        name,
+        spread(seconds),
+        f"{speed} {facts['unit']}/s",
+        share,
+        f"{facts['peak_mib']:,.0f}",
+        " / ".join(phases),
+    ]
     return f"| {' | '.join(cells)} |"
 
 
 def works_parser(description: str | None) -> argparse.ArgumentParser:
     """The flags that say what to measure and how often."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("works", "generate,sft,reward,ppo"), ("sizes", "S512,S50k,M"), ("dtypes", "float32")):
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("works", "generate,sft,reward,ppo"),
+        ("sizes", "S512,S50k,M"),
+        ("dtypes", "float32"),
+    ):
         parser.add_argument(f"--{name}", default=default, type=lambda text: text.split(","))
     parser.add_argument("--repeats", type=int, default=5)
     return parser
@@ -124,18 +163,25 @@ HEAD = [
 def main() -> None:
     """Measure and print; `--out` also writes every single run."""
     parser = works_parser(__doc__)
-    parser.add_argument("--first", action="store_true", help="also time the first PPO iteration of fresh processes")
+    parser.add_argument(
+        "--first", action="store_true", help="also time the first PPO iteration of fresh processes"
+    )
     parser.add_argument("--out", type=Path, help="JSON lines of every run")
     args = parser.parse_args()
     print(describe_machine(), *HEAD, sep="\n", flush=True)
     for size, dtype in product(args.sizes, args.dtypes):
         ceiling = f"ceilings {size} {dtype}"
-        workers = {f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works]}
+        workers = {
+            f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works]
+        }
         measured = take_turns(workers, args.repeats)
         print(*rows(measured, ceiling), sep="\n", flush=True)
         if args.first:
             cold, warm = first_iteration(size, dtype)
-            print(f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |", flush=True)
+            print(
+                f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |",
+                flush=True,
+            )
         if args.out:
             with args.out.open("a") as file:
                 for name, (runs, facts) in measured.items():

@@ -19,9 +19,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def parse_work(description: str | None, works: Iterable[str], sizes: Iterable[str]) -> argparse.Namespace:
+def parse_work(
+    description: str | None, works: Iterable[str], sizes: Iterable[str]
+) -> argparse.Namespace:
     """`work`, `size` and `dtype` of a worker's command line."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", required=True, choices=works)
     parser.add_argument("--size", required=True, choices=sizes)
     parser.add_argument("--dtype", required=True, choices=["float32", "bfloat16"])
@@ -33,7 +37,9 @@ def process_peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def serve(run: Callable[[], dict[str, float]], peak: Callable[[], float] = process_peak, **facts: Any) -> None:
+def serve(
+    run: Callable[[], dict[str, float]], peak: Callable[[], float] = process_peak, **facts: Any
+) -> None:
     """Answer `go` with what `run` measured, and `end` with `facts` and the peak memory; nothing else may be on stdout."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to stderr
@@ -57,7 +63,12 @@ class Worker:
         self._name, self._log = " ".join(command), log
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, **environment}, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=log.open("w"),
         )
 
@@ -72,7 +83,9 @@ class Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise RuntimeError(f"{self._name} ended; its log {self._log} ends with\n{self._log.read_text()[-2000:]}")
+            raise RuntimeError(
+                f"{self._name} ended; its log {self._log} ends with\n{self._log.read_text()[-2000:]}"
+            )
         return json.loads(line)
 
     def seconds_to_first(self) -> float:

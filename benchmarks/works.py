@@ -76,8 +76,14 @@ class Work(NamedTuple):
 def shape(size: Size, dtype: str) -> TransformerConfig:
     """GPT-2's shape."""
     config = gpt(
-        vocab_size=size.vocab_size, width=size.width, num_layers=size.num_layers, num_heads=size.num_heads, dropout_rate=0.0,
-        context_length=max(size.length, size.prompt + size.response), compute_dtype=dtype, param_dtype="float32",
+        vocab_size=size.vocab_size,
+        width=size.width,
+        num_layers=size.num_layers,
+        num_heads=size.num_heads,
+        dropout_rate=0.0,
+        context_length=max(size.length, size.prompt + size.response),
+        compute_dtype=dtype,
+        param_dtype="float32",
         remat=size.remat,
     )
     return replace(config, attention=size.attention)
@@ -90,10 +96,22 @@ def matmul_params(size: Size) -> tuple[int, int]:
 
 def optimizer(num_steps: int) -> Any:
     """Adam with clipping, as the stages make it."""
-    return make_optimizer(OptimizerConfig(
-        learning_rate=1e-5, schedule="linear", warmup_steps=0, warmup_init_fraction=0.0, final_fraction=0.0, b1=0.9, b2=0.95,
-        eps=1e-8, adam_style="torch", weight_decay=0.0, max_grad_norm=1.0,
-    ), num_steps)
+    return make_optimizer(
+        OptimizerConfig(
+            learning_rate=1e-5,
+            schedule="linear",
+            warmup_steps=0,
+            warmup_init_fraction=0.0,
+            final_fraction=0.0,
+            b1=0.9,
+            b2=0.95,
+            eps=1e-8,
+            adam_style="torch",
+            weight_decay=0.0,
+            max_grad_norm=1.0,
+        ),
+        num_steps,
+    )
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
@@ -105,7 +123,10 @@ def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any,
 
 def _prompts(size: Size) -> dict[str, jax.Array]:
     tokens = np.random.default_rng(0).integers(2, size.vocab_size, (size.prompts, size.prompt))
-    return {"prompt_BP": jnp.asarray(tokens, jnp.int32), "prompt_mask_BP": jnp.ones(tokens.shape, bool)}
+    return {
+        "prompt_BP": jnp.asarray(tokens, jnp.int32),
+        "prompt_mask_BP": jnp.ones(tokens.shape, bool),
+    }
 
 
 def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
@@ -113,8 +134,17 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
     model = LanguageModel(shape(size, dtype))
     params, prompts = init_params(model, jax.random.key(0)), _prompts(size)
     stops = tuple(range(size.vocab_size * 4 // size.response)) if ragged else ()
-    draw = partial(sample, model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"],
-                   spec=SPEC, response_length=size.response, stop_tokens=stops, pad_id=PAD)
+    draw = partial(
+        sample,
+        model,
+        params,
+        prompts["prompt_BP"],
+        prompts["prompt_mask_BP"],
+        spec=SPEC,
+        response_length=size.response,
+        stop_tokens=stops,
+        pad_id=PAD,
+    )
     keys = iter(range(10**6))
 
     def run() -> dict[str, float]:
@@ -126,7 +156,9 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
     return Work(run, size.prompts * size.response, "tokens", flops)
 
 
-def _supervised(update: Callable[..., Any], params: Any, batch: dict[str, jax.Array]) -> Callable[[], dict[str, float]]:
+def _supervised(
+    update: Callable[..., Any], params: Any, batch: dict[str, jax.Array]
+) -> Callable[[], dict[str, float]]:
     step = jax.jit(update, donate_argnums=0)
     state = init_state(params, optimizer(10**6))
 
@@ -142,11 +174,16 @@ def sft(size: Size, dtype: str) -> Work:
     """One update of the language model."""
     model = LanguageModel(shape(size, dtype))
     ones = jnp.ones((size.rows, size.length), jnp.int32)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, ones.shape), jnp.int32)
+    tokens = jnp.asarray(
+        np.random.default_rng(0).integers(2, size.vocab_size, ones.shape), jnp.int32
+    )
     loss = language_loss(model, z_loss_coef=0.0, dropout=False)
     update = make_supervised_update(loss, weigh_tokens, optimizer(10**6), num_micro_batches=1)
-    run = _supervised(update, init_params(model, jax.random.key(0)),
-                      {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones})
+    run = _supervised(
+        update,
+        init_params(model, jax.random.key(0)),
+        {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones},
+    )
     return Work(run, ones.size, "tokens", 6 * sum(matmul_params(size)) * ones.size)
 
 
@@ -154,7 +191,9 @@ def rm(size: Size, dtype: str) -> Work:
     """One update of the reward model on pairs, one candidate to a row."""
     model, rows = ScalarModel(shape(size, dtype)), 2 * size.pairs
     batch = {
-        "tokens_NT": jnp.asarray(np.random.default_rng(0).integers(2, size.vocab_size, (rows, size.length)), jnp.int32),
+        "tokens_NT": jnp.asarray(
+            np.random.default_rng(0).integers(2, size.vocab_size, (rows, size.length)), jnp.int32
+        ),
         "segments_NT": jnp.ones((rows, size.length), jnp.int32),
         "row_BC": jnp.arange(rows).reshape(-1, 2),
         "last_BC": jnp.full((size.pairs, 2), size.length - 1),
@@ -162,7 +201,9 @@ def rm(size: Size, dtype: str) -> Work:
         "mask_BC": jnp.ones((size.pairs, 2), bool),
     }
     loss = reward.reward_loss(model, pair_norm="num_valid_pairs", dropout=False)
-    update = make_supervised_update(loss, reward.weigh_prompts, optimizer(10**6), num_micro_batches=1)
+    update = make_supervised_update(
+        loss, reward.weigh_prompts, optimizer(10**6), num_micro_batches=1
+    )
     run = _supervised(update, init_params(model, jax.random.key(0)), batch)
     return Work(run, size.pairs, "pairs", 6 * matmul_params(size)[0] * rows * size.length)
 
@@ -170,13 +211,40 @@ def rm(size: Size, dtype: str) -> Work:
 def ppo_config(size: Size) -> ppo.PPO:
     """TRL's PPO defaults on 4 epochs x 4 minibatches."""
     return ppo.PPO(
-        total_episodes=size.prompts, batch_size=size.prompts, num_ppo_epochs=4, num_mini_batches=4, num_micro_batches=1,
-        response_length=size.response, sampling_rows=0,
-        temperature=1.0, top_k=0, top_p=1.0, kl_coef=0.05, kl_controller="fixed", kl_target=6.0,
-        kl_horizon=10_000, kl_estimator="k1", gamma=1.0, lam=0.95, cliprange=0.2, cliprange_value=0.2, vf_coef=0.1,
-        entropy_coef=0.0, missing_eos_penalty=0.0, missing_eos_mode="none", score_clip=0.0, score_normalisation="none",
-        whiten_rewards=False, whiten_advantages="batch", target_kl=0.0, ema_decay=0.0, ptx_coef=0.0, ptx_batch_size=0,
-        policy_loss="clip", kl_penalty_coef=0.0, kl_penalty_target=0.0,
+        total_episodes=size.prompts,
+        batch_size=size.prompts,
+        num_ppo_epochs=4,
+        num_mini_batches=4,
+        num_micro_batches=1,
+        response_length=size.response,
+        sampling_rows=0,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        kl_coef=0.05,
+        kl_controller="fixed",
+        kl_target=6.0,
+        kl_horizon=10_000,
+        kl_estimator="k1",
+        gamma=1.0,
+        lam=0.95,
+        cliprange=0.2,
+        cliprange_value=0.2,
+        vf_coef=0.1,
+        entropy_coef=0.0,
+        missing_eos_penalty=0.0,
+        missing_eos_mode="none",
+        score_clip=0.0,
+        score_normalisation="none",
+        whiten_rewards=False,
+        whiten_advantages="batch",
+        target_kl=0.0,
+        ema_decay=0.0,
+        ptx_coef=0.0,
+        ptx_batch_size=0,
+        policy_loss="clip",
+        kl_penalty_coef=0.0,
+        kl_penalty_target=0.0,
     )
 
 
@@ -184,13 +252,23 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
     """Generate, score with reference, value and reward model, update policy and value: four separate networks."""
     config, model = shape(size, dtype), ppo_config(size)
     models = Models(LanguageModel(config), ScalarModel(config), ScalarModel(config))
-    policy, scalar = init_params(models.policy, jax.random.key(0)), init_params(models.reward, jax.random.key(1))
+    policy, scalar = (
+        init_params(models.policy, jax.random.key(0)),
+        init_params(models.reward, jax.random.key(1)),
+    )
     adam = optimizer(10**6)
     trained = {"policy": policy, "value": scalar}
     state = jax.tree.map(jnp.copy, ppo.initial_state(cast(Any, _Coefficient(model)), trained, adam))
-    draw = jax.jit(partial(
-        sample_responses, models.policy, spec=SPEC, response_length=size.response, stop_tokens=(), pad_id=PAD
-    ))
+    draw = jax.jit(
+        partial(
+            sample_responses,
+            models.policy,
+            spec=SPEC,
+            response_length=size.response,
+            stop_tokens=(),
+            pad_id=PAD,
+        )
+    )
     judge = jax.jit(partial(make_rollout, models, spec=SPEC, rules=ppo.reward_rules(model)))
     update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
     prompts, frozen = _prompts(size), Frozen(policy, scalar)
@@ -200,10 +278,22 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
         key = jax.random.fold_in(jax.random.key(2), int(state.step))
         controllers = state.extras["controllers"]
         samples, drawing = timed(draw, state.params["policy"], prompts, jax.random.fold_in(key, 0))
-        judged, judging = timed(judge, state.params["value"], frozen, prompts, samples, controllers.kl_coef,
-                                controllers.score_moments)
+        judged, judging = timed(
+            judge,
+            state.params["value"],
+            frozen,
+            prompts,
+            samples,
+            controllers.kl_coef,
+            controllers.score_moments,
+        )
         (state, _), updating = timed(update, state, (judged[0], {}), jax.random.fold_in(key, 1))
-        return {"seconds": drawing + judging + updating, "generate": drawing, "score": judging, "update": updating}
+        return {
+            "seconds": drawing + judging + updating,
+            "generate": drawing,
+            "score": judging,
+            "update": updating,
+        }
 
     return Work(run, size.prompts, "episodes", ppo_flops(size))
 
@@ -246,7 +336,11 @@ def device_peak() -> float:
 
 
 WORKS: dict[str, Callable[[Size, str], Work]] = {
-    "generate": generate, "ragged": partial(generate, ragged=True), "sft": sft, "reward": rm, "ppo": ppo_iteration,
+    "generate": generate,
+    "ragged": partial(generate, ragged=True),
+    "sft": sft,
+    "reward": rm,
+    "ppo": ppo_iteration,
     "ceilings": ceilings,
 }
 

@@ -36,10 +36,21 @@ EPISODES = 512  # per update
 REWARD = jnp.arange(3.0)
 REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
 SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-SHAPE = gpt(vocab_size=3, context_length=4, width=4, num_layers=1, num_heads=1, dropout_rate=0.0, compute_dtype="float32",
-            param_dtype="float32", remat="none")
+SHAPE = gpt(
+    vocab_size=3,
+    context_length=4,
+    width=4,
+    num_layers=1,
+    num_heads=1,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
+)
 POLICY, SCALAR = LanguageModel(SHAPE), ScalarModel(SHAPE)
-Play = tuple[jax.Array, dict[str, Any]]  # probabilities after each update (U, 3), metrics of each update
+Play = tuple[
+    jax.Array, dict[str, Any]
+]  # probabilities after each update (U, 3), metrics of each update
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------
@@ -47,7 +58,9 @@ Play = tuple[jax.Array, dict[str, Any]]  # probabilities after each update (U, 3
 
 def objective(policy_A: jax.Array, *, beta: float) -> jax.Array:
     """E_π[r] - β KL(π ‖ ρ), for probabilities over the last axis."""
-    return policy_A @ REWARD - beta * categorical(jnp.log(policy_A), jnp.broadcast_to(REFERENCE, policy_A.shape))
+    return policy_A @ REWARD - beta * categorical(
+        jnp.log(policy_A), jnp.broadcast_to(REFERENCE, policy_A.shape)
+    )
 
 
 def optimum(*, beta: float) -> jax.Array:
@@ -58,7 +71,11 @@ def optimum(*, beta: float) -> jax.Array:
 def forward_optimum(*, beta: float) -> np.ndarray:
     """The highest E_π[r] - β KL(ρ ‖ π): on samples of π, the gradient of k3 in the loss is that of KL(ρ ‖ π)."""
     rho, reward = np.exp(np.asarray(REFERENCE, np.float64)), np.asarray(REWARD, np.float64)
-    lam = brentq(lambda x: float(np.sum(beta * rho / (x - reward))) - 1.0, reward.max() + 1e-9, reward.max() + beta + 1.0)
+    lam = brentq(
+        lambda x: float(np.sum(beta * rho / (x - reward))) - 1.0,
+        reward.max() + 1e-9,
+        reward.max() + beta + 1.0,
+    )
     return np.asarray(beta * rho / (lam - reward))
 
 
@@ -105,13 +122,18 @@ def only(name: str, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 def prompts(count: int) -> dict[str, jax.Array]:
     """The one prompt, `count` times."""
-    return {"prompt_BP": jnp.zeros((count, 1), jnp.int32), "prompt_mask_BP": jnp.ones((count, 1), bool)}
+    return {
+        "prompt_BP": jnp.zeros((count, 1), jnp.int32),
+        "prompt_mask_BP": jnp.ones((count, 1), bool),
+    }
 
 
 def draw(params: Any, key: jax.Array) -> Samples:
     """Arms in the policy's proportions, as exact as their number allows, in any order."""
     uniform_B = (jnp.arange(EPISODES) + 0.5) / EPISODES
-    token_B = jax.random.permutation(key, (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1))
+    token_B = jax.random.permutation(
+        key, (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1)
+    )
     ones_B = jnp.ones(EPISODES, jnp.int32)
     return Samples(token_B[:, None], jnp.log(arms(params))[token_B][:, None], ones_B, ones_B > 0)
 
@@ -122,10 +144,14 @@ def draw(params: Any, key: jax.Array) -> Samples:
 def ppo_settings(**changes: Any) -> ppo.PPO:
     """PPO's settings at the bandit's size: one minibatch, advantages as they are."""
     config = build(ppo.Config, ppo_experiment.get_config("tiny").to_dict()).ppo
-    return replace(config, batch_size=EPISODES, num_mini_batches=1, **{"whiten_advantages": "none", **changes})
+    return replace(
+        config, batch_size=EPISODES, num_mini_batches=1, **{"whiten_advantages": "none", **changes}
+    )
 
 
-def group_settings(experiment: Any = rloo_experiment, **changes: Any) -> policy_gradient.PolicyGradient:
+def group_settings(
+    experiment: Any = rloo_experiment, **changes: Any
+) -> policy_gradient.PolicyGradient:
     """The settings of an experiment of the policy-gradient stage, at the bandit's size."""
     config = build(policy_gradient.Config, experiment.get_config("tiny").to_dict()).policy_gradient
     return replace(config, batch_size=EPISODES, num_mini_batches=1, **changes)
@@ -140,39 +166,73 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
     coefs = jnp.asarray(settings.kl_coef), jnp.asarray(settings.kl_penalty_coef)
     extras = {"controllers": ppo.Controllers(*coefs, empty_moments())}
     state = init_state({"policy": tabular_policy(), "value": bare(SCALAR)}, optimizer, extras)
-    frozen, update = Frozen(tabular_policy(), arm_reward()), ppo.make_update(models, optimizer, settings, SPEC)
-    rules = RewardRules(**{field.name: getattr(settings, field.name) for field in fields(RewardRules)})
+    frozen, update = (
+        Frozen(tabular_policy(), arm_reward()),
+        ppo.make_update(models, optimizer, settings, SPEC),
+    )
+    rules = RewardRules(
+        **{field.name: getattr(settings, field.name) for field in fields(RewardRules)}
+    )
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
         samples = draw(state.params["policy"], jax.random.fold_in(key, 0))
-        rollout, _, metrics = make_rollout(models, state.params["value"], frozen, prompts(EPISODES), samples, coefs[0],
-                                            empty_moments(), spec=SPEC, rules=rules)
+        rollout, _, metrics = make_rollout(
+            models,
+            state.params["value"],
+            frozen,
+            prompts(EPISODES),
+            samples,
+            coefs[0],
+            empty_moments(),
+            spec=SPEC,
+            rules=rules,
+        )
         state, more = update(state, (rollout, {}), jax.random.fold_in(key, 1))
         return state, (arms(state.params["policy"]), {**metrics, **more})
 
     return _play(iterate, state, updates)
 
 
-def play_groups(settings: policy_gradient.PolicyGradient, *, updates: int, learning_rate: float) -> Play:
+def play_groups(
+    settings: policy_gradient.PolicyGradient, *, updates: int, learning_rate: float
+) -> Play:
     """The same for the algorithms without a value network."""
     models = policy_gradient.Models(POLICY, SCALAR)
-    optimizer = only("final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02))
+    optimizer = only(
+        "final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
+    )
     moments = policy_gradient.Moments(empty_moments(), empty_moments())
     state = init_state(tabular_policy(), optimizer, {"moments": moments})
-    frozen, update = Frozen(tabular_policy(), arm_reward()), policy_gradient.make_update(POLICY, optimizer, settings, SPEC)
+    frozen, update = (
+        Frozen(tabular_policy(), arm_reward()),
+        policy_gradient.make_update(POLICY, optimizer, settings, SPEC),
+    )
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
         samples = draw(state.params, jax.random.fold_in(key, 0))
         groups, moments, _, metrics = policy_gradient.judge_groups(
-            models, frozen, prompts(settings.num_prompts), samples, state.extras["moments"], settings=settings, spec=SPEC
+            models,
+            frozen,
+            prompts(settings.num_prompts),
+            samples,
+            state.extras["moments"],
+            settings=settings,
+            spec=SPEC,
         )
         state, more = update(state, groups, jax.random.fold_in(key, 1))
-        return replace(state, extras={"moments": moments}), (arms(state.params), {**metrics, **more})
+        return replace(state, extras={"moments": moments}), (
+            arms(state.params),
+            {**metrics, **more},
+        )
 
     return _play(iterate, state, updates)
 
 
-def _play(iterate: Callable[[TrainState, jax.Array], tuple[TrainState, Play]], state: TrainState, updates: int) -> Play:
+def _play(
+    iterate: Callable[[TrainState, jax.Array], tuple[TrainState, Play]],
+    state: TrainState,
+    updates: int,
+) -> Play:
     keys = jax.random.split(jax.random.key(0), updates)
     _, (policy_UA, metrics) = jax.jit(partial(jax.lax.scan, iterate))(state, keys)
     return policy_UA, metrics

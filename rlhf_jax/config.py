@@ -44,7 +44,9 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return build(typing.cast(type, hint), _mapping(value, path), path)
     if origin is dict:
-        return {str(k): _convert(args[1], v, f"{path}.{k}") for k, v in _mapping(value, path).items()}
+        return {
+            str(k): _convert(args[1], v, f"{path}.{k}") for k, v in _mapping(value, path).items()
+        }
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{path}: expected a list, got {value!r}")
@@ -54,7 +56,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return None if value is None else _convert(next(a for a in args if a is not type(None)), value, path)
+        return (
+            None
+            if value is None
+            else _convert(next(a for a in args if a is not type(None)), value, path)
+        )
     return _scalar(hint, value, path)
 
 

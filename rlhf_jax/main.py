@@ -1,8 +1,7 @@
 """Run one stage, or a pipeline of stages, from an experiment config.
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
+python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
 """
-
 
 import sys
 from collections.abc import Mapping
@@ -41,11 +40,15 @@ def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     known = {"stage", "seed", "order", "stages"}
     unknown = sorted(set(config) - known)
     if unknown:
-        raise ValueError(f"config.{unknown[0]}: no such field of a pipeline; known fields: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"config.{unknown[0]}: no such field of a pipeline; known fields: {', '.join(sorted(known))}"
+        )
     order, stages = list(config["order"]), config["stages"]
     absent = [name for name in order if name not in stages]
     if absent:
-        raise ValueError(f"config.order names {', '.join(absent)}, but config.stages has {', '.join(stages)}")
+        raise ValueError(
+            f"config.order names {', '.join(absent)}, but config.stages has {', '.join(stages)}"
+        )
     plans = {}
     for name in order:
         stage = {**_plain(stages[name]), "seed": config["seed"]}
@@ -62,7 +65,9 @@ def _plain(tree: Any) -> Any:
 _MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
 STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Experiment file with get_config().", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
 
 
@@ -73,9 +78,13 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         run_pipeline(plan_pipeline(config), workdir)
         return
     if stage not in STAGES:
-        raise ValueError(f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}")
+        raise ValueError(
+            f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}"
+        )
     if processes.process_count() > 1 and stage in ("evaluate", "benchmark"):
-        raise ValueError(f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone")
+        raise ValueError(
+            f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone"
+        )
     module = STAGES[stage]
     module.run(build(module.Config, config), workdir)
 

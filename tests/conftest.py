@@ -5,8 +5,12 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-CACHE = Path(os.environ.get("RLHF_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / "rlhf_jax_test_cache"))
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+CACHE = Path(
+    os.environ.get("RLHF_JAX_TEST_CACHE", Path(tempfile.gettempdir()) / "rlhf_jax_test_cache")
+)
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 
 import jax  # noqa: E402

@@ -23,7 +23,13 @@ class Outer:
     flag: bool
 
 
-GOOD = {"size": 3, "inner": {"rate": 1, "mode": "a"}, "names": ["x"], "paths": {"p": "q"}, "flag": True}
+GOOD = {
+    "size": 3,
+    "inner": {"rate": 1, "mode": "a"},
+    "names": ["x"],
+    "paths": {"p": "q"},
+    "flag": True,
+}
 
 
 def change(**inner_or_outer):
@@ -38,12 +44,18 @@ def test_builds_nested_dataclasses_and_widens_whole_numbers():
     ("tree", "message"),
     [
         (change(sise=1), r"config\.sise: no such field; did you mean 'size'"),
-        (change(inner={"rate": 1.0, "mode": "a", "rat": 2.0}), r"config\.inner\.rat: .*did you mean 'rate'"),
+        (
+            change(inner={"rate": 1.0, "mode": "a", "rat": 2.0}),
+            r"config\.inner\.rat: .*did you mean 'rate'",
+        ),
         ({k: v for k, v in GOOD.items() if k != "size"}, r"config: missing size"),
         (change(size=2.5), r"config\.size: expected int, got float 2\.5"),
         (change(size=True), r"config\.size: expected int, got bool True"),
         (change(flag=1), r"config\.flag: expected bool, got int 1"),
-        (change(inner={"rate": 1.0, "mode": "c"}), r"config\.inner\.mode: 'c' is not one of 'a', 'b'"),
+        (
+            change(inner={"rate": 1.0, "mode": "c"}),
+            r"config\.inner\.mode: 'c' is not one of 'a', 'b'",
+        ),
         (change(inner=3), r"config\.inner: expected a group of fields, got 3"),
         (change(names="x"), r"config\.names: expected a list, got 'x'"),
     ],

@@ -23,7 +23,9 @@ from benchmarks.worker import parse_work, serve
 P, R, T = 32, 64, 128
 # width, layers, heads, vocabulary, prompts, rows, pairs
 SIZES = {
-    "S512": (256, 4, 8, 512, 64, 32, 16), "S50k": (256, 4, 8, 50257, 64, 32, 16), "M": (768, 12, 12, 50257, 16, 4, 4),
+    "S512": (256, 4, 8, 512, 64, 32, 16),
+    "S50k": (256, 4, 8, 50257, 64, 32, 16),
+    "M": (768, 12, 12, 50257, 16, 4, 4),
 }
 
 
@@ -31,14 +33,26 @@ def shape(size: str) -> GPT2Config:
     """GPT-2's shape; the two last ids are end and padding."""
     width, layers, heads, vocab = SIZES[size][:4]
     return GPT2Config(  # type: ignore[call-arg]
-        n_embd=width, n_layer=layers, n_head=heads, vocab_size=vocab, n_positions=T, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, num_labels=1, bos_token_id=vocab - 2, eos_token_id=vocab - 2, pad_token_id=vocab - 1,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        vocab_size=vocab,
+        n_positions=T,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        num_labels=1,
+        bos_token_id=vocab - 2,
+        eos_token_id=vocab - 2,
+        pad_token_id=vocab - 1,
     )
 
 
 def tokens(size: str, rows: int, length: int) -> torch.Tensor:
     """Random tokens, none of them special."""
-    return torch.randint(2, SIZES[size][3] - 2, (rows, length), generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        2, SIZES[size][3] - 2, (rows, length), generator=torch.Generator().manual_seed(0)
+    )
 
 
 def precision(dtype: str) -> Any:
@@ -53,15 +67,24 @@ def generate(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     def run() -> dict[str, float]:
         began = time.perf_counter()
         with torch.no_grad(), precision(dtype):
-            made = model.generate(prompts, attention_mask=torch.ones_like(prompts), do_sample=True, top_k=0, top_p=1.0,
-                                  min_new_tokens=R, max_new_tokens=R)
+            made = model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                do_sample=True,
+                top_k=0,
+                top_p=1.0,
+                min_new_tokens=R,
+                max_new_tokens=R,
+            )
         assert made.shape[1] == P + R
         return {"seconds": time.perf_counter() - began}
 
     return run
 
 
-def _train(model: torch.nn.Module, loss: Callable[[], torch.Tensor], dtype: str) -> Callable[[], dict[str, float]]:
+def _train(
+    model: torch.nn.Module, loss: Callable[[], torch.Tensor], dtype: str
+) -> Callable[[], dict[str, float]]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
 
     def run() -> dict[str, float]:
@@ -90,7 +113,10 @@ def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
 
 def reward(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     """One update of a reward model on pairs."""
-    model, batch = GPT2ForSequenceClassification(shape(size)).train(), tokens(size, 2 * SIZES[size][6], T)
+    model, batch = (
+        GPT2ForSequenceClassification(shape(size)).train(),
+        tokens(size, 2 * SIZES[size][6], T),
+    )
 
     def loss() -> torch.Tensor:
         chosen, rejected = model(batch).logits[:, 0].float().chunk(2)
@@ -140,19 +166,43 @@ def _trl_trainer(size: str, dtype: str, callback: Any) -> Any:
     vocab, prompts = SIZES[size][3], SIZES[size][4]
     words = WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), eos_token=f"w{vocab - 2}", pad_token=f"w{vocab - 1}", padding_side="left"
+        tokenizer_object=Tokenizer(words),
+        eos_token=f"w{vocab - 2}",
+        pad_token=f"w{vocab - 1}",
+        padding_side="left",
     )
     policy, value = GPT2LMHeadModel(shape(size)), GPT2ForSequenceClassification(shape(size))
     config = PPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=prompts, gradient_accumulation_steps=1, num_mini_batches=4,
-        num_ppo_epochs=4, total_episodes=prompts * 1000, response_length=R, stop_token=None, temperature=1.0,
-        local_rollout_forward_batch_size=prompts, num_sample_generations=0, save_strategy="no", report_to="none", use_cpu=True,
-        bf16=dtype == "bfloat16", gradient_checkpointing=False, learning_rate=1e-5, disable_tqdm=True,
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=prompts,
+        gradient_accumulation_steps=1,
+        num_mini_batches=4,
+        num_ppo_epochs=4,
+        total_episodes=prompts * 1000,
+        response_length=R,
+        stop_token=None,
+        temperature=1.0,
+        local_rollout_forward_batch_size=prompts,
+        num_sample_generations=0,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=dtype == "bfloat16",
+        gradient_checkpointing=False,
+        learning_rate=1e-5,
+        disable_tqdm=True,
     )
     dataset = Dataset.from_dict({"input_ids": tokens(size, prompts, P).tolist()})
     return PPOTrainer(
-        args=config, processing_class=tokenizer, model=policy, ref_model=copy.deepcopy(policy),
-        reward_model=copy.deepcopy(value), value_model=value, train_dataset=dataset, eval_dataset=dataset, callbacks=[callback],
+        args=config,
+        processing_class=tokenizer,
+        model=policy,
+        ref_model=copy.deepcopy(policy),
+        reward_model=copy.deepcopy(value),
+        value_model=value,
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        callbacks=[callback],
     )
 
 

@@ -79,8 +79,16 @@ def model(size: str, dtype: str) -> Qwen2:
     """Qwen2 with as many weights in a layer as GPT-2's."""
     width, layers, heads, vocab = SIZES[size][:4]
     config = ModelConfig(
-        num_layers=layers, vocab_size=vocab, embed_dim=width, hidden_dim=width // 3 * 8, num_heads=heads, num_kv_heads=heads,
-        head_dim=width // heads, rope_theta=10_000, norm_eps=1e-6, dtype=jnp.dtype(dtype),
+        num_layers=layers,
+        vocab_size=vocab,
+        embed_dim=width,
+        hidden_dim=width // 3 * 8,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        rope_theta=10_000,
+        norm_eps=1e-6,
+        dtype=jnp.dtype(dtype),
     )
     return Qwen2(config, rngs=nnx.Rngs(0))
 
@@ -99,9 +107,15 @@ def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     """One update of the language model."""
     batch = tokens(size, SIZES[size][5], T)
     mask = jnp.ones(batch.shape, bool)
-    inputs = {"input_tokens": jnp.asarray(batch), "input_mask": mask, "positions": build_positions_from_mask(mask),
-              "attention_mask": make_causal_attn_mask(mask)}
-    trainer = PeftTrainer(model(size, dtype), optimizer(), TrainingConfig(eval_every_n_steps=FOREVER))
+    inputs = {
+        "input_tokens": jnp.asarray(batch),
+        "input_mask": mask,
+        "positions": build_positions_from_mask(mask),
+        "attention_mask": make_causal_attn_mask(mask),
+    }
+    trainer = PeftTrainer(
+        model(size, dtype), optimizer(), TrainingConfig(eval_every_n_steps=FOREVER)
+    )
     trainer.is_managed_externally = True  # `train` goes on where it stopped
 
     def run() -> dict[str, float]:
@@ -145,15 +159,30 @@ def _learner(size: str, dtype: str) -> PPOLearner:
     prompts = SIZES[size][4]
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     training = RLTrainingConfig(
-        actor_optimizer=optimizer(), critic_optimizer=optimizer(), eval_every_n_steps=FOREVER, max_steps=FOREVER,
-        rollout_micro_batch_size=prompts, compute_logps_micro_batch_size=prompts,
+        actor_optimizer=optimizer(),
+        critic_optimizer=optimizer(),
+        eval_every_n_steps=FOREVER,
+        max_steps=FOREVER,
+        rollout_micro_batch_size=prompts,
+        compute_logps_micro_batch_size=prompts,
     )
-    rollout = RolloutConfig(max_tokens_to_generate=R, max_prompt_length=P, kv_cache_size=P + R, temperature=1.0, top_p=1.0)
+    rollout = RolloutConfig(
+        max_tokens_to_generate=R,
+        max_prompt_length=P,
+        kv_cache_size=P + R,
+        temperature=1.0,
+        top_p=1.0,
+    )
     actor = model(size, dtype)
     cluster = RLCluster(
-        actor=actor, critic=create_critic_model(actor), reference=nnx.clone(actor), reward=create_critic_model(actor, seed=1),
+        actor=actor,
+        critic=create_critic_model(actor),
+        reference=nnx.clone(actor),
+        reward=create_critic_model(actor, seed=1),
         tokenizer=Words(SIZES[size][3]),
-        cluster_config=ClusterConfig(role_to_mesh=dict.fromkeys(Role, mesh), training_config=training, rollout_config=rollout),
+        cluster_config=ClusterConfig(
+            role_to_mesh=dict.fromkeys(Role, mesh), training_config=training, rollout_config=rollout
+        ),
     )
     # Said only now, the learner cuts its batch in four, and the trainers, with copies made before, update after every part.
     training.train_micro_batch_size, training.gradient_accumulation_steps = prompts // 4, 4

@@ -61,15 +61,27 @@ from experiments.menagerie import (
 )
 from rlhf_jax.training.checkpoints import all_steps
 
-ONLINE = {"PPO": ppo, "REINFORCE": reinforce, "RLOO": rloo, "GRPO": grpo, "Dr. GRPO": dr_grpo, "online DPO": online_dpo,
-          "expert iteration": expert_iteration}
+ONLINE = {
+    "PPO": ppo,
+    "REINFORCE": reinforce,
+    "RLOO": rloo,
+    "GRPO": grpo,
+    "Dr. GRPO": dr_grpo,
+    "online DPO": online_dpo,
+    "expert iteration": expert_iteration,
+}
 OFFLINE = {"DPO": dpo, "IPO": ipo, "KTO": kto}
 ITERATED = "iterated PPO"
 TRAINED = (*ONLINE, *OFFLINE, ITERATED)
 BEST = "best of n"
 BEST_N = 16  # in the right panels; the left one has all n
 ACCURACY = "validation/accuracy_heldout"
-COLUMNS = {"gold": "gold, SD of SFT", "proxy": "proxy, SD of SFT", "kl": "KL from SFT, nats", "nll": "pretraining loss, nats"}
+COLUMNS = {
+    "gold": "gold, SD of SFT",
+    "proxy": "proxy, SD of SFT",
+    "kl": "KL from SFT, nats",
+    "nll": "pretraining loss, nats",
+}
 
 
 def runs_of(size: str, seed: int, name: str) -> list[GridRun]:
@@ -85,7 +97,9 @@ def rounds(size: str, seed: int) -> list[GridRun]:
         labelled = GridRun(f"algorithms/seed{seed}/iterated/reward_{n}", stages[f"reward_{n}"])
         labelled.config.seed = seed
         labelled.config.init.policy = beside(base(seed, "sft"), labelled.folder)
-        policy = ppo_run(size, seed, f"algorithms/seed{seed}/iterated/ppo_{n}", reward_folder=labelled.folder)
+        policy = ppo_run(
+            size, seed, f"algorithms/seed{seed}/iterated/ppo_{n}", reward_folder=labelled.folder
+        )
         policy.config.ppo.total_episodes //= iterated.ROUNDS
         _keep_half_way(policy.config, policy.config.ppo)
         runs += [labelled, policy]
@@ -107,13 +121,21 @@ def algorithm(size: str, seed: int, name: str) -> GridRun:
 
 
 def _keep_half_way(config: ConfigDict, settings: ConfigDict) -> None:
-    config.checkpoint.update({"save_every": settings.total_episodes // settings.batch_size // 2, "keep": 2})
+    config.checkpoint.update(
+        {"save_every": settings.total_episodes // settings.batch_size // 2, "keep": 2}
+    )
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """A run a seed for every algorithm that trains, and four for the rounds of iterated PPO."""
     panel = panel_of(size)
-    pool = Panel(size, pick(size, tiny=8, default=64, large=256), pick(size, tiny=16, default=256, large=1024), 1, 8)
+    pool = Panel(
+        size,
+        pick(size, tiny=8, default=64, large=256),
+        pick(size, tiny=16, default=256, large=1024),
+        1,
+        8,
+    )
     runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
@@ -122,14 +144,20 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         asked = partial(ends, panel=panel, seed=seed)
         measurements += [
             _measurement(seed, "SFT", partial(asked, folder=""), (sft, rewards), panel),
-            _measurement(seed, "reward model", partial(accuracy, folder=rewards), (rewards,), panel),
+            _measurement(
+                seed, "reward model", partial(accuracy, folder=rewards), (rewards,), panel
+            ),
             _measurement(seed, BEST, partial(best, panel=pool, seed=seed), (sft, rewards), pool),
         ]
         for name in TRAINED:
             trained = runs_of(size, seed, name)
             runs += trained
             policy = trained[-1].folder
-            measurements.append(_measurement(seed, name, partial(asked, folder=policy), (policy, rewards, sft), panel))
+            measurements.append(
+                _measurement(
+                    seed, name, partial(asked, folder=policy), (policy, rewards, sft), panel
+                )
+            )
     papers = "Ahmadian et al. 2024; Shao et al. 2024; Rafailov et al. 2023; Guo et al. 2024"
     notes = f"Right: best of n with n = {BEST_N}; it has no weights of its own, hence no loss."
     return Ablation(papers, seeds, runs, measurements, CRITERIA, figure, notes)
@@ -148,8 +176,15 @@ def _measurement(
 def ends(bench: Bench, *, panel: Panel, seed: int, folder: str) -> list[Row]:
     """Every checkpoint of a policy, or without a folder the supervised policy; with the accuracy of an implicit reward."""
     steps = all_steps(bench.folder(folder)) if folder else []
-    rows = examine_steps(bench, panel=panel, seed=seed, folder=folder, reward_folder=base(seed, "reward"), steps=steps,
-                         start=not folder)
+    rows = examine_steps(
+        bench,
+        panel=panel,
+        seed=seed,
+        folder=folder,
+        reward_folder=base(seed, "reward"),
+        steps=steps,
+        start=not folder,
+    )
     if folder and any(ACCURACY in row for row in metrics(bench.folder(folder))):
         rows[-1] |= accuracy(bench, folder=folder)[0]
     return rows
@@ -165,9 +200,19 @@ def best(bench: Bench, *, panel: Panel, seed: int) -> list[Row]:
     pool = sft_pool(bench, panel, seed)
     n = tuple(2**k for k in range(panel.num_samples.bit_length()))
     curves = best_of_n_curves(pool, proxy_scores(pool, bench.folder(base(seed, "reward"))), n)
-    points = zip(n, curves.distance, curves.gold_PN.mean(axis=0), curves.proxy_PN.mean(axis=0), strict=True)
-    return [{"n": k, "distance": float(d), "kl": float(d) ** 2, "gold": float(gold), "proxy": float(proxy)}
-            for k, d, gold, proxy in points]
+    points = zip(
+        n, curves.distance, curves.gold_PN.mean(axis=0), curves.proxy_PN.mean(axis=0), strict=True
+    )
+    return [
+        {
+            "n": k,
+            "distance": float(d),
+            "kl": float(d) ** 2,
+            "gold": float(gold),
+            "proxy": float(proxy),
+        }
+        for k, d, gold, proxy in points
+    ]
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -193,9 +238,15 @@ def rloo_reaches_ppo(table: Table) -> Finding:
 
 def implicit_is_weaker(table: Table) -> Finding:
     """DPO's accuracy less the reward model's, which learned from the same rankings."""
-    found = t_interval(_gaps(table, ("DPO", "accuracy_heldout"), ("reward model", "accuracy_heldout")))
+    found = t_interval(
+        _gaps(table, ("DPO", "accuracy_heldout"), ("reward model", "accuracy_heldout"))
+    )
     each = {name: _end(table, name, "accuracy_heldout") for name in ("reward model", *OFFLINE)}
-    return Finding(found.mean <= 0, *found, "; ".join(f"{name} {_mean(found):.3f}" for name, found in each.items()))
+    return Finding(
+        found.mean <= 0,
+        *found,
+        "; ".join(f"{name} {_mean(found):.3f}" for name, found in each.items()),
+    )
 
 
 def online_is_better(table: Table) -> Finding:
@@ -207,7 +258,9 @@ def online_is_better(table: Table) -> Finding:
 def all_gain(table: Table) -> Finding:
     """Mean gold of every trained policy over the supervised one."""
     gains = {name: float(_gaps(table, (name, "gold"), ("SFT", "gold")).mean()) for name in TRAINED}
-    text = ", ".join(f"{name} {gain:+.2f}" for name, gain in sorted(gains.items(), key=lambda item: -item[1]))
+    text = ", ".join(
+        f"{name} {gain:+.2f}" for name, gain in sorted(gains.items(), key=lambda item: -item[1])
+    )
     return Finding(min(gains.values()) > 0, min(gains.values()), None, None, text)
 
 
@@ -217,15 +270,25 @@ def best_of_n_is_cheapest(table: Table) -> Finding:
     for _, rows in table.by("seed"):
         curve = rows.where(algorithm=BEST).having("distance", "gold")
         for name in TRAINED:
-            for number, row in enumerate(rows.where(algorithm=name).having("distance", "gold").rows):
+            for number, row in enumerate(
+                rows.where(algorithm=name).having("distance", "gold").rows
+            ):
                 if len(curve) and float(row["distance"]) <= curve.column("distance").max():
-                    at_equal_kl = np.interp(float(row["distance"]), curve.column("distance"), curve.column("gold"))
-                    over.setdefault((name, number), []).append(float(row["gold"]) - float(at_equal_kl))
+                    at_equal_kl = np.interp(
+                        float(row["distance"]), curve.column("distance"), curve.column("gold")
+                    )
+                    over.setdefault((name, number), []).append(
+                        float(row["gold"]) - float(at_equal_kl)
+                    )
     if not over:
         raise ValueError("no policy is as near to SFT as best of n")
-    most = {name: max(float(np.mean(gaps)) for (one, _), gaps in over.items() if one == name)
-            for name in dict.fromkeys(name for name, _ in over)}
-    text = ", ".join(f"{name} {gap:+.2f}" for name, gap in sorted(most.items(), key=lambda item: -item[1]))
+    most = {
+        name: max(float(np.mean(gaps)) for (one, _), gaps in over.items() if one == name)
+        for name in dict.fromkeys(name for name, _ in over)
+    }
+    text = ", ".join(
+        f"{name} {gap:+.2f}" for name, gap in sorted(most.items(), key=lambda item: -item[1])
+    )
     return Finding(max(most.values()) <= 0.15, max(most.values()), None, None, text)
 
 
@@ -234,14 +297,31 @@ def _mean(values: dict[int, float]) -> float:
 
 
 CRITERIA = (
-    Criterion("E28.rloo", "RLOO reaches PPO's proxy: the interval of the paired difference does not lie below 0",
-              rloo_reaches_ppo),
-    Criterion("E28.dpo", "DPO's implicit reward ranks held-out labels no better than the reward model from the same rankings",
-              implicit_is_weaker),
-    Criterion("E28.online", "online DPO ends above DPO in gold (interval above 0; Guo et al. 2024)", online_is_better),
-    Criterion("E28.gold", "every trained policy ends above SFT in gold (the value is the smallest mean gain)", all_gain),
-    Criterion("E28.best_of_n", "no trained policy is more than 0.15 SD of gold above best of n at its own KL (Gao et al. 2022)",
-              best_of_n_is_cheapest),
+    Criterion(
+        "E28.rloo",
+        "RLOO reaches PPO's proxy: the interval of the paired difference does not lie below 0",
+        rloo_reaches_ppo,
+    ),
+    Criterion(
+        "E28.dpo",
+        "DPO's implicit reward ranks held-out labels no better than the reward model from the same rankings",
+        implicit_is_weaker,
+    ),
+    Criterion(
+        "E28.online",
+        "online DPO ends above DPO in gold (interval above 0; Guo et al. 2024)",
+        online_is_better,
+    ),
+    Criterion(
+        "E28.gold",
+        "every trained policy ends above SFT in gold (the value is the smallest mean gain)",
+        all_gain,
+    ),
+    Criterion(
+        "E28.best_of_n",
+        "no trained policy is more than 0.15 SD of gold above best of n at its own KL (Gao et al. 2022)",
+        best_of_n_is_cheapest,
+    ),
 )
 
 
@@ -249,17 +329,24 @@ CRITERIA = (
 
 
 def _colour(name: str) -> Any:
-    return {BEST: "#000", ITERATED: "#0b2e59"}.get(name) or plt.get_cmap("tab10")(TRAINED.index(name))
+    return {BEST: "#000", ITERATED: "#0b2e59"}.get(name) or plt.get_cmap("tab10")(
+        TRAINED.index(name)
+    )
 
 
 def _ranks(table: Table) -> Sequence[str]:
     """Names from the lowest to the highest gold; one without a number comes first."""
-    return sorted(("SFT", BEST, *TRAINED), key=lambda name: np.nan_to_num(_mean(_end(table, name, "gold")), nan=-np.inf))
+    return sorted(
+        ("SFT", BEST, *TRAINED),
+        key=lambda name: np.nan_to_num(_mean(_end(table, name, "gold")), nan=-np.inf),
+    )
 
 
 def figure(table: Table) -> Figure:
     """Gold against the distance from SFT, and what every algorithm ends with; a dot for every seed."""
-    made, (plane, *others) = plt.subplots(1, 5, figsize=(13.5, 4.4), width_ratios=[2.6, 1, 1, 1, 1], layout="constrained")
+    made, (plane, *others) = plt.subplots(
+        1, 5, figsize=(13.5, 4.4), width_ratios=[2.6, 1, 1, 1, 1], layout="constrained"
+    )
     for name in (BEST, *TRAINED):
         rows = table.where(algorithm=name)
         draw_seeds(plane, rows, "distance", "gold", colour=_colour(name), label=name)
@@ -277,7 +364,11 @@ def figure(table: Table) -> Figure:
                 mark_seed(axes.plot(value, place, "o", ms=4, alpha=0.6, color="#2a3f8f")[0], seed)
             if found:
                 axes.plot(_mean(found), place, "|", ms=13, color="#2a3f8f")
-        axes.set_yticks(list(places.values()), list(places) if axes is others[0] else [""] * len(places), fontsize=8)
+        axes.set_yticks(
+            list(places.values()),
+            list(places) if axes is others[0] else [""] * len(places),
+            fontsize=8,
+        )
         axes.set_ylim(-0.5, len(places) - 0.5)  # all alike, although best of n has no loss
         axes.set_xlabel(label, fontsize=9)
         axes.locator_params(axis="x", nbins=3)

@@ -18,12 +18,32 @@ from rlhf_jax.training.optimizer import OptimizerConfig
 def settings(num_iterations: int, learning_rate: float) -> Settings:
     """PPO for `num_iterations` times 1,024 steps."""
     optimizer = OptimizerConfig(
-        learning_rate=learning_rate, schedule="linear", warmup_steps=0, warmup_init_fraction=1.0, final_fraction=0.0,
-        b1=0.9, b2=0.999, eps=1e-5, adam_style="torch", weight_decay=0.0, max_grad_norm=0.5,
+        learning_rate=learning_rate,
+        schedule="linear",
+        warmup_steps=0,
+        warmup_init_fraction=1.0,
+        final_fraction=0.0,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-5,
+        adam_style="torch",
+        weight_decay=0.0,
+        max_grad_norm=0.5,
     )
     return Settings(
-        num_iterations=num_iterations, num_envs=8, num_steps=128, num_ppo_epochs=10, num_mini_batches=4, hidden=(32, 32),
-        gamma=0.99, lam=0.95, vf_coef=0.5, cliprange_value=None, entropy_coef=0.0, scale_rewards=True, optimizer=optimizer,
+        num_iterations=num_iterations,
+        num_envs=8,
+        num_steps=128,
+        num_ppo_epochs=10,
+        num_mini_batches=4,
+        hidden=(32, 32),
+        gamma=0.99,
+        lam=0.95,
+        vf_coef=0.5,
+        cliprange_value=None,
+        entropy_coef=0.0,
+        scale_rewards=True,
+        optimizer=optimizer,
     )
 
 
@@ -38,6 +58,8 @@ def agent_of(name: str, how: Settings) -> Agent:
     return make_agent(environment(name), how)
 
 
-def all_seeds(bench: Bench, name: str, depends_on: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def all_seeds(
+    bench: Bench, name: str, depends_on: dict[str, Any], measure: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
     """What one vectorised run over all seeds gave: done by the first seed's measurement, read by the others."""
     return bench.cache.get("all", name, depends_on, measure)[0]

@@ -52,29 +52,60 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
             runs[run.folder], folders[name] = run, run.folder
         how = {"samples": samples, "numbers": numbers}
         measurements += [
-            Measurement(f"seed{seed}-{name}", {"seed": seed, "policy": name}, (folder,), how,
-                        partial(by_position, folder=folder, size=size, seed=seed, **how))
+            Measurement(
+                f"seed{seed}-{name}",
+                {"seed": seed, "policy": name},
+                (folder,),
+                how,
+                partial(by_position, folder=folder, size=size, seed=seed, **how),
+            )
             for name, folder in folders.items()
         ]
-    return Ablation("Ross & Bagnell 2010, in language", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Dashed: after the expert's words. Solid: after the model's own. Right: all seeds together.")
+    return Ablation(
+        "Ross & Bagnell 2010, in language",
+        seeds,
+        list(runs.values()),
+        measurements,
+        CRITERIA,
+        figure,
+        "Dashed: after the expert's words. Solid: after the model's own. Right: all seeds together.",
+    )
 
 
-def by_position(bench: Bench, *, folder: str, size: str, seed: int, samples: int, numbers: tuple[int, ...]) -> list[Row]:
+def by_position(
+    bench: Bench, *, folder: str, size: str, seed: int, samples: int, numbers: tuple[int, ...]
+) -> list[Row]:
     """A row for every position and kind of prefix; `after_error` and `after_clean` are filled for own prefixes only."""
     one = find(bench.workdir, str(bench.folder(folder)))
     policy, world = load_language_model(one), make_world(size)
-    found = decisions(world, requests(world, numbers), policy.model, policy.params, load_tokenizer_of(one),
-                      jax.random.key(seed), spec=PLAIN, num_samples=samples, batch_size=256)
-    return [row for own in (False, True) for k in range(max(d.position for d in found) + 1)
-            for row in _row([d for d in found if (d.own, d.position) == (own, k)], own, k)]
+    found = decisions(
+        world,
+        requests(world, numbers),
+        policy.model,
+        policy.params,
+        load_tokenizer_of(one),
+        jax.random.key(seed),
+        spec=PLAIN,
+        num_samples=samples,
+        batch_size=256,
+    )
+    return [
+        row
+        for own in (False, True)
+        for k in range(max(d.position for d in found) + 1)
+        for row in _row([d for d in found if (d.own, d.position) == (own, k)], own, k)
+    ]
 
 
 def _row(found: list[Decision], own: bool, position: int) -> list[Row]:
     if not found:
         return []
-    row: Row = {"prefix": "own" if own else "expert", "position": position, "decisions": len(found),
-                "wrong": float(np.mean([d.wrong for d in found]))}
+    row: Row = {
+        "prefix": "own" if own else "expert",
+        "position": position,
+        "decisions": len(found),
+        "wrong": float(np.mean([d.wrong for d in found])),
+    }
     for name, clean in (("after_clean", True), ("after_error", False)) if own else ():
         some = [d.wrong for d in found if d.clean == clean]
         row |= {f"{name}_count": len(some)} | ({name: float(np.mean(some))} if some else {})
@@ -97,7 +128,10 @@ def more_wrong(one: Table, other: Table) -> float:
     """
     both = [position for position in one.values("position") if len(other.where(position=position))]
     wrong, decisions = (
-        [np.array([rows.where(position=position).column(name)[0] for position in both]) for rows in (one, other)]
+        [
+            np.array([rows.where(position=position).column(name)[0] for position in both])
+            for rows in (one, other)
+        ]
         for name in ("wrong", "decisions")
     )
     return _at_equal_position(wrong[0] - wrong[1], *decisions)
@@ -111,8 +145,11 @@ def own_over_expert(table: Table) -> float:
 def contagion(table: Table) -> float:
     """P(wrong | an error before) − P(wrong | none before) on own prefixes, at the same position."""
     own = table.where(prefix="own").having("after_error", "after_clean")
-    return _at_equal_position(own.column("after_error") - own.column("after_clean"), own.column("after_error_count"),
-                              own.column("after_clean_count"))
+    return _at_equal_position(
+        own.column("after_error") - own.column("after_clean"),
+        own.column("after_error_count"),
+        own.column("after_clean_count"),
+    )
 
 
 def _at_equal_position(gap_K: np.ndarray, first_K: np.ndarray, second_K: np.ndarray) -> float:
@@ -120,28 +157,41 @@ def _at_equal_position(gap_K: np.ndarray, first_K: np.ndarray, second_K: np.ndar
 
     So late positions do not decide by being late.
     """
-    return float(np.average(gap_K, weights=first_K * second_K / (first_K + second_K))) if gap_K.size else float("nan")
+    return (
+        float(np.average(gap_K, weights=first_K * second_K / (first_K + second_K)))
+        if gap_K.size
+        else float("nan")
+    )
 
 
 def own_worse(table: Table) -> Finding:
     """Whether SFT errs more often after its own words."""
     sft = table.where(policy="sft")
     found = t_interval(sft.per_seed(own_over_expert))
-    return Finding(found.low > 0, *found, "own − expert, errors per decision at the same position; over all: " + _rates(table))
+    return Finding(
+        found.low > 0,
+        *found,
+        "own − expert, errors per decision at the same position; over all: " + _rates(table),
+    )
 
 
 def contagious(table: Table) -> Finding:
     """Whether SFT's errors lead to errors."""
     found = t_interval(table.where(policy="sft").per_seed(contagion))
     others = {name: t_interval(rows.per_seed(contagion)) for name, rows in table.by("policy")}
-    text = ", ".join(f"{name} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for name, one in others.items())
+    text = ", ".join(
+        f"{name} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]" for name, one in others.items()
+    )
     return Finding(found.low > 0, *found, text)
 
 
 def rl_helps(table: Table, prefix: str) -> Finding:
     """SFT's errors less PPO's."""
+
     def gain(one: Table) -> float:
-        return more_wrong(one.where(policy="sft", prefix=prefix), one.where(policy="ppo", prefix=prefix))
+        return more_wrong(
+            one.where(policy="sft", prefix=prefix), one.where(policy="ppo", prefix=prefix)
+        )
 
     found = t_interval([gap for gap in table.per_seed(gain) if np.isfinite(gap)])
     return Finding(found.low > 0, *found, "at the same position; over all: " + _rates(table))
@@ -158,19 +208,37 @@ def gap_narrows(table: Table) -> Finding:
 def _rates(table: Table) -> str:
     return "; ".join(
         f"{name}: expert {rows.per_seed(lambda one: rate(one, 'expert')).mean():.3f}, "
-        f"own {rows.per_seed(lambda one: rate(one, 'own')).mean():.3f}" for name, rows in table.by("policy")
+        f"own {rows.per_seed(lambda one: rate(one, 'own')).mean():.3f}"
+        for name, rows in table.by("policy")
     )
 
 
 CRITERIA = (
-    Criterion("E24.own", "at equal position SFT errs more often after its own words than after the expert's (interval above 0)",
-              own_worse),
-    Criterion("E24.contagion", "on own prefixes SFT errs more often after an error, at equal position", contagious),
-    Criterion("E24.rl_own", "PPO errs less often than SFT after its own words, at equal position",
-              partial(rl_helps, prefix="own")),
-    Criterion("E24.rl_expert", "PPO errs less often than SFT after the expert's words, at equal position",
-              partial(rl_helps, prefix="expert")),
-    Criterion("E24.gap", "PPO's rates on own and expert's prefixes are closer together than SFT's", gap_narrows),
+    Criterion(
+        "E24.own",
+        "at equal position SFT errs more often after its own words than after the expert's (interval above 0)",
+        own_worse,
+    ),
+    Criterion(
+        "E24.contagion",
+        "on own prefixes SFT errs more often after an error, at equal position",
+        contagious,
+    ),
+    Criterion(
+        "E24.rl_own",
+        "PPO errs less often than SFT after its own words, at equal position",
+        partial(rl_helps, prefix="own"),
+    ),
+    Criterion(
+        "E24.rl_expert",
+        "PPO errs less often than SFT after the expert's words, at equal position",
+        partial(rl_helps, prefix="expert"),
+    ),
+    Criterion(
+        "E24.gap",
+        "PPO's rates on own and expert's prefixes are closer together than SFT's",
+        gap_narrows,
+    ),
 )
 
 
@@ -178,15 +246,43 @@ def figure(table: Table) -> Figure:
     """Errors by position on the left, by what went before on the right."""
     made, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for name, rows in table.by("policy"):
-        draw_seeds(left, rows.where(prefix="own"), "position", "wrong", colour=COLOURS[name], label=f"{name}, own words")
-        draw_seeds(left, rows.where(prefix="expert"), "position", "wrong", colour=COLOURS[name], style="--",
-                   label=f"{name}, expert's words")
+        draw_seeds(
+            left,
+            rows.where(prefix="own"),
+            "position",
+            "wrong",
+            colour=COLOURS[name],
+            label=f"{name}, own words",
+        )
+        draw_seeds(
+            left,
+            rows.where(prefix="expert"),
+            "position",
+            "wrong",
+            colour=COLOURS[name],
+            style="--",
+            label=f"{name}, expert's words",
+        )
         for column, style in (("after_error", "-"), ("after_clean", ":")):
-            points = [(k, part.having(column).column(column).mean()) for k, part in rows.where(prefix="own").by("position")
-                      if part.having(column).column(f"{column}_count").sum() >= FEWEST]
+            points = [
+                (k, part.having(column).column(column).mean())
+                for k, part in rows.where(prefix="own").by("position")
+                if part.having(column).column(f"{column}_count").sum() >= FEWEST
+            ]
             if points:
-                right.plot(*np.array(points).T, style, color=COLOURS[name], lw=2, label=f"{name}, {column.replace('_', ' ')}")
-    left.set(xlabel="position: sentences before", ylabel="share of wrong decisions", title="after whose words", ylim=(0, 1))
+                right.plot(
+                    *np.array(points).T,
+                    style,
+                    color=COLOURS[name],
+                    lw=2,
+                    label=f"{name}, {column.replace('_', ' ')}",
+                )
+    left.set(
+        xlabel="position: sentences before",
+        ylabel="share of wrong decisions",
+        title="after whose words",
+        ylim=(0, 1),
+    )
     right.set(xlabel="position: sentences before", title="own words: after an error, or none")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=7)

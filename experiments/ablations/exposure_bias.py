@@ -75,7 +75,10 @@ def is_wrong(world: World, task: Task, before: str, sentence: str) -> bool:
         any(now.tally[kind] > then.tally[kind] for kind in ("unreadable", "insult"))
         or now.stray > then.stray
         or now.contradiction > then.contradiction
-        or any(claim.value != true_value(world, task, claim.animal, claim.attribute) for claim in claims)
+        or any(
+            claim.value != true_value(world, task, claim.animal, claim.attribute)
+            for claim in claims
+        )
         or (_facts(now) > task.number and _facts(now) > _facts(then))
     )
 
@@ -103,28 +106,54 @@ def decisions(
     prompts = [render(tokenizer, [one.message], generation_prompt=True).ids for one in asked]
     spots = [(number, k) for number, one in enumerate(asked) for k in range(len(one.expert) + 1)]
     prefixes = [" ".join(asked[number].expert[:k]) for number, k in spots]
-    contexts = [prompts[number] + ids for (number, _), ids in zip(spots, tokenizer.encode_batch(prefixes, special=False),
-                                                                  strict=True)]
+    contexts = [
+        prompts[number] + ids
+        for (number, _), ids in zip(
+            spots, tokenizer.encode_batch(prefixes, special=False), strict=True
+        )
+    ]
     room: dict[str, Any] = {"spec": spec, "batch_size": batch_size, "num_samples": num_samples}
     _check_room(contexts, model.config.context_length, SENTENCE)
     _check_room(prompts, model.config.context_length, LONGEST)
-    forced = complete(model, params, tokenizer, contexts, jax.random.fold_in(key, 0),
-                      prompt_length=max(map(len, contexts)), response_length=SENTENCE, **room)
-    own = complete(model, params, tokenizer, prompts, jax.random.fold_in(key, 1),
-                   prompt_length=max(map(len, prompts)), response_length=LONGEST, **room)
+    forced = complete(
+        model,
+        params,
+        tokenizer,
+        contexts,
+        jax.random.fold_in(key, 0),
+        prompt_length=max(map(len, contexts)),
+        response_length=SENTENCE,
+        **room,
+    )
+    own = complete(
+        model,
+        params,
+        tokenizer,
+        prompts,
+        jax.random.fold_in(key, 1),
+        prompt_length=max(map(len, prompts)),
+        response_length=LONGEST,
+        **room,
+    )
 
     found = []
     for (number, k), prefix, few in zip(spots, prefixes, forced, strict=True):
         for one in few:
             sentence = (*grammar.sentences_of(one.text), "")[0]
-            found.append(Decision(number, k, False, True, is_wrong(world, asked[number].task, prefix, sentence)))
+            found.append(
+                Decision(
+                    number, k, False, True, is_wrong(world, asked[number].task, prefix, sentence)
+                )
+            )
     for number, few in enumerate(own):
         for one in few:
             found += own_decisions(world, number, asked[number].task, one.text, one.finished)
     return found
 
 
-def own_decisions(world: World, number: int, task: Task, text: str, finished: bool) -> list[Decision]:
+def own_decisions(
+    world: World, number: int, task: Task, text: str, finished: bool
+) -> list[Decision]:
     """Every decision of a whole reply; an unfinished one ends with an unreadable sentence or never decided to stop."""
     sentences = [*grammar.sentences_of(text), *([""] if finished else [])]
     found: list[Decision] = []
@@ -137,5 +166,7 @@ def own_decisions(world: World, number: int, task: Task, text: str, finished: bo
 def _check_room(contexts: Sequence[Sequence[int]], context_length: int, more: int) -> None:
     longest = max(map(len, contexts))
     if longest + more > context_length:
-        raise ValueError(f"{longest} tokens of prompt and reply and {more} to come exceed the model's context of "
-                         f"{context_length}; ask for fewer facts")
+        raise ValueError(
+            f"{longest} tokens of prompt and reply and {more} to come exceed the model's context of "
+            f"{context_length}; ask for fewer facts"
+        )

@@ -35,7 +35,9 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
     """Correlation of the ranks, equal values at their mean rank; NaN if one side is constant."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 2:
-        raise ValueError(f"spearman: got {x.shape} and {y.shape} values, expected as many of each, at least 2")
+        raise ValueError(
+            f"spearman: got {x.shape} and {y.shape} values, expected as many of each, at least 2"
+        )
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(np.corrcoef(stats.rankdata(x), stats.rankdata(y))[0, 1])
@@ -58,14 +60,18 @@ def fit_line(x_NK: ArrayLike, y_N: ArrayLike) -> Line:
     design = np.column_stack([np.ones(y.size), x])
     freedom = y.size - design.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
-        raise ValueError(f"fit_line: got {y.size} points for {design.shape[1]} coefficients, expected more, not all alike")
+        raise ValueError(
+            f"fit_line: got {y.size} points for {design.shape[1]} coefficients, expected more, not all alike"
+        )
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     residual = np.sum(np.square(y - design @ coefficients))
     errors = np.sqrt(residual / freedom * np.diag(np.linalg.inv(design.T @ design)))
     with np.errstate(divide="ignore", invalid="ignore"):
         p_values = 2 * stats.t.sf(np.abs(coefficients / errors), freedom)
         r_squared = 1 - residual / np.sum(np.square(y - y.mean()))
-    return Line(float(coefficients[0]), coefficients[1:], errors[1:], p_values[1:], float(r_squared))
+    return Line(
+        float(coefficients[0]), coefficients[1:], errors[1:], p_values[1:], float(r_squared)
+    )
 
 
 class PowerLaw(NamedTuple):
@@ -80,7 +86,9 @@ def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
     """Least squares of log y on log x; the exponent is the log-log slope. Raises ValueError unless all are positive."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 3 or min(x.min(), y.min()) <= 0:
-        raise ValueError(f"fit_power_law: got {x.shape} and {y.shape} values, expected at least 3 of each, all positive")
+        raise ValueError(
+            f"fit_power_law: got {x.shape} and {y.shape} values, expected at least 3 of each, all positive"
+        )
     line = fit_line(np.log(x), np.log(y))
     return PowerLaw(float(np.exp(line.intercept)), float(line.slopes[0]), line.r_squared)
 
@@ -101,22 +109,34 @@ def fit_floored_power_law(x: ArrayLike, y: ArrayLike) -> FlooredPowerLaw:
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 4 or min(x.min(), y.min()) <= 0:
-        raise ValueError(f"fit_floored_power_law: got {x.shape} and {y.shape} values, expected at least 4 of each, positive")
+        raise ValueError(
+            f"fit_floored_power_law: got {x.shape} and {y.shape} values, expected at least 4 of each, positive"
+        )
     unexplained = lambda share: 1 - fit_power_law(x, y - share * y.min()).r_squared  # noqa: E731
-    floor = float(optimize.minimize_scalar(unexplained, bounds=(0, 1 - 1e-6), method="bounded").x) * float(y.min())
+    floor = float(
+        optimize.minimize_scalar(unexplained, bounds=(0, 1 - 1e-6), method="bounded").x
+    ) * float(y.min())
     law = fit_power_law(x, y - floor)
     return FlooredPowerLaw(floor, *law)
 
 
 def bootstrap_curve(
-    curve_PN: ArrayLike, statistic: Callable[[np.ndarray], float], *, num_resamples: int, seed: int, confidence: float = 0.95
+    curve_PN: ArrayLike,
+    statistic: Callable[[np.ndarray], float],
+    *,
+    num_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
 ) -> Interval:
     """`statistic` of the mean over prompts of one curve per prompt, with a percentile interval over resampled prompts."""
     curve_PN = np.asarray(curve_PN, np.float64)
     if curve_PN.ndim != 2 or len(curve_PN) == 0:
         raise ValueError(f"bootstrap_curve: got {curve_PN.shape} values, expected prompts x points")
     size = len(curve_PN)
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=num_resamples) / size
+    drawn = (
+        np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=num_resamples)
+        / size
+    )
     tail = (1 - confidence) / 2
     low, high = np.quantile([statistic(curve_N) for curve_N in drawn @ curve_PN], [tail, 1 - tail])
     return Interval(float(statistic(curve_PN.mean(axis=0))), float(low), float(high))

@@ -73,11 +73,19 @@ class Table:
 
     def where(self, **equal: Value) -> "Table":
         """The rows that have these values."""
-        return Table([row for row in self.rows if all(row.get(name) == value for name, value in equal.items())])
+        return Table(
+            [
+                row
+                for row in self.rows
+                if all(row.get(name) == value for name, value in equal.items())
+            ]
+        )
 
     def having(self, *columns: str) -> "Table":
         """The rows that have finite numbers in these columns; a diverged run may have none."""
-        return Table([row for row in self.rows if all(_is_finite(row.get(name)) for name in columns)])
+        return Table(
+            [row for row in self.rows if all(_is_finite(row.get(name)) for name in columns)]
+        )
 
     def column(self, name: str) -> np.ndarray:
         """One number per row, NaN where a row has none."""
@@ -167,20 +175,51 @@ class Ablation:
 
 
 def draw_seeds(
-    axes: Axes, table: Table, x: str, y: str, *, colour: Any, label: str, mean: bool = True, style: str = "-"
+    axes: Axes,
+    table: Table,
+    x: str,
+    y: str,
+    *,
+    colour: Any,
+    label: str,
+    mean: bool = True,
+    style: str = "-",
 ) -> None:
     """A thin line for every seed, a cross where a run diverged, and a thick line for the mean where seeds share their x."""
     for seed, part in table.by("seed"):
         points = part.having(x, y)
-        axes.plot(points.column(x), points.column(y), style, color=colour, alpha=0.35 if mean else 0.9, lw=1,
-                  gid=f"seed {seed}", marker="." if len(points) < 2 else None,
-                  label="_" if mean else f"{label}, seed {seed}")
+        axes.plot(
+            points.column(x),
+            points.column(y),
+            style,
+            color=colour,
+            alpha=0.35 if mean else 0.9,
+            lw=1,
+            gid=f"seed {seed}",
+            marker="." if len(points) < 2 else None,
+            label="_" if mean else f"{label}, seed {seed}",
+        )
         if part.diverged and len(points):
-            axes.plot(points.column(x)[-1:], points.column(y)[-1:], "x", color=DIVERGED_COLOUR, ms=9, mew=2)
+            axes.plot(
+                points.column(x)[-1:],
+                points.column(y)[-1:],
+                "x",
+                color=DIVERGED_COLOUR,
+                ms=9,
+                mew=2,
+            )
     if mean:
-        common = [(value, part.having(y).column(y).mean()) for value, part in table.having(x, y).by(x)]
-        common = [pair for pair in common if len(table.having(x, y).where(**{x: pair[0]})) == len(table.values("seed"))]
-        axes.plot(*np.array(sorted(common)).reshape(-1, 2).T, style, color=colour, lw=2, label=label)
+        common = [
+            (value, part.having(y).column(y).mean()) for value, part in table.having(x, y).by(x)
+        ]
+        common = [
+            pair
+            for pair in common
+            if len(table.having(x, y).where(**{x: pair[0]})) == len(table.values("seed"))
+        ]
+        axes.plot(
+            *np.array(sorted(common)).reshape(-1, 2).T, style, color=colour, lw=2, label=label
+        )
 
 
 def mark_seed(artist: Any, seed: Value) -> None:

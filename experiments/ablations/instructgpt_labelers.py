@@ -34,9 +34,12 @@ from rlhf_jax.menagerie.measurements import continuations
 
 GROUPS = ("train", "heldout")
 COLUMNS = {
-    "agree_train": "training labelers\nwith each other", "agree_heldout": "held-out labelers\nwith each other",
-    "agree_across": "training with\nheld-out", "model_train": "reward model with\ntraining labelers",
-    "model_heldout": "reward model with\nheld-out labelers", "model_gold": "reward model\nwith gold",
+    "agree_train": "training labelers\nwith each other",
+    "agree_heldout": "held-out labelers\nwith each other",
+    "agree_across": "training with\nheld-out",
+    "model_train": "reward model with\ntraining labelers",
+    "model_heldout": "reward model with\nheld-out labelers",
+    "model_gold": "reward model\nwith gold",
 }
 
 
@@ -48,8 +51,15 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     for seed in seeds:
         runs += base_runs(size, seed)
         needs = (base(seed, "sft"), base(seed, "reward"))
-        measurements.append(Measurement(f"seed{seed}", {"seed": seed}, needs, panel.settings,
-                                        partial(agreements, panel=panel, seed=seed)))
+        measurements.append(
+            Measurement(
+                f"seed{seed}",
+                {"seed": seed},
+                needs,
+                panel.settings,
+                partial(agreements, panel=panel, seed=seed),
+            )
+        )
     return Ablation("Ouyang et al. 2022, 3.4 and E.2", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -58,7 +68,11 @@ def agreements(bench: Bench, *, panel: Panel, seed: int) -> list[Row]:
     ref = reference(bench, panel, seed)
     score_NS = _scores(make_proxy(ref, bench.folder(base(seed, "reward"))), ref)
     chosen = [n for n, (a, b) in enumerate(ref.answers) if a.text != b.text]
-    told = {f"{group}{k}": one for group in GROUPS for k, one in enumerate(_two_opinions(ref, chosen, group, seed))}
+    told = {
+        f"{group}{k}": one
+        for group in GROUPS
+        for k, one in enumerate(_two_opinions(ref, chosen, group, seed))
+    }
     difference = (score_NS[:, 0] - score_NS[:, 1])[chosen]
     gold = judges.gold_preferences(ref.total_NS[:, 0], ref.total_NS[:, 1])[chosen]
     found = {f"agree_{group}": _agreement(told[f"{group}0"], told[f"{group}1"]) for group in GROUPS}
@@ -67,7 +81,11 @@ def agreements(bench: Bench, *, panel: Panel, seed: int) -> list[Row]:
         found[f"model_{name}"] = accuracy(difference, judge, np.arange(len(chosen)), BOOTSTRAP)
     row: Row = {"pairs": len(chosen)}
     for name, one in found.items():
-        row |= {name: one.value, f"{name}_low": float(one.low or 0.0), f"{name}_high": float(one.high or 1.0)}
+        row |= {
+            name: one.value,
+            f"{name}_low": float(one.low or 0.0),
+            f"{name}_high": float(one.high or 1.0),
+        }
     return [row]
 
 
@@ -79,7 +97,12 @@ def _two_opinions(ref: Reference, chosen: list[int], group: str, seed: int) -> n
     for n in chosen:
         texts, ended = zip(*((one.text, one.finished) for one in ref.answers[n]), strict=True)
         two = [people[int(person)] for person in rng.permutation(len(people))[:2]]
-        said.append([preference(world, person, ref.asked.prompts[n].messages, texts, ended, rng) for person in two])
+        said.append(
+            [
+                preference(world, person, ref.asked.prompts[n].messages, texts, ended, rng)
+                for person in two
+            ]
+        )
     return np.array(said).T
 
 
@@ -105,9 +128,16 @@ def generalises(table: Table) -> Finding:
 
 
 CRITERIA = (
-    Criterion("E12.agreement", "two training labelers agree on 72 ± 2 % of the pairs that both decide", labelers_agree),
-    Criterion("E12.heldout", "accuracy against held-out labelers is within 4 points of that against training labelers",
-              generalises),
+    Criterion(
+        "E12.agreement",
+        "two training labelers agree on 72 ± 2 % of the pairs that both decide",
+        labelers_agree,
+    ),
+    Criterion(
+        "E12.heldout",
+        "accuracy against held-out labelers is within 4 points of that against training labelers",
+        generalises,
+    ),
 )
 
 
@@ -118,9 +148,16 @@ def figure(table: Table) -> Figure:
     offsets = np.linspace(-0.2, 0.2, len(told.values("seed")) + 2)[1:-1]
     for (seed, rows), offset in zip(told.by("seed"), offsets, strict=True):
         for place, name in enumerate(COLUMNS):
-            value, low, high = (float(rows.column(f"{name}{end}")[0]) for end in ("", "_low", "_high"))
+            value, low, high = (
+                float(rows.column(f"{name}{end}")[0]) for end in ("", "_low", "_high")
+            )
             error = [[max(value - low, 0)], [max(high - value, 0)]]
-            mark_seed(one.errorbar(place + offset, value, yerr=error, fmt="o", ms=4, lw=1, color="#2a3f8f").lines[0], seed)
+            mark_seed(
+                one.errorbar(
+                    place + offset, value, yerr=error, fmt="o", ms=4, lw=1, color="#2a3f8f"
+                ).lines[0],
+                seed,
+            )
     one.axhline(0.726, color="#bbb", lw=0.8, zorder=0)
     one.set_xticks(range(len(COLUMNS)), list(COLUMNS.values()), fontsize=8)
     one.set_ylabel("agreement")

@@ -52,29 +52,56 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 runs[folder] = run
                 point: Row = {"seed": seed, "batching": batching, "epochs": epochs}
                 measurements.append(
-                    Measurement(f"seed{seed}-{batching}-{epochs}", point, (folder,), {}, partial(curve, folder=folder))
+                    Measurement(
+                        f"seed{seed}-{batching}-{epochs}",
+                        point,
+                        (folder,),
+                        {},
+                        partial(curve, folder=folder),
+                    )
                 )
-    return Ablation("Ouyang et al. 2022, section 3.5", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Thin: seeds.")
+    return Ablation(
+        "Ouyang et al. 2022, section 3.5",
+        seeds,
+        list(runs.values()),
+        measurements,
+        CRITERIA,
+        figure,
+        "Thin: seeds.",
+    )
 
 
 def curve(bench: Bench, *, folder: str) -> list[Row]:
     """Held-out loss and accuracy at every validation of training proper; the last one comes after the normalisation."""
-    names = {"loss": "validation/loss_heldout", "accuracy": "validation/accuracy_heldout", "gold": "validation/accuracy_gold"}
+    names = {
+        "loss": "validation/loss_heldout",
+        "accuracy": "validation/accuracy_heldout",
+        "gold": "validation/accuracy_gold",
+    }
     rows = [row for row in metrics(bench.folder(folder)) if names["loss"] in row]
-    return [{"update": row["step"], **{name: float(row[key]) for name, key in names.items()}} for row in rows]
+    return [
+        {"update": row["step"], **{name: float(row[key]) for name, key in names.items()}}
+        for row in rows
+    ]
 
 
-def _of(table: Table, epochs: int, measure: Callable[[np.ndarray], float]) -> list[dict[Any, float]]:
+def _of(
+    table: Table, epochs: int, measure: Callable[[np.ndarray], float]
+) -> list[dict[Any, float]]:
     """Of the held-out losses of shuffled pairs and of whole rankings."""
-    curves = [table.where(batching=batching, epochs=epochs).having("loss") for batching in reversed(BATCHINGS)]
+    curves = [
+        table.where(batching=batching, epochs=epochs).having("loss")
+        for batching in reversed(BATCHINGS)
+    ]
     return [rows.each_seed(lambda one: measure(one.column("loss"))) for rows in curves]
 
 
 def grouped_is_better(table: Table, epochs: int) -> Finding:
     """Paired difference of the final held-out losses."""
     found = t_interval(paired(*_of(table, epochs, lambda loss: loss[-1])))
-    return Finding(found.low > 0, *found, "loss of shuffled pairs minus loss of whole rankings, nats")
+    return Finding(
+        found.low > 0, *found, "loss of shuffled pairs minus loss of whole rankings, nats"
+    )
 
 
 def shuffled_overfits(table: Table) -> Finding:
@@ -82,15 +109,25 @@ def shuffled_overfits(table: Table) -> Finding:
     rises = _of(table, EPOCHS[-1], lambda loss: loss[-1] - loss.min())
     found = t_interval(paired(*rises))
     shuffled, whole = (float(np.mean(list(one.values()))) for one in rises)
-    return Finding(found.low > 0, *found, f"last minus lowest, nats: shuffled pairs {shuffled:.3f}, whole rankings {whole:.3f}")
+    return Finding(
+        found.low > 0,
+        *found,
+        f"last minus lowest, nats: shuffled pairs {shuffled:.3f}, whole rankings {whole:.3f}",
+    )
 
 
 CRITERIA = (
-    Criterion("E10.one", "one epoch: held-out loss of whole rankings below that of shuffled pairs (p < 0.05)",
-              partial(grouped_is_better, epochs=1)),
+    Criterion(
+        "E10.one",
+        "one epoch: held-out loss of whole rankings below that of shuffled pairs (p < 0.05)",
+        partial(grouped_is_better, epochs=1),
+    ),
     Criterion("E10.four", "four epochs: the same", partial(grouped_is_better, epochs=4)),
-    Criterion("E10.overfit", "four epochs of shuffled pairs end further above their minimum than whole rankings do",
-              shuffled_overfits),
+    Criterion(
+        "E10.overfit",
+        "four epochs of shuffled pairs end further above their minimum than whole rankings do",
+        shuffled_overfits,
+    ),
 )
 
 

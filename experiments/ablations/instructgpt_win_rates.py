@@ -53,7 +53,13 @@ from rlhf_jax.menagerie.measurements import continuations
 from rlhf_jax.models.config import num_params
 
 SIZES = (*TRUNKS, "m")  # from the smallest to the largest
-METHODS = {"GPT": "#767676", "GPT prompted": "#b8860b", "SFT": "#009e73", "PPO": "#56b4e9", "PPO-ptx": "#d55e00"}
+METHODS = {
+    "GPT": "#767676",
+    "GPT prompted": "#b8860b",
+    "SFT": "#009e73",
+    "PPO": "#56b4e9",
+    "PPO-ptx": "#d55e00",
+}
 PPO_PTX = {"PPO": 0.0, "PPO-ptx": PTX_COEF}
 PREFIXES = 16  # candidates
 
@@ -67,19 +73,42 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         runs |= {run.folder: run for run in base_runs(size, seed, *TRUNKS)}
         largest = (base(seed, "pretrain"), base(seed, "sft"), base(seed, "reward"))
         for trunk in SIZES:
-            folders = {name: base(seed, stage, trunk)
-                       for name, stage in (("GPT", "pretrain"), ("GPT prompted", "pretrain"), ("SFT", "sft"))}
+            folders = {
+                name: base(seed, stage, trunk)
+                for name, stage in (
+                    ("GPT", "pretrain"),
+                    ("GPT prompted", "pretrain"),
+                    ("SFT", "sft"),
+                )
+            }
             for name, ptx_coef in PPO_PTX.items():
                 run = policy(size, seed, kl_coef=KL_COEF, ptx_coef=ptx_coef, trunk=trunk)
                 runs[run.folder], folders[name] = run, run.folder
             measurements += [
-                Measurement(f"seed{seed}-{trunk}-{name.replace(' ', '-')}", {"seed": seed, "trunk": trunk, "method": name},
-                            (folder, *largest), panel.settings,
-                            partial(judged, panel=panel, seed=seed, folder=folder, prompted=name == "GPT prompted"))
+                Measurement(
+                    f"seed{seed}-{trunk}-{name.replace(' ', '-')}",
+                    {"seed": seed, "trunk": trunk, "method": name},
+                    (folder, *largest),
+                    panel.settings,
+                    partial(
+                        judged,
+                        panel=panel,
+                        seed=seed,
+                        folder=folder,
+                        prompted=name == "GPT prompted",
+                    ),
+                )
                 for name, folder in folders.items()
             ]
-    return Ablation("Ouyang et al. 2022, Fig. 1", seeds, list(runs.values()), measurements, CRITERIA, figure,
-                    "Against the largest supervised model. Thin: seeds.")
+    return Ablation(
+        "Ouyang et al. 2022, Fig. 1",
+        seeds,
+        list(runs.values()),
+        measurements,
+        CRITERIA,
+        figure,
+        "Against the largest supervised model. Thin: seeds.",
+    )
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
@@ -90,11 +119,19 @@ def judged(bench: Bench, *, panel: Panel, seed: int, folder: str, prompted: bool
     ref = reference(bench, panel, seed)
     one = load_language_model(find(bench.workdir, str(bench.folder(folder))))
     context_length = one.model.config.context_length
-    asked = behind(ref.asked, best_prefix(bench, ref, panel, seed), context_length) if prompted else ref.asked
+    asked = (
+        behind(ref.asked, best_prefix(bench, ref, panel, seed), context_length)
+        if prompted
+        else ref.asked
+    )
     answers = draw_answers(one, asked, panel, seed)
     row: Row = {"parameters": num_params(one.model.config)}
     for name, found in opinions(panel, ref, answers, seed).items():
-        row |= {name: found.value, f"{name}_low": float(found.low or 0.0), f"{name}_high": float(found.high or 0.0)}
+        row |= {
+            name: found.value,
+            f"{name}_low": float(found.low or 0.0),
+            f"{name}_high": float(found.high or 0.0),
+        }
     return [row]
 
 
@@ -102,44 +139,69 @@ def behind(asked: Asked, prefix: Sequence[Message], context_length: int) -> Aske
     """The same prompts, each behind a prefix of earlier turns; together they may fill what an answer leaves of the context."""
     prompts = [replace(prompt, messages=(*prefix, *prompt.messages)) for prompt in asked.prompts]
     prompt_length = context_length - asked.sampling["response_length"]
-    return replace(asked, prompts=prompts, sampling={**asked.sampling, "prompt_length": prompt_length})
+    return replace(
+        asked, prompts=prompts, sampling={**asked.sampling, "prompt_length": prompt_length}
+    )
 
 
 def best_prefix(bench: Bench, ref: Reference, panel: Panel, seed: int) -> list[Message]:
     """The winner of the competition, held once a seed and kept."""
-    raw, reward = (find(bench.workdir, str(bench.folder(base(seed, stage)))) for stage in ("pretrain", "reward"))
+    raw, reward = (
+        find(bench.workdir, str(bench.folder(base(seed, stage))))
+        for stage in ("pretrain", "reward")
+    )
 
     def compete() -> dict[str, list[str]]:
         one, proxy = load_language_model(raw), make_proxy(ref, bench.folder(base(seed, "reward")))
         config, tokenizer = sft.get_config(panel.size).data, ref.asked.tokenizer
         told = load(config.demonstrations, Demonstration, split="train", data_dir=config.data_dir)
         asked = load(config.prompts, Prompt, split="validation", data_dir=config.data_dir)
-        prompts = fitting_prompts(asked, tokenizer, prompt_length=config.prompt_length)[: panel.num_prompts]
+        prompts = fitting_prompts(asked, tokenizer, prompt_length=config.prompt_length)[
+            : panel.num_prompts
+        ]
         exam = replace(ref.asked, prompts=prompts)
         scores, context_length = [], one.model.config.context_length
         room = context_length - exam.sampling["prompt_length"] - exam.sampling["response_length"]
         prefixes = candidates(told, tokenizer, room)
         for prefix in prefixes:
-            said = draw_answers(one, behind(exam, prefix, context_length), replace(panel, num_samples=1), seed)
+            said = draw_answers(
+                one, behind(exam, prefix, context_length), replace(panel, num_samples=1), seed
+            )
             scores.append(float(proxy(continuations(tokenizer, prompts, said)).mean()))
         winner = prefixes[int(np.argmax(scores))]
-        return {"roles": [turn.role for turn in winner], "contents": [turn.content for turn in winner]}
+        return {
+            "roles": [turn.role for turn in winner],
+            "contents": [turn.content for turn in winner],
+        }
 
-    depends_on = {**panel.settings, "policy": raw.meta.fingerprint, "reward": reward.meta.fingerprint}
+    depends_on = {
+        **panel.settings,
+        "policy": raw.meta.fingerprint,
+        "reward": reward.meta.fingerprint,
+    }
     kept, _ = bench.cache.get(f"seed{seed}", "prefix", depends_on, compete)
-    return [Message(role, content) for role, content in zip(kept["roles"], kept["contents"], strict=True)]
+    return [
+        Message(role, content)
+        for role, content in zip(kept["roles"], kept["contents"], strict=True)
+    ]
 
 
-def candidates(demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, room: int) -> list[list[Message]]:
+def candidates(
+    demonstrations: Sequence[Demonstration], tokenizer: Tokenizer, room: int
+) -> list[list[Message]]:
     """`PREFIXES` pairs of neighbours among the demonstrations of which two fit; one alone where no two do."""
     turns = [list(one.messages) for one in demonstrations]
     length = [len(one.ids) for one in render_batch(tokenizer, turns, generation_prompt=False)]
     for several in (2, 1):
         short = [few for few, tokens in zip(turns, length, strict=True) if several * tokens <= room]
         if len(short) >= several * PREFIXES:
-            groups = [short[start : start + several] for start in range(0, several * PREFIXES, several)]
+            groups = [
+                short[start : start + several] for start in range(0, several * PREFIXES, several)
+            ]
             return [[turn for few in group for turn in few] for group in groups]
-    raise ValueError(f"fewer than {PREFIXES} demonstrations of at most {room} tokens, expected enough for the prefixes")
+    raise ValueError(
+        f"fewer than {PREFIXES} demonstrations of at most {room} tokens, expected enough for the prefixes"
+    )
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -160,21 +222,31 @@ def _gaps(table: Table, better: tuple[str, str], worse: tuple[str, str]) -> np.n
 def ordered(table: Table) -> Finding:
     """The smallest step of PPO and PPO-ptx over SFT, SFT over the prompted model, that over the plain one."""
     pairs = (("PPO", "SFT"), ("PPO-ptx", "SFT"), ("SFT", "GPT prompted"), ("GPT prompted", "GPT"))
-    steps = {(trunk, better, worse): t_interval(_gaps(table, (better, trunk), (worse, trunk)))
-             for trunk in SIZES for better, worse in pairs}
+    steps = {
+        (trunk, better, worse): t_interval(_gaps(table, (better, trunk), (worse, trunk)))
+        for trunk in SIZES
+        for better, worse in pairs
+    }
     least = min(steps, key=lambda name: steps[name].mean)
     text = f"the smallest: {least[1]} over {least[2]} at size {least[0]}; {sum(one.low > 0 for one in steps.values())} of "
-    return Finding(steps[least].mean > 0, *steps[least], f"{text}{len(steps)} steps have intervals above 0")
+    return Finding(
+        steps[least].mean > 0, *steps[least], f"{text}{len(steps)} steps have intervals above 0"
+    )
 
 
 def supervised_is_better(table: Table) -> Finding:
     """The least distance between SFT's and GPT's intervals, of all seeds and sizes."""
     gaps: dict[tuple[str, int], float] = {}
     for trunk in SIZES:
-        low, high = _rate(table, "SFT", trunk, "preferred_low"), _rate(table, "GPT", trunk, "preferred_high")
+        low, high = (
+            _rate(table, "SFT", trunk, "preferred_low"),
+            _rate(table, "GPT", trunk, "preferred_high"),
+        )
         gaps |= {(trunk, seed): low[seed] - high[seed] for seed in low if seed in high}
     least = min(gaps, key=lambda name: gaps[name])
-    return Finding(gaps[least] > 0, gaps[least], None, None, f"the least: size {least[0]}, seed {least[1]}")
+    return Finding(
+        gaps[least] > 0, gaps[least], None, None, f"the least: size {least[0]}, seed {least[1]}"
+    )
 
 
 def small_beats_large(table: Table) -> Finding:
@@ -186,18 +258,35 @@ def small_beats_large(table: Table) -> Finding:
 
 def alike(table: Table) -> Finding:
     """The largest difference between PPO-ptx and PPO."""
-    gaps = {trunk: float(_gaps(table, ("PPO-ptx", trunk), ("PPO", trunk)).mean()) for trunk in SIZES}
+    gaps = {
+        trunk: float(_gaps(table, ("PPO-ptx", trunk), ("PPO", trunk)).mean()) for trunk in SIZES
+    }
     most = max(gaps, key=lambda trunk: abs(gaps[trunk]))
-    return Finding(abs(gaps[most]) <= 0.05, abs(gaps[most]), None, None, ", ".join(f"{k}: {v:+.3f}" for k, v in gaps.items()))
+    return Finding(
+        abs(gaps[most]) <= 0.05,
+        abs(gaps[most]),
+        None,
+        None,
+        ", ".join(f"{k}: {v:+.3f}" for k, v in gaps.items()),
+    )
 
 
 CRITERIA = (
-    Criterion("E11.order", "at every size PPO and PPO-ptx > SFT > prompted > pretrained (the value is the smallest step)",
-              ordered),
-    Criterion("E11.sft", "at every size and seed the interval of SFT lies above that of the pretrained model",
-              supervised_is_better),
-    Criterion("E11.small", "the smallest PPO-ptx is preferred more than the largest pretrained model (interval above 0)",
-              small_beats_large),
+    Criterion(
+        "E11.order",
+        "at every size PPO and PPO-ptx > SFT > prompted > pretrained (the value is the smallest step)",
+        ordered,
+    ),
+    Criterion(
+        "E11.sft",
+        "at every size and seed the interval of SFT lies above that of the pretrained model",
+        supervised_is_better,
+    ),
+    Criterion(
+        "E11.small",
+        "the smallest PPO-ptx is preferred more than the largest pretrained model (interval above 0)",
+        small_beats_large,
+    ),
     Criterion("E11.ptx", "PPO-ptx and PPO differ by at most 5 points at every size", alike),
 )
 
@@ -208,10 +297,15 @@ CRITERIA = (
 def figure(table: Table) -> Figure:
     """Win rate against size for every method; gold beside it."""
     made, axes = plt.subplots(1, 2, figsize=(9.4, 3.8))
-    columns = {"preferred": "preferred to the largest SFT model", "gold": "gold, SD of the largest SFT model"}
+    columns = {
+        "preferred": "preferred to the largest SFT model",
+        "gold": "gold, SD of the largest SFT model",
+    }
     for one, (column, label) in zip(axes, columns.items(), strict=True):
         for method, colour in METHODS.items():
-            draw_seeds(one, table.where(method=method), "parameters", column, colour=colour, label=method)
+            draw_seeds(
+                one, table.where(method=method), "parameters", column, colour=colour, label=method
+            )
         one.set(xlabel="parameters", ylabel=label, xscale="log")
         one.axhline(0.5 if column == "preferred" else 0.0, color="#bbb", lw=0.8, zorder=0)
         one.spines[["top", "right"]].set_visible(False)

@@ -61,8 +61,13 @@ class Panel:
 
 def panel_of(size: str) -> Panel:
     """What each policy is asked."""
-    return Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 3,
-                 pick(size, tiny=8, default=400, large=4000))
+    return Panel(
+        size,
+        pick(size, tiny=8, default=256, large=1024),
+        pick(size, tiny=2, default=4, large=4),
+        3,
+        pick(size, tiny=8, default=400, large=4000),
+    )
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,18 @@ def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     return Asked(
         make_world(data.world.removeprefix("menagerie/")),
-        take("num_prompts", panel.num_prompts, fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)),
-        take("corpus_documents", panel.corpus_documents, documents), tokenizer,
-        {"prompt_length": data.prompt_length, "response_length": how.response_length, "batch_size": how.batch_size},
+        take(
+            "num_prompts",
+            panel.num_prompts,
+            fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length),
+        ),
+        take("corpus_documents", panel.corpus_documents, documents),
+        tokenizer,
+        {
+            "prompt_length": data.prompt_length,
+            "response_length": how.response_length,
+            "batch_size": how.batch_size,
+        },
     )
 
 
@@ -110,13 +124,25 @@ def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
 
     def draw() -> dict[str, Any]:
         policy = load_language_model(one)
-        drawn = generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(seed), spec=PLAIN,
-                         num_samples=panel.num_samples, **asked.sampling)
+        drawn = generate(
+            policy.model,
+            policy.params,
+            asked.tokenizer,
+            asked.prompts,
+            jax.random.key(seed),
+            spec=PLAIN,
+            num_samples=panel.num_samples,
+            **asked.sampling,
+        )
         different = [list(dict.fromkeys(few)) for few in drawn]
-        gold = [judges.judge(asked.world, [prompt], [few]).total_NS[0]
-                for prompt, few in zip(asked.prompts, different, strict=True)]
+        gold = [
+            judges.judge(asked.world, [prompt], [few]).total_NS[0]
+            for prompt, few in zip(asked.prompts, different, strict=True)
+        ]
         places = [{answer: k for k, answer in enumerate(few)} for few in different]
-        which = [[place[answer] for answer in few] for place, few in zip(places, drawn, strict=True)]
+        which = [
+            [place[answer] for answer in few] for place, few in zip(places, drawn, strict=True)
+        ]
         return {"different": different, "gold": gold, "which": which}
 
     depends_on = {**panel.settings, "policy": one.meta.fingerprint}
@@ -125,8 +151,13 @@ def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
     total = [np.array(few) for few in kept["gold"]]
     everything = np.concatenate([gold[index] for gold, index in zip(total, which, strict=True)])
     return Pool(
-        asked, [[Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["different"]],
-        [(gold - everything.mean()) / everything.std() for gold in total], which,
+        asked,
+        [
+            [Generation(text, tuple(ids), ended) for text, ids, ended in few]
+            for few in kept["different"]
+        ],
+        [(gold - everything.mean()) / everything.std() for gold in total],
+        which,
     )
 
 
@@ -138,9 +169,13 @@ def proxy_scores(pool: Pool, folder: Path) -> list[np.ndarray]:
     one = find(folder, str(folder))
     if one.meta.tokenizer != pool.asked.tokenizer.fingerprint():
         raise ValueError(f"{folder}: has another tokenizer than the policy that was sampled")
-    parts = [continuations(pool.asked.tokenizer, [prompt], [few])
-             for prompt, few in zip(pool.asked.prompts, pool.different, strict=True)]
-    flat = scores(*load_scalar_model(one), [item for part in parts for item in part], batch_size=256)
+    parts = [
+        continuations(pool.asked.tokenizer, [prompt], [few])
+        for prompt, few in zip(pool.asked.prompts, pool.different, strict=True)
+    ]
+    flat = scores(
+        *load_scalar_model(one), [item for part in parts for item in part], batch_size=256
+    )
     score = np.split(flat, np.cumsum([len(part) for part in parts])[:-1])
     everything = np.concatenate([few[index] for few, index in zip(score, pool.which, strict=True)])
     return [(few - everything.mean()) / everything.std() for few in score]
@@ -191,27 +226,53 @@ def reference(bench: Bench, panel: Panel, seed: int) -> Reference:
     def draw() -> dict[str, Any]:
         return {"answers": draw_answers(policy, asked, panel, seed)}
 
-    kept, _ = bench.cache.get(f"seed{seed}", "reference", {**panel.settings, "policy": one.meta.fingerprint}, draw)
-    answers = [[Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["answers"]]
-    return Reference(asked, policy, answers, judges.judge(asked.world, asked.prompts, answers).total_NS)
+    kept, _ = bench.cache.get(
+        f"seed{seed}", "reference", {**panel.settings, "policy": one.meta.fingerprint}, draw
+    )
+    answers = [
+        [Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["answers"]
+    ]
+    return Reference(
+        asked, policy, answers, judges.judge(asked.world, asked.prompts, answers).total_NS
+    )
 
 
-def draw_answers(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> list[list[Generation]]:
+def draw_answers(
+    policy: LoadedModel, asked: Asked, panel: Panel, seed: int
+) -> list[list[Generation]]:
     """A policy's answers to the panel's prompts."""
-    return generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(1000 + seed), spec=PLAIN,
-                    num_samples=panel.num_samples, **asked.sampling)
+    return generate(
+        policy.model,
+        policy.params,
+        asked.tokenizer,
+        asked.prompts,
+        jax.random.key(1000 + seed),
+        spec=PLAIN,
+        num_samples=panel.num_samples,
+        **asked.sampling,
+    )
 
 
-def opinions(panel: Panel, ref: Reference, answers: list[list[Generation]], seed: int) -> dict[str, Estimate]:
+def opinions(
+    panel: Panel, ref: Reference, answers: list[list[Generation]], seed: int
+) -> dict[str, Estimate]:
     """Gold in SD of the supervised policy's answers, and held-out labelers' preference over these."""
     world, prompts = ref.asked.world, ref.asked.prompts
     total_NS = judges.judge(world, prompts, answers).total_NS
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
     gold = ((total_NS - ref.total_NS.mean()) / ref.total_NS.std()).ravel()
-    preference_NSL = judges.labeler_preferences(world, prompts, answers, ref.answers,
-                                                labelers_per_prompt=panel.labelers_per_prompt, seed=seed)
-    return {"gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
-            "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP)}
+    preference_NSL = judges.labeler_preferences(
+        world,
+        prompts,
+        answers,
+        ref.answers,
+        labelers_per_prompt=panel.labelers_per_prompt,
+        seed=seed,
+    )
+    return {
+        "gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
+        "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP),
+    }
 
 
 @dataclass(frozen=True)
@@ -230,7 +291,12 @@ class Proxy:
 def make_proxy(ref: Reference, reward_path: Path) -> Proxy:
     """Load a reward model and find its unit on the reference's answers."""
     model, params = load_scalar_model(find(reward_path, str(reward_path)))
-    raw = scores(model, params, continuations(ref.asked.tokenizer, ref.asked.prompts, ref.answers), batch_size=256)
+    raw = scores(
+        model,
+        params,
+        continuations(ref.asked.tokenizer, ref.asked.prompts, ref.answers),
+        batch_size=256,
+    )
     return Proxy(model, params, float(raw.mean()), float(raw.std()))
 
 
@@ -243,8 +309,13 @@ def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, se
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
     kl = sequence_kl(policy, ref.policy, said, batch_size=256)
     nll, tokens = corpus_nll(
-        policy.model, policy.params, asked.tokenizer, asked.documents,
-        context_length=policy.model.config.context_length, batch_size=64, mask_documents=False,
+        policy.model,
+        policy.params,
+        asked.tokenizer,
+        asked.documents,
+        context_length=policy.model.config.context_length,
+        batch_size=64,
+        mask_documents=False,
     )
     measured = {
         **opinions(panel, ref, answers, seed),
@@ -255,29 +326,52 @@ def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, se
     length = float(np.mean([one.length for few in answers for one in few]))
     row: Row = {"distance": float(np.sqrt(max(kl.mean(), 0.0))), "length": length}
     for name, one in measured.items():
-        row |= {name: one.value, f"{name}_low": float(one.low or 0.0), f"{name}_high": float(one.high or 0.0)}
+        row |= {
+            name: one.value,
+            f"{name}_low": float(one.low or 0.0),
+            f"{name}_high": float(one.high or 0.0),
+        }
     return row
 
 
 def examine_steps(
-    bench: Bench, *, panel: Panel, seed: int, folder: str, reward_folder: str, steps: Sequence[int], start: bool
+    bench: Bench,
+    *,
+    panel: Panel,
+    seed: int,
+    folder: str,
+    reward_folder: str,
+    steps: Sequence[int],
+    start: bool,
 ) -> list[Row]:
     """A row for every checkpoint of a policy; with `start` also for the supervised policy itself, as update 0."""
     ref = reference(bench, panel, seed)
     proxy = make_proxy(ref, bench.folder(reward_folder))
     there = all_steps(bench.folder(folder))
-    have = [step for step in steps if step in there] or there[-1:]  # a diverged run has fewer: at least its last good one
+    have = [step for step in steps if step in there] or there[
+        -1:
+    ]  # a diverged run has fewer: at least its last good one
     paths = {step: checkpoint_folder(bench.folder(folder), step) for step in have}
     if start:
         paths = {0: bench.folder(base(seed, "sft")), **paths}
-    return [{"update": step, **examine(panel, ref, path, proxy, seed=seed)} for step, path in paths.items()]
+    return [
+        {"update": step, **examine(panel, ref, path, proxy, seed=seed)}
+        for step, path in paths.items()
+    ]
 
 
 def measure_end(size: str, run: GridRun, seed: int, point: Row, *, start: bool) -> Measurement:
     """The last checkpoint of a policy; of one that diverged the last good one."""
     panel, last = panel_of(size), run.config.ppo.total_episodes // run.config.ppo.batch_size
-    ask = partial(examine_steps, panel=panel, seed=seed, folder=run.folder, reward_folder=base(seed, "reward"), steps=[last],
-                  start=start)
+    ask = partial(
+        examine_steps,
+        panel=panel,
+        seed=seed,
+        folder=run.folder,
+        reward_folder=base(seed, "reward"),
+        steps=[last],
+        start=start,
+    )
     needs = (run.folder, base(seed, "reward"), base(seed, "sft"))
     settings = {**panel.settings, "last": last, "start": start}
     return Measurement(run.folder.replace("/", "-"), {"seed": seed, **point}, needs, settings, ask)

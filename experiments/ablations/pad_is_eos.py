@@ -51,7 +51,13 @@ COLOURS = dict(zip(MASKS, ("#2a3f8f", "#c22"), strict=True))
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """No run beyond pretraining; four short trainings a seed inside the measurements."""
-    panel = Panel(size, pick(size, tiny=8, default=128, large=512), pick(size, tiny=2, default=4, large=4), 1, 8)
+    panel = Panel(
+        size,
+        pick(size, tiny=8, default=128, large=512),
+        pick(size, tiny=2, default=4, large=4),
+        1,
+        8,
+    )
     epochs = pick(size, tiny=1.0, default=2.0, large=2.0)
     runs: list[GridRun] = []
     measurements = []
@@ -60,25 +66,46 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         for start in STARTS:
             for mask, hidden in MASKS.items():
                 how = {"start": start, "hidden": hidden, "epochs": epochs}
-                measurements.append(Measurement(
-                    f"seed{seed}-{start}-{mask.replace(' ', '-')}", {"seed": seed, "start": start, "mask": mask},
-                    (base(seed, "pretrain"),), {**panel.settings, **how}, partial(tune, panel=panel, seed=seed, **how),
-                ))
+                measurements.append(
+                    Measurement(
+                        f"seed{seed}-{start}-{mask.replace(' ', '-')}",
+                        {"seed": seed, "start": start, "mask": mask},
+                        (base(seed, "pretrain"),),
+                        {**panel.settings, **how},
+                        partial(tune, panel=panel, seed=seed, **how),
+                    )
+                )
     return Ablation("Huang et al. 2024", seeds, runs, measurements, CRITERIA, figure)
 
 
-def tune(bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epochs: float) -> list[Row]:
+def tune(
+    bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epochs: float
+) -> list[Row]:
     """Train on demonstrations with or without the end token in the loss; how many answers end by themselves."""
     one = find(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
-    asked, candidate, settings = ask(panel, load_tokenizer_of(one)), load_language_model(one), sft.get_config(panel.size)
+    asked, candidate, settings = (
+        ask(panel, load_tokenizer_of(one)),
+        load_language_model(one),
+        sft.get_config(panel.size),
+    )
     data = demonstration_batches(
-        load(settings.data.demonstrations, Demonstration, split="train", data_dir=settings.data.data_dir), asked.tokenizer,
-        context_length=settings.sft.max_length, batch_size=settings.sft.batch_size, seed=seed,
+        load(
+            settings.data.demonstrations,
+            Demonstration,
+            split="train",
+            data_dir=settings.data.data_dir,
+        ),
+        asked.tokenizer,
+        context_length=settings.sft.max_length,
+        batch_size=settings.sft.batch_size,
+        seed=seed,
     )
     if hidden:
         hide(data, asked.tokenizer.turn_end_id)
     num_steps = round(epochs * data.num_examples / data.batch_size)
-    packed = PackedDemonstrations(data, row_length=settings.sft.row_length, num_steps=num_steps, others=0, row_multiple=1)
+    packed = PackedDemonstrations(
+        data, row_length=settings.sft.row_length, num_steps=num_steps, others=0, row_multiple=1
+    )
     model, params = candidate
     if start == "fresh":
         params = init_params(model, jax.random.key(seed))
@@ -87,7 +114,9 @@ def tune(bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epo
     update = jax.jit(make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=1))
     state = init_state(params, optimizer)
     for step in range(num_steps):
-        state, metrics = update(state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step))
+        state, metrics = update(
+            state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step)
+        )
     if not np.isfinite(float(metrics["grad_norm"])):
         return [{"status": f"diverged: {start}, end {'masked' if hidden else 'trained'}"}]
     return [ending(LoadedModel(model, state.params), asked, panel, seed)]
@@ -100,10 +129,21 @@ def hide(data: Batches, token: int) -> None:
 
 def ending(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> Row:
     """Share of answers that end by themselves, and their length."""
-    drawn = generate(policy.model, policy.params, asked.tokenizer, asked.prompts, jax.random.key(seed), spec=PLAIN,
-                     num_samples=panel.num_samples, **asked.sampling)
+    drawn = generate(
+        policy.model,
+        policy.params,
+        asked.tokenizer,
+        asked.prompts,
+        jax.random.key(seed),
+        spec=PLAIN,
+        num_samples=panel.num_samples,
+        **asked.sampling,
+    )
     said = [answer for few in drawn for answer in few]
-    return {"finished": float(np.mean([one.finished for one in said])), "length": float(np.mean([one.length for one in said]))}
+    return {
+        "finished": float(np.mean([one.finished for one in said])),
+        "length": float(np.mean([one.length for one in said])),
+    }
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------
@@ -113,14 +153,22 @@ def finishes(table: Table, start: str, mask: str, low: float, high: float) -> Fi
     """Share of answers that end by themselves."""
     rows = table.where(start=start, mask=mask).having("finished")
     found = t_interval(rows.column("finished"))
-    return Finding(low <= found.mean <= high, *found, f"mean length {rows.column('length').mean():.1f} tokens")
+    return Finding(
+        low <= found.mean <= high, *found, f"mean length {rows.column('length').mean():.1f} tokens"
+    )
 
 
 CRITERIA = tuple(
-    Criterion(f"E27.{start}_{mask.split()[1]}", f"{start} parameters, {mask}: {text} of answers end by themselves",
-              partial(finishes, start=start, mask=mask, low=low, high=high))
+    Criterion(
+        f"E27.{start}_{mask.split()[1]}",
+        f"{start} parameters, {mask}: {text} of answers end by themselves",
+        partial(finishes, start=start, mask=mask, low=low, high=high),
+    )
     for start in STARTS
-    for mask, text, low, high in (("end trained", "more than 95 %", 0.95, 1.0), ("end masked", "less than 50 %", 0.0, 0.5))
+    for mask, text, low, high in (
+        ("end trained", "more than 95 %", 0.95, 1.0),
+        ("end masked", "less than 50 %", 0.0, 0.5),
+    )
 )
 
 
@@ -132,10 +180,20 @@ def figure(table: Table) -> Figure:
             for shift, (mask, colour) in zip((-0.12, 0.12), COLOURS.items(), strict=True):
                 rows = table.where(start=start, mask=mask).having(column)
                 for seed, value in zip(rows.column("seed"), rows.column(column), strict=True):
-                    mark_seed(one.plot(place + shift, value, "o", ms=5, alpha=0.6, color=colour)[0], int(seed))
+                    mark_seed(
+                        one.plot(place + shift, value, "o", ms=5, alpha=0.6, color=colour)[0],
+                        int(seed),
+                    )
                 if len(rows):
-                    one.plot(place + shift, rows.column(column).mean(), "_", ms=18, mew=2, color=colour,
-                             label=mask if place == 0 else None)
+                    one.plot(
+                        place + shift,
+                        rows.column(column).mean(),
+                        "_",
+                        ms=18,
+                        mew=2,
+                        color=colour,
+                        label=mask if place == 0 else None,
+                    )
         one.set_xticks(range(len(STARTS)), [f"from {start} parameters" for start in STARTS])
         one.spines[["top", "right"]].set_visible(False)
     axes[0].set(ylabel="answers that end by themselves", ylim=(-0.03, 1.03))

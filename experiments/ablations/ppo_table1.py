@@ -44,28 +44,53 @@ ROWS: dict[str, tuple[float, bool, Surrogate]] = {
     "clipping, ε = 0.1": (0.76, False, OFF._replace(cliprange=0.1)),
     CLIP: (0.82, False, OFF._replace(cliprange=0.2)),
     "clipping, ε = 0.3": (0.70, False, OFF._replace(cliprange=0.3)),
-    **{f"adaptive KL, target {target}": (paper, True, Surrogate(jnp.inf, 1.0, target))
-       for target, paper in ((0.003, 0.68), (0.01, 0.74), (0.03, 0.71))},
-    **{f"fixed KL, β = {beta:g}": (paper, True, Surrogate(jnp.inf, beta, 0.0))
-       for beta, paper in ((0.3, 0.62), (1.0, 0.71), (3.0, 0.72), (10.0, 0.69))},
+    **{
+        f"adaptive KL, target {target}": (paper, True, Surrogate(jnp.inf, 1.0, target))
+        for target, paper in ((0.003, 0.68), (0.01, 0.74), (0.03, 0.71))
+    },
+    **{
+        f"fixed KL, β = {beta:g}": (paper, True, Surrogate(jnp.inf, beta, 0.0))
+        for beta, paper in ((0.3, 0.62), (1.0, 0.71), (3.0, 0.72), (10.0, 0.69))
+    },
 }
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """A measurement per seed and environment; the first seed's does the work for all."""
-    names = pick(size, tiny=("point",), default=("CartPole-v1", "Pendulum-v1", "Reacher-misc"),
-                 large=("CartPole-v1", "Pendulum-v1", "Reacher-misc", "Acrobot-v1", "Swimmer-misc"))
-    how = settings(pick(size, tiny=2, default=100, large=980), pick(size, tiny=1e-3, default=1e-3, large=3e-4))
+    names = pick(
+        size,
+        tiny=("point",),
+        default=("CartPole-v1", "Pendulum-v1", "Reacher-misc"),
+        large=("CartPole-v1", "Pendulum-v1", "Reacher-misc", "Acrobot-v1", "Swimmer-misc"),
+    )
+    how = settings(
+        pick(size, tiny=2, default=100, large=980), pick(size, tiny=1e-3, default=1e-3, large=3e-4)
+    )
     measurements = [
-        Measurement(f"seed{seed}-{name}", {"seed": seed, "environment": name}, (), {"how": repr(how)},
-                    partial(scores_of, seed=seed, seeds=seeds, name=name, how=how))
-        for name in names for seed in seeds
+        Measurement(
+            f"seed{seed}-{name}",
+            {"seed": seed, "environment": name},
+            (),
+            {"how": repr(how)},
+            partial(scores_of, seed=seed, seeds=seeds, name=name, how=how),
+        )
+        for name in names
+        for seed in seeds
     ]
-    return Ablation("Schulman et al. 2017, Table 1", seeds, (), measurements, CRITERIA, figure,
-                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's seven tasks.")
+    return Ablation(
+        "Schulman et al. 2017, Table 1",
+        seeds,
+        (),
+        measurements,
+        CRITERIA,
+        figure,
+        "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's seven tasks.",
+    )
 
 
-def scores_of(bench: Bench, *, seed: int, seeds: tuple[int, ...], name: str, how: Settings) -> list[Row]:
+def scores_of(
+    bench: Bench, *, seed: int, seeds: tuple[int, ...], name: str, how: Settings
+) -> list[Row]:
     """A row for every policy loss, and one for the untrained policy."""
     depends_on = {"seeds": seeds, "how": repr(how)}
     rows: list[Row] = []
@@ -89,10 +114,15 @@ def run_seeds(label: str, name: str, how: Settings, seeds: tuple[int, ...]) -> d
     keys = jnp.stack([jax.random.key(seed) for seed in seeds])
     metrics = _program(agent, penalty)(keys, surrogate)
     measured = {
-        "return": late_return(metrics, LATE if label != UNTRAINED else 1.0), "kl": metrics["kl"].mean(1),
-        "kl_max": metrics["kl"].max(1), "entropy": value(metrics["policy/entropy"])[:, -1],
+        "return": late_return(metrics, LATE if label != UNTRAINED else 1.0),
+        "kl": metrics["kl"].mean(1),
+        "kl_max": metrics["kl"].max(1),
+        "entropy": value(metrics["policy/entropy"])[:, -1],
     }
-    return {name: [x if np.isfinite(x) else None for x in np.asarray(x_S).tolist()] for name, x_S in measured.items()}
+    return {
+        name: [x if np.isfinite(x) else None for x in np.asarray(x_S).tolist()]
+        for name, x_S in measured.items()
+    }
 
 
 @cache
@@ -111,24 +141,38 @@ def normalised(table: Table) -> Table:
     rows: list[Row] = []
     for _, part in table.by("environment"):
         zero = part.where(loss=UNTRAINED).having("return").column("return").mean()
-        earned = {label: part.where(loss=label).having("return").column("return") for label in labels(table)}
+        earned = {
+            label: part.where(loss=label).having("return").column("return")
+            for label in labels(table)
+        }
         best = max(float(returns.mean()) for returns in earned.values() if returns.size)
         for row in part.rows:
             if row.get("loss", UNTRAINED) != UNTRAINED:
-                rows.append({**row, "score": (float(row["return"]) - zero) / (best - zero) if "return" in row else 0.0})
+                rows.append(
+                    {
+                        **row,
+                        "score": (float(row["return"]) - zero) / (best - zero)
+                        if "return" in row
+                        else 0.0,
+                    }
+                )
     return Table(rows)
 
 
 def of_seeds(table: Table, label: str) -> np.ndarray:
     """The mean score over environments of every seed."""
-    return normalised(table).where(loss=label).per_seed(lambda one: float(one.column("score").mean()))
+    return (
+        normalised(table).where(loss=label).per_seed(lambda one: float(one.column("score").mean()))
+    )
 
 
 def unclipped_fails(table: Table) -> Finding:
     """Without a limit: as bad as untrained, or ten times as far from the old policy."""
     score = t_interval(of_seeds(table, NONE))
     kl = {label: table.where(loss=label).having("kl").column("kl") for label in (NONE, CLIP)}
-    far = kl[NONE].mean() / kl[CLIP].mean() if kl[NONE].size else np.nan  # all diverged: the score says so
+    far = (
+        kl[NONE].mean() / kl[CLIP].mean() if kl[NONE].size else np.nan
+    )  # all diverged: the score says so
     detail = f"KL(old ‖ new) over that of clip 0.2; score {score.mean:.2f} [{score.low:.2f}, {score.high:.2f}]"
     return Finding(score.mean <= 0 or far > 10, float(far), None, None, detail)
 
@@ -139,8 +183,13 @@ def clip_is_good(table: Table) -> Finding:
     best = max(means, key=lambda label: means[label])
     behind = of_seeds(table, best) - of_seeds(table, CLIP)
     error = behind.std(ddof=1) / np.sqrt(behind.size) if behind.size > 1 else 0.0
-    return Finding(bool(behind.mean() <= error), float(behind.mean()), None, None,
-                   f"behind the best, {best} ({means[best]:.2f}), by this; standard error {error:.3f}")
+    return Finding(
+        bool(behind.mean() <= error),
+        float(behind.mean()),
+        None,
+        None,
+        f"behind the best, {best} ({means[best]:.2f}), by this; standard error {error:.3f}",
+    )
 
 
 def clip_beats_none(table: Table) -> Finding:
@@ -151,18 +200,39 @@ def clip_beats_none(table: Table) -> Finding:
 
 def target_is_met(table: Table) -> Finding:
     """Measured KL of the adaptive rows over their target."""
-    ratios = {target: float(table.where(loss=f"adaptive KL, target {target}").column("kl").mean() / target)
-              for target in (0.003, 0.01, 0.03)}
+    ratios = {
+        target: float(
+            table.where(loss=f"adaptive KL, target {target}").column("kl").mean() / target
+        )
+        for target in (0.003, 0.01, 0.03)
+    }
     worst = max(ratios.values(), key=lambda x: abs(np.log(x)))
-    return Finding(all(1 / 1.5 <= x <= 1.5 for x in ratios.values()), worst, None, None,
-                   ", ".join(f"{target}: {x:.2f}" for target, x in ratios.items()))
+    return Finding(
+        all(1 / 1.5 <= x <= 1.5 for x in ratios.values()),
+        worst,
+        None,
+        None,
+        ", ".join(f"{target}: {x:.2f}" for target, x in ratios.items()),
+    )
 
 
 CRITERIA = (
-    Criterion("E15.none", "without a limit: score ≤ 0, or mean KL(old ‖ new) > 10 times that of clip 0.2", unclipped_fails),
+    Criterion(
+        "E15.none",
+        "without a limit: score ≤ 0, or mean KL(old ‖ new) > 10 times that of clip 0.2",
+        unclipped_fails,
+    ),
     Criterion("E15.clip", "clip 0.2 is within one standard error of the best row", clip_is_good),
-    Criterion("E15.limit", "clip 0.2 scores higher than no limit (interval of the difference above 0)", clip_beats_none),
-    Criterion("E15.target", "the adaptive rows' mean KL is within a factor 1.5 of the target", target_is_met),
+    Criterion(
+        "E15.limit",
+        "clip 0.2 scores higher than no limit (interval of the difference above 0)",
+        clip_beats_none,
+    ),
+    Criterion(
+        "E15.target",
+        "the adaptive rows' mean KL is within a factor 1.5 of the target",
+        target_is_met,
+    ),
 )
 
 
@@ -181,12 +251,38 @@ def figure(table: Table) -> Figure:
         low, high = np.clip([found.low, found.high], -5, 5)
         left.plot([low, high], [y, y], "-", color="#16202e", lw=1)
         left.plot(found.mean, y, "o", color="#16202e", ms=5, label="here" if y == 0 else "_")
-        left.plot(paper, y, "D", color="#bbb", ms=5, zorder=0, label="Schulman et al. 2017" if y == 0 else "_")
-        left.text(1.02, y, f"{found.mean:.2f}", transform=left.get_yaxis_transform(), va="center", fontsize=8)
+        left.plot(
+            paper,
+            y,
+            "D",
+            color="#bbb",
+            ms=5,
+            zorder=0,
+            label="Schulman et al. 2017" if y == 0 else "_",
+        )
+        left.text(
+            1.02,
+            y,
+            f"{found.mean:.2f}",
+            transform=left.get_yaxis_transform(),
+            va="center",
+            fontsize=8,
+        )
         for name, part in scored.where(loss=label).by("environment"):
-            right.plot(part.having("kl").column("kl"), [y] * len(part.having("kl")), ".", alpha=0.6,
-                       color=f"C{scored.values('environment').index(name)}", label=name if y == 0 else "_")
-    left.set(yticks=range(len(labels(table))), yticklabels=labels(table), xlabel="mean normalised score", xlim=(-0.6, 1.3))
+            right.plot(
+                part.having("kl").column("kl"),
+                [y] * len(part.having("kl")),
+                ".",
+                alpha=0.6,
+                color=f"C{scored.values('environment').index(name)}",
+                label=name if y == 0 else "_",
+            )
+    left.set(
+        yticks=range(len(labels(table))),
+        yticklabels=labels(table),
+        xlabel="mean normalised score",
+        xlim=(-0.6, 1.3),
+    )
     left.invert_yaxis()
     left.axvline(0, color="#bbb", lw=0.8, zorder=0)
     right.set(xscale="log", xlabel="mean KL(old ‖ new), nats")

@@ -18,7 +18,10 @@ from experiments.ablations.measures import metrics
 from experiments.ablations.ppo_table1 import CLIP, CRITERIA, NONE, ROWS, UNTRAINED, figure
 from experiments.ablations.shared import base_runs, keep_checkpoints, pick, ppo_run
 
-CLIPS, PENALTIES = ("clipping, ε = 0.1", CLIP, "clipping, ε = 0.3"), ("adaptive KL, target 0.01", "fixed KL, β = 1")
+CLIPS, PENALTIES = (
+    ("clipping, ε = 0.1", CLIP, "clipping, ε = 0.3"),
+    ("adaptive KL, target 0.01", "fixed KL, β = 1"),
+)
 WORLD = "language"
 
 
@@ -31,15 +34,32 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         runs += base_runs(size, seed)
         mine = {label: limited(size, seed, label) for label in losses}
         runs += mine.values()
-        asked = [(UNTRAINED, mine[CLIP], untrained), *((label, run, trained) for label, run in mine.items())]
+        asked = [
+            (UNTRAINED, mine[CLIP], untrained),
+            *((label, run, trained) for label, run in mine.items()),
+        ]
         measurements += [
-            Measurement(f"seed{seed}-{_name(label)}", {"seed": seed, "environment": WORLD, "loss": label}, (run.folder,), {},
-                        partial(ask, folder=run.folder))
+            Measurement(
+                f"seed{seed}-{_name(label)}",
+                {"seed": seed, "environment": WORLD, "loss": label},
+                (run.folder,),
+                {},
+                partial(ask, folder=run.folder),
+            )
             for label, run, ask in asked
         ]
-    criteria = [one for one in CRITERIA if one.name != "E15.target"]  # of the targets, which not every size has
-    return Ablation("Schulman et al. 2017, Table 1, in language", seeds, runs, measurements, criteria, figure,
-                    "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks.")
+    criteria = [
+        one for one in CRITERIA if one.name != "E15.target"
+    ]  # of the targets, which not every size has
+    return Ablation(
+        "Schulman et al. 2017, Table 1, in language",
+        seeds,
+        runs,
+        measurements,
+        criteria,
+        figure,
+        "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks.",
+    )
 
 
 def limited(size: str, seed: int, label: str) -> GridRun:
@@ -47,7 +67,11 @@ def limited(size: str, seed: int, label: str) -> GridRun:
     run = ppo_run(size, seed, f"ppo_table1_language/seed{seed}/{_name(label)}")
     settings, (_, penalty, surrogate) = run.config.ppo, ROWS[label]
     if penalty and surrogate.kl_target:
-        settings.update(policy_loss="kl_adaptive", kl_penalty_coef=surrogate.beta, kl_penalty_target=surrogate.kl_target)
+        settings.update(
+            policy_loss="kl_adaptive",
+            kl_penalty_coef=surrogate.beta,
+            kl_penalty_target=surrogate.kl_target,
+        )
     elif penalty:
         settings.update(policy_loss="kl_fixed", kl_penalty_coef=surrogate.beta)
     elif np.isfinite(surrogate.cliprange):
@@ -69,10 +93,19 @@ def trained(bench: Bench, *, folder: str) -> list[Row]:
     rows = metrics(bench.folder(folder))
     late = rows[-max(1, len(rows) // 4) :]
     kl = [float(row["policy/approxkl_avg"]) for row in rows]
-    measured: Row = {"kl": float(np.mean(kl)), "kl_max": max(kl), "entropy": float(rows[-1]["objective/entropy"])}
+    measured: Row = {
+        "kl": float(np.mean(kl)),
+        "kl_max": max(kl),
+        "entropy": float(rows[-1]["objective/entropy"]),
+    }
     if (bench.folder(folder) / "diverged.json").exists():
         return [measured]
-    return [{"return": float(np.mean([float(row["objective/rlhf_reward"]) for row in late])), **measured}]
+    return [
+        {
+            "return": float(np.mean([float(row["objective/rlhf_reward"]) for row in late])),
+            **measured,
+        }
+    ]
 
 
 def untrained(bench: Bench, *, folder: str) -> list[Row]:

@@ -43,11 +43,13 @@ SMALL, LARGE = "hf:HuggingFaceTB/SmolLM2-135M-Instruct", "hf:HuggingFaceTB/SmolL
 
 def get_grid(size: str) -> ConfigDict:
     """The grid, and the run that all its cells share."""
-    return ConfigDict({
-        "models": pick(size, tiny=(SMALL,), default=(SMALL, LARGE), large=(SMALL, LARGE)),
-        "rankings": pick(size, tiny=(16, 32), default=(320, 1280), large=(1000, 4000, 16_000)),
-        "run": smollm2_reward_hh.get_config(size),
-    })
+    return ConfigDict(
+        {
+            "models": pick(size, tiny=(SMALL,), default=(SMALL, LARGE), large=(SMALL, LARGE)),
+            "rankings": pick(size, tiny=(16, 32), default=(320, 1280), large=(1000, 4000, 16_000)),
+            "run": smollm2_reward_hh.get_config(size),
+        }
+    )
 
 
 def get_ablation(size: str, seeds: tuple[int, ...], config: ConfigDict | None = None) -> Ablation:
@@ -61,10 +63,24 @@ def get_ablation(size: str, seeds: tuple[int, ...], config: ConfigDict | None = 
                 run = cell(config, seed, model, count)
                 runs.append(run)
                 point: Row = {"seed": seed, "model": model, "rankings": count}
-                measurements.append(Measurement(f"seed{seed}-{_name(model)}-{count}", point, (run.folder,), {},
-                                                partial(accuracy, folder=run.folder)))
-    return Ablation("Stiennon et al. 2020, Fig. 6, on published models", seeds, runs, measurements, CRITERIA, figure,
-                    f"Comparisons: {config.run.data.comparisons}.")
+                measurements.append(
+                    Measurement(
+                        f"seed{seed}-{_name(model)}-{count}",
+                        point,
+                        (run.folder,),
+                        {},
+                        partial(accuracy, folder=run.folder),
+                    )
+                )
+    return Ablation(
+        "Stiennon et al. 2020, Fig. 6, on published models",
+        seeds,
+        runs,
+        measurements,
+        CRITERIA,
+        figure,
+        f"Comparisons: {config.run.data.comparisons}.",
+    )
 
 
 def cell(config: ConfigDict, seed: int, model: str, count: int) -> GridRun:
@@ -83,7 +99,12 @@ def _name(model: str) -> str:
 def accuracy(bench: Bench, *, folder: str) -> list[Row]:
     """The last validation of a reward model, and its number of parameters."""
     parameters = num_params(from_dict(read_meta(bench.folder(folder)).model))
-    return [{"parameters": parameters, "heldout": last(metrics(bench.folder(folder)), "validation/accuracy_heldout")}]
+    return [
+        {
+            "parameters": parameters,
+            "heldout": last(metrics(bench.folder(folder)), "validation/accuracy_heldout"),
+        }
+    ]
 
 
 def grows(table: Table, column: str) -> Finding:
@@ -93,17 +114,31 @@ def grows(table: Table, column: str) -> Finding:
         sides = [name for name in ("rankings", "parameters") if np.ptp(rows.column(name))]
         if column not in sides:
             raise ValueError(f"every reward model has the same {column}")
-        design = np.column_stack([np.ones(len(rows)), *(np.log2(rows.column(name)) for name in sides)])
-        slopes.append(100 * np.linalg.lstsq(design, rows.column("heldout"))[0][1 + sides.index(column)])
+        design = np.column_stack(
+            [np.ones(len(rows)), *(np.log2(rows.column(name)) for name in sides)]
+        )
+        slopes.append(
+            100 * np.linalg.lstsq(design, rows.column("heldout"))[0][1 + sides.index(column)]
+        )
     found = t_interval(several(np.array(slopes)))
-    return Finding(found.low > 0, *found, "points of accuracy per doubling; theirs 1.1 for data and 1.8 for size")
+    return Finding(
+        found.low > 0,
+        *found,
+        "points of accuracy per doubling; theirs 1.1 for data and 1.8 for size",
+    )
 
 
 CRITERIA = (
-    Criterion("E13.data", "accuracy on held-out comparisons grows with the rankings (interval over seeds above 0)",
-              partial(grows, column="rankings")),
-    Criterion("E13.size", "accuracy on held-out comparisons grows with the model (interval over seeds above 0)",
-              partial(grows, column="parameters")),
+    Criterion(
+        "E13.data",
+        "accuracy on held-out comparisons grows with the rankings (interval over seeds above 0)",
+        partial(grows, column="rankings"),
+    ),
+    Criterion(
+        "E13.size",
+        "accuracy on held-out comparisons grows with the model (interval over seeds above 0)",
+        partial(grows, column="parameters"),
+    ),
 )
 
 
@@ -111,8 +146,17 @@ def figure(table: Table) -> Figure:
     """Accuracy against data, a line for every model."""
     made, one = plt.subplots(figsize=(5.2, 3.6))
     models = table.values("model")
-    for colour, model in zip(plt.get_cmap("viridis")(np.linspace(0.1, 0.75, len(models))), models, strict=True):
-        draw_seeds(one, table.where(model=model), "rankings", "heldout", colour=colour, label=model.removeprefix("hf:"))
+    for colour, model in zip(
+        plt.get_cmap("viridis")(np.linspace(0.1, 0.75, len(models))), models, strict=True
+    ):
+        draw_seeds(
+            one,
+            table.where(model=model),
+            "rankings",
+            "heldout",
+            colour=colour,
+            label=model.removeprefix("hf:"),
+        )
     one.axhline(0.5, color="#bbb", lw=0.8, zorder=0)
     one.set_xscale("log", base=2)
     one.set(xlabel="rankings to learn from", ylabel="accuracy on held-out comparisons")

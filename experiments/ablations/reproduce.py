@@ -16,7 +16,6 @@ Base runs under WORKDIR/base are shared by all ablations of a workdir. The exit 
 Left out on purpose: parallel runs; more than one machine.
 """
 
-
 import argparse
 import ast
 import csv
@@ -70,8 +69,19 @@ def verdict_table(workdir: Path) -> str:
     """A line for every criterion of every ablation in `workdir`. Raises FileNotFoundError if it has none."""
     found = sorted(workdir.glob("*/verdict.json"))
     if not found:
-        raise FileNotFoundError(f"{workdir}: no verdict.json in its folders; run an ablation with --workdir={workdir} first")
-    return "\n".join([HEADER, *(line for path in found for line in _lines(path.parent.name, json.loads(path.read_text())))])
+        raise FileNotFoundError(
+            f"{workdir}: no verdict.json in its folders; run an ablation with --workdir={workdir} first"
+        )
+    return "\n".join(
+        [
+            HEADER,
+            *(
+                line
+                for path in found
+                for line in _lines(path.parent.name, json.loads(path.read_text()))
+            ),
+        ]
+    )
 
 
 def _lines(name: str, verdict: Mapping[str, Any]) -> Iterator[str]:
@@ -93,8 +103,12 @@ FOLDER = Path("experiments/ablations")
 def names() -> list[str]:
     """The ablations there are; FileNotFoundError outside of the repository's root."""
     if not FOLDER.is_dir():
-        raise FileNotFoundError(f"{FOLDER}: no such folder here; run this from the root of the repository")
-    return sorted(path.stem for path in FOLDER.glob("*.py") if "def get_ablation" in path.read_text())
+        raise FileNotFoundError(
+            f"{FOLDER}: no such folder here; run this from the root of the repository"
+        )
+    return sorted(
+        path.stem for path in FOLDER.glob("*.py") if "def get_ablation" in path.read_text()
+    )
 
 
 def load(name: str) -> Any:
@@ -102,12 +116,16 @@ def load(name: str) -> Any:
     known = names()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        raise ValueError(f"no ablation is called {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}"
-                         f"known: {', '.join(known)}")
+        raise ValueError(
+            f"no ablation is called {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}"
+            f"known: {', '.join(known)}"
+        )
     return importlib.import_module(f"{FOLDER.as_posix().replace('/', '.')}.{name}")
 
 
-def build_ablation(name: str, size: str, seeds: tuple[int, ...], changes: Sequence[str]) -> Ablation:
+def build_ablation(
+    name: str, size: str, seeds: tuple[int, ...], changes: Sequence[str]
+) -> Ablation:
     """The ablation, with its config changed by `--config.FIELD=VALUE`, if it has one.
 
     Raises:
@@ -116,7 +134,9 @@ def build_ablation(name: str, size: str, seeds: tuple[int, ...], changes: Sequen
     module = load(name)
     for change in changes:
         if not change.startswith("--config.") or "=" not in change:
-            raise ValueError(f"{change}: no such flag; expected --config.FIELD=VALUE, or see --help")
+            raise ValueError(
+                f"{change}: no such flag; expected --config.FIELD=VALUE, or see --help"
+            )
     if not changes:
         return module.get_ablation(size, seeds)
     if not hasattr(module, "get_grid"):
@@ -163,22 +183,38 @@ def judge_again(name: str, ablation: Ablation, workdir: Path, *, size: str) -> l
     """
     folder = workdir / name
     if not (folder / "results.csv").exists():
-        raise FileNotFoundError(f"{folder}/results.csv: no such file; run {name} without --judge_again first")
+        raise FileNotFoundError(
+            f"{folder}/results.csv: no such file; run {name} without --judge_again first"
+        )
     table = Table(read_csv(folder / "results.csv"))
     if set(table.values("seed")) != set(ablation.seeds):
         found = table.values("seed")
-        raise ValueError(f"{folder}/results.csv has seeds {found}, asked for {list(ablation.seeds)}; set --seeds")
+        raise ValueError(
+            f"{folder}/results.csv has seeds {found}, asked for {list(ablation.seeds)}; set --seeds"
+        )
     return conclude(name, ablation, table, folder, size=size)
 
 
-def conclude(name: str, ablation: Ablation, table: Table, folder: Path, *, size: str) -> list[dict[str, Any]]:
+def conclude(
+    name: str, ablation: Ablation, table: Table, folder: Path, *, size: str
+) -> list[dict[str, Any]]:
     """Draw the figure, judge the criteria, write and print the verdict."""
     draw(ablation, table, folder / "figure.png", size=size)
     verdicts = [judged(criterion, table) for criterion in ablation.criteria]
-    write_json(folder / "verdict.json", {
-        "ablation": name, "paper": ablation.paper, "size": size, "seeds": list(ablation.seeds), "criteria": verdicts,
-        "diverged": table.diverged, "minutes": round(Clock(folder / "minutes.jsonl").minutes(), 1), "version": __version__,
-    }, indent=1)
+    write_json(
+        folder / "verdict.json",
+        {
+            "ablation": name,
+            "paper": ablation.paper,
+            "size": size,
+            "seeds": list(ablation.seeds),
+            "criteria": verdicts,
+            "diverged": table.diverged,
+            "minutes": round(Clock(folder / "minutes.jsonl").minutes(), 1),
+            "version": __version__,
+        },
+        indent=1,
+    )
     show(name, verdicts, table, folder)
     return verdicts
 
@@ -189,7 +225,10 @@ def conclude(name: str, ablation: Ablation, table: Table, folder: Path, *, size:
 def check(ablation: Ablation) -> None:
     """Build every config; refuse two runs in one folder and a measurement of runs or seeds that are not in the grid."""
     folders = [run.folder for run in ablation.runs]
-    for what, found in (("run", folders), ("measurement", [one.name for one in ablation.measurements])):
+    for what, found in (
+        ("run", folders),
+        ("measurement", [one.name for one in ablation.measurements]),
+    ):
         twice = sorted({one for one in found if found.count(one) > 1})
         if twice:
             raise ValueError(f"two {what}s are called {twice[0]}")
@@ -201,9 +240,13 @@ def check(ablation: Ablation) -> None:
     for one in ablation.measurements:
         absent = [folder for folder in one.needs if folder not in folders]
         if absent:
-            raise ValueError(f"measurement {one.name} needs {absent[0]}, which is not among the runs")
+            raise ValueError(
+                f"measurement {one.name} needs {absent[0]}, which is not among the runs"
+            )
         if one.point.get("seed") not in ablation.seeds:
-            raise ValueError(f"measurement {one.name}: seed {one.point.get('seed')!r} is not among {ablation.seeds}")
+            raise ValueError(
+                f"measurement {one.name}: seed {one.point.get('seed')!r} is not among {ablation.seeds}"
+            )
 
 
 def _build(run: GridRun) -> Any:
@@ -223,7 +266,10 @@ def finish(run: GridRun, workdir: Path, states: Mapping[str, str]) -> str:
     if (folder / "config.json").exists():
         claim(folder, _build(run))  # what is there must be this run
     for parent in _parents(run):
-        state = next((state for one, state in states.items() if workdir / one == locate(folder, parent)), COMPLETE)
+        state = next(
+            (state for one, state in states.items() if workdir / one == locate(folder, parent)),
+            COMPLETE,
+        )
         if state != COMPLETE:
             return f"not run: {state}"
     if note.exists():
@@ -243,6 +289,7 @@ def finish(run: GridRun, workdir: Path, states: Mapping[str, str]) -> str:
 
 def _parents(run: GridRun) -> list[str]:
     """Folders that a config names beside its own: where it starts from, what it is trained on, what it evaluates."""
+
     def inside(part: Any) -> Iterator[str]:
         if isinstance(part, str):
             yield from [part] if part.startswith("..") else []
@@ -256,14 +303,23 @@ def _parents(run: GridRun) -> list[str]:
 def _check_lineage(folder: Path) -> None:
     """Refuse a complete run, or evaluation, whose parents have been trained anew since."""
     if checkpoints.latest_step(folder) is None:
-        made, entries = "is an evaluation of", json.loads((folder / "evaluation.json").read_text())["checkpoints"]
+        made, entries = (
+            "is an evaluation of",
+            json.loads((folder / "evaluation.json").read_text())["checkpoints"],
+        )
     else:
         made, entries = "was trained from", read_meta(folder).lineage
     for role, entry in entries.items():
         parent = locate(folder, entry["path"])
         # Evaluations from before they noted fingerprints cannot be told.
-        if "fingerprint" in entry and parent.exists() and read_meta(parent).fingerprint != entry["fingerprint"]:
-            raise ValueError(f"{folder} {made} another {role} than {parent} holds now; delete one of them")
+        if (
+            "fingerprint" in entry
+            and parent.exists()
+            and read_meta(parent).fingerprint != entry["fingerprint"]
+        ):
+            raise ValueError(
+                f"{folder} {made} another {role} than {parent} holds now; delete one of them"
+            )
 
 
 # --- measurements -----------------------------------------------------------------------------------------------------
@@ -277,13 +333,19 @@ def measured(one: Measurement, bench: Bench, states: Mapping[str, str]) -> list[
     if None in states_of.values():
         return [{**one.point, "status": status}]
     depends_on = {
-        "settings": dict(one.settings), "version": __version__, "code": _source(one.rows),
+        "settings": dict(one.settings),
+        "version": __version__,
+        "code": _source(one.rows),
         "runs": states_of,
     }
-    data, kept = bench.cache.get(one.name, "rows", depends_on, lambda: {"rows": [_finite(row) for row in one.rows(bench)]})
+    data, kept = bench.cache.get(
+        one.name, "rows", depends_on, lambda: {"rows": [_finite(row) for row in one.rows(bench)]}
+    )
     print(f"   {one.name}: {len(data['rows'])} rows{' (kept)' if kept else ''}", flush=True)
     if not data["rows"] and not bad:
-        raise ValueError(f"measurement {one.name} returned no row: a point of the grid would be missing")
+        raise ValueError(
+            f"measurement {one.name} returned no row: a point of the grid would be missing"
+        )
     return [{**one.point, "status": status, **row} for row in data["rows"] or [{}]]
 
 
@@ -294,7 +356,11 @@ def _source(rows: Any) -> str:
 
 def _finite(row: Row) -> Row:
     """The row without numbers that are none: JSON and CSV have no word for them, and a missing one reads as NaN."""
-    return {name: value for name, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+    return {
+        name: value
+        for name, value in row.items()
+        if not isinstance(value, float) or math.isfinite(value)
+    }
 
 
 def _fingerprint(folder: Path) -> str | None:
@@ -318,7 +384,9 @@ class Clock:
             yield
         finally:
             with self.path.open("a") as file:
-                file.write(json.dumps({"what": what, "seconds": round(time.monotonic() - start, 2)}) + "\n")
+                file.write(
+                    json.dumps({"what": what, "seconds": round(time.monotonic() - start, 2)}) + "\n"
+                )
 
     def minutes(self) -> float:
         """All minutes so far."""
@@ -340,7 +408,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
 def read_csv(path: Path) -> list[Row]:
     """The rows that `write_csv` wrote: numbers are numbers again, and what a row does not have is not in it."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(text) for name, text in row.items() if text != ""} for row in csv.DictReader(file)]
+        return [
+            {name: _value(text) for name, text in row.items() if text != ""}
+            for row in csv.DictReader(file)
+        ]
 
 
 def _value(text: str) -> Value:
@@ -359,16 +430,30 @@ def draw(ablation: Ablation, table: Table, path: Path, *, size: str) -> None:
     everything diverged may stand under the figure alone.
     """
     figure = ablation.figure(table)
-    some, whole = ({str(seed) for seed in seeds} for seeds in (table.where(status=COMPLETE).values("seed"), whole_seeds(table)))
+    some, whole = (
+        {str(seed) for seed in seeds}
+        for seeds in (table.where(status=COMPLETE).values("seed"), whole_seeds(table))
+    )
     missing = some - seeds_shown(figure)
     for panel in figure.axes:
         missing |= (whole - seeds_shown(panel)) if seeds_shown(panel) else set()
     if missing:
-        raise ValueError(f"the figure or a panel of it shows nothing of seed {', '.join(sorted(missing))}")
-    below = [f"{ablation.paper}; size {size}, seeds {', '.join(map(str, ablation.seeds))}. {ablation.notes}".strip()]
+        raise ValueError(
+            f"the figure or a panel of it shows nothing of seed {', '.join(sorted(missing))}"
+        )
+    below = [
+        f"{ablation.paper}; size {size}, seeds {', '.join(map(str, ablation.seeds))}. {ablation.notes}".strip()
+    ]
     below += [f"{state} (× at the last point that it has)" for state in table.diverged]
     width = int(17 * figure.get_figwidth())  # characters of this size in so many inches
-    figure.text(0.01, -0.01, "\n".join(textwrap.fill(line, width) for line in below), fontsize=7, va="top", color="#555")
+    figure.text(
+        0.01,
+        -0.01,
+        "\n".join(textwrap.fill(line, width) for line in below),
+        fontsize=7,
+        va="top",
+        color="#555",
+    )
     figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
@@ -383,10 +468,20 @@ def judged(criterion: Criterion, table: Table) -> dict[str, Any]:
         found = criterion.judge(table)
     except (ValueError, LookupError, TypeError, StopIteration, ZeroDivisionError) as error:
         # Too few points, or none where one was looked for: a cell of the grid diverged in every seed.
-        found = Finding(False, math.nan, None, None, f"could not be measured: {error or type(error).__name__}")
-    plain = {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in found._asdict().items()}
-    return {"name": criterion.name, "text": criterion.text, **plain, "passed": bool(found.passed),
-            "num_seeds": len(whole_seeds(table))}
+        found = Finding(
+            False, math.nan, None, None, f"could not be measured: {error or type(error).__name__}"
+        )
+    plain = {
+        name: None if isinstance(x, float) and math.isnan(x) else x
+        for name, x in found._asdict().items()
+    }
+    return {
+        "name": criterion.name,
+        "text": criterion.text,
+        **plain,
+        "passed": bool(found.passed),
+        "num_seeds": len(whole_seeds(table)),
+    }
 
 
 def show(name: str, verdicts: Sequence[Mapping[str, Any]], table: Table, folder: Path) -> None:
@@ -395,7 +490,9 @@ def show(name: str, verdicts: Sequence[Mapping[str, Any]], table: Table, folder:
     for one in verdicts:
         value = "not measured" if one["value"] is None else f"{one['value']:.3g}"
         interval = "" if one["low"] is None else f" [{one['low']:.3g}, {one['high']:.3g}]"
-        print(f"   {'passed' if one['passed'] else 'FAILED'}  {one['name']:14s} {value}{interval}  {one['text']}")
+        print(
+            f"   {'passed' if one['passed'] else 'FAILED'}  {one['name']:14s} {value}{interval}  {one['text']}"
+        )
         if one["detail"]:
             print(f"           {one['detail']}")
     for state in table.diverged:
@@ -410,14 +507,27 @@ def describe(name: str) -> str:
 
 def command(argv: Sequence[str] | None = None) -> int:
     """Reproduce one ablation, or list them; status 2 if that cannot be done."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.ablations.reproduce", description="Reproduce a paper's ablation.",
-                                     allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.ablations.reproduce",
+        description="Reproduce a paper's ablation.",
+        allow_abbrev=False,
+    )
     parser.add_argument("name", nargs="?", help="an ablation, see --list")
     parser.add_argument("--list", action="store_true", help="list the ablations")
-    parser.add_argument("--judge_again", action="store_true", help="only draw and judge the results.csv that is there")
-    parser.add_argument("--table", action="store_true", help="print the verdicts of the workdir as a Markdown table")
-    parser.add_argument("--size", default="default", help="tiny, default or large (default %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... (default %(default)s)")
+    parser.add_argument(
+        "--judge_again",
+        action="store_true",
+        help="only draw and judge the results.csv that is there",
+    )
+    parser.add_argument(
+        "--table", action="store_true", help="print the verdicts of the workdir as a Markdown table"
+    )
+    parser.add_argument(
+        "--size", default="default", help="tiny, default or large (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds 0, 1, ... (default %(default)s)"
+    )
     parser.add_argument("--workdir", default="runs/reproduce", help="(default %(default)s)")
     arguments, changes = parser.parse_known_args(argv)
     if changes and (arguments.list or arguments.table or not arguments.name):
@@ -434,10 +544,16 @@ def command(argv: Sequence[str] | None = None) -> int:
             return 0
         if arguments.seeds < 1:
             raise ValueError(f"--seeds={arguments.seeds}: expected 1 or more")
-        ablation = build_ablation(arguments.name, arguments.size, tuple(range(arguments.seeds)), changes)
+        ablation = build_ablation(
+            arguments.name, arguments.size, tuple(range(arguments.seeds)), changes
+        )
         carry_out = judge_again if arguments.judge_again else reproduce
         carry_out(arguments.name, ablation, Path(arguments.workdir), size=arguments.size)
-    except (ValueError, OSError, ImportError) as error:  # the last: an extra that only some ablations need
+    except (
+        ValueError,
+        OSError,
+        ImportError,
+    ) as error:  # the last: an extra that only some ablations need
         print(f"reproduce: {error}", file=sys.stderr)
         return 2
     return 0

@@ -33,18 +33,35 @@ EPOCHS = 16
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     """One long SFT a seed."""
-    panel = Panel(size, pick(size, tiny=8, default=256, large=1024), pick(size, tiny=2, default=4, large=4), 1, 8)
+    panel = Panel(
+        size,
+        pick(size, tiny=8, default=256, large=1024),
+        pick(size, tiny=2, default=4, large=4),
+        1,
+        8,
+    )
     runs: list[GridRun] = []
     measurements = []
     for seed in seeds:
         run, per_epoch = _run(size, seed)
         runs += [*base_runs(size, seed), run]
         steps = [per_epoch * epoch for epoch in range(2, EPOCHS + 1, 2)]
-        measurements.append(Measurement(
-            f"seed{seed}", {"seed": seed}, (run.folder, base(seed, "reward"), base(seed, "sft")),
-            {**panel.settings, "steps": steps},
-            partial(curves, panel=panel, seed=seed, folder=run.folder, steps=steps, per_epoch=per_epoch),
-        ))
+        measurements.append(
+            Measurement(
+                f"seed{seed}",
+                {"seed": seed},
+                (run.folder, base(seed, "reward"), base(seed, "sft")),
+                {**panel.settings, "steps": steps},
+                partial(
+                    curves,
+                    panel=panel,
+                    seed=seed,
+                    folder=run.folder,
+                    steps=steps,
+                    per_epoch=per_epoch,
+                ),
+            )
+        )
     return Ablation("Ouyang et al. 2022, section 3.5", seeds, runs, measurements, CRITERIA, figure)
 
 
@@ -56,24 +73,46 @@ def _run(size: str, seed: int) -> tuple[GridRun, int]:
     config.init.policy = beside(base(seed, "pretrain"), folder)
     per_epoch = pick(size, tiny=2, default=36, large=36)
     config.data.demonstrations += f"?train=train[:{per_epoch * config.sft.batch_size}]"
-    config.sft.update(num_epochs=float(EPOCHS), document_rows=0, eval_every=per_epoch // 2, eval_batches=4, select="last")
+    config.sft.update(
+        num_epochs=float(EPOCHS),
+        document_rows=0,
+        eval_every=per_epoch // 2,
+        eval_batches=4,
+        select="last",
+    )
     config.checkpoint.update(save_every=2 * per_epoch, keep=EPOCHS)
     config.monitor.world = ""
     return GridRun(folder, config), per_epoch
 
 
-def curves(bench: Bench, *, panel: Panel, seed: int, folder: str, steps: list[int], per_epoch: int) -> list[Row]:
+def curves(
+    bench: Bench, *, panel: Panel, seed: int, folder: str, steps: list[int], per_epoch: int
+) -> list[Row]:
     """Losses where the run validated, judgements where it saved; two kinds of rows."""
-    found = examine_steps(bench, panel=panel, seed=seed, folder=folder, reward_folder=base(seed, "reward"), steps=steps,
-                          start=False)
-    losses = [{"epoch": float(row["step"]) / per_epoch, "loss": row["validation/loss"]} for row in metrics(bench.folder(folder))
-              if "validation/loss" in row]
+    found = examine_steps(
+        bench,
+        panel=panel,
+        seed=seed,
+        folder=folder,
+        reward_folder=base(seed, "reward"),
+        steps=steps,
+        start=False,
+    )
+    losses = [
+        {"epoch": float(row["step"]) / per_epoch, "loss": row["validation/loss"]}
+        for row in metrics(bench.folder(folder))
+        if "validation/loss" in row
+    ]
     return [*losses, *({"epoch": float(row["update"]) / per_epoch, **row} for row in found)]
 
 
 def loss_turns(table: Table) -> Finding:
     """The epoch of the lowest held-out loss."""
-    found = t_interval(table.having("loss").per_seed(lambda one: float(one.column("epoch")[np.argmin(one.column("loss"))])))
+    found = t_interval(
+        table.having("loss").per_seed(
+            lambda one: float(one.column("epoch")[np.argmin(one.column("loss"))])
+        )
+    )
     return Finding(found.mean <= 3, *found, "epoch of the lowest held-out loss")
 
 
@@ -83,7 +122,9 @@ def score_rises(table: Table) -> Finding:
         lambda one: float(one.column("proxy")[-1] - one.where(epoch=8.0).column("proxy")[0])
     )
     found = t_interval(gains)
-    return Finding(found.mean > 0, *found, "proxy at epoch 16 minus epoch 8, SD of the quickstart's SFT")
+    return Finding(
+        found.mean > 0, *found, "proxy at epoch 16 minus epoch 8, SD of the quickstart's SFT"
+    )
 
 
 CRITERIA = (

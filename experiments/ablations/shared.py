@@ -1,10 +1,10 @@
 """What ablations share: the base runs of every seed, reward models and policies that stand on them, and their folders.
 
-    base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
-    base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
-    rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
-    ppo/seedS/[TRUNK-]klβ-ptxγ            the quickstart's PPO with these coefficients
-    NAME/seedS/RUN                        an ablation's own runs
+base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
+base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
+rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
+ppo/seedS/[TRUNK-]klβ-ptxγ            the quickstart's PPO with these coefficients
+NAME/seedS/RUN                        an ablation's own runs
 """
 
 import os
@@ -24,7 +24,9 @@ TRUNKS = {
     "s": {"tiny": (24, 1, 2), "default": (64, 2, 2), "large": (256, 4, 4)},
 }
 
-KL_COEF, PTX_COEF = (ppo_ptx.get_config().ppo[name] for name in ("kl_coef", "ptx_coef"))  # the quickstart's, of every size
+KL_COEF, PTX_COEF = (
+    ppo_ptx.get_config().ppo[name] for name in ("kl_coef", "ptx_coef")
+)  # the quickstart's, of every size
 
 
 def base(seed: int, stage: str, trunk: str = "m") -> str:
@@ -37,14 +39,18 @@ def beside(parent: str, child: str) -> str:
     return os.path.relpath(parent, child)
 
 
-def base_runs(size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")) -> list[GridRun]:
+def base_runs(
+    size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")
+) -> list[GridRun]:
     """The base stages of a seed in order, and pretraining and SFT of smaller trunks."""
     runs = []
     for stage in stages:
         config = STAGES[stage].get_config(size)
         config.seed = seed
         runs.append(GridRun(base(seed, stage), config))
-    return runs + [run for trunk in trunks if trunk != "m" for run in _trunk_runs(size, seed, trunk)]
+    return runs + [
+        run for trunk in trunks if trunk != "m" for run in _trunk_runs(size, seed, trunk)
+    ]
 
 
 def _trunk_runs(size: str, seed: int, trunk: str) -> list[GridRun]:
@@ -55,8 +61,14 @@ def _trunk_runs(size: str, seed: int, trunk: str) -> list[GridRun]:
         runs.append(GridRun(base(seed, stage, trunk), config))
     width, num_layers, num_heads = TRUNKS[trunk][size]
     model = replace(
-        from_dict(runs[0].config.model.to_dict()), width=width, num_layers=num_layers, num_heads=num_heads,
-        num_kv_heads=num_heads, head_width=width // num_heads, ffw_width=width * 11 // 4, embedding_std=width**-0.5,
+        from_dict(runs[0].config.model.to_dict()),
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_width=width // num_heads,
+        ffw_width=width * 11 // 4,
+        embedding_std=width**-0.5,
     )
     runs[0].config.model = to_dict(model)
     runs[1].config.monitor.world = ""  # nobody talks to it
@@ -80,11 +92,15 @@ def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: i
     config.init.policy = beside(base(seed, "sft", trunk), folder)
     collected = beside(base(seed, "reward"), folder)
     config.data.comparisons = f"{collected}?train=train[:{num_rankings}]"
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8)
+    config.optimizer.warmup_steps = min(
+        config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8
+    )
     return GridRun(folder, config)
 
 
-def ppo_run(size: str, seed: int, folder: str, *, ptx: bool = False, reward_folder: str = "") -> GridRun:
+def ppo_run(
+    size: str, seed: int, folder: str, *, ptx: bool = False, reward_folder: str = ""
+) -> GridRun:
     """PPO from the seed's base, as the quickstart does it; without the monitor, since measurements come afterwards."""
     config = (ppo_ptx if ptx else ppo).get_config(size)
     config.seed = seed
@@ -117,6 +133,16 @@ def keep_checkpoints(run: GridRun, every: int) -> list[int]:
 
 
 __all__ = [
-    "KL_COEF", "PTX_COEF", "TRUNKS", "base", "base_runs", "beside", "keep_checkpoints", "pick", "policy", "ppo_run",
-    "reward_model", "reward_run",
+    "KL_COEF",
+    "PTX_COEF",
+    "TRUNKS",
+    "base",
+    "base_runs",
+    "beside",
+    "keep_checkpoints",
+    "pick",
+    "policy",
+    "ppo_run",
+    "reward_model",
+    "reward_run",
 ]

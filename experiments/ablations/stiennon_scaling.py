@@ -42,16 +42,36 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
                 run = reward_model(size, seed, trunk, count)
                 runs[run.folder] = run
                 point: Row = {"seed": seed, "trunk": trunk, "rankings": count}
-                measurements.append(Measurement(f"seed{seed}-{trunk}-{count}", point, (run.folder,), {},
-                                                partial(accuracy, folder=run.folder)))
-    return Ablation("Stiennon et al. 2020, Fig. 6", seeds, list(runs.values()), measurements, CRITERIA, figure, "Thin: seeds.")
+                measurements.append(
+                    Measurement(
+                        f"seed{seed}-{trunk}-{count}",
+                        point,
+                        (run.folder,),
+                        {},
+                        partial(accuracy, folder=run.folder),
+                    )
+                )
+    return Ablation(
+        "Stiennon et al. 2020, Fig. 6",
+        seeds,
+        list(runs.values()),
+        measurements,
+        CRITERIA,
+        figure,
+        "Thin: seeds.",
+    )
 
 
 def accuracy(bench: Bench, *, folder: str) -> list[Row]:
     """The last validation of a reward model, and its number of parameters."""
     rows = metrics(bench.folder(folder))
     parameters = num_params(from_dict(read_meta(bench.folder(folder)).model))
-    return [{"parameters": parameters, **{judge: last(rows, f"validation/accuracy_{judge}") for judge in ("gold", "heldout")}}]
+    return [
+        {
+            "parameters": parameters,
+            **{judge: last(rows, f"validation/accuracy_{judge}") for judge in ("gold", "heldout")},
+        }
+    ]
 
 
 def scaling(table: Table, judge: str) -> Finding:
@@ -66,8 +86,11 @@ def scaling(table: Table, judge: str) -> Finding:
 
 
 CRITERIA = (
-    Criterion("E13.labelers", "accuracy against held-out labelers = a + b log₂ data + c log₂ size: intervals of b, c above 0",
-              partial(scaling, judge="heldout")),
+    Criterion(
+        "E13.labelers",
+        "accuracy against held-out labelers = a + b log₂ data + c log₂ size: intervals of b, c above 0",
+        partial(scaling, judge="heldout"),
+    ),
     Criterion("E13.gold", "the same against gold", partial(scaling, judge="gold")),
 )
 
@@ -75,10 +98,19 @@ CRITERIA = (
 def figure(table: Table) -> Figure:
     """Accuracy against data, a line for every size."""
     made, axes = plt.subplots(1, 2, figsize=(8.4, 3.4), sharex=True)
-    for one, judge, label in zip(axes, ("heldout", "gold"), ("held-out labelers", "gold"), strict=True):
+    for one, judge, label in zip(
+        axes, ("heldout", "gold"), ("held-out labelers", "gold"), strict=True
+    ):
         for trunk, rows in table.by("trunk"):
             parameters = rows.having("parameters").column("parameters")[0]
-            draw_seeds(one, rows, "rankings", judge, colour=COLOURS[trunk], label=f"{trunk}, {parameters / 1e3:,.0f} k")
+            draw_seeds(
+                one,
+                rows,
+                "rankings",
+                judge,
+                colour=COLOURS[trunk],
+                label=f"{trunk}, {parameters / 1e3:,.0f} k",
+            )
         one.set_xscale("log", base=2)
         one.set(xlabel="rankings of 4 to 9 answers", ylabel=f"agreement with {label}")
         one.spines[["top", "right"]].set_visible(False)

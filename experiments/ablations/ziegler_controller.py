@@ -41,35 +41,55 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
         ppo.kl_horizon = pick(size, tiny=1000, default=1000, large=10_000)
         ppo.total_episodes = ppo.batch_size * pick(size, tiny=4, default=150, large=500)
         runs += [*base_runs(size, seed), run]
-        measurements.append(Measurement(f"seed{seed}", {"seed": seed}, (run.folder,), {}, partial(path, folder=run.folder)))
+        measurements.append(
+            Measurement(
+                f"seed{seed}", {"seed": seed}, (run.folder,), {}, partial(path, folder=run.folder)
+            )
+        )
     return Ablation("Ziegler et al. 2019, section 2.2", seeds, runs, measurements, CRITERIA, figure)
 
 
 def path(bench: Bench, *, folder: str) -> list[Row]:
     """KL of every rollout and the β that its rewards used."""
     rows = metrics(bench.folder(folder))
-    return [{"update": row["step"], "kl": row["objective/kl"], "kl_coef": row["objective/kl_coef"]} for row in rows]
+    return [
+        {"update": row["step"], "kl": row["objective/kl"], "kl_coef": row["objective/kl_coef"]}
+        for row in rows
+    ]
 
 
 def settles(table: Table) -> Finding:
     """Mean KL of the last fifth of the updates."""
-    found = t_interval(table.per_seed(lambda one: float(one.column("kl")[-max(1, len(one) // 5) :].mean())))
+    found = t_interval(
+        table.per_seed(lambda one: float(one.column("kl")[-max(1, len(one) // 5) :].mean()))
+    )
     return Finding(abs(found.mean - TARGET) <= 0.1 * TARGET, *found, "nats")
 
 
 def plateau(table: Table) -> Finding:
     """β at the end: its range over the last fifth against its whole one, of which a constant drift has a fifth."""
+
     def wander(one: Table) -> float:
         coefs = np.log(one.column("kl_coef"))
         return float(np.ptp(coefs[-max(1, len(one) // 5) :]) / max(np.ptp(coefs), 1e-9))
 
     found = t_interval(table.per_seed(wander))
-    return Finding(found.mean < 0.1, *found, "range of log β over the last fifth, as a share of its whole range")
+    return Finding(
+        found.mean < 0.1,
+        *found,
+        "range of log β over the last fifth, as a share of its whole range",
+    )
 
 
 CRITERIA = (
-    Criterion("E16.kl", "KL of the last fifth of the updates is within 10 % of the target", settles),
-    Criterion("E16.beta", "β comes to rest: less than a tenth of its range in the last fifth of the updates", plateau),
+    Criterion(
+        "E16.kl", "KL of the last fifth of the updates is within 10 % of the target", settles
+    ),
+    Criterion(
+        "E16.beta",
+        "β comes to rest: less than a tenth of its range in the last fifth of the updates",
+        plateau,
+    ),
 )
 
 

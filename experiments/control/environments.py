@@ -47,13 +47,17 @@ def from_gymnax(name: str) -> Environment:
     try:
         import gymnax
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"environment {name!r} needs gymnax: pip install 'rlhf_jax[control]'") from error
+        raise ModuleNotFoundError(
+            f"environment {name!r} needs gymnax: pip install 'rlhf_jax[control]'"
+        ) from error
     if name not in gymnax.registered_envs:
         raise ValueError(f"environment: got {name!r}, gymnax knows {gymnax.registered_envs}")
     env, params = gymnax.make(name)
     action, shape = env.action_space(params), env.observation_space(params).shape
     if len(shape) != 1:
-        raise ValueError(f"environment {name!r} has observations of shape {shape}; only flat ones can be used")
+        raise ValueError(
+            f"environment {name!r} has observations of shape {shape}; only flat ones can be used"
+        )
     continuous = hasattr(action, "low")
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
@@ -62,9 +66,22 @@ def from_gymnax(name: str) -> Environment:
 
     def step(key: jax.Array, state: Any, chosen: jax.Array) -> Step:
         if continuous:
-            chosen = jnp.clip(chosen, jnp.broadcast_to(action.low, chosen.shape), jnp.broadcast_to(action.high, chosen.shape))
-        observation, state, reward, terminated, truncated, info = env.step(key, state, chosen, params)
-        return Step(state, observation, jnp.float32(reward), terminated, truncated, info["final_observation"])
+            chosen = jnp.clip(
+                chosen,
+                jnp.broadcast_to(action.low, chosen.shape),
+                jnp.broadcast_to(action.high, chosen.shape),
+            )
+        observation, state, reward, terminated, truncated, info = env.step(
+            key, state, chosen, params
+        )
+        return Step(
+            state,
+            observation,
+            jnp.float32(reward),
+            terminated,
+            truncated,
+            info["final_observation"],
+        )
 
     num_actions = action.shape[0] if continuous else action.n
     return Environment(name, reset, step, shape[0], num_actions, continuous)
@@ -73,14 +90,17 @@ def from_gymnax(name: str) -> Environment:
 def point(num_steps: int) -> Environment:
     """A point on a line with a motor: push it to the origin and keep it there, for `num_steps` steps of 0.1.
 
-        v ← v + 0.1 clip(a, ±1),   x ← x + 0.1 v,   reward −(x² + 0.1 v²);   x uniform in ±1, v = 0 at the start
+    v ← v + 0.1 clip(a, ±1),   x ← x + 0.1 v,   reward −(x² + 0.1 v²);   x uniform in ±1, v = 0 at the start
     """
 
     def observe(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         return state[0]
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-        state = jnp.array([1.0, 0.0]) * jax.random.uniform(key, minval=-1.0, maxval=1.0), jnp.zeros((), jnp.int32)
+        state = (
+            jnp.array([1.0, 0.0]) * jax.random.uniform(key, minval=-1.0, maxval=1.0),
+            jnp.zeros((), jnp.int32),
+        )
         return state, observe(state)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> Step:
@@ -91,6 +111,8 @@ def point(num_steps: int) -> Environment:
         fresh, _ = reset(key)
         following = jax.tree.map(lambda new, old: jnp.where(truncated, new, old), fresh, moved)
         reward = -(jnp.square(moved[0][0]) + 0.1 * jnp.square(v))
-        return Step(following, observe(following), reward, jnp.zeros((), bool), truncated, observe(moved))
+        return Step(
+            following, observe(following), reward, jnp.zeros((), bool), truncated, observe(moved)
+        )
 
     return Environment("point", reset, step, 2, 1, True)

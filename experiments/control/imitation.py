@@ -22,7 +22,10 @@ import numpy as np
 from scipy import optimize, special
 
 ON_LEFT, ON_RIGHT, FOG, OFF_LEFT, OFF_RIGHT = range(5)  # observations
-NUM_OBSERVATIONS, NUM_ACTIONS = 5, 4  # actions: go left, go right, recover from the left, recover from the right
+NUM_OBSERVATIONS, NUM_ACTIONS = (
+    5,
+    4,
+)  # actions: go left, go right, recover from the left, recover from the right
 RIDGE = 1e-4  # keeps separable data finite; too small to decide anything
 
 
@@ -77,7 +80,9 @@ def expert(t: int, observation_N: np.ndarray, expert_N: np.ndarray) -> np.ndarra
 
 def greedy(table: np.ndarray) -> Policy:
     """Looks its action up: `table` is per observation, or per time and observation."""
-    return lambda t, observation_N, expert_N: (table if table.ndim == 1 else table[t])[observation_N]
+    return lambda t, observation_N, expert_N: (table if table.ndim == 1 else table[t])[
+        observation_N
+    ]
 
 
 def mixture(policies: Sequence[Policy], weights: np.ndarray, rng: np.random.Generator) -> Policy:
@@ -93,10 +98,17 @@ def mixture(policies: Sequence[Policy], weights: np.ndarray, rng: np.random.Gene
 
 def walk(task: Cliff, policy: Policy, count: int, rng: np.random.Generator) -> Walks:
     """`count` trajectories under a policy; a step costs 1 where it begins off."""
-    side_N, cost_N = np.full(count, -1), np.zeros(count)  # the side on which one has fallen off, -1 while on
+    side_N, cost_N = (
+        np.full(count, -1),
+        np.zeros(count),
+    )  # the side on which one has fallen off, -1 while on
     seen, known = [], []
     for t in range(task.horizon):
-        hint_N, foggy_N, off_N = rng.integers(2, size=count), rng.random(count) < task.fog, side_N >= 0
+        hint_N, foggy_N, off_N = (
+            rng.integers(2, size=count),
+            rng.random(count) < task.fog,
+            side_N >= 0,
+        )
         observation_N = np.where(off_N, OFF_LEFT + side_N, np.where(foggy_N, FOG, hint_N))
         expert_N = np.where(off_N, 2 + side_N, hint_N)
         right_N = policy(t, observation_N, expert_N) == expert_N
@@ -122,14 +134,19 @@ def dagger(task: Cliff, count: int, rng: np.random.Generator, *, rounds: int) ->
     """
     walks, policies = [walk(task, expert, count // rounds, rng)], []
     for _ in range(rounds):
-        table = fit(np.concatenate([w.observation_NT for w in walks]), np.concatenate([w.expert_NT for w in walks]))
+        table = fit(
+            np.concatenate([w.observation_NT for w in walks]),
+            np.concatenate([w.expert_NT for w in walks]),
+        )
         policies.append(greedy(table))
         walks.append(walk(task, policies[-1], count // rounds, rng))
     best = int(np.argmin([w.cost_N.mean() for w in walks[1:]]))
     return policies[best]
 
 
-def smile(task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float) -> Policy:
+def smile(
+    task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float
+) -> Policy:
     """SMILe; at the end the learned policies share what is left of the expert, (1−α)^rounds."""
     learned: list[Policy] = []
     for n in range(rounds):
@@ -155,7 +172,9 @@ def forward(task: Cliff, count: int, rng: np.random.Generator) -> Policy:
 METHODS = ("behaviour cloning", "DAgger", "forward training", "SMILe")
 
 
-def learn(method: str, task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float) -> Policy:
+def learn(
+    method: str, task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float
+) -> Policy:
     """The policy that a method makes of `count` trajectories. Raises ValueError for an unknown method."""
     if method == "behaviour cloning":
         return clone(task, count, rng)

@@ -6,7 +6,6 @@ the ends of value and reward (details 2 and 13 of Huang et al. 2022, "The 37 imp
 Left out on purpose: convolutions and recurrence; these are for environments that show their whole state.
 """
 
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,14 +31,18 @@ class Distribution(NamedTuple):
     sample: Callable[[jax.Array, jax.Array], jax.Array]  # key, outputs -> action
     logp: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, action -> log-probability
     entropy: Callable[[jax.Array], jax.Array]  # outputs -> nats
-    kl: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, other outputs -> KL(first ‖ second), nats
+    kl: Callable[
+        [jax.Array, jax.Array], jax.Array
+    ]  # outputs, other outputs -> KL(first ‖ second), nats
 
 
 def _categorical_logp(logits: jax.Array, action: jax.Array) -> jax.Array:
     return jnp.take_along_axis(jax.nn.log_softmax(logits), action[..., None], axis=-1)[..., 0]
 
 
-CATEGORICAL = Distribution(jax.random.categorical, _categorical_logp, losses.entropy, kl.categorical)
+CATEGORICAL = Distribution(
+    jax.random.categorical, _categorical_logp, losses.entropy, kl.categorical
+)
 
 
 def _gaussian_sample(key: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -59,8 +62,12 @@ def _gaussian_entropy(outputs: jax.Array) -> jax.Array:
 
 
 def _gaussian_kl(outputs: jax.Array, other: jax.Array) -> jax.Array:
-    (mean, log_std), (other_mean, other_log_std) = (jnp.split(x, 2, axis=-1) for x in (outputs, other))
-    scaled = jnp.exp(2 * (log_std - other_log_std)) + jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
+    (mean, log_std), (other_mean, other_log_std) = (
+        jnp.split(x, 2, axis=-1) for x in (outputs, other)
+    )
+    scaled = jnp.exp(2 * (log_std - other_log_std)) + jnp.square(
+        (mean - other_mean) * jnp.exp(-other_log_std)
+    )
     return jnp.sum(other_log_std - log_std + 0.5 * (scaled - 1.0), axis=-1)
 
 

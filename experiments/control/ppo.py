@@ -69,8 +69,10 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise ValueError where the minibatches do not come out even."""
         if (self.num_envs * self.num_steps) % self.num_mini_batches:
-            raise ValueError(f"num_envs * num_steps = {self.num_envs * self.num_steps} transitions do not divide into "
-                             f"num_mini_batches = {self.num_mini_batches}; choose a divisor")
+            raise ValueError(
+                f"num_envs * num_steps = {self.num_envs * self.num_steps} transitions do not divide into "
+                f"num_mini_batches = {self.num_mini_batches}; choose a divisor"
+            )
 
 
 class Surrogate(NamedTuple):
@@ -154,8 +156,17 @@ def init_learner(agent: Agent, key: jax.Array, surrogate: Surrogate) -> Learner:
     moments = jax.tree.map(lambda x: jnp.broadcast_to(x, (width,)), empty_moments())
     zero_B = jnp.zeros(num_envs)
     state = init_state(params, _optimizer(agent.settings))
-    return Learner(state, jnp.float32(surrogate.beta), env_state, observation_BD, moments, empty_moments(),
-                   zero_B, zero_B, jax.random.fold_in(key, 2))
+    return Learner(
+        state,
+        jnp.float32(surrogate.beta),
+        env_state,
+        observation_BD,
+        moments,
+        empty_moments(),
+        zero_B,
+        zero_B,
+        jax.random.fold_in(key, 2),
+    )
 
 
 def standardise(moments: RunningMoments, observation: jax.Array) -> jax.Array:
@@ -179,19 +190,35 @@ def collect(agent: Agent, learner: Learner) -> tuple[Learner, Segment]:
         action_B = agent.distribution.sample(act_key, outputs_BO)
         keys = jax.random.split(step_key, agent.settings.num_envs)
         after = jax.vmap(agent.env.step)(keys, env_state, action_B)
-        _, next_value_B = apply(agent.network, params, standardise(learner.moments, after.final_observation))
+        _, next_value_B = apply(
+            agent.network, params, standardise(learner.moments, after.final_observation)
+        )
         logp_B = agent.distribution.logp(outputs_BO, action_B)
-        row = Segment(raw_BD, observation_BD, action_B, outputs_BO, logp_B, value_B, next_value_B,
-                      after.reward, after.terminated, after.truncated)
+        row = Segment(
+            raw_BD,
+            observation_BD,
+            action_B,
+            outputs_BO,
+            logp_B,
+            value_B,
+            next_value_B,
+            after.reward,
+            after.terminated,
+            after.truncated,
+        )
         return (after.state, after.observation), row
 
     steps = jnp.arange(agent.settings.num_steps)
-    (env_state, observation_BD), rows = jax.lax.scan(step, (learner.env_state, learner.observation_BD), steps)
+    (env_state, observation_BD), rows = jax.lax.scan(
+        step, (learner.env_state, learner.observation_BD), steps
+    )
     segment = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
     return learner._replace(env_state=env_state, observation_BD=observation_BD, key=key), segment
 
 
-def running_returns(start_B: jax.Array, reward_BR: jax.Array, done_BR: jax.Array, gamma: float) -> tuple[jax.Array, jax.Array]:
+def running_returns(
+    start_B: jax.Array, reward_BR: jax.Array, done_BR: jax.Array, gamma: float
+) -> tuple[jax.Array, jax.Array]:
     """G_t = γ G_{t−1} + r_t, beginning anew after each end; returns G_BR and what the next segment starts from."""
 
     def step(before_B: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -203,7 +230,9 @@ def running_returns(start_B: jax.Array, reward_BR: jax.Array, done_BR: jax.Array
     return total_RB.T, last_B
 
 
-def advantages(segment: Segment, reward_BR: jax.Array, *, gamma: float, lam: float) -> tuple[jax.Array, jax.Array]:
+def advantages(
+    segment: Segment, reward_BR: jax.Array, *, gamma: float, lam: float
+) -> tuple[jax.Array, jax.Array]:
     """GAE over segments that hold many episodes: nothing flows back over an end, and what was cut off is bootstrapped."""
     ended_BR = segment.terminated_BR | segment.truncated_BR
     last_BR = jnp.zeros_like(ended_BR).at[:, -1].set(True)
@@ -228,26 +257,46 @@ def policy_value_loss(
     advantage_N = whiten(batch.advantage_N, ones_N, shift_mean=True)
     if penalty:
         kl_N = distribution.kl(jax.lax.stop_gradient(batch.outputs_NO), outputs_NO)
-        policy_loss, stats = ppo_kl_penalty_loss(logp_N, batch.logp_N, kl_N, advantage_N, ones_N, beta=surrogate.beta)
+        policy_loss, stats = ppo_kl_penalty_loss(
+            logp_N, batch.logp_N, kl_N, advantage_N, ones_N, beta=surrogate.beta
+        )
     else:
-        policy_loss, stats = ppo_policy_loss(logp_N, batch.logp_N, advantage_N, ones_N, cliprange=surrogate.cliprange)
+        policy_loss, stats = ppo_policy_loss(
+            logp_N, batch.logp_N, advantage_N, ones_N, cliprange=surrogate.cliprange
+        )
     value_loss, _ = ppo_value_loss(
         value_N, batch.value_N, batch.return_N, ones_N, cliprange_value=settings.cliprange_value
     )
     entropy = mean(distribution.entropy(outputs_NO), ones_N)
-    total = value(policy_loss) + settings.vf_coef * value(value_loss) - settings.entropy_coef * value(entropy)
+    total = (
+        value(policy_loss)
+        + settings.vf_coef * value(value_loss)
+        - settings.entropy_coef * value(entropy)
+    )
     kept = {name: stat for name, stat in stats.items() if name in ("approxkl", "clipfrac")}
-    return total, {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy, **kept}
+    return total, {
+        "loss/policy": policy_loss,
+        "loss/value": value_loss,
+        "policy/entropy": entropy,
+        **kept,
+    }
 
 
 def _optimise(
-    agent: Agent, state: TrainState, batch: Batch, surrogate: Surrogate, key: jax.Array, penalty: bool
+    agent: Agent,
+    state: TrainState,
+    batch: Batch,
+    surrogate: Surrogate,
+    key: jax.Array,
+    penalty: bool,
 ) -> tuple[TrainState, dict[str, Mean]]:
     settings, optimizer = agent.settings, _optimizer(agent.settings)
 
     def loss(params: Params, rows: Batch) -> tuple[jax.Array, dict[str, Mean]]:
         outputs_NO, value_N = apply(agent.network, params, rows.observation_ND)
-        return policy_value_loss(agent.distribution, settings, outputs_NO, value_N, rows, surrogate, penalty)
+        return policy_value_loss(
+            agent.distribution, settings, outputs_NO, value_N, rows, surrogate, penalty
+        )
 
     def body(state: TrainState, rows_n: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
         minibatch = jax.tree.map(lambda x: x[rows_n], batch)
@@ -261,7 +310,12 @@ def _optimise(
 
 
 def iterate(
-    agent: Agent, learner: Learner, surrogate: Surrogate, *, penalty: bool, reward_fn: RewardFn | None
+    agent: Agent,
+    learner: Learner,
+    surrogate: Surrogate,
+    *,
+    penalty: bool,
+    reward_fn: RewardFn | None,
 ) -> tuple[Learner, Segment, dict[str, Any]]:
     """One iteration of the module's loop; `reward_fn`, if given, pays instead of the environment.
 
@@ -275,13 +329,21 @@ def iterate(
     reward_BR = segment.reward_BR
     if reward_fn is not None:
         reward_BR = reward_fn(segment.raw_observation_BRD, segment.action_BR)
-    discounted_BR, discounted_B = running_returns(learner.discounted_B, reward_BR, done_BR, settings.gamma)
+    discounted_BR, discounted_B = running_returns(
+        learner.discounted_B, reward_BR, done_BR, settings.gamma
+    )
     reward_moments = update_moments(learner.reward_moments, discounted_BR)
     if settings.scale_rewards:
         reward_BR = jnp.clip(reward_BR / moments_std(reward_moments), -CUT, CUT)
     advantage_BR, return_BR = advantages(segment, reward_BR, gamma=settings.gamma, lam=settings.lam)
 
-    parts = (segment.observation_BRD, segment.action_BR, segment.outputs_BRO, segment.logp_BR, segment.value_BR)
+    parts = (
+        segment.observation_BRD,
+        segment.action_BR,
+        segment.outputs_BRO,
+        segment.logp_BR,
+        segment.value_BR,
+    )
     batch = Batch(*(x.reshape(-1, *x.shape[2:]) for x in (*parts, advantage_BR, return_BR)))
     key, update_key = jax.random.split(learner.key)
     now = surrogate._replace(beta=learner.beta)
@@ -289,24 +351,47 @@ def iterate(
 
     outputs_NO, _ = apply(agent.network, state.params, batch.observation_ND)
     kl = jnp.mean(agent.distribution.kl(batch.outputs_NO, outputs_NO))
-    moved = ppo2017_update(learner.beta, kl, target=jnp.where(surrogate.kl_target > 0, surrogate.kl_target, 1.0))
+    moved = ppo2017_update(
+        learner.beta, kl, target=jnp.where(surrogate.kl_target > 0, surrogate.kl_target, 1.0)
+    )
     beta = jnp.where(surrogate.kl_target > 0, moved, learner.beta)
-    moments = jax.vmap(update_moments)(learner.moments, segment.raw_observation_BRD.reshape(-1, agent.env.num_observations).T)
+    moments = jax.vmap(update_moments)(
+        learner.moments, segment.raw_observation_BRD.reshape(-1, agent.env.num_observations).T
+    )
     explained = explained_variance(segment.value_BR, return_BR, jnp.ones_like(return_BR))
-    row = {**metrics, "return": mean(total_BR, done_BR), "kl": kl, "beta": beta, "explained_variance": explained}
-    learner = learner._replace(state=state, beta=beta, moments=moments, reward_moments=reward_moments,
-                               discounted_B=discounted_B, total_B=total_B, key=key)
+    row = {
+        **metrics,
+        "return": mean(total_BR, done_BR),
+        "kl": kl,
+        "beta": beta,
+        "explained_variance": explained,
+    }
+    learner = learner._replace(
+        state=state,
+        beta=beta,
+        moments=moments,
+        reward_moments=reward_moments,
+        discounted_B=discounted_B,
+        total_B=total_B,
+        key=key,
+    )
     return learner, segment, row
 
 
-def train(agent: Agent, key: jax.Array, surrogate: Surrogate, *, penalty: bool) -> dict[str, jax.Array]:
+def train(
+    agent: Agent, key: jax.Array, surrogate: Surrogate, *, penalty: bool
+) -> dict[str, jax.Array]:
     """A whole run on the environment's own reward: metrics stacked over iterations. Map it over keys and surrogates."""
 
     def step(learner: Learner, _: None) -> tuple[Learner, dict[str, Any]]:
-        learner, _segment, metrics = iterate(agent, learner, surrogate, penalty=penalty, reward_fn=None)
+        learner, _segment, metrics = iterate(
+            agent, learner, surrogate, penalty=penalty, reward_fn=None
+        )
         return learner, metrics
 
-    _, metrics = jax.lax.scan(step, init_learner(agent, key, surrogate), None, length=agent.settings.num_iterations)
+    _, metrics = jax.lax.scan(
+        step, init_learner(agent, key, surrogate), None, length=agent.settings.num_iterations
+    )
     return metrics
 
 

@@ -37,7 +37,10 @@ from rlhf_jax.models.heads import apply
 from rlhf_jax.training.optimizer import scale_by_adam
 
 Params = Any
-LOW_GAP, HIGH_GAP = 1.1, 1.5  # validation over training loss should lie between these (Christiano et al. 2017, section 2.2.3)
+LOW_GAP, HIGH_GAP = (
+    1.1,
+    1.5,
+)  # validation over training loss should lie between these (Christiano et al. 2017, section 2.2.3)
 
 
 @dataclass(frozen=True)
@@ -95,11 +98,15 @@ def segment_gap(network: MLP, params: Params, input_L2KD: jax.Array) -> jax.Arra
     return total_L2[:, 0] - total_L2[:, 1]
 
 
-def preference_loss(gap_L: jax.Array, first_L: jax.Array, weight_L: jax.Array, lapse: float) -> Mean:
+def preference_loss(
+    gap_L: jax.Array, first_L: jax.Array, weight_L: jax.Array, lapse: float
+) -> Mean:
     """Cross-entropy of the answers under the human of `christiano_nll`; ε = 0 is Bradley-Terry."""
     if lapse > 0:
         return mean(christiano_nll(gap_L, first_L, lapse=lapse), weight_L)
-    return mean(first_L * jax.nn.softplus(-gap_L) + (1 - first_L) * jax.nn.softplus(gap_L), weight_L)
+    return mean(
+        first_L * jax.nn.softplus(-gap_L) + (1 - first_L) * jax.nn.softplus(gap_L), weight_L
+    )
 
 
 def features(agent: Agent, observation: jax.Array, action: jax.Array) -> jax.Array:
@@ -108,7 +115,9 @@ def features(agent: Agent, observation: jax.Array, action: jax.Array) -> jax.Arr
     return jnp.concatenate([observation, shown], axis=-1)
 
 
-def candidate_pairs(agent: Agent, segment: Segment, count: int, steps: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def candidate_pairs(
+    agent: Agent, segment: Segment, count: int, steps: int, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """`count` pairs of pieces of `steps` steps, and the true return of each piece: input_C2KD, return_C2.
 
     Pieces may run over the end of an episode, as clips of behaviour do.
@@ -140,7 +149,13 @@ def disagreement(network: MLP, params_E: Params, input_C2KD: jax.Array) -> jax.A
 
 
 def ask(
-    agent: Agent, asking: Asking, network: MLP, ensemble: Ensemble, answers: Answers, segment: Segment, round_: jax.Array,
+    agent: Agent,
+    asking: Asking,
+    network: MLP,
+    ensemble: Ensemble,
+    answers: Answers,
+    segment: Segment,
+    round_: jax.Array,
     key: jax.Array,
 ) -> tuple[Answers, Ensemble]:
     """Asks `labels_per_round` questions and hands every predictor its bootstrap draw of the answers."""
@@ -153,22 +168,34 @@ def ask(
         input_C2KD, return_C2 = input_C2KD[best], return_C2[best]
     first_C, clean_C = human(return_C2, asking.human_lapse, human_key)
     new = Answers(input_C2KD, first_C, clean_C, jnp.ones(count))
-    answers = jax.tree.map(lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, place, 0), answers, new)
+    answers = jax.tree.map(
+        lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, x, place, 0), answers, new
+    )
 
     shape = (asking.num_predictors, count)
     if asking.bootstrap:
         # Poisson(1) draws per answer are the bootstrap of a growing sample (Oza & Russell 2001).
         held_EC = jax.random.bernoulli(hold_key, jnp.exp(-1.0), shape)
-        drawn_EC = jnp.where(held_EC, 0, jax.random.poisson(draw_key, 1.0, shape)).astype(jnp.float32)
+        drawn_EC = jnp.where(held_EC, 0, jax.random.poisson(draw_key, 1.0, shape)).astype(
+            jnp.float32
+        )
     else:
         held_EC, drawn_EC = jnp.zeros(shape, bool), jnp.ones(shape)
     train_EL = jax.lax.dynamic_update_slice_in_dim(ensemble.train_EL, drawn_EC, place, 1)
-    valid_EL = jax.lax.dynamic_update_slice_in_dim(ensemble.valid_EL, held_EC.astype(jnp.float32), place, 1)
+    valid_EL = jax.lax.dynamic_update_slice_in_dim(
+        ensemble.valid_EL, held_EC.astype(jnp.float32), place, 1
+    )
     return answers, ensemble._replace(train_EL=train_EL, valid_EL=valid_EL)
 
 
 def fit(
-    asking: Asking, network: MLP, params: Params, answers: Answers, train_L: jax.Array, valid_L: jax.Array, decay: jax.Array,
+    asking: Asking,
+    network: MLP,
+    params: Params,
+    answers: Answers,
+    train_L: jax.Array,
+    valid_L: jax.Array,
+    decay: jax.Array,
     key: jax.Array,
 ) -> tuple[Params, jax.Array, jax.Array, jax.Array]:
     """Trains one predictor by AdamW on minibatches drawn by weight; returns it, its next weight decay, both losses."""
@@ -181,11 +208,15 @@ def fit(
 
     def step(carry: tuple[Params, Any], t: jax.Array) -> tuple[tuple[Params, Any], None]:
         params, moments = carry
-        rows_b = jax.random.categorical(jax.random.fold_in(key, t), log_weight_L, shape=(asking.batch_size,))
+        rows_b = jax.random.categorical(
+            jax.random.fold_in(key, t), log_weight_L, shape=(asking.batch_size,)
+        )
         batch = jax.tree.map(lambda x: x[rows_b], answers)
         grads = jax.grad(loss)(params, batch, batch.mask_L)
         updates, moments = adam.update(grads, moments)
-        params = jax.tree.map(lambda p, u: p - asking.learning_rate * (u + decay * p), params, updates)
+        params = jax.tree.map(
+            lambda p, u: p - asking.learning_rate * (u + decay * p), params, updates
+        )
         return (params, moments), None
 
     (params, _), _ = jax.lax.scan(step, (params, adam.init(params)), jnp.arange(asking.num_updates))
@@ -212,14 +243,20 @@ def ensemble_reward(agent: Agent, network: MLP, params_E: Params, segment: Segme
     return reward
 
 
-def accuracy(network: MLP, ensemble: Ensemble, input_C2KD: jax.Array, return_C2: jax.Array) -> jax.Array:
+def accuracy(
+    network: MLP, ensemble: Ensemble, input_C2KD: jax.Array, return_C2: jax.Array
+) -> jax.Array:
     """Share of pairs that the mean of the predictors' gaps orders as the true returns do; equal returns are left out."""
-    gap_C = jax.vmap(lambda params: segment_gap(network, params, input_C2KD))(ensemble.params_E).mean(0)
+    gap_C = jax.vmap(lambda params: segment_gap(network, params, input_C2KD))(
+        ensemble.params_E
+    ).mean(0)
     true_C = return_C2[:, 0] - return_C2[:, 1]
     return value(mean(jnp.sign(gap_C) == jnp.sign(true_C), true_C != 0))
 
 
-def train_from_preferences(agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate) -> dict[str, jax.Array]:
+def train_from_preferences(
+    agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate
+) -> dict[str, jax.Array]:
     """A whole run without sight of the true reward: metrics per round. Map it over keys.
 
     `return` is the environment's, as a `Mean` pair over the episodes of a round; `accuracy` is on fresh pairs of what the
@@ -230,15 +267,25 @@ def train_from_preferences(agent: Agent, asking: Asking, key: jax.Array, surroga
     network = MLP(asking.hidden, 1, 1.0)
     keys = jax.random.split(jax.random.fold_in(key, 0), asking.num_predictors)
     nothing_EL = jnp.zeros((asking.num_predictors, num_answers))
-    ensemble = Ensemble(jax.vmap(lambda k: init_network(network, k, width))(keys), nothing_EL, nothing_EL,
-                        jnp.full(asking.num_predictors, asking.weight_decay))
+    ensemble = Ensemble(
+        jax.vmap(lambda k: init_network(network, k, width))(keys),
+        nothing_EL,
+        nothing_EL,
+        jnp.full(asking.num_predictors, asking.weight_decay),
+    )
     empty_L = jnp.zeros(num_answers)
-    answers = Answers(jnp.zeros((num_answers, 2, asking.segment_steps, width)), empty_L, empty_L, empty_L)
+    answers = Answers(
+        jnp.zeros((num_answers, 2, asking.segment_steps, width)), empty_L, empty_L, empty_L
+    )
     learner = init_learner(agent, jax.random.fold_in(key, 1), surrogate)
     # The first questions are about what an untrained policy does: an iteration with no reward leaves it as good as that.
-    learner, segment, _ = iterate(agent, learner, surrogate, penalty=False, reward_fn=lambda o, a: jnp.zeros(o.shape[:2]))
+    learner, segment, _ = iterate(
+        agent, learner, surrogate, penalty=False, reward_fn=lambda o, a: jnp.zeros(o.shape[:2])
+    )
 
-    def one_round(carry: tuple[Learner, Segment, Ensemble, Answers], round_: jax.Array) -> tuple[Any, dict[str, Any]]:
+    def one_round(
+        carry: tuple[Learner, Segment, Ensemble, Answers], round_: jax.Array
+    ) -> tuple[Any, dict[str, Any]]:
         learner, segment, ensemble, answers = carry
         ask_key, fit_key, test_key = jax.random.split(jax.random.fold_in(key, 2 + round_), 3)
         answers, ensemble = ask(agent, asking, network, ensemble, answers, segment, round_, ask_key)
@@ -249,23 +296,36 @@ def train_from_preferences(agent: Agent, asking: Asking, key: jax.Array, surroga
         ensemble = ensemble._replace(params_E=params_E, decay_E=decay_E)
         reward = ensemble_reward(agent, network, params_E, segment)
 
-        def improve(carry: tuple[Learner, Segment], _: None) -> tuple[tuple[Learner, Segment], dict[str, Any]]:
-            learner, segment, metrics = iterate(agent, carry[0], surrogate, penalty=False, reward_fn=reward)
+        def improve(
+            carry: tuple[Learner, Segment], _: None
+        ) -> tuple[tuple[Learner, Segment], dict[str, Any]]:
+            learner, segment, metrics = iterate(
+                agent, carry[0], surrogate, penalty=False, reward_fn=reward
+            )
             return (learner, segment), metrics["return"]
 
-        (learner, segment), episodes = jax.lax.scan(improve, (learner, segment), None, length=asking.iterations_per_round)
+        (learner, segment), episodes = jax.lax.scan(
+            improve, (learner, segment), None, length=asking.iterations_per_round
+        )
         pairs = candidate_pairs(agent, segment, 512, asking.segment_steps, test_key)
         metrics = {
-            "return": jax.tree.map(jnp.sum, episodes), "accuracy": accuracy(network, ensemble, *pairs),
-            "train_loss": train_E.mean(), "valid_loss": valid_E.mean(), "weight_decay": decay_E.mean(),
+            "return": jax.tree.map(jnp.sum, episodes),
+            "accuracy": accuracy(network, ensemble, *pairs),
+            "train_loss": train_E.mean(),
+            "valid_loss": valid_E.mean(),
+            "weight_decay": decay_E.mean(),
         }
         return (learner, segment, ensemble, answers), metrics
 
-    _, metrics = jax.lax.scan(one_round, (learner, segment, ensemble, answers), jnp.arange(asking.num_rounds))
+    _, metrics = jax.lax.scan(
+        one_round, (learner, segment, ensemble, answers), jnp.arange(asking.num_rounds)
+    )
     return metrics
 
 
-def accuracy_of_one_fit(agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate) -> dict[str, jax.Array]:
+def accuracy_of_one_fit(
+    agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate
+) -> dict[str, jax.Array]:
     """How well one predictor learns from lapsing humans, apart from all else: its accuracy on pairs it has not seen.
 
     The pairs are of a policy that learns from the true reward, `labels_per_round` of each of `num_rounds` iterations, so that
@@ -277,7 +337,9 @@ def accuracy_of_one_fit(agent: Agent, asking: Asking, key: jax.Array, surrogate:
     def step(learner: Learner, round_: jax.Array) -> tuple[Learner, Any]:
         learner, segment, _ = iterate(agent, learner, surrogate, penalty=False, reward_fn=None)
         pair_key = jax.random.fold_in(key, 3 + round_)
-        return learner, candidate_pairs(agent, segment, 2 * asking.labels_per_round, asking.segment_steps, pair_key)
+        return learner, candidate_pairs(
+            agent, segment, 2 * asking.labels_per_round, asking.segment_steps, pair_key
+        )
 
     _, pairs = jax.lax.scan(step, learner, jnp.arange(asking.num_rounds))
     (shown, returns), unseen = (
@@ -287,7 +349,15 @@ def accuracy_of_one_fit(agent: Agent, asking: Asking, key: jax.Array, surrogate:
     first_L, clean_L = human(returns, asking.human_lapse, jax.random.fold_in(key, 1))
     ones_L = jnp.ones_like(first_L)
     params = init_network(network, jax.random.fold_in(key, 2), shown.shape[-1])
-    params, decay, loss, _ = fit(asking, network, params, Answers(shown, first_L, clean_L, ones_L), ones_L, ones_L,
-                                 jnp.float32(asking.weight_decay), jax.random.fold_in(key, 3 + asking.num_rounds))
+    params, decay, loss, _ = fit(
+        asking,
+        network,
+        params,
+        Answers(shown, first_L, clean_L, ones_L),
+        ones_L,
+        ones_L,
+        jnp.float32(asking.weight_decay),
+        jax.random.fold_in(key, 3 + asking.num_rounds),
+    )
     one = Ensemble(jax.tree.map(lambda x: x[None], params), ones_L[None], ones_L[None], decay[None])
     return {"accuracy": accuracy(network, one, *unseen), "train_loss": loss}

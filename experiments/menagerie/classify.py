@@ -1,6 +1,6 @@
 """GPT-1's discriminative fine-tuning: tell what is wrong with a forum reply, from its labelled reviews.
 
-    python -m rlhf_jax.main --config=experiments/menagerie/classify.py --workdir=runs/menagerie/classify
+python -m rlhf_jax.main --config=experiments/menagerie/classify.py --workdir=runs/menagerie/classify
 """
 
 from ml_collections import ConfigDict
@@ -10,9 +10,15 @@ from experiments.menagerie.shared import DATA_DIR, adam, base, pick
 
 def get_config(size: str = "default") -> ConfigDict:
     """Radford 2018: lm_coef 0.5, classifier dropout 0.1, 3 epochs, linear decay with a short warm-up."""
-    config = base("classify", size, log_every=10, save_every=pick(size, tiny=10, default=100, large=500))
+    config = base(
+        "classify", size, log_every=10, save_every=pick(size, tiny=10, default=100, large=500)
+    )
     config.init = {"policy": "../pretrain", "pretrained": True}
-    config.data = {"data_dir": DATA_DIR, "texts": f"tfds:menagerie_reviews/{size}", "max_examples": 0}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "texts": f"tfds:menagerie_reviews/{size}",
+        "max_examples": 0,
+    }
     config.classify = {
         "num_epochs": pick(size, tiny=1.0, default=3.0, large=3.0),
         "batch_size": pick(size, tiny=16, default=32, large=32),
@@ -23,7 +29,11 @@ def get_config(size: str = "default") -> ConfigDict:
         "eval_every": pick(size, tiny=10, default=50, large=200),
     }
     config.optimizer = adam(
-        pick(size, tiny=3e-3, default=3e-4, large=6.25e-5), schedule="linear", warmup_steps=5, final_fraction=0.0,
-        b2=0.999, weight_decay=0.01,
+        pick(size, tiny=3e-3, default=3e-4, large=6.25e-5),
+        schedule="linear",
+        warmup_steps=5,
+        final_fraction=0.0,
+        b2=0.999,
+        weight_decay=0.01,
     )
     return config

@@ -27,12 +27,23 @@ def get_config(size: str = "default") -> ConfigDict:
         "label_smoothing": 0.0,
         "better_weight": 1.0,
         "worse_weight": 1.0,
-        **{name: theirs[name] for name in (
-            "num_epochs", "batch_size", "num_micro_batches", "max_length", "row_length", "max_candidates", "pair_norm",
-            "eval_every",
-        )},
+        **{
+            name: theirs[name]
+            for name in (
+                "num_epochs",
+                "batch_size",
+                "num_micro_batches",
+                "max_length",
+                "row_length",
+                "max_candidates",
+                "pair_norm",
+                "eval_every",
+            )
+        },
     }
     config.monitor = monitor(size, every=pick(size, tiny=6, default=40, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=50)
-    config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=2e-6), warmup_steps=warmup_steps)
+    config.optimizer = adam(
+        pick(size, tiny=3e-4, default=1e-4, large=2e-6), warmup_steps=warmup_steps
+    )
     return config

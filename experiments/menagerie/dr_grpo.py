@@ -17,5 +17,7 @@ from experiments.menagerie import grpo
 def get_config(size: str = "default") -> ConfigDict:
     """grpo.py with group_std none, a sum over tokens divided by the response length, and no KL, as in the paper."""
     config = grpo.get_config(size)
-    config.policy_gradient.update({"group_std": "none", "reduction": "fixed_length", "kl_coef": 0.0})
+    config.policy_gradient.update(
+        {"group_std": "none", "reduction": "fixed_length", "kl_coef": 0.0}
+    )
     return config

@@ -1,6 +1,6 @@
 """Evaluate the raw model, SFT, PPO and PPO-ptx side by side; SFT is the reference.
 
-    python -m rlhf_jax.main --config=experiments/menagerie/evaluate.py --workdir=runs/menagerie/evaluate
+python -m rlhf_jax.main --config=experiments/menagerie/evaluate.py --workdir=runs/menagerie/evaluate
 """
 
 from ml_collections import ConfigDict
@@ -10,33 +10,40 @@ from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, pick, prompt
 
 def get_config(size: str = "default") -> ConfigDict:
     """Win rates by held-out labelers and by gold, truthfulness, harmlessness, alignment tax."""
-    return ConfigDict({
-        "stage": "evaluate",
-        "seed": 0,
-        "checkpoints": {"base": "../pretrain", "sft": "../sft", "ppo": "../ppo", "ppo_ptx": "../ppo_ptx"},
-        "reference": "sft",
-        "reward": "../reward",
-        "data": {
-            "data_dir": DATA_DIR,
-            "world": f"menagerie/{size}",
-            "prompts": f"tfds:menagerie_prompts/{size}",
-            "documents": f"tfds:menagerie_corpus/{size}",
-            "mask_documents": False,
-            "prompt_length": prompt_length(size),
-        },
-        "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "nucleus": "holtzman"},
-        "evaluation": {
-            "num_prompts": pick(size, tiny=16, default=500, large=2000),
-            "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
-            "labelers_per_prompt": pick(size, tiny=2, default=3, large=3),
-            "response_length": RESPONSE_LENGTH,
-            "toxicity_prompts": pick(size, tiny=4, default=64, large=500),
-            "toxicity_samples": pick(size, tiny=5, default=25, large=25),
-            "few_shot_questions": pick(size, tiny=8, default=100, large=500),
-            "corpus_documents": pick(size, tiny=8, default=500, large=5000),
-            "document_length": 128,
-            "batch_size": pick(size, tiny=16, default=250, large=512),
-            "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
-            "num_side_by_side": pick(size, tiny=4, default=12, large=20),
-        },
-    })
+    return ConfigDict(
+        {
+            "stage": "evaluate",
+            "seed": 0,
+            "checkpoints": {
+                "base": "../pretrain",
+                "sft": "../sft",
+                "ppo": "../ppo",
+                "ppo_ptx": "../ppo_ptx",
+            },
+            "reference": "sft",
+            "reward": "../reward",
+            "data": {
+                "data_dir": DATA_DIR,
+                "world": f"menagerie/{size}",
+                "prompts": f"tfds:menagerie_prompts/{size}",
+                "documents": f"tfds:menagerie_corpus/{size}",
+                "mask_documents": False,
+                "prompt_length": prompt_length(size),
+            },
+            "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "nucleus": "holtzman"},
+            "evaluation": {
+                "num_prompts": pick(size, tiny=16, default=500, large=2000),
+                "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
+                "labelers_per_prompt": pick(size, tiny=2, default=3, large=3),
+                "response_length": RESPONSE_LENGTH,
+                "toxicity_prompts": pick(size, tiny=4, default=64, large=500),
+                "toxicity_samples": pick(size, tiny=5, default=25, large=25),
+                "few_shot_questions": pick(size, tiny=8, default=100, large=500),
+                "corpus_documents": pick(size, tiny=8, default=500, large=5000),
+                "document_length": 128,
+                "batch_size": pick(size, tiny=16, default=250, large=512),
+                "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
+                "num_side_by_side": pick(size, tiny=4, default=12, large=20),
+            },
+        }
+    )

@@ -17,14 +17,16 @@ def get_config(size: str = "default") -> ConfigDict:
     """Few large rounds; the reference is only watched."""
     config = rloo.get_config(size)
     rounds = pick(size, tiny=2, default=10, large=50)
-    config.policy_gradient.update({
-        "loss": "best",
-        "baseline": "none",
-        "batch_size": config.policy_gradient.total_episodes // rounds,
-        "num_epochs": 2,
-        "num_mini_batches": pick(size, tiny=2, default=4, large=8),
-        "kl_coef": 0.0,
-    })
+    config.policy_gradient.update(
+        {
+            "loss": "best",
+            "baseline": "none",
+            "batch_size": config.policy_gradient.total_episodes // rounds,
+            "num_epochs": 2,
+            "num_mini_batches": pick(size, tiny=2, default=4, large=8),
+            "kl_coef": 0.0,
+        }
+    )
     config.checkpoint.save_every = pick(size, tiny=1, default=5, large=10)
     config.monitor.every = pick(size, tiny=1, default=5, large=5)
     return config

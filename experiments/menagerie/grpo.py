@@ -15,12 +15,14 @@ from experiments.menagerie import rloo
 def get_config(size: str = "default") -> ConfigDict:
     """rloo.py's groups, DeepSeekMath's loss; the standard deviation is the sample's, as in TRL."""
     config = rloo.get_config(size)
-    config.policy_gradient.update({
-        "loss": "clip",
-        "num_mini_batches": 2,
-        "baseline": "group",
-        "group_std": "sample",
-        "reduction": "response_mean",
-        "kl_in": "loss",
-    })
+    config.policy_gradient.update(
+        {
+            "loss": "clip",
+            "num_mini_batches": 2,
+            "baseline": "group",
+            "group_std": "sample",
+            "reduction": "response_mean",
+            "kl_in": "loss",
+        }
+    )
     return config

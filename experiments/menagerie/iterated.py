@@ -29,6 +29,10 @@ def get_config(size: str = "default") -> ConfigDict:
         stages |= {f"reward_{n}": labelled, f"ppo_{n}": policy}
     stages["evaluate"] = evaluate.get_config(size)
     policies = [f"ppo_{n}" for n in range(1, ROUNDS + 1)]
-    stages["evaluate"].checkpoints = {"base": "../pretrain", "sft": "../sft", **{name: f"../{name}" for name in policies}}
+    stages["evaluate"].checkpoints = {
+        "base": "../pretrain",
+        "sft": "../sft",
+        **{name: f"../{name}" for name in policies},
+    }
     stages["evaluate"].reward = f"../reward_{ROUNDS}"
     return ConfigDict({"stage": "pipeline", "seed": 0, "order": list(stages), "stages": stages})

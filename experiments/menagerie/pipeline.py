@@ -13,10 +13,19 @@ from experiments.menagerie import evaluate, ppo, ppo_ptx, pretrain, reward, sft
 
 def get_config(size: str = "default") -> ConfigDict:
     """Stages in order; each runs in WORKDIR/NAME and is skipped when it is complete."""
-    stages = {"pretrain": pretrain, "sft": sft, "reward": reward, "ppo": ppo, "ppo_ptx": ppo_ptx, "evaluate": evaluate}
-    return ConfigDict({
-        "stage": "pipeline",
-        "seed": 0,
-        "order": list(stages),
-        "stages": {name: module.get_config(size) for name, module in stages.items()},
-    })
+    stages = {
+        "pretrain": pretrain,
+        "sft": sft,
+        "reward": reward,
+        "ppo": ppo,
+        "ppo_ptx": ppo_ptx,
+        "evaluate": evaluate,
+    }
+    return ConfigDict(
+        {
+            "stage": "pipeline",
+            "seed": 0,
+            "order": list(stages),
+            "stages": {name: module.get_config(size) for name, module in stages.items()},
+        }
+    )

@@ -1,6 +1,6 @@
 """PPO against the reward model; `ppo_ptx.py` is the same with the pretraining mix.
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo --config.ppo.kl_coef=0.05
+python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo --config.ppo.kl_coef=0.05
 """
 
 from typing import Any
@@ -21,7 +21,13 @@ from experiments.menagerie.shared import (
 
 def get_config(size: str = "default") -> ConfigDict:
     """Separate value network from the reward model, KL in the reward, one reward per response."""
-    config = base("ppo", size, log_every=1, save_every=pick(size, tiny=2, default=20, large=50), sample_every=10)
+    config = base(
+        "ppo",
+        size,
+        log_every=1,
+        save_every=pick(size, tiny=2, default=20, large=50),
+        sample_every=10,
+    )
     config.init = {"policy": "../sft", "reward": "../reward", "value": "reward"}
     config.data = {
         "data_dir": DATA_DIR,
@@ -69,7 +75,9 @@ def get_config(size: str = "default") -> ConfigDict:
     config.lora = lora(0)
     config.monitor = monitor(size, every=pick(size, tiny=2, default=10, large=20))
     warmup: dict[str, Any] = {
-        "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
+        "schedule": "constant",
+        "final_fraction": 1.0,
+        "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=2, default=10, large=80),
     }
     config.optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)

@@ -26,9 +26,13 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.gamma, ppo.lam, ppo.cliprange, ppo.cliprange_value = 1.0, 0.95, 0.2, 0.2
     ppo.whiten_rewards, ppo.whiten_advantages = False, "batch"
     ppo.ema_decay = 0.992
-    ppo.ptx_batch_size = (ppo.batch_size // ppo.num_mini_batches) * pick(size, tiny=1, default=1, large=8)
+    ppo.ptx_batch_size = (ppo.batch_size // ppo.num_mini_batches) * pick(
+        size, tiny=1, default=1, large=8
+    )
     warmup: dict[str, Any] = {
-        "schedule": "constant", "final_fraction": 1.0, "warmup_init_fraction": 0.1,
+        "schedule": "constant",
+        "final_fraction": 1.0,
+        "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=1, default=10, large=10) * ppo.num_mini_batches,
     }
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=9.65e-6), **warmup)

@@ -1,6 +1,6 @@
 """PPO-ptx: PPO with the language-model loss on pretraining documents added (Ouyang 2022 eq. 2).
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo_ptx.py --workdir=runs/menagerie/ppo_ptx
+python -m rlhf_jax.main --config=experiments/menagerie/ppo_ptx.py --workdir=runs/menagerie/ppo_ptx
 """
 
 from ml_collections import ConfigDict

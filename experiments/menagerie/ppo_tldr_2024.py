@@ -24,7 +24,13 @@ def get_config(size: str = "default") -> ConfigDict:
     ppo.kl_coef, ppo.kl_controller = 0.05, "fixed"
     ppo.whiten_rewards, ppo.whiten_advantages = False, "batch"
     ppo.vf_coef, ppo.missing_eos_penalty, ppo.missing_eos_mode = 0.1, 1.0, "replace"
-    decay: dict[str, Any] = {"schedule": "linear", "final_fraction": 0.0, "b2": 0.999, "eps": 1e-5, "max_grad_norm": 0.0}
+    decay: dict[str, Any] = {
+        "schedule": "linear",
+        "final_fraction": 0.0,
+        "b2": 0.999,
+        "eps": 1e-5,
+        "max_grad_norm": 0.0,
+    }
     config.optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=3e-6), **decay)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=1e-4, large=3e-6), **decay)
     return config

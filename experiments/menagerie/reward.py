@@ -1,6 +1,6 @@
 """Sample 4 to 9 answers per prompt from the supervised policy, have labelers rank them, train the reward model.
 
-    python -m rlhf_jax.main --config=experiments/menagerie/reward.py --workdir=runs/menagerie/reward
+python -m rlhf_jax.main --config=experiments/menagerie/reward.py --workdir=runs/menagerie/reward
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,9 @@ from experiments.menagerie.shared import (
 
 def get_config(size: str = "default") -> ConfigDict:
     """InstructGPT's recipe: K-wise rankings, one epoch, cosine to 10 %, demonstrations at mean 0."""
-    config = base("reward", size, log_every=10, save_every=pick(size, tiny=5, default=100, large=200))
+    config = base(
+        "reward", size, log_every=10, save_every=pick(size, tiny=5, default=100, large=200)
+    )
     config.init = {"policy": "../sft", "sampler": ""}
     config.data = {
         "data_dir": DATA_DIR,
@@ -54,5 +56,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     config.lora = lora(0)
     warmup_steps = pick(size, tiny=2, default=10, large=10)
-    config.optimizer = adam(pick(size, tiny=1e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps)
+    config.optimizer = adam(
+        pick(size, tiny=1e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps
+    )
     return config

@@ -46,5 +46,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.lora = lora(0)
     config.monitor = monitor(size, every=pick(size, tiny=6, default=50, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=10)
-    config.optimizer = adam(pick(size, tiny=3e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps)
+    config.optimizer = adam(
+        pick(size, tiny=3e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps
+    )
     return config

@@ -14,9 +14,15 @@ from experiments.public.shared import DATA_DIR, adam, base, pick
 
 def get_config(size: str = "default") -> ConfigDict:
     """Radford 2018: 3 epochs, batch 32, 6.25e-5, lm_coef 0.5, dropout 0.1, linear decay."""
-    config = base("classify", size, log_every=10, save_every=pick(size, tiny=10, default=500, large=500))
+    config = base(
+        "classify", size, log_every=10, save_every=pick(size, tiny=10, default=500, large=500)
+    )
     config.init = {"policy": "../pretrain", "pretrained": True}
-    config.data = {"data_dir": DATA_DIR, "texts": "hf:stanfordnlp/imdb?validation=test", "max_examples": 0}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "texts": "hf:stanfordnlp/imdb?validation=test",
+        "max_examples": 0,
+    }
     config.classify = {
         "num_epochs": 3.0,
         "batch_size": pick(size, tiny=8, default=32, large=32),
@@ -27,7 +33,11 @@ def get_config(size: str = "default") -> ConfigDict:
         "eval_every": pick(size, tiny=10, default=500, large=500),
     }
     config.optimizer = adam(
-        pick(size, tiny=3e-3, default=6.25e-5, large=6.25e-5), schedule="linear", final_fraction=0.0,
-        warmup_steps=pick(size, tiny=2, default=5, large=5), b2=0.999, weight_decay=0.01,
+        pick(size, tiny=3e-3, default=6.25e-5, large=6.25e-5),
+        schedule="linear",
+        final_fraction=0.0,
+        warmup_steps=pick(size, tiny=2, default=5, large=5),
+        b2=0.999,
+        weight_decay=0.01,
     )
     return config

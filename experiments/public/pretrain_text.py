@@ -21,7 +21,9 @@ from rlhf_jax.models.config import llama, to_dict
 def get_config(size: str = "default") -> ConfigDict:
     """A tokenizer of its own; model.vocab_size has to be the tokenizer's size."""
     vocab_size = pick(size, tiny=512, default=8192, large=32_768)
-    config = base("pretrain", size, log_every=20, save_every=pick(size, tiny=50, default=1000, large=2000))
+    config = base(
+        "pretrain", size, log_every=20, save_every=pick(size, tiny=50, default=1000, large=2000)
+    )
     config.data = {
         "data_dir": DATA_DIR,
         "documents": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
@@ -36,7 +38,11 @@ def get_config(size: str = "default") -> ConfigDict:
         num_heads=pick(size, tiny=2, default=8, large=16),
         num_kv_heads=pick(size, tiny=2, default=8, large=16),
         ffw_width=pick(size, tiny=64, default=1408, large=2816),
-        rope_base=10_000.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+        rope_base=10_000.0,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
     )
     config.model = to_dict(replace(model, tie_embeddings=True))
     steps = pick(size, tiny=20, default=10_000, large=50_000)
@@ -49,6 +55,8 @@ def get_config(size: str = "default") -> ConfigDict:
         "eval_batches": pick(size, tiny=1, default=8, large=16),
     }
     config.optimizer = adam(
-        pick(size, tiny=1e-2, default=6e-4, large=3e-4), warmup_steps=max(5, steps // 50), weight_decay=0.1
+        pick(size, tiny=1e-2, default=6e-4, large=3e-4),
+        warmup_steps=max(5, steps // 50),
+        weight_decay=0.1,
     )
     return config

@@ -14,4 +14,6 @@ from experiments.public.shared import reward, reward_adam
 
 def get_config(size: str = "default") -> ConfigDict:
     """English trees; responses are compared with all that are ranked beside them."""
-    return reward(size, comparisons=SOURCE, max_length=1024, max_candidates=9, optimizer=reward_adam(size))
+    return reward(
+        size, comparisons=SOURCE, max_length=1024, max_candidates=9, optimizer=reward_adam(size)
+    )

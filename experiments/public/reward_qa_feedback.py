@@ -16,4 +16,10 @@ def get_config(size: str = "default") -> ConfigDict:
     """K = 4 from real people, as InstructGPT's labelers ranked 4 to 9."""
     shape = pick(size, tiny="qa_feedback_closed", default="qa_feedback", large="qa_feedback")
     comparisons = f"{shape}@json:data/qa_feedback/{{split}}_feedback.json?validation=dev"
-    return reward(size, comparisons=comparisons, max_length=1024, max_candidates=4, optimizer=reward_adam(size))
+    return reward(
+        size,
+        comparisons=comparisons,
+        max_length=1024,
+        max_candidates=4,
+        optimizer=reward_adam(size),
+    )

@@ -15,4 +15,6 @@ from experiments.public.shared import reward, reward_adam
 def get_config(size: str = "default") -> ConfigDict:
     """Splits are the authors', by post."""
     comparisons = "hf:stanfordnlp/SHP?min_ratio=2"
-    return reward(size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size))
+    return reward(
+        size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
+    )

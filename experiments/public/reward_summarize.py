@@ -14,6 +14,14 @@ from experiments.public.shared import adam, pick, reward
 
 def get_config(size: str = "default") -> ConfigDict:
     """`init.policy` is the policy that was fine-tuned on TL;DR (`sft_tldr.py`)."""
-    optimizer = adam(pick(size, tiny=1e-3, default=5e-5, large=3e-6), final_fraction=0.0, b2=0.999, eps=1e-5, max_grad_norm=0.0)
+    optimizer = adam(
+        pick(size, tiny=1e-3, default=5e-5, large=3e-6),
+        final_fraction=0.0,
+        b2=0.999,
+        eps=1e-5,
+        max_grad_norm=0.0,
+    )
     comparisons = "hf:openai/summarize_from_feedback:comparisons@refs/convert/parquet"
-    return reward(size, comparisons=comparisons, max_length=640, max_candidates=2, optimizer=optimizer)
+    return reward(
+        size, comparisons=comparisons, max_length=640, max_candidates=2, optimizer=optimizer
+    )

@@ -19,4 +19,6 @@ SPLIT = "?by=topic&seed=0&train=train[:75%]&validation=train[75%:]"
 def get_config(size: str = "default") -> ConfigDict:
     """Split by topic, never by pair: an argument stands in many pairs."""
     comparisons = f"ukp@tsv:data/UKPConvArg1Strict-CSV{SPLIT}"
-    return reward(size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size))
+    return reward(
+        size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
+    )

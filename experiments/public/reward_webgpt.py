@@ -15,4 +15,6 @@ from experiments.public.shared import reward, reward_adam
 def get_config(size: str = "default") -> ConfigDict:
     """The hub has one split; a tenth of the questions is held out, all pairs of a question on one side."""
     comparisons = "hf:openai/webgpt_comparisons?by=prompt&train=train[:90%]&validation=train[90%:]"
-    return reward(size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size))
+    return reward(
+        size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
+    )

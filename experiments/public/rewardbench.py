@@ -19,18 +19,35 @@ from experiments.public import benchmarks
 
 SECTIONS = {
     "Chat": {
-        "alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95, "mt-bench-easy": 28, "mt-bench-med": 40,
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
     },
     "Chat Hard": {
-        "mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134, "llmbar-adver-GPTInst": 92,
-        "llmbar-adver-GPTOut": 47, "llmbar-adver-manual": 46,
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
     },
     "Safety": {
-        "refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 250, "xstest-should-respond": 154,
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 250,
+        "xstest-should-respond": 154,
         "donotanswer": 136,
     },
     "Reasoning": {
-        "math-prm": 984, "hep-cpp": 164, "hep-go": 164, "hep-java": 164, "hep-js": 164, "hep-python": 164, "hep-rust": 164,
+        "math-prm": 984,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
     },
 }
 
@@ -42,7 +59,11 @@ def get_config(size: str = "default") -> ConfigDict:
     config.reference = "reward"
     config.limit = 0
     config.benchmarks.comparisons = {
-        "source": "hf:allenai/reward-bench", "split": "filtered", "subset_field": "subset", "num_bins": 10,
-        "sections": SECTIONS, "section_weights": dict.fromkeys(SECTIONS, 1),
+        "source": "hf:allenai/reward-bench",
+        "split": "filtered",
+        "subset_field": "subset",
+        "num_bins": 10,
+        "sections": SECTIONS,
+        "section_weights": dict.fromkeys(SECTIONS, 1),
     }
     return config

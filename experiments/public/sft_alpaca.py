@@ -15,5 +15,16 @@ def get_config(size: str = "default") -> ConfigDict:
     """The hub has one split; 2 % of the instructions are held out."""
     demonstrations = "hf:tatsu-lab/alpaca?by=prompt&train=train[:98%]&validation=train[98%:]"
     warmup_steps = pick(size, tiny=2, default=36, large=36)  # 3 %
-    optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=2e-5), warmup_steps=warmup_steps, final_fraction=0.0)
-    return sft(size, demonstrations=demonstrations, num_epochs=3.0, batch_size=128, max_length=512, optimizer=optimizer)
+    optimizer = adam(
+        pick(size, tiny=3e-3, default=5e-5, large=2e-5),
+        warmup_steps=warmup_steps,
+        final_fraction=0.0,
+    )
+    return sft(
+        size,
+        demonstrations=demonstrations,
+        num_epochs=3.0,
+        batch_size=128,
+        max_length=512,
+        optimizer=optimizer,
+    )

@@ -16,4 +16,11 @@ def get_config(size: str = "default") -> ConfigDict:
     """The test split is the held-out one."""
     optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=1e-5))
     source = "hf:openai/gsm8k:main?validation=test"
-    return sft(size, demonstrations=source, num_epochs=2.0, batch_size=32, max_length=512, optimizer=optimizer)
+    return sft(
+        size,
+        demonstrations=source,
+        num_epochs=2.0,
+        batch_size=32,
+        max_length=512,
+        optimizer=optimizer,
+    )

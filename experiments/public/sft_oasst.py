@@ -16,4 +16,11 @@ SOURCE = "hf:OpenAssistant/oasst2?lang=en"
 def get_config(size: str = "default") -> ConfigDict:
     """English trees; splits are the authors'."""
     optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=5e-6))
-    return sft(size, demonstrations=SOURCE, num_epochs=2.0, batch_size=32, max_length=1024, optimizer=optimizer)
+    return sft(
+        size,
+        demonstrations=SOURCE,
+        num_epochs=2.0,
+        batch_size=32,
+        max_length=1024,
+        optimizer=optimizer,
+    )

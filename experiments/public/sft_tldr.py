@@ -12,6 +12,19 @@ from experiments.public.shared import adam, pick, sft
 
 def get_config(size: str = "default") -> ConfigDict:
     """Posts in Stiennon's frame, their authors' summaries."""
-    optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=3e-6), final_fraction=0.0, b2=0.999, eps=1e-5, max_grad_norm=0.0)
+    optimizer = adam(
+        pick(size, tiny=3e-3, default=5e-5, large=3e-6),
+        final_fraction=0.0,
+        b2=0.999,
+        eps=1e-5,
+        max_grad_norm=0.0,
+    )
     demonstrations = "hf:vwxyzjn/summarize_from_feedback_tldr_3_filtered"
-    return sft(size, demonstrations=demonstrations, num_epochs=1.0, batch_size=128, max_length=640, optimizer=optimizer)
+    return sft(
+        size,
+        demonstrations=demonstrations,
+        num_epochs=1.0,
+        batch_size=128,
+        max_length=640,
+        optimizer=optimizer,
+    )

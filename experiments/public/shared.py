@@ -17,19 +17,42 @@ from experiments.menagerie.shared import DATA_DIR, adam, base, lora, pick
 
 # Read only by runs that collect rankings from simulated labelers, and by those that are watched by gold.
 NO_LABELLING = {
-    "world": "", "prompts": "", "num_prompts": 0, "num_validation_prompts": 0, "min_candidates": 2, "max_candidates": 2,
-    "temperature": 1.0, "prompt_length": 2, "response_length": 1, "batch_size": 1,
+    "world": "",
+    "prompts": "",
+    "num_prompts": 0,
+    "num_validation_prompts": 0,
+    "min_candidates": 2,
+    "max_candidates": 2,
+    "temperature": 1.0,
+    "prompt_length": 2,
+    "response_length": 1,
+    "batch_size": 1,
 }
 NO_MONITOR = {
-    "world": "", "prompts": "", "num_prompts": 0, "every": 0, "prompt_length": 2, "response_length": 1, "batch_size": 1,
+    "world": "",
+    "prompts": "",
+    "num_prompts": 0,
+    "every": 0,
+    "prompt_length": 2,
+    "response_length": 1,
+    "batch_size": 1,
 }
 
 
-def reward(size: str, *, comparisons: str, max_length: int, max_candidates: int, optimizer: dict[str, Any]) -> ConfigDict:
+def reward(
+    size: str, *, comparisons: str, max_length: int, max_candidates: int, optimizer: dict[str, Any]
+) -> ConfigDict:
     """One epoch over rankings, 64 prompts a batch; the best responses get mean 0 (Ouyang 2022 §3.5, App. C.2)."""
-    config = base("reward", size, log_every=10, save_every=pick(size, tiny=10, default=200, large=200))
+    config = base(
+        "reward", size, log_every=10, save_every=pick(size, tiny=10, default=200, large=200)
+    )
     config.init = {"policy": "../sft", "sampler": ""}
-    config.data = {"data_dir": DATA_DIR, "comparisons": comparisons, "earlier": (), "demonstrations": comparisons}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "comparisons": comparisons,
+        "earlier": (),
+        "demonstrations": comparisons,
+    }
     config.labelling = NO_LABELLING
     config.reward = {
         "num_epochs": 1.0,
@@ -52,16 +75,31 @@ def reward(size: str, *, comparisons: str, max_length: int, max_candidates: int,
 
 def reward_adam(size: str) -> dict[str, Any]:
     """Ziegler 2019's rate for GPT-2 (5e-5), Stiennon 2020's for 1.3B (1.5e-5); cosine to a tenth."""
-    return adam(pick(size, tiny=1e-3, default=5e-5, large=1.5e-5), warmup_steps=pick(size, tiny=2, default=10, large=10))
+    return adam(
+        pick(size, tiny=1e-3, default=5e-5, large=1.5e-5),
+        warmup_steps=pick(size, tiny=2, default=10, large=10),
+    )
 
 
 def sft(
-    size: str, *, demonstrations: str, num_epochs: float, batch_size: int, max_length: int, optimizer: dict[str, Any]
+    size: str,
+    *,
+    demonstrations: str,
+    num_epochs: float,
+    batch_size: int,
+    max_length: int,
+    optimizer: dict[str, Any],
 ) -> ConfigDict:
     """Demonstrations alone, the last parameters."""
     config = base("sft", size, log_every=10, save_every=pick(size, tiny=10, default=500, large=500))
     config.init = {"policy": "../pretrain", "reward": ""}
-    config.data = {"data_dir": DATA_DIR, "demonstrations": demonstrations, "documents": "", "prompts": "", "prompt_length": 2}
+    config.data = {
+        "data_dir": DATA_DIR,
+        "demonstrations": demonstrations,
+        "documents": "",
+        "prompts": "",
+        "prompt_length": 2,
+    }
     config.sft = {
         "num_epochs": num_epochs,
         "batch_size": pick(size, tiny=8, default=batch_size, large=batch_size),

@@ -18,8 +18,10 @@ def get_config(size: str = "default") -> ConfigDict:
     config = ppo.get_config(size)
     config.init = {"policy": MODEL, "reward": "../reward_hh", "value": "reward"}
     config.data = {
-        "data_dir": DATA_DIR, "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
-        "prompt_length": pick(size, tiny=32, default=96, large=256), "documents": "",
+        "data_dir": DATA_DIR,
+        "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
+        "prompt_length": pick(size, tiny=32, default=96, large=256),
+        "documents": "",
     }
     batch_size = pick(size, tiny=4, default=32, large=256)
     config.ppo.batch_size = batch_size
@@ -31,7 +33,9 @@ def get_config(size: str = "default") -> ConfigDict:
     config.lora = {**lora(16), "alpha": 32.0}
     config.monitor = NO_MONITOR
     config.optimizer = adam(1e-4, schedule="constant", final_fraction=1.0, warmup_steps=2, b2=0.99)
-    config.value_optimizer = adam(2e-4, schedule="constant", final_fraction=1.0, warmup_steps=2, b2=0.99)
+    config.value_optimizer = adam(
+        2e-4, schedule="constant", final_fraction=1.0, warmup_steps=2, b2=0.99
+    )
     config.checkpoint.save_every = pick(size, tiny=1, default=1, large=20)
     config.checkpoint.sample_every = pick(size, tiny=1, default=5, large=20)
     return config

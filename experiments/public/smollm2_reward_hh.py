@@ -17,7 +17,9 @@ def get_config(size: str = "default") -> ConfigDict:
     """Rank 16 on every linear layer, 2e-4, one epoch, 16 pairs an update."""
     optimizer = adam(2e-4, warmup_steps=pick(size, tiny=1, default=10, large=10), b2=0.99)
     comparisons = "hf:Anthropic/hh-rlhf:harmless-base?validation=test"
-    config = reward(size, comparisons=comparisons, max_length=256, max_candidates=2, optimizer=optimizer)
+    config = reward(
+        size, comparisons=comparisons, max_length=256, max_candidates=2, optimizer=optimizer
+    )
     config.init.policy = MODEL
     config.reward.batch_size = pick(size, tiny=8, default=16, large=64)
     config.reward.num_micro_batches = pick(size, tiny=1, default=4, large=1)

@@ -21,13 +21,17 @@ def get_config(size: str = "default") -> ConfigDict:
     """Rank 16 on every linear layer, 2e-4, one epoch of 123 updates."""
     optimizer = adam(2e-4, warmup_steps=pick(size, tiny=1, default=10, large=10), b2=0.99)
     comparisons = f"ukp_rankings@tsv:data/UKPConvArg1Strict-CSV{SPLIT}"
-    config = reward(size, comparisons=comparisons, max_length=256, max_candidates=9, optimizer=optimizer)
+    config = reward(
+        size, comparisons=comparisons, max_length=256, max_candidates=9, optimizer=optimizer
+    )
     config.init.policy = MODEL
     config.reward.batch_size = pick(size, tiny=4, default=8, large=8)
     config.reward.num_micro_batches = pick(size, tiny=1, default=4, large=1)
     config.reward.row_length = 256
     config.reward.num_epochs = pick(size, tiny=1.0, default=1.0, large=3.0)
-    config.reward.eval_every = pick(size, tiny=10, default=1000, large=50)  # at the end, on two cores
+    config.reward.eval_every = pick(
+        size, tiny=10, default=1000, large=50
+    )  # at the end, on two cores
     config.lora = {**lora(16), "alpha": 32.0}
     config.checkpoint.log_every = 1
     config.checkpoint.save_every = 5

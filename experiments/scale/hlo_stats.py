@@ -27,12 +27,26 @@ LIKE_AN_ACCELERATOR = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
-_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_ITEM_BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+}
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _LINE = re.compile(rf"= (\(?[a-z0-9]+\[.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z0-9]+)\[([0-9,]*)\]")
 # Who exchanges: [groups,members of each], {{members},…}, or mesh['axis'=size,…] {'axis',…}, the axes along which.
-_GROUPS = re.compile(r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\][^{]*\{([^}]*)\})")
+_GROUPS = re.compile(
+    r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\][^{]*\{([^}]*)\})"
+)
 _AXIS = re.compile(r"('\w+')(?:=|:\(\d+\))?(\d*)")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"(body|calls|to_apply|\w+_computations?)=\{?(%[\w.-]+(?:, %[\w.-]+)*)")
@@ -41,17 +55,30 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 def bytes_on_a_device(tree: Any) -> float:
     """Of abstract arrays, with shardings where they are split."""
-    sizes = (x.shape if x.sharding is None else x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(tree))
-    return sum(math.prod(size) * leaf.dtype.itemsize for size, leaf in zip(sizes, jax.tree.leaves(tree), strict=True))
+    sizes = (
+        x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+        for x in jax.tree.leaves(tree)
+    )
+    return sum(
+        math.prod(size) * leaf.dtype.itemsize
+        for size, leaf in zip(sizes, jax.tree.leaves(tree), strict=True)
+    )
 
 
-def measure(mesh: Mesh, function: Any, resident: tuple[Any, ...], passing: tuple[Any, ...]) -> np.ndarray:
+def measure(
+    mesh: Mesh, function: Any, resident: tuple[Any, ...], passing: tuple[Any, ...]
+) -> np.ndarray:
     """[bytes on a device beside the resident arguments, bytes that it receives] of a call of a jitted function."""
     print(".", end="", file=sys.stderr, flush=True)
     with on_mesh(mesh):
         compiled = function.lower(*resident, *passing).compile({**QUICKLY, **LIKE_AN_ACCELERATOR})
     stats = compiled.memory_analysis()
-    held = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes + bytes_on_a_device(passing)
+    held = (
+        stats.temp_size_in_bytes
+        + stats.output_size_in_bytes
+        - stats.alias_size_in_bytes
+        + bytes_on_a_device(passing)
+    )
     return np.array([held, sum(one.received for one in collectives(compiled))], float)
 
 
@@ -70,7 +97,11 @@ class Collective(NamedTuple):
     @property
     def received(self) -> float:
         """Bytes that arrive at each device in a call, passed round a ring (Patarasuk & Yuan 2009)."""
-        others = {"all-reduce": 2 * (self.group - 1) / self.group, "reduce-scatter": self.group - 1, "collective-permute": 1}
+        others = {
+            "all-reduce": 2 * (self.group - 1) / self.group,
+            "reduce-scatter": self.group - 1,
+            "collective-permute": 1,
+        }
         return self.times * self.num_bytes * others.get(self.kind, (self.group - 1) / self.group)
 
 
@@ -84,7 +115,11 @@ def collectives(compiled: Any) -> list[Collective]:
             if match := _LINE.search(line):
                 for dtype, shape in _ARRAY.findall(match[1]):
                     group = 1 if match[2] == "collective-permute" else _group_size(line)
-                    found.append(Collective(match[2], f"{dtype}[{shape}]", _size(dtype, shape), times[name], group))
+                    found.append(
+                        Collective(
+                            match[2], f"{dtype}[{shape}]", _size(dtype, shape), times[name], group
+                        )
+                    )
     return found
 
 

@@ -67,7 +67,9 @@ class Plan(NamedTuple):
     @property
     def peak(self) -> float:
         """Bytes: everything resident, and the hungriest phase."""
-        return sum(self.resident.values()) + max(sum(phase.memory.values()) for phase in self.phases)
+        return sum(self.resident.values()) + max(
+            sum(phase.memory.values()) for phase in self.phases
+        )
 
 
 def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> Plan:
@@ -79,8 +81,10 @@ def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> 
     for shape in shapes.values():
         check_model(shape, mesh)
     check(config, batch_shards(mesh))
-    require(config.stage == "pretrain" or config.lora.rank == 0, "lora.rank > 0: adapters are not planned; plan with rank 0, "
-            "which bounds them")
+    require(
+        config.stage == "pretrain" or config.lora.rank == 0,
+        "lora.rank > 0: adapters are not planned; plan with rank 0, which bounds them",
+    )
     return (_Ppo if config.stage == "ppo" else _Supervised)(config, shapes, mesh, fill).plan()
 
 
@@ -98,7 +102,9 @@ def check(config: Any, shards: int) -> None:
 
 def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
     """An abstract array whose rows, along `axis`, are split over the mesh."""
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH)))
+    return jax.ShapeDtypeStruct(
+        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
+    )
 
 
 def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> np.ndarray:
@@ -114,8 +120,12 @@ def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> n
 
 def forward_flops(shape: TransformerConfig, tokens: float, length: int) -> float:
     """2 per weight and token, and attention over half of a row; a tied or separate output projection counts once."""
-    weights = num_params(shape) - shape.vocab_size * shape.width * (0 if shape.tie_embeddings else 1)
-    return tokens * (2 * weights + 2 * shape.num_layers * shape.num_heads * shape.head_width * length)
+    weights = num_params(shape) - shape.vocab_size * shape.width * (
+        0 if shape.tie_embeddings else 1
+    )
+    return tokens * (
+        2 * weights + 2 * shape.num_layers * shape.num_heads * shape.head_width * length
+    )
 
 
 def _again(shape: TransformerConfig, forward: float) -> float:
@@ -135,8 +145,12 @@ class _Run:
         self.key = jax.eval_shape(lambda: jax.random.key(0))
 
     def on(self, tree: Any, fsdp_min_size: int = 0) -> Any:
-        shardings = state_shardings(tree, self.mesh, fsdp_min_size or self.config.mesh.fsdp_min_size)
-        return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings)
+        shardings = state_shardings(
+            tree, self.mesh, fsdp_min_size or self.config.mesh.fsdp_min_size
+        )
+        return jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
+        )
 
     def params(self, module: Any) -> Any:
         return self.on(_abstract_params(module))
@@ -155,15 +169,28 @@ class _Supervised(_Run):
         config, shards = self.config, batch_shards(self.mesh)
         stage: Any = getattr(config, config.stage)
         if config.stage == "pretrain":
-            length, dropout, z_loss_coef = self.policy.context_length, self.policy.dropout_rate, stage.z_loss_coef
+            length, dropout, z_loss_coef = (
+                self.policy.context_length,
+                self.policy.dropout_rate,
+                stage.z_loss_coef,
+            )
             rows = stage.batch_size
         else:
             length, dropout, z_loss_coef = stage.row_length, stage.dropout_rate, 0.0
-            rows = math.ceil(stage.batch_size * self.fill * stage.max_length / length) + stage.document_rows
+            rows = (
+                math.ceil(stage.batch_size * self.fill * stage.max_length / length)
+                + stage.document_rows
+            )
         unit = stage.num_micro_batches * shards
         rows = math.ceil(rows / unit) * unit
-        batch = {name: rows_of(self.mesh, kind, rows, length)
-                 for name, kind in (("tokens_BT", jnp.int32), ("segments_BT", jnp.int32), ("loss_mask_BT", bool))}
+        batch = {
+            name: rows_of(self.mesh, kind, rows, length)
+            for name, kind in (
+                ("tokens_BT", jnp.int32),
+                ("segments_BT", jnp.int32),
+                ("loss_mask_BT", bool),
+            )
+        }
         optimizer = make_optimizer(config.optimizer, 10**6)
         keeps_best = config.stage == "sft" and stage.select != "last"
 
@@ -175,16 +202,27 @@ class _Supervised(_Run):
         def program(layers: int) -> np.ndarray:
             shape = replace(self.policy, num_layers=layers, dropout_rate=dropout)
             loss = language_loss(LanguageModel(shape), z_loss_coef=z_loss_coef, dropout=dropout > 0)
-            update = make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=stage.num_micro_batches)
+            update = make_supervised_update(
+                loss, weigh_tokens, optimizer, num_micro_batches=stage.num_micro_batches
+            )
             state = state_of(layers)
             return measure(self.mesh, self.step(update, state), (state,), (batch, self.key))
 
         state = state_of(self.policy.num_layers)
-        resident = {"policy": bytes_on_a_device(state.params), "Adam": bytes_on_a_device(state.opt_state),
-                    "best so far": bytes_on_a_device(state.extras)}
+        resident = {
+            "policy": bytes_on_a_device(state.params),
+            "Adam": bytes_on_a_device(state.opt_state),
+            "best so far": bytes_on_a_device(state.extras),
+        }
         held, received = with_layers(program, self.policy.num_layers, few=TRAINED)
         forward = forward_flops(self.policy, rows * length, length)
-        update = Phase("update", {"activations, gradients": held}, received, 3 * forward, _again(self.policy, forward))
+        update = Phase(
+            "update",
+            {"activations, gradients": held},
+            received,
+            3 * forward,
+            _again(self.policy, forward),
+        )
         return Plan({name: size for name, size in resident.items() if size}, [update])
 
 
@@ -197,13 +235,20 @@ class _Ppo(_Run):
         self.ppo, self.reward = config.ppo, shapes["reward"]
         self.value = self.reward if config.init.value == "reward" else self.policy
         self.prompt, self.response = config.data.prompt_length, config.ppo.response_length
-        require(self.prompt + self.response <= self.policy.context_length,
-                f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the policy's context of "
-                f"{self.policy.context_length}; shorten one of them")
-        self.spec, self.optimizer = ppo_stage.sampling_spec(self.ppo), ppo_stage.make_optimizers(config)
+        require(
+            self.prompt + self.response <= self.policy.context_length,
+            f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the policy's context of "
+            f"{self.policy.context_length}; shorten one of them",
+        )
+        self.spec, self.optimizer = (
+            ppo_stage.sampling_spec(self.ppo),
+            ppo_stage.make_optimizers(config),
+        )
         micro = self.ppo.batch_size // (self.ppo.num_mini_batches * self.ppo.num_micro_batches)
-        self.judge_rows, self.update_rows = (row_bucket(math.ceil(fill * size), size, shards)
-                                             for size in (self.ppo.batch_size, micro))
+        self.judge_rows, self.update_rows = (
+            row_bucket(math.ceil(fill * size), size, shards)
+            for size in (self.ppo.batch_size, micro)
+        )
 
     @property
     def sampled_at_once(self) -> int:
@@ -212,24 +257,51 @@ class _Ppo(_Run):
 
     def models(self, policy_layers: int, value_layers: int) -> Models:
         judge = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
-        policy, value = replace(self.policy, num_layers=policy_layers), replace(self.value, num_layers=value_layers)
+        policy, value = (
+            replace(self.policy, num_layers=policy_layers),
+            replace(self.value, num_layers=value_layers),
+        )
         return Models(LanguageModel(policy), ScalarModel(value), ScalarModel(judge))
 
     def rollout(self) -> Rollout:
         row = partial(rows_of, self.mesh)
         size, prompt, response = self.ppo.batch_size, self.prompt, self.response
         number = row(jnp.float32, size, response)
-        return Rollout(row(jnp.int32, size, prompt), row(bool, size, prompt), row(jnp.int32, size, response),
-                       row(bool, size, response), number, number, number, number, row(jnp.float32, size), row(bool, size))
+        return Rollout(
+            row(jnp.int32, size, prompt),
+            row(bool, size, prompt),
+            row(jnp.int32, size, response),
+            row(bool, size, response),
+            number,
+            number,
+            number,
+            number,
+            row(jnp.float32, size),
+            row(bool, size),
+        )
 
     def state(self, models: Models) -> TrainState:
-        params = {"policy": _abstract_params(models.policy), "value": _abstract_params(models.value)}
-        return self.on(jax.eval_shape(lambda p: ppo_stage.initial_state(self.config, p, self.optimizer), params))
+        params = {
+            "policy": _abstract_params(models.policy),
+            "value": _abstract_params(models.value),
+        }
+        return self.on(
+            jax.eval_shape(
+                lambda p: ppo_stage.initial_state(self.config, p, self.optimizer), params
+            )
+        )
 
     def draw(self, policy_layers: int) -> np.ndarray:
         model, rollout = self.models(policy_layers, 1).policy, self.rollout()
-        call = partial(sample_responses, model, spec=self.spec, response_length=self.response, stop_tokens=(0,), pad_id=0,
-                       max_rows=self.ppo.sampling_rows)
+        call = partial(
+            sample_responses,
+            model,
+            spec=self.spec,
+            response_length=self.response,
+            stop_tokens=(0,),
+            pad_id=0,
+            max_rows=self.ppo.sampling_rows,
+        )
         prompts = {"prompt_BP": rollout.prompt_BP, "prompt_mask_BP": rollout.prompt_mask_BP}
         return measure(self.mesh, jax.jit(call), (self.params(model),), (prompts, self.key))
 
@@ -240,61 +312,115 @@ class _Ppo(_Run):
         heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
         split = NamedSharding(self.mesh, PartitionSpec(BATCH, heads))
         keys = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in cache.keys)
-        cache = cache._replace(keys=keys, values=keys, segments_BS=rows_of(self.mesh, jnp.int32, *cache.segments_BS.shape))
+        cache = cache._replace(
+            keys=keys,
+            values=keys,
+            segments_BS=rows_of(self.mesh, jnp.int32, *cache.segments_BS.shape),
+        )
 
         def step(params: Any, token_B1: jax.Array, cache: Any) -> Any:
-            hidden_B1D, cache = apply(model, params, token_B1, jnp.ones_like(token_B1), cache=cache, method="hidden")
+            hidden_B1D, cache = apply(
+                model, params, token_B1, jnp.ones_like(token_B1), cache=cache, method="hidden"
+            )
             return apply(model, params, hidden_B1D[:, 0], method="unembed"), cache
 
-        return measure(self.mesh, jax.jit(step, donate_argnums=2), (self.gathered(model),),
-                       (rows_of(self.mesh, jnp.int32, rows, 1), cache))
+        return measure(
+            self.mesh,
+            jax.jit(step, donate_argnums=2),
+            (self.gathered(model),),
+            (rows_of(self.mesh, jnp.int32, rows, 1), cache),
+        )
 
     def gathered(self, model: LanguageModel) -> Any:
         """The policy's parameters as the sampler reads them."""
-        params = jax.eval_shape(partial(cast_for_compute, config=model.config), _abstract_params(model))
+        params = jax.eval_shape(
+            partial(cast_for_compute, config=model.config), _abstract_params(model)
+        )
         return self.on(params, fsdp_min_size=sys.maxsize)
 
     def judge(self, policy_layers: int, value_layers: int) -> np.ndarray:
         models, rows = self.models(policy_layers, value_layers), self.rollout()
         frozen = Frozen(self.params(models.policy), self.params(models.reward))
-        samples = Samples(rows.response_BR, rows.logp_BR, rows_of(self.mesh, jnp.int32, self.ppo.batch_size), rows.stopped_B)
+        samples = Samples(
+            rows.response_BR,
+            rows.logp_BR,
+            rows_of(self.mesh, jnp.int32, self.ppo.batch_size),
+            rows.stopped_B,
+        )
         prompts = {"prompt_BP": rows.prompt_BP, "prompt_mask_BP": rows.prompt_mask_BP}
-        call = partial(make_rollout, models, spec=self.spec, rules=ppo_stage.reward_rules(self.ppo), num_rows=self.judge_rows)
+        call = partial(
+            make_rollout,
+            models,
+            spec=self.spec,
+            rules=ppo_stage.reward_rules(self.ppo),
+            num_rows=self.judge_rows,
+        )
         numbers = jax.eval_shape(lambda: (jnp.zeros(()), empty_moments()))
-        return measure(self.mesh, jax.jit(call), (self.params(models.value), frozen), (prompts, samples, *numbers))
+        return measure(
+            self.mesh,
+            jax.jit(call),
+            (self.params(models.value), frozen),
+            (prompts, samples, *numbers),
+        )
 
     def update(self, policy_layers: int, value_layers: int) -> np.ndarray:
         ppo, models = self.ppo, self.models(policy_layers, value_layers)
-        update = ppo_stage.make_update(models, self.optimizer, ppo, self.spec, num_rows=self.update_rows)
-        blocks = (ppo.num_ppo_epochs * ppo.num_mini_batches, ppo.ptx_batch_size, self.policy.context_length)
+        update = ppo_stage.make_update(
+            models, self.optimizer, ppo, self.spec, num_rows=self.update_rows
+        )
+        blocks = (
+            ppo.num_ppo_epochs * ppo.num_mini_batches,
+            ppo.ptx_batch_size,
+            self.policy.context_length,
+        )
         block = rows_of(self.mesh, jnp.int32, *blocks, axis=1)
         others = {"tokens_BT": block, "segments_BT": block} if ppo.ptx_coef else {}
         state = self.state(models)
-        return measure(self.mesh, self.step(update, state), (state,), ((self.rollout(), others), self.key))
+        return measure(
+            self.mesh, self.step(update, state), (state,), ((self.rollout(), others), self.key)
+        )
 
     def plan(self) -> Plan:
         policy, value, reward, ppo = self.policy, self.value, self.reward, self.ppo
         depths = (policy.num_layers, value.num_layers)
         state, reading = self.state(self.models(*depths)), self.params(ScalarModel(reward))
         sizes = {name: bytes_on_a_device(tree) for name, tree in state.params.items()}
-        resident = {**sizes, "reference": sizes["policy"], "reward": bytes_on_a_device(reading),
-                    "Adam of both": bytes_on_a_device(state.opt_state),
-                    "average of policy": bytes_on_a_device(state.extras.get("ema", {}))}
+        resident = {
+            **sizes,
+            "reference": sizes["policy"],
+            "reward": bytes_on_a_device(reading),
+            "Adam of both": bytes_on_a_device(state.opt_state),
+            "average of policy": bytes_on_a_device(state.extras.get("ema", {})),
+        }
         length, epochs = self.prompt + self.response, ppo.num_ppo_epochs
         read = self.fill * ppo.batch_size * length
         forward = {shape: forward_flops(shape, read, length) for shape in (policy, value, reward)}
-        mixed = ppo.ptx_batch_size * ppo.num_mini_batches * epochs * policy.context_length if ppo.ptx_coef else 0
-        trained = {policy: epochs * forward[policy] + forward_flops(policy, mixed, policy.context_length)}
+        mixed = (
+            ppo.ptx_batch_size * ppo.num_mini_batches * epochs * policy.context_length
+            if ppo.ptx_coef
+            else 0
+        )
+        trained = {
+            policy: epochs * forward[policy] + forward_flops(policy, mixed, policy.context_length)
+        }
         trained[value] = trained.get(value, 0.0) + epochs * forward[value]
         judged, judge_received = with_layers(self.judge, *depths, few=FORWARD)
         updated, update_received = with_layers(self.update, *depths, few=TRAINED)
         judging = forward[policy] + forward[value] + forward[reward]
-        return Plan({name: size for name, size in resident.items() if size}, [
-            self._rollout_phase(forward[policy]),
-            Phase("judge", {"activations": judged}, judge_received, judging),
-            Phase("update", {"activations, gradients": updated}, update_received, 3 * sum(trained.values()),
-                  sum(_again(shape, flops) for shape, flops in trained.items())),
-        ])
+        return Plan(
+            {name: size for name, size in resident.items() if size},
+            [
+                self._rollout_phase(forward[policy]),
+                Phase("judge", {"activations": judged}, judge_received, judging),
+                Phase(
+                    "update",
+                    {"activations, gradients": updated},
+                    update_received,
+                    3 * sum(trained.values()),
+                    sum(_again(shape, flops) for shape, flops in trained.items()),
+                ),
+            ],
+        )
 
     def _rollout_phase(self, flops: float) -> Phase:
         """What the sampler holds, reading prompts or then token by token, whichever is more: of few layers, as compiled,

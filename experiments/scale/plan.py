@@ -13,7 +13,6 @@ A model is that of the checkpoint that config.init names, of the config itself (
 Left out on purpose: overlap of phases, latencies, and links between nodes, which are slower than those inside.
 """
 
-
 import math
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,7 +61,11 @@ USABLE = 0.92  # of the memory: the rest belongs to the runtime, compiled progra
 
 
 STAGES: dict[str, Any] = {"pretrain": pretrain, "sft": sft, "ppo": ppo}
-GPT3 = {"1.3b": (24, 2048, 16), "6b": (32, 4096, 32), "175b": (96, 12288, 96)}  # layers, width, heads
+GPT3 = {
+    "1.3b": (24, 2048, 16),
+    "6b": (32, 4096, 32),
+    "175b": (96, 12288, 96),
+}  # layers, width, heads
 GIGA = 1e9
 
 
@@ -72,25 +75,46 @@ GIGA = 1e9
 def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
     """The least time that each resource allows a phase."""
     arithmetic = (phase.flops + phase.again) / num_devices / chip.flops
-    return {"arithmetic": arithmetic, "memory": phase.read / chip.bandwidth, "links": phase.received / chip.link}
+    return {
+        "arithmetic": arithmetic,
+        "memory": phase.read / chip.bandwidth,
+        "links": phase.received / chip.link,
+    }
 
 
 def report(plan: Plan, chip: Chip, num_devices: int) -> list[str]:
     """Lines of memory, traffic, operations and time."""
-    sizes = {**plan.resident, **{f"{phase.name}: {name}": size for phase in plan.phases for name, size in phase.memory.items()},
-             f"peak, in {hungriest(plan).name}": plan.peak}
+    sizes = {
+        **plan.resident,
+        **{
+            f"{phase.name}: {name}": size
+            for phase in plan.phases
+            for name, size in phase.memory.items()
+        },
+        f"peak, in {hungriest(plan).name}": plan.peak,
+    }
     lines = [f"memory per device, GB (of {chip.memory / GIGA:.0f})"]
     lines += [f"  {name:36s} {size / GIGA:10.3f}" for name, size in sizes.items()]
-    lines += ["a step, at least       seconds by            PFLOP in all   GB received by each device"]
+    lines += [
+        "a step, at least       seconds by            PFLOP in all   GB received by each device"
+    ]
     least = [seconds(phase, chip, num_devices) for phase in plan.phases]
     for phase, times in zip(plan.phases, least, strict=True):
         slowest = max(times, key=lambda name: times[name])
         counted = f"{phase.flops / 1e15:15.3f} {phase.received / GIGA:15.3f}"
         lines.append(f"  {phase.name:16s} {times[slowest]:11.3f} {slowest:11s} {counted}")
-    total, useful = sum(max(times.values()) for times in least), sum(phase.flops for phase in plan.phases)
+    total, useful = (
+        sum(max(times.values()) for times in least),
+        sum(phase.flops for phase in plan.phases),
+    )
     received = sum(phase.received for phase in plan.phases)
-    lines.append(f"  {'in all':16s} {total:11.3f} {'':11s} {useful / 1e15:15.3f} {received / GIGA:15.3f}")
-    return [*lines, f"model FLOPs utilisation at most {100 * useful / (total * num_devices * chip.flops):.1f} %"]
+    lines.append(
+        f"  {'in all':16s} {total:11.3f} {'':11s} {useful / 1e15:15.3f} {received / GIGA:15.3f}"
+    )
+    return [
+        *lines,
+        f"model FLOPs utilisation at most {100 * useful / (total * num_devices * chip.flops):.1f} %",
+    ]
 
 
 def hungriest(plan: Plan) -> Phase:
@@ -121,7 +145,10 @@ def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Cha
     remat = "" if again == shapes else f"remat=block in the model{'s' if len(shapes) > 1 else ''}"
     if phase == "update" and remat:
         yield Change(remat, config, again)
-    field, values = "batch_size", [stage.batch_size // power for power in powers if stage.batch_size % power == 0]
+    field, values = (
+        "batch_size",
+        [stage.batch_size // power for power in powers if stage.batch_size % power == 0],
+    )
     if phase == "update":
         field, values = "num_micro_batches", [stage.num_micro_batches * power for power in powers]
     for value in values:
@@ -137,7 +164,11 @@ def room_for(config: Any, shapes: Shapes, mesh: Mesh, times: int) -> str:
         check(config, batch_shards(mesh) * times)
     except ValueError:
         tensor = mesh.shape["tensor"] * times
-        sizes = (size for shape in shapes.values() for size in (shape.num_heads, shape.ffw_width, shape.vocab_size))
+        sizes = (
+            size
+            for shape in shapes.values()
+            for size in (shape.num_heads, shape.ffw_width, shape.vocab_size)
+        )
         return "" if any(size % tensor for size in sizes) else "tensor"
     return "fsdp"
 
@@ -149,7 +180,9 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
         return ""
     advice = []
     if resident < room:
-        for change in changes(config, shapes, phase.name, sum(phase.memory.values()) / (room - resident)):
+        for change in changes(
+            config, shapes, phase.name, sum(phase.memory.values()) / (room - resident)
+        ):
             try:
                 changed = make_plan(change.config, change.shapes, mesh, fill=fill)
             except ValueError:  # the stage would refuse it
@@ -160,7 +193,9 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
     times = next(2**k for k in range(1, 64) if plan.peak / 2**k <= room)
     if axis := room_for(config, shapes, mesh, times):
         advice.append(f"{times} x the devices along {axis}, if all of it divides")
-    advice += [f"--chip={name}" for name, other in CHIPS.items() if plan.peak <= USABLE * other.memory]
+    advice += [
+        f"--chip={name}" for name, other in CHIPS.items() if plan.peak <= USABLE * other.memory
+    ]
     return (
         f"does not fit: {plan.peak / GIGA:.3f} GB per device in {phase.name}, {room / GIGA:.3f} GB usable of "
         f"{chip.memory / GIGA:.3f}. Would fit: {'; or '.join(advice) or 'nothing that was tried; use a smaller model'}"
@@ -176,15 +211,27 @@ def shape_of(name: str) -> TransformerConfig:
     Raises ValueError for an unknown name, FileNotFoundError where there is no checkpoint.
     """
     known = ", ".join(f"gpt3:{size}" for size in GPT3)
-    require(not name.startswith(".."), f"config.init: {name} is relative to a workdir, which a plan does not have; give the "
-            f"path of a checkpoint, or one of {known}")
+    require(
+        not name.startswith(".."),
+        f"config.init: {name} is relative to a workdir, which a plan does not have; give the "
+        f"path of a checkpoint, or one of {known}",
+    )
     if not name.startswith("gpt3:"):
         return from_dict(pretrained.read_meta(name).model)
     size = name.removeprefix("gpt3:")
     require(size in GPT3, f"config.init: {name} is not one of {known}")
     layers, width, heads = GPT3[size]
-    shape = gpt(vocab_size=50_304, context_length=2048, width=width, num_layers=layers, num_heads=heads, dropout_rate=0.0,
-                compute_dtype="bfloat16", param_dtype="float32", remat="block")
+    shape = gpt(
+        vocab_size=50_304,
+        context_length=2048,
+        width=width,
+        num_layers=layers,
+        num_heads=heads,
+        dropout_rate=0.0,
+        compute_dtype="bfloat16",
+        param_dtype="float32",
+        remat="block",
+    )
     return replace(shape, scan_layers=True)
 
 
@@ -193,8 +240,10 @@ def parse_mesh(text: str) -> dict[str, int]:
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for part in text.split(","):
         name, _, number = part.partition("=")
-        require(name in sizes and number.isdecimal() and int(number) > 0,
-                f"--mesh={text}: expected data=N,fsdp=N,tensor=N, got {part!r}")
+        require(
+            name in sizes and number.isdecimal() and int(number) > 0,
+            f"--mesh={text}: expected data=N,fsdp=N,tensor=N, got {part!r}",
+        )
         sizes[name] = int(number)
     return sizes
 
@@ -203,17 +252,25 @@ def models_of(config: Any) -> Shapes:
     """The shapes of "policy" and, for ppo, "reward"."""
     if config.stage == "pretrain":
         return {"policy": config.mesh.run_as(config.model)}
-    names = {"policy": config.init.policy, **({"reward": config.init.reward} if config.stage == "ppo" else {})}
+    names = {
+        "policy": config.init.policy,
+        **({"reward": config.init.reward} if config.stage == "ppo" else {}),
+    }
     return {role: config.mesh.run_as(shape_of(name)) for role, name in names.items()}
 
 
 def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> Iterator[str]:
     """The report, line by line; raises ValueError at its end, with the remedy, if the run does not fit."""
-    require(raw["stage"] in STAGES, f"config.stage: {raw['stage']} is not planned; {', '.join(STAGES)} are")
+    require(
+        raw["stage"] in STAGES,
+        f"config.stage: {raw['stage']} is not planned; {', '.join(STAGES)} are",
+    )
     require(0 < fill <= 1, f"--fill={fill}: expected a part of the longest example, 0 < fill <= 1")
     config = build(STAGES[raw["stage"]].Config, raw)
     shapes = models_of(config)
-    sizes = ", ".join(f"{name} of {num_params(shape) / GIGA:.3g} B parameters" for name, shape in shapes.items())
+    sizes = ", ".join(
+        f"{name} of {num_params(shape) / GIGA:.3g} B parameters" for name, shape in shapes.items()
+    )
     yield f"== {config.stage} on {mesh.size} devices, {describe_mesh(mesh)}; {sizes}"
     plan = make_plan(config, shapes, mesh, fill=fill)
     print(file=sys.stderr)  # ends the line of dots, one for every program
@@ -230,14 +287,18 @@ def _main(argv: list[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
         enable_persistent_cache()
-        for line in plan_run(chosen.config, make_mesh(**sizes), CHIPS[chosen.chip], fill=chosen.fill):
+        for line in plan_run(
+            chosen.config, make_mesh(**sizes), CHIPS[chosen.chip], fill=chosen.fill
+        ):
             print(line, flush=True)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment file with get_config().", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file with get_config().", lock_config=True
+    )
     flags.DEFINE_string("mesh", "data=1", "Devices, as data=8,fsdp=32,tensor=1.")
     flags.DEFINE_enum("chip", "h200", list(CHIPS), "Whose rates and memory to count with.")
     flags.DEFINE_float("fill", 1.0, "Mean length of an example, as a part of the longest.")

@@ -45,9 +45,15 @@ _FOLDED = ("returns", "grad_norm", "mismatch", "perf")
 _FEW = 8  # so many charts need no headings: their names say the group
 # What a metric's last part or whole name says about its unit and meaning; the first match counts.
 _MEANING = {
-    "objective/kl": ("nats", "KL from the reference, summed over a response: mean log(policy/reference)"),
+    "objective/kl": (
+        "nats",
+        "KL from the reference, summed over a response: mean log(policy/reference)",
+    ),
     "objective/entropy": ("nats", "mean of −log policy, summed over a response"),
-    "objective/non_score_reward": ("", "the KL penalty's part of the reward, summed over a response"),
+    "objective/non_score_reward": (
+        "",
+        "the KL penalty's part of the reward, summed over a response",
+    ),
     "objective/rlhf_reward": ("", "score minus KL penalty: what PPO maximises"),
     "objective/scores": ("", "what the reward model says, before the KL penalty"),
     "objective/kl_coef": ("", "weight of the KL penalty"),
@@ -56,12 +62,18 @@ _MEANING = {
     "policy/entropy_avg": ("nats", "entropy of the next-token distribution"),
     "val/ratio": ("", "mean ratio of new to old policy; 1 at the first minibatch"),
     "val/clipfrac_avg": ("share", "share of tokens whose value loss is clipped"),
-    "val/var_explained": ("share", "share of the return's variance that the value function explains"),
+    "val/var_explained": (
+        "share",
+        "share of the return's variance that the value function explains",
+    ),
     "val/num_eos_tokens": ("", "responses that end by themselves"),
     "ptx/loss": ("nats/token", "language-model loss on pretraining text"),
     "rewards/margin": ("", "implicit reward of the preferred response less that of the other"),
     "rewards/reference_point": ("", "mean implicit reward of responses to other prompts"),
-    "rollout/tied_groups": ("share", "prompts whose responses all have one reward: nothing to learn from"),
+    "rollout/tied_groups": (
+        "share",
+        "prompts whose responses all have one reward: nothing to learn from",
+    ),
     "perf/mfu": ("share", "model FLOP/s over what the device could do"),
     "tokens_per_s": ("tokens/s", ""),
     "perf/compile_count": ("", "compilations after the first step; 0 is healthy"),
@@ -69,8 +81,14 @@ _MEANING = {
     "accuracy_gold": ("share", "pairs that the scores order as the gold judge does"),
     "accuracy_heldout": ("share", "pairs that the scores order as labelers never trained on do"),
     "truncated": ("share", "responses that were cut off"),
-    "logp_mean": ("nats", "mean difference of a token's log-probability between sampling and training"),
-    "logp_max": ("nats", "largest difference of a token's log-probability between sampling and training"),
+    "logp_mean": (
+        "nats",
+        "mean difference of a token's log-probability between sampling and training",
+    ),
+    "logp_max": (
+        "nats",
+        "largest difference of a token's log-probability between sampling and training",
+    ),
     "lr": ("", "learning rate"),
     "learning_rate": ("", ""),
     "grad_norm": ("", "global norm of the gradient before clipping"),
@@ -134,7 +152,11 @@ def _group(names: Sequence[str], drawn: dict[str, list[Line]], many: bool) -> li
     chips = [_chip(name, drawn[name], many) for name in names if _flat(drawn[name])]
     return [
         *([el("div", charts, class_="charts")] if charts else []),
-        *([el("p", el("span", "single value  ", class_="note"), *chips, style="margin-top:12px")] if chips else []),
+        *(
+            [el("p", el("span", "single value  ", class_="note"), *chips, style="margin-top:12px")]
+            if chips
+            else []
+        ),
     ]
 
 
@@ -152,7 +174,10 @@ def curves(workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[i
         return (prefix in _FOLDED, prefix != first, known, prefix)
 
     prefixes = sorted({_prefix(name) for name in drawn}, key=rank)
-    groups = {prefix: sorted((name for name in drawn if _prefix(name) == prefix), key=_importance) for prefix in prefixes}
+    groups = {
+        prefix: sorted((name for name in drawn if _prefix(name) == prefix), key=_importance)
+        for prefix in prefixes
+    }
     plain = [name for prefix, names in groups.items() if prefix not in _FOLDED for name in names]
     if sum(not _flat(drawn[name]) for name in plain) <= _FEW:
         return [*_group(plain, drawn, many), *_folded(groups, drawn, many)]
@@ -164,7 +189,11 @@ def curves(workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[i
 
 
 def _folded(groups: dict[str, list[str]], drawn: dict[str, list[Line]], many: bool) -> list[Html]:
-    return [details(GROUPS[prefix], *_group(groups[prefix], drawn, many)) for prefix in _FOLDED if prefix in groups]
+    return [
+        details(GROUPS[prefix], *_group(groups[prefix], drawn, many))
+        for prefix in _FOLDED
+        if prefix in groups
+    ]
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -180,7 +209,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
 
 def config_table(workdirs: Sequence[Workdir], labels: Sequence[str]) -> Html | None:
     """The configs of a stage's workdirs side by side; rows that differ are marked."""
-    flats = [flatten(workdir.config.get("config", {})) if workdir.config else {} for workdir in workdirs]
+    flats = [
+        flatten(workdir.config.get("config", {})) if workdir.config else {} for workdir in workdirs
+    ]
     flats = [{name: value for name, value in flat.items() if name} for flat in flats]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     if not names:
@@ -199,7 +230,9 @@ def config_table(workdirs: Sequence[Workdir], labels: Sequence[str]) -> Html | N
     header = el("thead", el("tr", (el("th", head) for head in heads)))
     body = el("table", header, el("tbody", rows), class_="config")
     count = sum(len({flat.get(name) for flat in flats}) > 1 for name in names)
-    words = f"Configuration ({len(names)} settings" + (f", {count} differ)" if len(workdirs) > 1 else ")")
+    words = f"Configuration ({len(names)} settings" + (
+        f", {count} differ)" if len(workdirs) > 1 else ")"
+    )
     return details(words, el("div", body, class_="scroll"))
 
 
@@ -221,11 +254,14 @@ def training_samples(workdir: Workdir, label: str) -> Html | None:
     if not rows:
         return None
     steps = sorted({int(row["step"]) for row in rows if math.isfinite(row["step"])})
-    chosen = [row for step in _spread(steps, 4) for row in [r for r in rows if r["step"] == step][:3]]
+    chosen = [
+        row for step in _spread(steps, 4) for row in [r for r in rows if r["step"] == step][:3]
+    ]
     facts = [
         key
         for key in dict.fromkeys(key for row in chosen for key in row)
-        if key not in ("step", "prompt", "response") and any(number(row.get(key)) is not None for row in chosen)
+        if key not in ("step", "prompt", "response")
+        and any(number(row.get(key)) is not None for row in chosen)
     ]
     facts = facts[:4]
     body = [
@@ -242,11 +278,16 @@ def training_samples(workdir: Workdir, label: str) -> Html | None:
 
 
 def _line(workdir: Workdir, label: str, slot: int) -> Html:
-    meta, last = workdir.meta, max((series.steps[-1] for series in workdir.metrics.values()), default=None)
+    meta, last = (
+        workdir.meta,
+        max((series.steps[-1] for series in workdir.metrics.values()), default=None),
+    )
     step, planned = number(meta.get("step")), number(meta.get("num_steps"))
     facts = []
     if step is not None and planned is not None:
-        facts.append(f"step {step:,.0f} of {planned:,.0f}" + ("" if step >= planned else ", not finished"))
+        facts.append(
+            f"step {step:,.0f} of {planned:,.0f}" + ("" if step >= planned else ", not finished")
+        )
     elif last is not None:
         facts.append(f"metrics up to step {last:,}")
     facts.append(str(workdir.path))
@@ -254,10 +295,26 @@ def _line(workdir: Workdir, label: str, slot: int) -> Html:
     return el("span", mark, f"{label}: {' · '.join(facts)}", class_="key")
 
 
-def stage_section(stage: str, workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[int]) -> Html:
+def stage_section(
+    stage: str, workdirs: Sequence[Workdir], labels: Sequence[str], slots: Sequence[int]
+) -> Html:
     """One stage: where its workdirs stand, curves, configuration and samples."""
-    keys = el("p", (_line(*one) for one in zip(workdirs, labels, slots, strict=True)), class_="note")
-    drawn = curves(workdirs, labels, slots) or [el("p", "No metrics have been written.", class_="missing")]
-    samples = [training_samples(workdir, label) for workdir, label in zip(workdirs, labels, strict=True)]
+    keys = el(
+        "p", (_line(*one) for one in zip(workdirs, labels, slots, strict=True)), class_="note"
+    )
+    drawn = curves(workdirs, labels, slots) or [
+        el("p", "No metrics have been written.", class_="missing")
+    ]
+    samples = [
+        training_samples(workdir, label) for workdir, label in zip(workdirs, labels, strict=True)
+    ]
     title = el("h2", TITLES.get(stage, stage))
-    return el("section", title, keys, *drawn, config_table(workdirs, labels), *samples, id=f"stage-{stage}")
+    return el(
+        "section",
+        title,
+        keys,
+        *drawn,
+        config_table(workdirs, labels),
+        *samples,
+        id=f"stage-{stage}",
+    )

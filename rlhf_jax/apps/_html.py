@@ -37,7 +37,9 @@ def _children(children: Iterable[object]) -> str:
         elif isinstance(child, Iterable):
             parts.append(_children(child))
         else:
-            raise TypeError(f"a child must be text, Html, None or a sequence of them, not {type(child).__name__}")
+            raise TypeError(
+                f"a child must be text, Html, None or a sequence of them, not {type(child).__name__}"
+            )
     return "".join(parts)
 
 
@@ -49,7 +51,9 @@ def el(tag: str, *children: object, **attributes: object) -> Html:
         if value is None or value is False:
             continue
         name = name.rstrip("_").replace("_", "-")
-        written += f" {name}" if value is True else f' {name}="{html.escape(printable(str(value)))}"'
+        written += (
+            f" {name}" if value is True else f' {name}="{html.escape(printable(str(value)))}"'
+        )
     if tag in _VOID:
         return Html(f"<{tag}{written}{'/' if tag not in ('meta', 'br', 'hr') else ''}>")
     return Html(f"<{tag}{written}>{_children(children)}</{tag}>")

@@ -96,16 +96,22 @@ def parse(raw: dict[str, Any], problems: list[str]) -> Evaluation:
     if not isinstance(table, list):
         problems.append("evaluation.json: table is missing")
     elif len(rows) < len(table):
-        problems.append(f"evaluation.json: {len(table) - len(rows)} of {len(table)} table rows are not as agreed")
+        problems.append(
+            f"evaluation.json: {len(table) - len(rows)} of {len(table)} table rows are not as agreed"
+        )
     listed = raw.get("checkpoints")
     named = dict(listed) if isinstance(listed, dict) else {}
     for row in rows:
         named |= {name: {} for name in row.values if name not in named}
     known = {str(name): entry if isinstance(entry, dict) else {} for name, entry in named.items()}
-    checkpoints = {name: known[name] for name in sorted(known, key=lambda name: _place(name, known[name]))}
+    checkpoints = {
+        name: known[name] for name in sorted(known, key=lambda name: _place(name, known[name]))
+    }
     reference = str(raw.get("reference") or "")
     if reference and reference not in checkpoints:
-        problems.append(f"evaluation.json: the reference {reference!r} is not among the checkpoints")
+        problems.append(
+            f"evaluation.json: the reference {reference!r} is not among the checkpoints"
+        )
     seed, version = (str(raw.get(key, "not recorded")) for key in ("seed", "version"))
     return Evaluation(checkpoints, reference, rows, _dicts(raw.get("samples")), seed, version)
 
@@ -114,7 +120,11 @@ def _decimals(row: Row) -> int:
     """The row's number of decimals: down to the first digit that its narrowest interval leaves uncertain."""
     ends = [end for v in row.values.values() for end in (v.value, v.low, v.high) if end is not None]
     largest = max((abs(end) for end in ends if math.isfinite(end)), default=0.0)
-    spans = [(v.high - v.low) / 2 for v in row.values.values() if v.low is not None and v.high is not None]
+    spans = [
+        (v.high - v.low) / 2
+        for v in row.values.values()
+        if v.low is not None and v.high is not None
+    ]
     narrow = min((span for span in spans if math.isfinite(span) and span > 0), default=math.inf)
     needed = -math.floor(math.log10(narrow)) if math.isfinite(narrow) else 3
     coarse = 2 if largest < 10 else 1 if largest < 1000 else 0
@@ -126,7 +136,9 @@ def _format(value: float, decimals: int) -> str:
         return "not finite"
     if decimals > 4:  # zeros that would have to be counted
         return format_number(value)
-    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace("-", "−")  # + 0.0: never minus zero
+    return f"{round(value, decimals) + 0.0:,.{decimals}f}".replace(
+        "-", "−"
+    )  # + 0.0: never minus zero
 
 
 def _best(row: Row) -> set[str]:
@@ -157,12 +169,20 @@ def _cell(row: Row, name: str, reference: str, best: set[str]) -> Html:
     if value is None:
         return el("td", el("span", "–", class_="missing"), class_="num", title="not measured")
     decimals = _decimals(row)
-    classes = " ".join(filter(None, [_verdict(row, name, reference), "best" if name in best else ""]))
+    classes = " ".join(
+        filter(None, [_verdict(row, name, reference), "best" if name in best else ""])
+    )
     shown = el("span", _format(value.value, decimals), class_=classes or None)
     known = value.low is not None and value.high is not None
     ends = " … ".join(_format(end, decimals) for end in (value.low, value.high) if end is not None)
     title = f"{row.metric}, {name}: n = {value.n:,}" if value.n is not None else None
-    return el("td", shown, el("span", ends if known else "no interval", class_="range"), class_="num", title=title)
+    return el(
+        "td",
+        shown,
+        el("span", ends if known else "no interval", class_="range"),
+        class_="num",
+        title=title,
+    )
 
 
 def _metric_cell(row: Row) -> Html:
@@ -180,7 +200,9 @@ def _table_row(row: Row, names: list[str], reference: str, colour: dict[str, int
     lanes: list[Interval | None] = []
     for name in names:
         value = row.values.get(name)
-        lanes.append(Interval(name, colour[name], value.value, value.low, value.high) if value else None)
+        lanes.append(
+            Interval(name, colour[name], value.value, value.low, value.high) if value else None
+        )
     chart = interval_chart(lanes, label=f"{row.metric} of each checkpoint with its interval")
     cells = (_cell(row, name, reference, best) for name in names)
     return el("tr", _metric_cell(row), cells, el("td", chart, class_="strip"))
@@ -213,7 +235,10 @@ def headline(rows: Sequence[Row]) -> list[Row]:
     first: dict[str, Row] = {}
     for row in rows:
         first.setdefault(row.group, row)
-    return [dataclasses.replace(row, metric=f"{group}: {row.metric}" if group else row.metric) for group, row in first.items()]
+    return [
+        dataclasses.replace(row, metric=f"{group}: {row.metric}" if group else row.metric)
+        for group, row in first.items()
+    ]
 
 
 def reliability_bins(rows: Sequence[Row], name: str) -> list[Bin]:
@@ -223,8 +248,12 @@ def reliability_bins(rows: Sequence[Row], name: str) -> list[Bin]:
         match = _BIN.fullmatch(row.metric)
         if row.group == _RELIABILITY and match and name in row.values:
             found.setdefault(match[2], {})[match[1]] = row.values[name]
-    pairs = [(both["mean confidence"], both["accuracy"]) for both in found.values() if len(both) == 2]
-    return [Bin(sure.value, right.value, right.low, right.high, right.n or 0) for sure, right in pairs]
+    pairs = [
+        (both["mean confidence"], both["accuracy"]) for both in found.values() if len(both) == 2
+    ]
+    return [
+        Bin(sure.value, right.value, right.low, right.high, right.n or 0) for sure, right in pairs
+    ]
 
 
 def _reliability(evaluation: Evaluation) -> Html | None:
@@ -234,16 +263,26 @@ def _reliability(evaluation: Evaluation) -> Html | None:
     figures = []
     for name in names:
         bins = reliability_bins(evaluation.rows, name)
-        chart = reliability_chart(bins, colour[name], label=f"accuracy of {name} over its confidence")
+        chart = reliability_chart(
+            bins, colour[name], label=f"accuracy of {name} over its confidence"
+        )
         if chart:
             many = el("span", f"{sum(one.count for one in bins):,} pairs", class_="last")
-            figures.append(el("figure", el("figcaption", el("span", name, class_="name"), many), chart))
+            figures.append(
+                el("figure", el("figcaption", el("span", name, class_="name"), many), chart)
+            )
     if not figures:
         return None
     words = "Up: the share of ranked pairs that the scores order as people did, with its interval; across: how sure the scores "
     words += "are, σ(|Δscore|). A calibrated model lies on the dotted line, an overconfident one below it. The larger a dot, "
     words += "the more pairs it stands for."
-    return join([el("h3", "Reliability"), el("p", words, class_="note"), el("div", figures, class_="charts")])
+    return join(
+        [
+            el("h3", "Reliability"),
+            el("p", words, class_="note"),
+            el("div", figures, class_="charts"),
+        ]
+    )
 
 
 def results_section(evaluation: Evaluation, title: str, anchor: str) -> Html:
@@ -252,7 +291,9 @@ def results_section(evaluation: Evaluation, title: str, anchor: str) -> Html:
     words = "↑ higher is better, ↓ lower is better; the best value is bold. "
     words += "Small numbers and lines are the intervals. "
     if reference:
-        words += f"Green (better) and red (worse): the interval does not overlap that of {reference}. "
+        words += (
+            f"Green (better) and red (worse): the interval does not overlap that of {reference}. "
+        )
     words += f"Seed {evaluation.seed}."
     if not rows:
         body = el("p", "The table is empty.", class_="missing")
@@ -263,7 +304,14 @@ def results_section(evaluation: Evaluation, title: str, anchor: str) -> Html:
         short = results_table(evaluation, headline(rows), grouped=False)
         every = results_table(evaluation, rows, grouped=True)
         body = join([short, details(f"All {len(rows)} metrics", every)])
-    return el("section", el("h2", title), el("p", words, class_="note"), body, _reliability(evaluation), id=anchor)
+    return el(
+        "section",
+        el("h2", title),
+        el("p", words, class_="note"),
+        body,
+        _reliability(evaluation),
+        id=anchor,
+    )
 
 
 def conversation(text: str) -> Html:
@@ -284,7 +332,11 @@ def conversation(text: str) -> Html:
 
 def _reply(name: str, raw: Any, colour: int) -> Html:
     entry = raw if isinstance(raw, dict) else {}
-    facts = [f"{key} {format_number(value)}" for key in ("gold", "score") if (value := number(entry.get(key))) is not None]
+    facts = [
+        f"{key} {format_number(value)}"
+        for key in ("gold", "score")
+        if (value := number(entry.get(key))) is not None
+    ]
     if entry.get("finished") is False:
         facts.append("cut off")
     words = entry.get("text")
@@ -304,8 +356,12 @@ def _sample(sample: dict[str, Any], names: Sequence[str], colour: dict[str, int]
     chips = [el("span", shorten(f"{key}: {value}", 120), class_="chip") for key, value in facts]
     responses = sample.get("responses")
     given = responses if isinstance(responses, dict) else {}
-    shown = [name for name in names if name in given] + [name for name in given if name not in names]
-    replies = el("div", (_reply(name, given[name], colour.get(name, 0)) for name in shown), class_="replies")
+    shown = [name for name in names if name in given] + [
+        name for name in given if name not in names
+    ]
+    replies = el(
+        "div", (_reply(name, given[name], colour.get(name, 0)) for name in shown), class_="replies"
+    )
     prompt = el("div", conversation(str(sample.get("prompt", ""))), class_="prompt")
     return el("div", el("div", chips) if chips else None, prompt, replies, class_="sample")
 
@@ -321,4 +377,11 @@ def samples_section(evaluation: Evaluation, title: str, anchor: str) -> Html | N
     more = details(f"{len(rest)} more prompts", *rest) if rest else None
     note = "Not chosen by hand: in the order in which the evaluation wrote them. gold is the true reward, "
     note += "score what the reward model says."
-    return el("section", el("h2", title), el("p", note, class_="note"), *drawn[:_SAMPLES_SHOWN], more, id=anchor)
+    return el(
+        "section",
+        el("h2", title),
+        el("p", note, class_="note"),
+        *drawn[:_SAMPLES_SHOWN],
+        more,
+        id=anchor,
+    )

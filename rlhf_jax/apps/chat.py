@@ -40,7 +40,9 @@ HELP = """\
 class Answers(Protocol):
     """What a chat needs of a model: `ChatModel`, or a fake in a test."""
 
-    def __call__(self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int) -> Replies: ...
+    def __call__(
+        self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int
+    ) -> Replies: ...
 
 
 class CommandError(ValueError):
@@ -75,9 +77,13 @@ class Chat:
 
     def _answer(self, messages: list[Message]) -> Iterator[str]:
         key = jax.random.fold_in(jax.random.key(self.seed), self.draws)
-        replies, forgotten = self.speaker(messages, key, spec=self.spec, num_samples=self.num_samples)
+        replies, forgotten = self.speaker(
+            messages, key, spec=self.spec, num_samples=self.num_samples
+        )
         self.draws += 1
-        best = max(range(len(replies)), key=lambda n: (bool(replies[n].text), replies[n].score or 0.0))
+        best = max(
+            range(len(replies)), key=lambda n: (bool(replies[n].text), replies[n].score or 0.0)
+        )
         kept = replies[best].text
         said = messages[forgotten:]
         self.messages = [*said, Message("assistant", kept)] if kept else said[:-1]
@@ -99,7 +105,10 @@ class Chat:
                 self.messages = []
                 yield "[the conversation is forgotten]"
             case "history", ():
-                yield ("\n".join(f"{m.role}: {m.content}" for m in self.messages) or "[nothing has been said yet]")
+                yield (
+                    "\n".join(f"{m.role}: {m.content}" for m in self.messages)
+                    or "[nothing has been said yet]"
+                )
             case "regen", ():
                 if not self.messages:
                     raise CommandError("/regen: there is no reply yet; type a message first")
@@ -108,9 +117,13 @@ class Chat:
                 self.spec = _changed(self.spec, name, value)
                 yield f"[{name} is {value}]"
             case (("temperature" | "top_p" | "top_k"), _):
-                raise CommandError(f"/{name} takes one number; it is {getattr(self.spec, name)} now")
+                raise CommandError(
+                    f"/{name} takes one number; it is {getattr(self.spec, name)} now"
+                )
             case _:
-                raise CommandError(f"there is no command /{' '.join([name, *values])}: /help lists them")
+                raise CommandError(
+                    f"there is no command /{' '.join([name, *values])}: /help lists them"
+                )
 
 
 def _show(reply: Reply) -> str:
@@ -201,8 +214,14 @@ def _build(arguments: argparse.Namespace) -> tuple[Chat, ChatModel]:
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt is empty: write a question, or leave it out to chat")
     language = load(arguments.checkpoint, kind="language_model", option="--checkpoint")
-    reward = load(arguments.reward, kind="scalar_model", option="--reward") if arguments.reward else None
-    limit = min(256, language.config.context_length // 2) if arguments.max_new_tokens is None else arguments.max_new_tokens
+    reward = (
+        load(arguments.reward, kind="scalar_model", option="--reward") if arguments.reward else None
+    )
+    limit = (
+        min(256, language.config.context_length // 2)
+        if arguments.max_new_tokens is None
+        else arguments.max_new_tokens
+    )
     speaker = ChatModel(language, reward, max_new_tokens=limit)
     return Chat(speaker, spec, arguments.num_samples, arguments.seed), speaker
 
@@ -228,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # no line and no reply may end the chat with an encoding error
+            stream.reconfigure(
+                errors="replace"
+            )  # no line and no reply may end the chat with an encoding error
     person = sys.stdin.isatty() and arguments.prompt is None
     lines: Iterator[str] = iter(sys.stdin) if arguments.prompt is None else iter([arguments.prompt])
     if person:

@@ -32,9 +32,18 @@ def export(checkpoint: str, folder: str | Path, *, max_shard_bytes: int) -> None
     """Write model and tokenizer of a checkpoint; errors are those of `load_model` and `save_pretrained`."""
     (params, meta), tokenizer = load_model(checkpoint), read_tokenizer(checkpoint)
     if meta.kind == "classifier":
-        raise ValueError(f"{checkpoint} is a classifier (stage {meta.stage}): language and reward models can be exported")
+        raise ValueError(
+            f"{checkpoint} is a classifier (stage {meta.stage}): language and reward models can be exported"
+        )
     shape, ids = from_dict(meta.model), _token_ids(tokenizer)
-    save_pretrained(folder, shape, merge_adapters(params), kind=meta.kind, token_ids=ids, max_shard_bytes=max_shard_bytes)
+    save_pretrained(
+        folder,
+        shape,
+        merge_adapters(params),
+        kind=meta.kind,
+        token_ids=ids,
+        max_shard_bytes=max_shard_bytes,
+    )
     tokenizer.save(folder)
 
 
@@ -43,7 +52,9 @@ def export_adapters(checkpoint: str, folder: str | Path, *, base_name: str) -> N
     (params, meta), tokenizer = load_model(checkpoint), read_tokenizer(checkpoint)
     config = describe(params)
     if config is None:
-        raise ValueError(f"{checkpoint} has no adapters (stage {meta.stage}); leave --adapters_of out to export the model")
+        raise ValueError(
+            f"{checkpoint} has no adapters (stage {meta.stage}); leave --adapters_of out to export the model"
+        )
     if Path(folder, "adapter_config.json").exists():
         raise FileExistsError(f"{folder} has adapter_config.json already: name a new folder")
     save_peft(folder, split(params)[1], config, from_dict(meta.model), base_name=base_name)
@@ -52,28 +63,50 @@ def export_adapters(checkpoint: str, folder: str | Path, *, base_name: str) -> N
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     found = {name: getattr(tokenizer.fast, name) for name in TOKEN_IDS}
-    return {name: number for name, number in found.items() if number is not None} | {"pad_token_id": tokenizer.pad_id}
+    return {name: number for name, number in found.items() if number is not None} | {
+        "pad_token_id": tokenizer.pad_id
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export; status 2 if that cannot be done."""
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.export", description="Write a checkpoint for transformers.", allow_abbrev=False
+        prog="python -m rlhf_jax.apps.export",
+        description="Write a checkpoint for transformers.",
+        allow_abbrev=False,
     )
-    parser.add_argument("--checkpoint", required=True, help="a run's workdir, or WORKDIR/checkpoints/STEP")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir, or WORKDIR/checkpoints/STEP"
+    )
     parser.add_argument("--to", required=True, help="a new folder")
-    parser.add_argument("--max_shard_gigabytes", type=float, default=5.0, help="split larger weights (default %(default)s)")
-    parser.add_argument("--adapters_of", metavar="NAME", default="", help="write adapters alone, for a base of this name")
+    parser.add_argument(
+        "--max_shard_gigabytes",
+        type=float,
+        default=5.0,
+        help="split larger weights (default %(default)s)",
+    )
+    parser.add_argument(
+        "--adapters_of",
+        metavar="NAME",
+        default="",
+        help="write adapters alone, for a base of this name",
+    )
     arguments = parser.parse_args(argv)
     try:
         if arguments.adapters_of:
             export_adapters(arguments.checkpoint, arguments.to, base_name=arguments.adapters_of)
         else:
-            export(arguments.checkpoint, arguments.to, max_shard_bytes=int(arguments.max_shard_gigabytes * 1e9))
+            export(
+                arguments.checkpoint,
+                arguments.to,
+                max_shard_bytes=int(arguments.max_shard_gigabytes * 1e9),
+            )
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {arguments.to}: {', '.join(sorted(path.name for path in Path(arguments.to).iterdir()))}")
+    print(
+        f"wrote {arguments.to}: {', '.join(sorted(path.name for path in Path(arguments.to).iterdir()))}"
+    )
     return 0
 
 

@@ -30,7 +30,11 @@ def _depths(nodes: Sequence[Node]) -> list[int]:
 
     def depth(index: int, above: frozenset[int]) -> int:
         if index not in known:
-            over = [depth(p, above | {index}) + 1 for p in nodes[index].parents if p not in above | {index}]
+            over = [
+                depth(p, above | {index}) + 1
+                for p in nodes[index].parents
+                if p not in above | {index}
+            ]
             known[index] = max(over, default=0)
         return known[index]
 
@@ -46,7 +50,9 @@ _BOX, _ROW, _GAP_X, _GAP_Y, _LANE = 196, 74, 46, 18, 10
 Place = tuple[float, float, float]
 
 
-def _layout(nodes: Sequence[Node], depths: Sequence[int]) -> tuple[dict[tuple[int, int], Place], int]:
+def _layout(
+    nodes: Sequence[Node], depths: Sequence[int]
+) -> tuple[dict[tuple[int, int], Place], int]:
     """(left, middle, height) of each box, and of a free lane wherever an arrow passes a column of others.
 
     The key is (box or parent of the passing arrow, column); a column's entries are in the order of their
@@ -58,11 +64,16 @@ def _layout(nodes: Sequence[Node], depths: Sequence[int]) -> tuple[dict[tuple[in
         for parent in node.parents:
             for column in range(depths[parent] + 1, depths[index]):
                 wanted[column][parent] = [parent]
-    tallest = max(sum(_ROW if depths[i] == c else _LANE for i in col) + _GAP_Y * (len(col) - 1) for c, col in enumerate(wanted))
+    tallest = max(
+        sum(_ROW if depths[i] == c else _LANE for i in col) + _GAP_Y * (len(col) - 1)
+        for c, col in enumerate(wanted)
+    )
     places: dict[tuple[int, int], Place] = {}
     for column, above in enumerate(wanted):
 
-        def middle(index: int, column: int = column, above: dict[int, list[int]] = above) -> tuple[float, bool, int]:
+        def middle(
+            index: int, column: int = column, above: dict[int, list[int]] = above
+        ) -> tuple[float, bool, int]:
             known = [places[p, column - 1][1] for p in above[index] if (p, column - 1) in places]
             return (sum(known) / len(known) if known else 0.0, depths[index] == column, index)
 
@@ -82,7 +93,11 @@ def _arrow(stations: Sequence[Place]) -> list[Html]:
     for number, (x, to, _) in enumerate(stations[1:], start=2):
         start = x - _GAP_X
         drawn += f" C{start + _GAP_X / 2:.1f},{y:.1f} {start + _GAP_X / 2:.1f},{to:.1f} "
-        drawn += f"{x - 7:.1f},{to:.1f}" if number == len(stations) else f"{x:.1f},{to:.1f} L{x + _BOX:.1f},{to:.1f}"
+        drawn += (
+            f"{x - 7:.1f},{to:.1f}"
+            if number == len(stations)
+            else f"{x:.1f},{to:.1f} L{x + _BOX:.1f},{to:.1f}"
+        )
         y = to
     x = stations[-1][0]
     return [
@@ -94,10 +109,29 @@ def _arrow(stations: Sequence[Place]) -> list[Html]:
 def _box(node: Node, place: Place) -> list[Html]:
     x, y = place[0], place[1] - _ROW / 2
     return [
-        el("rect", x=x, y=y, width=_BOX, height=_ROW, rx=9, class_="box dashed" if node.dashed else "box"),
-        el("rect", x=x + 12, y=y + 13, width=9, height=9, rx=2.5, style=f"fill:var(--c{node.colour})"),
+        el(
+            "rect",
+            x=x,
+            y=y,
+            width=_BOX,
+            height=_ROW,
+            rx=9,
+            class_="box dashed" if node.dashed else "box",
+        ),
+        el(
+            "rect",
+            x=x + 12,
+            y=y + 13,
+            width=9,
+            height=9,
+            rx=2.5,
+            style=f"fill:var(--c{node.colour})",
+        ),
         el("text", _clip(node.title, 20), x=x + 28, y=y + 22, class_="title"),
-        *(el("text", _clip(line, 29), x=x + 12, y=y + 42 + 16 * i) for i, line in enumerate(node.lines[:2])),
+        *(
+            el("text", _clip(line, 29), x=x + 12, y=y + 42 + 16 * i)
+            for i, line in enumerate(node.lines[:2])
+        ),
     ]
 
 

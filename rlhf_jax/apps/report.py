@@ -35,7 +35,9 @@ def _model_line(meta: dict[str, Any]) -> str:
     model = meta.get("model")
     if not isinstance(model, dict):
         return ""
-    layers, width, context = (runs.number(model.get(key)) for key in ("num_layers", "width", "context_length"))
+    layers, width, context = (
+        runs.number(model.get(key)) for key in ("num_layers", "width", "context_length")
+    )
     if layers is None or width is None or context is None:
         return ""
     return f"{layers:,.0f} layer{'s' if layers != 1 else ''} × {width:,.0f}, context {context:,.0f}"
@@ -67,21 +69,30 @@ def lineage_nodes(workdirs: list[Workdir], many: bool) -> list[Node]:
             inside = runs.find(workdirs, path, workdir.run)
             if inside is workdir:
                 continue
-            place = places[str(inside.path)] if inside else outside.setdefault(path, len(workdirs) + len(outside))
+            place = (
+                places[str(inside.path)]
+                if inside
+                else outside.setdefault(path, len(workdirs) + len(outside))
+            )
             parents.append(place)
         edges.append(tuple(dict.fromkeys(parents)))
     nodes = []
     for workdir, parents_of in zip(workdirs, edges, strict=True):
         lines = tuple(filter(None, (_state_line(workdir), _model_line(workdir.meta))))
         nodes.append(Node(_label(workdir, many), lines, colour[workdir.name], parents_of))
-    return nodes + [Node(runs.folder_of(path), ("not in this folder", path), 0, (), dashed=True) for path in outside]
+    return nodes + [
+        Node(runs.folder_of(path), ("not in this folder", path), 0, (), dashed=True)
+        for path in outside
+    ]
 
 
 def lineage_section(workdirs: list[Workdir], many: bool) -> Html | None:
     workdirs = [workdir for workdir in workdirs if not workdir.is_evaluation]
     if not workdirs:
         return None
-    graph = stage_graph(lineage_nodes(workdirs, many), label="how the stages descend from each other")
+    graph = stage_graph(
+        lineage_nodes(workdirs, many), label="how the stages descend from each other"
+    )
     words = "Each stage starts from the checkpoints that point to it, as recorded in the checkpoints themselves."
     return el(
         "section",
@@ -97,7 +108,9 @@ def gaps_section(problems: Sequence[str]) -> Html | None:
         return None
     words = "What could not be shown, and why. Everything else on this page is complete."
     items = el("ul", (el("li", problem) for problem in problems))
-    return el("section", el("h2", "Gaps"), el("p", words, class_="note"), items, class_="gaps", id="gaps")
+    return el(
+        "section", el("h2", "Gaps"), el("p", words, class_="note"), items, class_="gaps", id="gaps"
+    )
 
 
 def _stage_sections(workdirs: list[Workdir], many: bool) -> list[tuple[str, str, Html]]:
@@ -109,7 +122,9 @@ def _stage_sections(workdirs: list[Workdir], many: bool) -> list[tuple[str, str,
     for stage in stages:
         members = [workdir for workdir in trained if workdir.stage == stage]
         slots = [colour[workdir.name] for workdir in members]
-        if len(set(slots)) < len(slots):  # the same stage of several runs: tell the runs apart instead
+        if len(set(slots)) < len(
+            slots
+        ):  # the same stage of several runs: tell the runs apart instead
             slots = [1 + index % 7 for index in range(len(slots))]
         labels = [_label(workdir, many) for workdir in members]
         section = _curves.stage_section(stage, members, labels, slots)
@@ -117,7 +132,9 @@ def _stage_sections(workdirs: list[Workdir], many: bool) -> list[tuple[str, str,
     return found
 
 
-def _evaluation_sections(workdirs: list[Workdir], problems: list[str]) -> list[tuple[str, str, Html]]:
+def _evaluation_sections(
+    workdirs: list[Workdir], problems: list[str]
+) -> list[tuple[str, str, Html]]:
     """(anchor, title, section) of results and samples per evaluation."""
     found: list[tuple[str, str, Html]] = []
     evaluated = [workdir for workdir in workdirs if workdir.evaluation]
@@ -132,7 +149,9 @@ def _evaluation_sections(workdirs: list[Workdir], problems: list[str]) -> list[t
             _results.results_section(evaluation, titles[0], anchors[0]),
             _results.samples_section(evaluation, titles[1], anchors[1]),
         ]
-        found += [(a, t, s) for a, t, s in zip(anchors, titles, sections, strict=True) if s is not None]
+        found += [
+            (a, t, s) for a, t, s in zip(anchors, titles, sections, strict=True) if s is not None
+        ]
     return found
 
 
@@ -145,7 +164,9 @@ def _header(title: str, workdirs: list[Workdir], num_gaps: int) -> Html:
         facts.append("trained with rlhf_jax " + ", ".join(versions))
     words = f"{num_gaps} gap{'s' if num_gaps != 1 else ''}"
     gaps = el("a", words, href="#gaps", class_="warning") if num_gaps else None
-    return el("header", el("h1", title), el("p", " · ".join(facts), gaps, class_="sub"), class_="top")
+    return el(
+        "header", el("h1", title), el("p", " · ".join(facts), gaps, class_="sub"), class_="top"
+    )
 
 
 def render(paths: Sequence[Path]) -> Html:
@@ -153,14 +174,18 @@ def render(paths: Sequence[Path]) -> Html:
     problems: list[str] = []
     folders = list(dict.fromkeys(path.resolve() for path in paths))
     names = runs.run_names(folders)
-    found = [runs.read_run(folder, name, problems) for folder, name in zip(folders, names, strict=True)]
+    found = [
+        runs.read_run(folder, name, problems) for folder, name in zip(folders, names, strict=True)
+    ]
     workdirs = [workdir for members in found for workdir in members]
     many = len({workdir.run for workdir in workdirs}) > 1
     for workdir in workdirs:
         problems += [f"{_label(workdir, True)}: {problem}" for problem in workdir.problems]
     problems += runs.stale(workdirs)
     if workdirs and not any(workdir.evaluation for workdir in workdirs):
-        problems.append("no evaluation.json found, so there is no table of results: run the evaluate stage")
+        problems.append(
+            "no evaluation.json found, so there is no table of results: run the evaluate stage"
+        )
     evaluated = _evaluation_sections(workdirs, problems)
     results = [one for one in evaluated if one[0].startswith("results")]
     samples = [one for one in evaluated if one[0].startswith("samples")]
@@ -189,8 +214,12 @@ def render(paths: Sequence[Path]) -> Html:
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rlhf_jax.apps.report", description="Write an HTML page about runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="a stage's workdir, or a folder of several")
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about runs."
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="a stage's workdir, or a folder of several"
+    )
     parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
     return parser.parse_args(argv)
 
@@ -201,7 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in arguments.runs:
         if not path.is_dir():
             kind = "a file" if path.exists() else "not there"
-            print(f"report: {path} is {kind}; give a run folder, for example runs/quickstart", file=sys.stderr)
+            print(
+                f"report: {path} is {kind}; give a run folder, for example runs/quickstart",
+                file=sys.stderr,
+            )
             return 2
     output = arguments.output or arguments.runs[0] / "report.html"
     written = render(arguments.runs)

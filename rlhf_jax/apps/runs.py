@@ -13,8 +13,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ORDER = ("base", "pretrain", "sft", "reward", "classify", "ppo", "ppo_ptx", "policy_gradient", "preference", "dpo", "rloo",
-         "grpo", "evaluate", "benchmark")
+ORDER = (
+    "base",
+    "pretrain",
+    "sft",
+    "reward",
+    "classify",
+    "ppo",
+    "ppo_ptx",
+    "policy_gradient",
+    "preference",
+    "dpo",
+    "rloo",
+    "grpo",
+    "evaluate",
+    "benchmark",
+)
 _EVALUATIONS = ("evaluate", "benchmark")
 _FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
 # Folders that a workdir holds and that are never stages themselves.
@@ -93,13 +107,17 @@ def read_rows(path: Path, problems: list[str]) -> list[dict[str, Any]]:
             row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif number == len(lines):  # the writer ends each row with a newline, so this one was cut short
+        elif number == len(
+            lines
+        ):  # the writer ends each row with a newline, so this one was cut short
             problems.append(f"{path.name}:{number} is half-written and left out")
         else:
             broken.append(number)
     if broken:
         shown = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
-        problems.append(f"{path.name}: {len(broken)} line(s) are not JSON objects and left out (line {shown})")
+        problems.append(
+            f"{path.name}: {len(broken)} line(s) are not JSON objects and left out (line {shown})"
+        )
     if not rows:
         problems.append(f"{path.name} holds no whole row")
     return rows
@@ -126,7 +144,10 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
             value = number(raw)
             if name != "step" and value is not None:
                 found.setdefault(name, {})[int(step)] = value if math.isfinite(value) else math.nan
-    return {name: Series(*map(tuple, zip(*sorted(points.items()), strict=True))) for name, points in found.items()}
+    return {
+        name: Series(*map(tuple, zip(*sorted(points.items()), strict=True)))
+        for name, points in found.items()
+    }
 
 
 def _read_metas(folder: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
@@ -140,7 +161,9 @@ def _read_metas(folder: Path, problems: list[str]) -> dict[int, dict[str, Any]]:
             continue
         item = step_folder / "meta"
         files = [item] if item.is_file() else sorted(item.glob("*")) if item.is_dir() else []
-        candidates = [file for file in files if file.is_file() and not file.name.startswith(("_", "."))]
+        candidates = [
+            file for file in files if file.is_file() and not file.name.startswith(("_", "."))
+        ]
         trouble: list[str] = []
         for file in candidates:
             content = read_dict(file, trouble)
@@ -164,15 +187,21 @@ def read_workdir(path: Path, run: str) -> Workdir:
     has_evaluation = (path / "evaluation.json").exists()
     config = read_dict(path / "config.json", problems)
     stage = _text(config.get("stage"), "evaluate" if has_evaluation else path.name)
-    quiet: list[str] = []  # an evaluation writes neither curves nor checkpoints: their absence is no gap
+    quiet: list[
+        str
+    ] = []  # an evaluation writes neither curves nor checkpoints: their absence is no gap
     sink = quiet if has_evaluation or stage in _EVALUATIONS else problems
     metrics = columns(read_rows(path / "metrics.jsonl", sink))
     metas = _read_metas(path / "checkpoints", sink)
-    samples = read_rows(path / "samples.jsonl", problems) if (path / "samples.jsonl").exists() else []
+    samples = (
+        read_rows(path / "samples.jsonl", problems) if (path / "samples.jsonl").exists() else []
+    )
     evaluation = read_dict(path / "evaluation.json", problems) if has_evaluation else None
     if stage in _EVALUATIONS and not has_evaluation:
         problems.append("evaluation.json is missing: the evaluation has not finished")
-    return Workdir(path.name, run, path, stage, config, metrics, samples, metas, evaluation or None, problems)
+    return Workdir(
+        path.name, run, path, stage, config, metrics, samples, metas, evaluation or None, problems
+    )
 
 
 def _is_workdir(path: Path) -> bool:
@@ -187,7 +216,10 @@ def _rank(workdir: Workdir) -> tuple[int, str]:
 def run_names(paths: list[Path]) -> list[str]:
     """Short names that tell run folders apart: their own, with the folder above where two would be the same."""
     names = [path.name for path in paths]
-    return [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in paths]
+    return [
+        f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name
+        for path in paths
+    ]
 
 
 def read_run(path: Path, run: str, problems: list[str]) -> list[Workdir]:
@@ -222,7 +254,9 @@ def parents(workdir: Workdir) -> Iterator[tuple[str, dict[str, Any]]]:
     config = workdir.config.get("config")
     init = config.get("init") if isinstance(config, dict) else None
     table = init if isinstance(init, dict) else {"init": init}
-    yield from ((role, {"path": path}) for role, path in table.items() if isinstance(path, str) and path)
+    yield from (
+        (role, {"path": path}) for role, path in table.items() if isinstance(path, str) and path
+    )
 
 
 def folder_of(path: str) -> str:
@@ -244,7 +278,10 @@ def find(workdirs: list[Workdir], path: str, run: str) -> Workdir | None:
         if Path(path).resolve() in (workdir.path, *checkpoints):
             return workdir
     same_name = [workdir for workdir in workdirs if workdir.name == folder_of(path)]
-    return next((workdir for workdir in same_name if workdir.run == run), same_name[0] if same_name else None)
+    return next(
+        (workdir for workdir in same_name if workdir.run == run),
+        same_name[0] if same_name else None,
+    )
 
 
 def stale(workdirs: list[Workdir]) -> list[str]:
@@ -260,7 +297,9 @@ def stale(workdirs: list[Workdir]) -> list[str]:
             if parent and recorded is not None and now is not None and recorded != now:
                 where = f"{child.name}: its {role} ({parent.name}, step {int(step or 0)})"
                 marks = f"(fingerprint {recorded} then, {now} now)"
-                found.append(f"{where} has been trained anew since {marks}; train {child.name} again")
+                found.append(
+                    f"{where} has been trained anew since {marks}; train {child.name} again"
+                )
     return found
 
 

@@ -71,9 +71,13 @@ def load(path: str | Path, *, kind: str, option: str) -> Loaded:
     Raises FileNotFoundError without a checkpoint or tokenizer, ValueError for another kind of model, a
     damaged file, or a tokenizer that is not the one the model was trained with.
     """
-    inside = [child.name for child in sorted(Path(path).glob("*/")) if latest_step(child) is not None]
+    inside = [
+        child.name for child in sorted(Path(path).glob("*/")) if latest_step(child) is not None
+    ]
     if inside and latest_step(path) is None:
-        raise FileNotFoundError(f"{option}={path} is a folder of runs: name one of them, {', '.join(inside)}")
+        raise FileNotFoundError(
+            f"{option}={path} is a folder of runs: name one of them, {', '.join(inside)}"
+        )
     params, meta = load_model(path)
     if meta.kind != kind:
         found, wanted = _NOUNS.get(meta.kind, meta.kind), _NOUNS[kind]
@@ -144,9 +148,14 @@ class ChatModel:
         self.context, self.prompt_limit = context, context - max_new_tokens
         # A policy that goes on as the user has ended its own turn, whether it wrote the end token or not.
         own_markers = self.tokenizer.template is None
-        self.stop_tokens = (*self.tokenizer.stop_ids, *([self.tokenizer.user_id] if own_markers else []))
+        self.stop_tokens = (
+            *self.tokenizer.stop_ids,
+            *([self.tokenizer.user_id] if own_markers else []),
+        )
 
-    def __call__(self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int) -> Replies:
+    def __call__(
+        self, messages: Sequence[Message], key: jax.Array, *, spec: SamplingSpec, num_samples: int
+    ) -> Replies:
         """Sample replies to a conversation that ends with the user. Raises TooLongError."""
         ids, forgotten = trim(self.tokenizer, messages, self.prompt_limit)
         size = bucket(len(ids), self.prompt_limit)
@@ -165,7 +174,9 @@ class ChatModel:
             pad_id=self.tokenizer.pad_id,
             num_samples=num_samples,
         )
-        tokens_BR, length_B, stopped_B = (np.array(x) for x in (samples.tokens_BR, samples.length_B, samples.stopped_B))
+        tokens_BR, length_B, stopped_B = (
+            np.array(x) for x in (samples.tokens_BR, samples.length_B, samples.stopped_B)
+        )
         scores = self._score(prompt_BP, mask_BP, tokens_BR, length_B, stopped_B)
         replies = []
         for row, length, stopped, score in zip(tokens_BR, length_B, stopped_B, scores, strict=True):
@@ -186,7 +197,9 @@ class ChatModel:
             return [None] * len(tokens_BR)
         batch = len(tokens_BR)
         response_BR = tokens_BR.copy()
-        response_BR[np.arange(batch)[stopped_B], length_B[stopped_B] - 1] = self.tokenizer.turn_end_id
+        response_BR[np.arange(batch)[stopped_B], length_B[stopped_B] - 1] = (
+            self.tokenizer.turn_end_id
+        )
         response_mask_BR = np.arange(tokens_BR.shape[1])[None] < length_B[:, None]
         score_B = _scores(
             ScalarModel(self.reward.config),

@@ -56,9 +56,14 @@ def format_ticks(values: Sequence[float]) -> list[str]:
     spacing = min((b - a for a, b in itertools.pairwise(values)), default=largest or 1.0)
     if 0 < largest < 1e-3 or largest >= 1e12:
         return [format_number(value) for value in values]
-    size, letter = next((pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * pair[0]), (1, ""))
+    size, letter = next(
+        (pair for pair in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * pair[0]), (1, "")
+    )
     decimals = max(0, math.ceil(-math.log10(spacing / size) - 1e-9))
-    return [f"{value / size:,.{decimals}f}{letter if value else ''}".replace("-", "−") for value in values]
+    return [
+        f"{value / size:,.{decimals}f}{letter if value else ''}".replace("-", "−")
+        for value in values
+    ]
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
@@ -69,7 +74,9 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     unit = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / unit - 1e-9)
     last = math.floor(high / unit + 1e-9)
-    return [round(index * unit, 12 - math.floor(math.log10(unit))) for index in range(first, last + 1)]
+    return [
+        round(index * unit, 12 - math.floor(math.log10(unit))) for index in range(first, last + 1)
+    ]
 
 
 def _local_fit(values: np.ndarray, half: int) -> np.ndarray:
@@ -112,7 +119,11 @@ def thin(points: Sequence[Point], most: int) -> list[Point]:
     for index in range(stretches):
         part = points[index * len(points) // stretches : (index + 1) * len(points) // stretches]
         numbers = [point for point in part if math.isfinite(point[1])]
-        ends = {min(numbers, key=lambda p: p[1]), max(numbers, key=lambda p: p[1])} if numbers else {part[0]}
+        ends = (
+            {min(numbers, key=lambda p: p[1]), max(numbers, key=lambda p: p[1])}
+            if numbers
+            else {part[0]}
+        )
         kept += sorted(ends)
     return kept
 
@@ -163,7 +174,15 @@ def _polylines(frame: _Frame, points: Sequence[Point], **attributes: object) -> 
     for segment in _segments(points):
         if len(segment) == 1:
             x, y = frame.at(segment[0])
-            drawn.append(el("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r="2", **{**attributes, "data_name": None}))
+            drawn.append(
+                el(
+                    "circle",
+                    cx=f"{x:.1f}",
+                    cy=f"{y:.1f}",
+                    r="2",
+                    **{**attributes, "data_name": None},
+                )
+            )
         where = " ".join("{:.1f},{:.1f}".format(*frame.at(point)) for point in segment)
         drawn.append(el("polyline", points=where, **attributes))
     return drawn
@@ -187,41 +206,70 @@ def _axes(frame: _Frame, across: Sequence[float]) -> list[Html]:
         )
         drawn.append(el("text", shown, x=frame.left - 6, y=f"{y + 3.5:.1f}", text_anchor="end"))
     floor = frame.top + frame.height
-    drawn.append(el("line", x1=frame.left, x2=frame.left + frame.width, y1=floor, y2=floor, class_="axis"))
+    drawn.append(
+        el("line", x1=frame.left, x2=frame.left + frame.width, y1=floor, y2=floor, class_="axis")
+    )
     for value, shown in zip(across, format_ticks(across), strict=True):
         x, _ = frame.at((value, frame.y[0]))
-        drawn.append(el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=floor, y2=floor + 3, class_="axis"))
+        drawn.append(
+            el("line", x1=f"{x:.1f}", x2=f"{x:.1f}", y1=floor, y2=floor + 3, class_="axis")
+        )
         drawn.append(el("text", shown, x=f"{x:.1f}", y=floor + 15, text_anchor="middle"))
     return drawn
 
 
-def line_chart(lines: Sequence[Line], *, label: str, width: int = 280, height: int = 158) -> Html | None:
+def line_chart(
+    lines: Sequence[Line], *, label: str, width: int = 280, height: int = 158
+) -> Html | None:
     """Curves over steps; None if no line has a finite value."""
     lines = [line for line in lines if any(map(math.isfinite, line.values))]
     if not lines:
         return None
     means = [smooth(line.values) for line in lines]
     x = (min(line.steps[0] for line in lines), max(line.steps[-1] for line in lines))
-    y = _range((value for line in lines for value in line.values), (value for mean in means for value in mean))
+    y = _range(
+        (value for line in lines for value in line.values),
+        (value for mean in means for value in mean),
+    )
     frame = _Frame(48, 8, width - 48 - 16, height - 8 - 22, x, y)
     steps = [value for value in ticks(*x, 4) if value == int(value)] if x[1] > x[0] else [x[0]]
     drawn: list[Html] = []
     for line, mean in zip(lines, means, strict=True):
         colour = f"stroke:var(--c{line.colour});fill:none"
         raw = list(zip(line.steps, line.values, strict=True))
-        if len(raw) > 30:  # below that the mean is over one point: drawing both would draw the same twice
+        if (
+            len(raw) > 30
+        ):  # below that the mean is over one point: drawing both would draw the same twice
             drawn += _polylines(frame, thin(raw, _MOST_POINTS), style=colour, class_="raw")
         if len(raw) <= 12:
             drawn += [
-                el("circle", cx=f"{cx:.1f}", cy=f"{cy:.1f}", r="2.2", style=f"fill:var(--c{line.colour})")
+                el(
+                    "circle",
+                    cx=f"{cx:.1f}",
+                    cy=f"{cy:.1f}",
+                    r="2.2",
+                    style=f"fill:var(--c{line.colour})",
+                )
                 for cx, cy in (frame.at(point) for point in raw if math.isfinite(point[1]))
             ]
         points = list(zip(line.steps, mean, strict=True))
-        drawn += _polylines(frame, thin(points, _MOST_POINTS), style=colour, class_="mean", data_name=line.name)
+        drawn += _polylines(
+            frame, thin(points, _MOST_POINTS), style=colour, class_="mean", data_name=line.name
+        )
     # A nested <svg> clips what lies outside of the axis (raw spikes), and needs no id unique in the page.
-    inner = {"x": frame.left, "y": frame.top - 3, "width": frame.width + 4, "height": frame.height + 3}
+    inner = {
+        "x": frame.left,
+        "y": frame.top - 3,
+        "width": frame.width + 4,
+        "height": frame.height + 3,
+    }
     curves = el("svg", drawn, viewBox=" ".join(map(str, inner.values())), **inner)
-    box = " ".join(map(str, (frame.left, frame.top, frame.width, frame.height, *map(float, (*frame.x, *frame.y)))))
+    box = " ".join(
+        map(
+            str,
+            (frame.left, frame.top, frame.width, frame.height, *map(float, (*frame.x, *frame.y))),
+        )
+    )
     return el(
         "svg",
         _axes(frame, steps),
@@ -245,10 +293,17 @@ class Interval:
     high: float | None
 
 
-def interval_chart(intervals: Sequence[Interval | None], *, label: str, width: int = 190, lane: int = 11) -> Html | None:
+def interval_chart(
+    intervals: Sequence[Interval | None], *, label: str, width: int = 190, lane: int = 11
+) -> Html | None:
     """One lane per checkpoint on a shared axis: a dot for the value, a line for the interval."""
     known = [one for one in intervals if one]
-    ends = [end for one in known for end in (one.value, one.low, one.high) if end is not None and math.isfinite(end)]
+    ends = [
+        end
+        for one in known
+        for end in (one.value, one.low, one.high)
+        if end is not None and math.isfinite(end)
+    ]
     if not ends:
         return None
     low, high = _range(ends, [])
@@ -263,11 +318,28 @@ def interval_chart(intervals: Sequence[Interval | None], *, label: str, width: i
             continue
         y = 1 + lane * (index + 0.5)
         colour = f"var(--c{one.colour})"
-        if one.low is not None and one.high is not None and math.isfinite(one.low) and math.isfinite(one.high):
+        if (
+            one.low is not None
+            and one.high is not None
+            and math.isfinite(one.low)
+            and math.isfinite(one.high)
+        ):
             x1, x2 = (frame.at((end, 0.0))[0] for end in (one.low, one.high))
-            drawn.append(el("line", x1=f"{x1:.1f}", x2=f"{x2:.1f}", y1=y, y2=y, style=f"stroke:{colour}", class_="ci"))
+            drawn.append(
+                el(
+                    "line",
+                    x1=f"{x1:.1f}",
+                    x2=f"{x2:.1f}",
+                    y1=y,
+                    y2=y,
+                    style=f"stroke:{colour}",
+                    class_="ci",
+                )
+            )
         x = frame.at((one.value, 0.0))[0]
-        drawn.append(el("circle", cx=f"{x:.1f}", cy=y, r="3.4", style=f"fill:{colour}", class_="dot"))
+        drawn.append(
+            el("circle", cx=f"{x:.1f}", cy=y, r="3.4", style=f"fill:{colour}", class_="dot")
+        )
     return el(
         "svg",
         drawn,
@@ -290,26 +362,53 @@ class Bin:
     count: int
 
 
-def reliability_chart(bins: Sequence[Bin], colour: int, *, label: str, width: int = 280, height: int = 200) -> Html | None:
+def reliability_chart(
+    bins: Sequence[Bin], colour: int, *, label: str, width: int = 280, height: int = 200
+) -> Html | None:
     """Accuracy over confidence in [½, 1] with the diagonal of a calibrated model; a dot's area is its bin's share of all."""
-    bins = [one for one in bins if math.isfinite(one.confidence) and math.isfinite(one.accuracy) and one.count > 0]
+    bins = [
+        one
+        for one in bins
+        if math.isfinite(one.confidence) and math.isfinite(one.accuracy) and one.count > 0
+    ]
     if not bins:
         return None
     frame = _Frame(48, 8, width - 48 - 16, height - 8 - 36, (0.5, 1.0), (0.0, 1.0))
     (x1, y1), (x2, y2) = frame.at((0.5, 0.5)), frame.at((1.0, 1.0))
-    drawn = [el("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", class_="zero")]
+    drawn = [
+        el("line", x1=f"{x1:.1f}", y1=f"{y1:.1f}", x2=f"{x2:.1f}", y2=f"{y2:.1f}", class_="zero")
+    ]
     total = sum(one.count for one in bins)
     for one in bins:
         x, y = frame.at((one.confidence, one.accuracy))
-        if one.low is not None and one.high is not None and math.isfinite(one.low) and math.isfinite(one.high):
+        if (
+            one.low is not None
+            and one.high is not None
+            and math.isfinite(one.low)
+            and math.isfinite(one.high)
+        ):
             ends = (f"{frame.at((one.confidence, end))[1]:.1f}" for end in (one.low, one.high))
             x1_x2 = {"x1": f"{x:.1f}", "x2": f"{x:.1f}"}
-            drawn.append(el("line", **x1_x2, **dict(zip(("y1", "y2"), ends, strict=True)), style=f"stroke:var(--c{colour})",
-                            class_="ci"))
+            drawn.append(
+                el(
+                    "line",
+                    **x1_x2,
+                    **dict(zip(("y1", "y2"), ends, strict=True)),
+                    style=f"stroke:var(--c{colour})",
+                    class_="ci",
+                )
+            )
         pairs = f"{one.count:,} pair{'s' if one.count > 1 else ''}"
         said = f"{pairs}: confidence {format_number(one.confidence)}, accuracy {format_number(one.accuracy)}"
         radius = max(2.0, 14 * math.sqrt(one.count / total))
-        dot = el("circle", cx=f"{x:.1f}", cy=f"{y:.1f}", r=f"{radius:.1f}", style=f"fill:var(--c{colour})", class_="dot")
+        dot = el(
+            "circle",
+            cx=f"{x:.1f}",
+            cy=f"{y:.1f}",
+            r=f"{radius:.1f}",
+            style=f"fill:var(--c{colour})",
+            class_="dot",
+        )
         drawn.append(el("g", el("title", said), dot))
     middle = frame.left + frame.width / 2
     return el(

@@ -14,14 +14,18 @@ _MARKER = re.compile(r"<\|([a-z_]+)\|>")
 _KEPT = frozenset("\n\t")
 # Direction overrides and isolates, marks of direction, line and paragraph separators. Other "format"
 # characters, such as joiners, are needed to spell many languages.
-_HIDDEN = frozenset([0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+_HIDDEN = frozenset(
+    [0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+)
 # Whole colour and title sequences; of any other only the escape character goes, so that no word is lost.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
 
 def _is_hidden(char: str) -> bool:
     code = ord(char)
-    return code in _HIDDEN or 0xE0000 <= code <= 0xE007F or unicodedata.category(char) in ("Cc", "Cs")
+    return (
+        code in _HIDDEN or 0xE0000 <= code <= 0xE007F or unicodedata.category(char) in ("Cc", "Cs")
+    )
 
 
 def printable(text: str) -> str:
@@ -33,7 +37,9 @@ def printable(text: str) -> str:
 
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters; what is cut off is counted in the text itself."""
-    return text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters]"
+    return (
+        text if len(text) <= limit else f"{text[:limit]}… [{len(text) - limit:,} more characters]"
+    )
 
 
 def turns(text: str) -> list[tuple[str, str]]:

@@ -102,18 +102,29 @@ def lm_batches(
     """
     _check_length(context_length)
     if folder is None:
-        tokens, starts = (np.concatenate(parts) for parts in zip(*_laid(docs, tokenizer), strict=True))
+        tokens, starts = (
+            np.concatenate(parts) for parts in zip(*_laid(docs, tokenizer), strict=True)
+        )
         blocks = _blocks(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
     else:
-        cut = {"context_length": context_length, "mask_documents": mask_documents, "tokenizer": tokenizer.fingerprint()}
+        cut = {
+            "context_length": context_length,
+            "mask_documents": mask_documents,
+            "tokenizer": tokenizer.fingerprint(),
+        }
         if not folder.exists():
             _write_blocks(docs, tokenizer, folder, cut)
         _check_blocks(folder, cut)
-        blocks = {name: np.memmap(path, np.int32, "r").reshape(-1, context_length) for name, path in _files(folder).items()}
+        blocks = {
+            name: np.memmap(path, np.int32, "r").reshape(-1, context_length)
+            for name, path in _files(folder).items()
+        }
     return Batches(blocks, Dropped(0, {}), batch_size=batch_size, seed=seed)
 
 
-def _laid(docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _laid(
+    docs: Iterable[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids of some documents laid end to end, and 1 where one starts; all documents, in their order."""
     remaining = iter(docs)
     some = list(islice(remaining, _AT_ONCE))
@@ -127,7 +138,9 @@ def _laid(docs: Iterable[Document], tokenizer: Tokenizer) -> Iterator[tuple[np.n
         some = list(islice(remaining, _AT_ONCE))
 
 
-def _blocks(tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool) -> dict[str, np.ndarray]:
+def _blocks(
+    tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool
+) -> dict[str, np.ndarray]:
     """Cut every `size` tokens, the last block padded; segments are 0 on padding."""
     padding = -len(tokens) % size
     tokens_NT = np.pad(tokens, (0, padding), constant_values=pad_id).reshape(-1, size)
@@ -139,7 +152,9 @@ def _blocks(tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask
     return {"tokens_BT": tokens_NT, "segments_BT": count_NT}
 
 
-def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, cut: dict[str, Any]) -> None:
+def _write_blocks(
+    docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, cut: dict[str, Any]
+) -> None:
     """A file of int32 for each array, and how they were cut, in a folder that appears when they are whole."""
     size, mask_documents = cut["context_length"], cut["mask_documents"]
     unfinished = folder.with_name(folder.name + ".unfinished")
@@ -151,7 +166,9 @@ def _write_blocks(docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, 
         for part in chain(_laid(docs, tokenizer), [None]):
             end = None  # of what is written: all in the end, else whole blocks
             if part is not None:
-                tokens, starts = (np.concatenate(pair) for pair in zip((tokens, starts), part, strict=True))
+                tokens, starts = (
+                    np.concatenate(pair) for pair in zip((tokens, starts), part, strict=True)
+                )
                 end = len(tokens) // size * size
             blocks = _blocks(tokens[:end], starts[:end], tokenizer.pad_id, size, mask_documents)
             for file, rows in zip(files, blocks.values(), strict=True):
@@ -165,7 +182,9 @@ def _check_blocks(folder: Path, cut: dict[str, Any]) -> None:
     found = json.loads((folder / "cut.json").read_text())
     for name, value in cut.items():
         if found[name] != value:
-            raise ValueError(f"{folder}: blocks with {name} {found[name]}, expected {value}; delete the folder or use another")
+            raise ValueError(
+                f"{folder}: blocks with {name} {found[name]}, expected {value}; delete the folder or use another"
+            )
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -185,8 +204,14 @@ def demonstration_batches(
     `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn.
     """
     _check_context(context_length, demonstrations, "demonstrations")
-    rendered = render_batch(tokenizer, [item.messages for item in demonstrations], generation_prompt=False)
-    keep, dropped = select("demonstrations", rendered, lambda item: _too_long(item.ids, "context_length", context_length))
+    rendered = render_batch(
+        tokenizer, [item.messages for item in demonstrations], generation_prompt=False
+    )
+    keep, dropped = select(
+        "demonstrations",
+        rendered,
+        lambda item: _too_long(item.ids, "context_length", context_length),
+    )
     tokens_BT, segments_BT = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, context_length)
     loss_mask_BT = _pad([rendered[i].trained for i in keep], 0, context_length)[0].astype(bool)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "loss_mask_BT": loss_mask_BT}
@@ -228,10 +253,14 @@ def comparison_batches(
         return _too_long(max(candidates[i], key=len), "context_length", context_length)
 
     keep, dropped = select("rankings", range(len(comparisons)), reason)
-    rows = [ids for i in keep for ids in [*candidates[i], *[[]] * (max_candidates - len(candidates[i]))]]
+    rows = [
+        ids for i in keep for ids in [*candidates[i], *[[]] * (max_candidates - len(candidates[i]))]
+    ]
     tokens, segments = _pad(rows, tokenizer.pad_id, context_length)
     rank_BC, occupied_BC = _pad([comparisons[i].ranks for i in keep], 0, max_candidates)
-    length_BC, _ = _pad([[_last_run(one.trained) for one in laid[i]] for i in keep], 0, max_candidates)
+    length_BC, _ = _pad(
+        [[_last_run(one.trained) for one in laid[i]] for i in keep], 0, max_candidates
+    )
     shape = (len(keep), max_candidates, context_length)
     arrays = {
         "tokens_BCT": tokens.reshape(shape),
@@ -244,7 +273,12 @@ def comparison_batches(
 
 
 def prompt_batches(
-    prompts: Sequence[Prompt], tokenizer: Tokenizer, *, prompt_length: int, batch_size: int, seed: int
+    prompts: Sequence[Prompt],
+    tokenizer: Tokenizer,
+    *,
+    prompt_length: int,
+    batch_size: int,
+    seed: int,
 ) -> Batches:
     """Renders prompts up to the assistant's turn, left-padded: `prompt_BP`, `prompt_mask_BP`, `index_B`.
 
@@ -252,7 +286,9 @@ def prompt_batches(
     """
     _check_context(prompt_length, prompts, "prompts", name="prompt_length")
     rendered, keep, dropped = _render_prompts(prompts, tokenizer, prompt_length)
-    prompt_BP, segments_BP = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, prompt_length, left=True)
+    prompt_BP, segments_BP = _pad(
+        [rendered[i].ids for i in keep], tokenizer.pad_id, prompt_length, left=True
+    )
     arrays = {
         "prompt_BP": prompt_BP,
         "prompt_mask_BP": segments_BP.astype(bool),
@@ -261,7 +297,9 @@ def prompt_batches(
     return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
 
 
-def fitting_prompts(prompts: Sequence[Prompt], tokenizer: Tokenizer, *, prompt_length: int) -> list[Prompt]:
+def fitting_prompts(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, *, prompt_length: int
+) -> list[Prompt]:
     """The prompts that `prompt_batches` would keep; those that are too long are counted and reported."""
     return [prompts[i] for i in _render_prompts(prompts, tokenizer, prompt_length)[1]]
 
@@ -270,7 +308,9 @@ def _render_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, prompt_length: int
 ) -> tuple[list[Rendered], list[int], Dropped]:
     rendered = render_batch(tokenizer, [item.messages for item in prompts], generation_prompt=True)
-    keep, dropped = select("prompts", rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length))
+    keep, dropped = select(
+        "prompts", rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length)
+    )
     return rendered, keep, dropped
 
 
@@ -295,10 +335,14 @@ def labelled_batches(
     numbers = {label: number for number, label in enumerate(labels)}
     for i, record in enumerate(records):
         if record.label not in numbers:
-            raise ValueError(f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}")
+            raise ValueError(
+                f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}"
+            )
     text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
     rows = [[*tokenizer.begin(ids), tokenizer.eos_id] for ids in text_ids]
-    keep, dropped = select("texts", rows, lambda ids: _too_long(ids, "context_length", context_length))
+    keep, dropped = select(
+        "texts", rows, lambda ids: _too_long(ids, "context_length", context_length)
+    )
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
@@ -314,7 +358,9 @@ def _check_context(
 
 def _check_any(records: Sequence[object], plural: str) -> None:
     if not len(records):
-        raise ValueError(f"records: no {plural}, expected at least one; check the source and its split")
+        raise ValueError(
+            f"records: no {plural}, expected at least one; check the source and its split"
+        )
 
 
 def _check_length(length: int, name: str = "context_length") -> None:

@@ -61,7 +61,9 @@ def render_batch(
 def _check_waits(messages: Conversation) -> None:
     if not messages or messages[-1].role != "user":
         role = repr(messages[-1].role) if messages else "no message"
-        raise ValueError(f"messages: the last turn is {role}, expected 'user' before a generation prompt")
+        raise ValueError(
+            f"messages: the last turn is {role}, expected 'user' before a generation prompt"
+        )
 
 
 def _begin(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:

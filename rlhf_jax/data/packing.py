@@ -49,7 +49,11 @@ class InOrder:
     masked rows."""
 
     def __init__(self, batches: Batches, batch_size: int) -> None:
-        self.arrays, self.num_examples, self._size = batches.arrays, batches.num_examples, batch_size
+        self.arrays, self.num_examples, self._size = (
+            batches.arrays,
+            batches.num_examples,
+            batch_size,
+        )
         self.num_batches = -(-self.num_examples // self._size)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -63,21 +67,31 @@ class InOrder:
 class PackedDemonstrations:
     """The batches of `demonstration_batches`, packed; with the `others` rows that join them a multiple of `row_multiple`."""
 
-    def __init__(self, batches: Batches, *, row_length: int, num_steps: int, others: int, row_multiple: int) -> None:
+    def __init__(
+        self, batches: Batches, *, row_length: int, num_steps: int, others: int, row_multiple: int
+    ) -> None:
         """Find the number of rows. Raises ValueError if one demonstration is longer than a row."""
         self._batches, self._row_length = batches, row_length
         _check_fits(batches.arrays["segments_BT"], row_length)
-        need = max(first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length).num_rows for step in range(num_steps))
+        need = max(
+            first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length).num_rows
+            for step in range(num_steps)
+        )
         self.num_rows = _up_to(need + others, row_multiple) - others
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """The packed batch of a step."""
         padded = self._batches.batch(step)
         lengths = _lengths(padded["segments_BT"])
-        packed = {name: np.zeros((self.num_rows, self._row_length), values.dtype) for name, values in padded.items()}
+        packed = {
+            name: np.zeros((self.num_rows, self._row_length), values.dtype)
+            for name, values in padded.items()
+        }
         count = [0] * self.num_rows
         fit = first_fit(lengths, self._row_length)
-        for item, (row, start, length) in enumerate(zip(fit.rows, fit.starts, lengths, strict=True)):
+        for item, (row, start, length) in enumerate(
+            zip(fit.rows, fit.starts, lengths, strict=True)
+        ):
             count[row] += 1
             for name, values in padded.items():
                 packed[name][row, start : start + length] = values[item, :length]
@@ -96,7 +110,9 @@ def _lengths(segments: np.ndarray) -> list[int]:
 def _check_fits(segments: np.ndarray, row_length: int) -> None:
     longest = int((segments > 0).sum(axis=-1).max())
     if longest > row_length:
-        raise ValueError(f"row_length: {row_length}, but a rendered conversation has {longest} tokens; raise it")
+        raise ValueError(
+            f"row_length: {row_length}, but a rendered conversation has {longest} tokens; raise it"
+        )
 
 
 class _Group(NamedTuple):
@@ -116,12 +132,22 @@ class PackedComparisons:
     """
 
     def __init__(
-        self, batches: Batches | InOrder, *, row_length: int, num_steps: int, num_groups: int, row_multiple: int
+        self,
+        batches: Batches | InOrder,
+        *,
+        row_length: int,
+        num_steps: int,
+        num_groups: int,
+        row_multiple: int,
     ) -> None:
         """Find the number of rows. Raises ValueError if one response is longer than a row."""
         self._batches, self._row_length, self._num_groups = batches, row_length, num_groups
         _check_fits(batches.arrays["segments_BCT"], row_length)
-        need = max(group.fit.num_rows for step in range(num_steps) for group in self._groups(batches.batch(step)))
+        need = max(
+            group.fit.num_rows
+            for step in range(num_steps)
+            for group in self._groups(batches.batch(step))
+        )
         self.rows_per_group, self._row_multiple = _up_to(need, row_multiple), row_multiple
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -135,14 +161,21 @@ class PackedComparisons:
         last_BC = np.zeros_like(row_BC)
         for number, (items, lengths, fit) in enumerate(groups):
             count = [0] * num_rows
-            for (b, c), length, row, start in zip(items, lengths, fit.rows, fit.starts, strict=True):
+            for (b, c), length, row, start in zip(
+                items, lengths, fit.rows, fit.starts, strict=True
+            ):
                 count[row] += 1
                 where = row * self._num_groups + number
                 tokens_NT[where, start : start + length] = padded["tokens_BCT"][b, c, :length]
                 segments_NT[where, start : start + length] = count[row]
                 row_BC[b, c], last_BC[b, c] = row, start + length - 1
-        return {"tokens_NT": tokens_NT, "segments_NT": segments_NT, "row_BC": row_BC, "last_BC": last_BC,
-                **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}}
+        return {
+            "tokens_NT": tokens_NT,
+            "segments_NT": segments_NT,
+            "row_BC": row_BC,
+            "last_BC": last_BC,
+            **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")},
+        }
 
     def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)

@@ -55,7 +55,9 @@ def _json(name: str, split: str, data_dir: str) -> Iterable[Located]:
     path = _split_file(name, split, ".json")
     rows = _parse(_decode(_read_bytes(path, "a JSON list"), str(path)), str(path))
     if not isinstance(rows, list):
-        raise ValueError(f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with jsonl:")
+        raise ValueError(
+            f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with jsonl:"
+        )
     return splits.take(lambda: ((f"{path}[{i}]", row) for i, row in enumerate(rows)), split)
 
 
@@ -68,21 +70,29 @@ def _tsv_rows(path: Path) -> Iterator[Located]:
     """Rows by the names in the header, and the file's own name as `file`; quotes have no meaning."""
     file = Path(path.name.removesuffix(".gz")).stem
     text = _decode(_read_bytes(path, "tab-separated columns"), str(path))
-    header, *rows = (line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n"))
+    header, *rows = (
+        line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")
+    )
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(f"{path}:{number}: {len(row)} columns, expected {len(header)} as in the header")
+            raise ValueError(
+                f"{path}:{number}: {len(row)} columns, expected {len(header)} as in the header"
+            )
         yield f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": file}
 
 
 def _text(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    return splits.take(lambda: ((where, {"text": text}) for where, text in _plain_texts(name, split)), split)
+    return splits.take(
+        lambda: ((where, {"text": text}) for where, text in _plain_texts(name, split)), split
+    )
 
 
 def _blocks(name: str, split: str, data_dir: str) -> Iterable[Located]:
     def rows() -> Iterator[Located]:
         for where, text in _plain_texts(name, split):
-            for number, block in enumerate(filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip())), start=1):
+            for number, block in enumerate(
+                filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip())), start=1
+            ):
                 yield f"{where} block {number}", {"text": block}
 
     return splits.take(rows, split)
@@ -112,7 +122,9 @@ def _split_files(name: str, split: str, suffixes: tuple[str, ...]) -> list[Path]
     _check_single(name, path, base)
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*") if Path(file.name.removesuffix(".gz")).suffix in suffixes)
+    files = sorted(
+        file for file in path.rglob("*") if Path(file.name.removesuffix(".gz")).suffix in suffixes
+    )
     if not files:
         raise FileNotFoundError(f"{path}: no {' or '.join(suffixes)} files in the folder")
     return files
@@ -176,7 +188,9 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Located]:
     builder = _tfds_builder(tfds, name, data_dir)
     base = splits.base(split)
     if base not in builder.info.splits:
-        raise ValueError(f"tfds:{name}: split: {base!r}, expected one of {', '.join(sorted(builder.info.splits))}")
+        raise ValueError(
+            f"tfds:{name}: split: {base!r}, expected one of {', '.join(sorted(builder.info.splits))}"
+        )
     labels = {
         column: feature
         for column, feature in builder.info.features.items()
@@ -247,19 +261,34 @@ def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
 
 def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
     base = splits.base(split)
-    found = sorted(path for path in (folder / config).rglob("*") if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz")))
+    found = sorted(
+        path
+        for path in (folder / config).rglob("*")
+        if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz"))
+    )
     files = [path for path in found if re.match(rf"{base}([-_.]|$)", path.stem)]
     if not files:
         some = found or sorted(path for path in folder.iterdir() if path.is_dir())
         names = ", ".join(str(path.relative_to(folder)) for path in some) or "nothing"
         expected = f"{base}.jsonl, {base}-*.parquet or the like"
-        raise FileNotFoundError(f"{folder / config}: split: {base!r} among {names}, expected {expected}")
+        raise FileNotFoundError(
+            f"{folder / config}: split: {base!r} among {names}, expected {expected}"
+        )
     places = sorted({str(path.parent.relative_to(folder)) for path in files})
-    if len(places) > 1:  # the configurations of a data set, which are other records or the same ones told otherwise
-        raise ValueError(f"{folder / config}: split: {base!r} in {', '.join(places)}, expected files of one folder: name one "
-                         f"as in hf:{folder}:{places[-1]}")
+    if (
+        len(places) > 1
+    ):  # the configurations of a data set, which are other records or the same ones told otherwise
+        raise ValueError(
+            f"{folder / config}: split: {base!r} in {', '.join(places)}, expected files of one folder: name one "
+            f"as in hf:{folder}:{places[-1]}"
+        )
     readers = [_parquet_rows if path.suffix == ".parquet" else read_jsonl for path in files]
-    return splits.take(lambda: (placed for read, path in zip(readers, files, strict=True) for placed in read(path)), split)
+    return splits.take(
+        lambda: (
+            placed for read, path in zip(readers, files, strict=True) for placed in read(path)
+        ),
+        split,
+    )
 
 
 def _parquet_rows(path: Path) -> Iterator[Located]:
@@ -276,16 +305,29 @@ def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
 
     address, _, revision = name.partition("@")
     path, _, config = address.partition(":")
-    part = {"data_dir": config or None} if path in ON_HUB and ON_HUB[path].folders else {"name": config or None}
+    part = (
+        {"data_dir": config or None}
+        if path in ON_HUB and ON_HUB[path].folders
+        else {"name": config or None}
+    )
     options = {**part, "revision": revision or None, "split": split, "cache_dir": data_dir}
     try:
         data = datasets.load_dataset(path, **options, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: SHAPE@jsonl:PATH") from error
-    labels = {column: item for column, item in data.features.items() if isinstance(item, datasets.ClassLabel)}
+        raise ValueError(
+            f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: SHAPE@jsonl:PATH"
+        ) from error
+    labels = {
+        column: item
+        for column, item in data.features.items()
+        if isinstance(item, datasets.ClassLabel)
+    }
     for i, row in enumerate(data):
-        yield f"hf:{name}/{split}[{i}]", row | {column: _label(item, row[column]) for column, item in labels.items()}
+        yield (
+            f"hf:{name}/{split}[{i}]",
+            row | {column: _label(item, row[column]) for column, item in labels.items()},
+        )
 
 
 def _label(feature: Any, value: Any) -> Any:
@@ -294,5 +336,11 @@ def _label(feature: Any, value: Any) -> Any:
 
 
 KINDS: dict[str, Callable[[str, str, str], Iterable[Located]]] = {
-    "jsonl": _jsonl, "json": _json, "tsv": _tsv, "text": _text, "blocks": _blocks, "tfds": _tfds, "hf": _hf,
+    "jsonl": _jsonl,
+    "json": _json,
+    "tsv": _tsv,
+    "text": _text,
+    "blocks": _blocks,
+    "tfds": _tfds,
+    "hf": _hf,
 }

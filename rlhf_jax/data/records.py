@@ -15,7 +15,6 @@ Left out on purpose: tools, and system messages anywhere else. Whether a system 
 chat template's affair; one that cannot is an error there rather than a turn that quietly disappears.
 """
 
-
 from __future__ import annotations
 
 import dataclasses
@@ -90,11 +89,15 @@ class Comparison:
             _check_not_empty(f"responses[{k}]", response)
         if len(self.ranks) != len(self.responses):
             raise _complaint(
-                "ranks", f"{len(self.ranks)} ranks for {len(self.responses)} responses", "one rank a response"
+                "ranks",
+                f"{len(self.ranks)} ranks for {len(self.responses)} responses",
+                "one rank a response",
             )
         for k, rank in enumerate(self.ranks):
             if rank < 1:
-                raise _complaint(f"ranks[{k}]", f"rank {rank}", "1 for the best, more for the others")
+                raise _complaint(
+                    f"ranks[{k}]", f"rank {rank}", "1 for the best, more for the others"
+                )
 
 
 def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -131,7 +134,9 @@ def to_dict(record: Record) -> dict[str, Any]:
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
         if item.name == "messages":
-            row["messages"] = [{"role": message.role, "content": message.content} for message in value]
+            row["messages"] = [
+                {"role": message.role, "content": message.content} for message in value
+            ]
         elif item.name != "metadata" or value:
             row[item.name] = list(value) if isinstance(value, tuple) else value
     return row
@@ -166,7 +171,9 @@ def _read_fields(record_type: type, row: object) -> dict[str, Any]:
             raise _complaint(str(name), "unknown field", f"only {', '.join(names)}")
     for item in items:
         if item.name not in row and item.default_factory is dataclasses.MISSING:
-            raise _complaint(item.name, "missing field", f"a {record_type.__name__} with {', '.join(names)}")
+            raise _complaint(
+                item.name, "missing field", f"a {record_type.__name__} with {', '.join(names)}"
+            )
     return {name: _READERS[name](name, row[name]) for name in names if name in row}
 
 
@@ -180,7 +187,9 @@ def read_string(name: str, value: object) -> str:
 
 
 def read_strings(name: str, value: object) -> tuple[str, ...]:
-    return tuple(read_string(f"{name}[{k}]", item) for k, item in enumerate(_read_list(name, value)))
+    return tuple(
+        read_string(f"{name}[{k}]", item) for k, item in enumerate(_read_list(name, value))
+    )
 
 
 def _read_integers(name: str, value: object) -> tuple[int, ...]:
@@ -234,10 +243,14 @@ def _check_turns(messages: tuple[Message, ...], *, last: str) -> None:
     for k, message in enumerate(messages[first:], first):
         turn = TURNS[(k - first) % 2]
         if message.role != turn:
-            raise _complaint(f"messages[{k}].role", repr(message.role), f"{turn!r}: turns alternate")
+            raise _complaint(
+                f"messages[{k}].role", repr(message.role), f"{turn!r}: turns alternate"
+            )
     if messages[-1].role != last:
         k = len(messages) - 1
-        raise _complaint(f"messages[{k}].role", repr(messages[k].role), f"{last!r} to have the last word")
+        raise _complaint(
+            f"messages[{k}].role", repr(messages[k].role), f"{last!r} to have the last word"
+        )
 
 
 def _check_not_empty(name: str, text: str) -> None:
@@ -251,8 +264,16 @@ def _complaint(name: str, what: str, expected: str) -> ValueError:
 
 def _type_name(value: object) -> str:
     """Names a JSON value's type in JSON's own words."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)
+    names = {
+        dict: "an object",
+        list: "a list",
+        str: "a string",
+        bool: "a boolean",
+        type(None): "null",
+    }
+    return names.get(
+        type(value), "a number" if isinstance(value, int | float) else type(value).__name__
+    )
 
 
 # What is left out is counted by reason and said in one line; nothing is skipped in silence.
@@ -290,7 +311,9 @@ def report(what: str, dropped: Dropped) -> None:
         ValueError: if nothing is left.
     """
     if dropped.total and dropped.count == dropped.total:
-        raise ValueError(f"{what}: {dropped}; nothing is left, expected a larger limit or other records")
+        raise ValueError(
+            f"{what}: {dropped}; nothing is left, expected a larger limit or other records"
+        )
     if dropped.count:
         print(f"   {what}: {dropped}", flush=True)
 

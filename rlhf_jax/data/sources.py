@@ -29,7 +29,6 @@ was expected; a row that its shape drops is counted by reason, and `load` prints
 Left out on purpose: writing to hubs.
 """
 
-
 from __future__ import annotations
 
 import dataclasses
@@ -86,7 +85,10 @@ _FIELDS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
     Document: (("text",), ("text",)),
     Demonstration: (("messages", "metadata"), ("messages",)),
     Prompt: (("messages", "metadata"), ("messages",)),
-    Comparison: (("messages", "responses", "ranks", "metadata"), ("messages", "responses", "ranks")),
+    Comparison: (
+        ("messages", "responses", "ranks", "metadata"),
+        ("messages", "responses", "ranks"),
+    ),
     LabelledText: (("text", "label"), ("text", "label")),
 }
 _FOREIGN_FIELDS = {"prompt", "completion", "question", "answer", "chosen", "rejected"}
@@ -108,7 +110,9 @@ def read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
             try:
                 return convert(row)
             except Drop as drop:
-                raise ValueError(f"row: one {drop}, expected none without a shape that may drop it") from None
+                raise ValueError(
+                    f"row: one {drop}, expected none without a shape that may drop it"
+                ) from None
     return read(record_type, row if strict else _own_fields(record_type, row))
 
 
@@ -160,7 +164,9 @@ class Source:
         address, _, query = source.partition("?")
         match = re.fullmatch(r"(?:(\w+)@)?(\w+):(.+)", address)
         if not match or match[2] not in KINDS:
-            raise ValueError(f"source: {source!r}, expected {', '.join(f'{known}:NAME' for known in KINDS)}")
+            raise ValueError(
+                f"source: {source!r}, expected {', '.join(f'{known}:NAME' for known in KINDS)}"
+            )
         shape, kind, name = match[1] or "", match[2], match[3]
         hub = re.split("[:@]", name)[0]
         if not shape and kind == "hf" and hub in ON_HUB:
@@ -180,7 +186,9 @@ class Source:
         if base not in self.options:
             return wanted
         if "[" in wanted:
-            raise ValueError(f"split: {wanted!r} where {base}={self.options[base]} is set, expected the name alone")
+            raise ValueError(
+                f"split: {wanted!r} where {base}={self.options[base]} is set, expected the name alone"
+            )
         return self.options[base]
 
 
@@ -191,11 +199,15 @@ def _options(source: str, query: str, shape: str) -> dict[str, str]:
     for item in query.split("&") if query else []:
         name, equals, value = item.partition("=")
         if name not in allowed or not equals or not value or name in options:
-            raise ValueError(f"{source}: option: {item!r}, expected NAME=VALUE once for each of {', '.join(allowed)}")
+            raise ValueError(
+                f"{source}: option: {item!r}, expected NAME=VALUE once for each of {', '.join(allowed)}"
+            )
         options[name] = value
     for name in needed:
         if name not in options:
-            raise ValueError(f"{source}: option: no {name}, expected ?{name}=VALUE, which {shape} needs")
+            raise ValueError(
+                f"{source}: option: no {name}, expected ?{name}=VALUE, which {shape} needs"
+            )
     if options.get("duplicates", "drop") != "drop" or not options.get("seed", "0").isdigit():
         raise ValueError(f"{source}: option: expected duplicates=drop, and a whole number as seed")
     _check_splits(source, options)
@@ -209,7 +221,9 @@ def _check_splits(source: str, options: dict[str, str]) -> None:
     train = options.get("train", "train")
     for name in ("validation", "test"):
         if name in options and splits.overlap(train, options[name]):
-            raise ValueError(f"{source}: option: train={train} and {name}={options[name]} overlap, expected disjoint parts")
+            raise ValueError(
+                f"{source}: option: train={train} and {name}={options[name]} overlap, expected disjoint parts"
+            )
 
 
 def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
@@ -234,14 +248,20 @@ def stream(source: str, record_type: type[R], *, split: str, data_dir: str) -> I
 class _Records(Generic[R]):
     """The records of one split of a source, which is read once for every iteration."""
 
-    def __init__(self, source: str, record_type: type[R], split: str, data_dir: str, *, count_repeats: bool) -> None:
+    def __init__(
+        self, source: str, record_type: type[R], split: str, data_dir: str, *, count_repeats: bool
+    ) -> None:
         self.place: Source = Source.parse(source)
         self.source, self.data_dir = source, data_dir
         self.record_type: type[R] = record_type
         self.split, self.by = self.place.split(split), self.place.options.get("by")
-        self.compares = "duplicates" in self.place.options or (count_repeats and self.place.shape != "")
+        self.compares = "duplicates" in self.place.options or (
+            count_repeats and self.place.shape != ""
+        )
         if self.by and "[" not in "".join([split, *self.place.options.values()]):
-            raise ValueError(f"{source}: option: by={self.by} without a slice, expected shares such as train=train[:90%]")
+            raise ValueError(
+                f"{source}: option: by={self.by} without a slice, expected shares such as train=train[:90%]"
+            )
 
     def __iter__(self) -> Iterator[R]:
         place, read = self.place, splits.base(self.split) if self.by else self.split
@@ -250,13 +270,17 @@ class _Records(Generic[R]):
         if self.compares:
             records = _repeats(place, list(records), what)
         if self.by and "[" in self.split:
-            records = splits.take_groups(records, self.split, by=self.by, seed=int(place.options.get("seed", "0")))
+            records = splits.take_groups(
+                records, self.split, by=self.by, seed=int(place.options.get("seed", "0"))
+            )
         empty = True
         for record in records:
             empty = False
             yield record
         if empty:
-            raise ValueError(f"{self.source}: split: {self.split!r} has no records, expected at least one")
+            raise ValueError(
+                f"{self.source}: split: {self.split!r} has no records, expected at least one"
+            )
 
 
 def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
@@ -270,7 +294,9 @@ def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
 # Rows become records.
 
 
-def _records(place: Source, record_type: type[R], rows: Iterable[Located], what: str) -> Iterator[R]:
+def _records(
+    place: Source, record_type: type[R], rows: Iterable[Located], what: str
+) -> Iterator[R]:
     """Converts all rows, leaves out what is to be left out, and in the end says so in one line."""
     read = _shape_reader(place, record_type) if place.shape else _own_reader(place, record_type)
     gather = SHAPES[place.shape].gather if place.shape else None
@@ -297,21 +323,30 @@ def _repeats(place: Source, records: list[R], what: str) -> list[R]:
     count = len(records) - len(first)
     if count:
         drop = "duplicates" in place.options
-        print(f"   {what}: {count} of {len(records)} records repeat another, {'dropped' if drop else 'kept'}", flush=True)
+        print(
+            f"   {what}: {count} of {len(records)} records repeat another, {'dropped' if drop else 'kept'}",
+            flush=True,
+        )
     return list(first.values()) if "duplicates" in place.options else records
 
 
 def _content(record: Record) -> tuple[Any, ...]:
     """What a record says, its metadata apart."""
-    return tuple(getattr(record, item.name) for item in dataclasses.fields(record) if item.name != "metadata")
+    return tuple(
+        getattr(record, item.name) for item in dataclasses.fields(record) if item.name != "metadata"
+    )
 
 
 def _shape_reader(place: Source, record_type: type) -> Reader:
     shape = SHAPES[place.shape]
     if record_type not in shape.converters:
         names = ", ".join(known.__name__ for known in shape.converters)
-        raise ValueError(f"{place.shape}@{place.kind}:{place.name}: holds {names}, expected {record_type.__name__}")
-    taken = {name: place.options[name] for name in (*shape.needs, *shape.takes) if name in place.options}
+        raise ValueError(
+            f"{place.shape}@{place.kind}:{place.name}: holds {names}, expected {record_type.__name__}"
+        )
+    taken = {
+        name: place.options[name] for name in (*shape.needs, *shape.takes) if name in place.options
+    }
 
     def read(row: Any) -> Sequence[Any]:
         found = shape.converters[record_type](row, **taken)

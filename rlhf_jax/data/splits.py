@@ -37,7 +37,10 @@ def overlap(one: str, other: str) -> bool:
     bounds = [bound for split in (one, other) for bound in _bounds(split)]
     if len({bound.endswith("%") for bound in bounds if bound}) > 1:
         return False
-    edges = [float(bound.rstrip("%")) if bound else (0.0, math.inf)[k % 2] for k, bound in enumerate(bounds)]
+    edges = [
+        float(bound.rstrip("%")) if bound else (0.0, math.inf)[k % 2]
+        for k, bound in enumerate(bounds)
+    ]
     return max(edges[0], edges[2]) < min(edges[1], edges[3])
 
 
@@ -62,9 +65,18 @@ def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iter
     start, stop = _bounds(split)
     for bound in (start, stop):
         if bound and not bound.endswith("%"):
-            raise ValueError(f"split: {split!r} of groups, expected percentages such as 'train[:90%]'")
-    low, high = (int(bound[:-1]) / 100 if bound else default for bound, default in ((start, 0.0), (stop, 1.0)))
-    return (record for record in records if low <= group_position(group_of(record, by), seed=seed) < high)
+            raise ValueError(
+                f"split: {split!r} of groups, expected percentages such as 'train[:90%]'"
+            )
+    low, high = (
+        int(bound[:-1]) / 100 if bound else default
+        for bound, default in ((start, 0.0), (stop, 1.0))
+    )
+    return (
+        record
+        for record in records
+        if low <= group_position(group_of(record, by), seed=seed) < high
+    )
 
 
 def split_by(
@@ -83,7 +95,8 @@ def split_by(
     edges[-1] = 1.0
     positions = [group_position(key(record), seed=seed) for record in records]
     return [
-        [record for record, u in zip(records, positions, strict=True) if low <= u < high] for low, high in pairwise(edges)
+        [record for record, u in zip(records, positions, strict=True) if low <= u < high]
+        for low, high in pairwise(edges)
     ]
 
 

@@ -26,12 +26,16 @@ import tokenizers
 
 from rlhf_jax.data.records import Message
 
-DATE = datetime.date(2024, 7, 26)  # what the templates of Llama 3 say where nobody tells them the date
+DATE = datetime.date(
+    2024, 7, 26
+)  # what the templates of Llama 3 say where nobody tells them the date
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
 
 
-CHUNK = 10_000  # texts encoded at once: what `tokenizers` keeps beside the ids weighs ten times as much
+CHUNK = (
+    10_000  # texts encoded at once: what `tokenizers` keeps beside the ids weighs ten times as much
+)
 
 
 def batch_ids(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -56,16 +60,25 @@ class ChatTemplate:
         self.source: str = fast.get_chat_template()
         self._jinja = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), self.source)
         if "strftime_now(" in self._jinja:
-            raise ValueError("chat template: calls strftime_now with a computed format, expected a constant one")
+            raise ValueError(
+                "chat template: calls strftime_now with a computed format, expected a constant one"
+            )
         content = json.loads(fast.backend_tokenizer.to_str())
         special = [token for token in content["added_tokens"] if token["special"]]
         self.special_ids = frozenset(int(token["id"]) for token in special)
-        spellings = sorted((token["content"] for token in special), key=len, reverse=True)  # the longest match wins
+        spellings = sorted(
+            (token["content"] for token in special), key=len, reverse=True
+        )  # the longest match wins
         self._name = f"\ue000{secrets.token_hex(8)}-"  # begins every secret name
         self._names = {spelling: f"{self._name}{i}\ue002" for i, spelling in enumerate(spellings)}
-        words = {spelling: f"\ue001{secrets.token_hex(8)}-{i}\ue002" for i, spelling in enumerate(spellings)}
+        words = {
+            spelling: f"\ue001{secrets.token_hex(8)}-{i}\ue002"
+            for i, spelling in enumerate(spellings)
+        }
         self._shield = _replacer(words)
-        self._unshield = _replacer({**self._names, **{word: spelling for spelling, word in words.items()}})
+        self._unshield = _replacer(
+            {**self._names, **{word: spelling for spelling, word in words.items()}}
+        )
 
     def text(self, messages: Sequence[Message], *, generation_prompt: bool) -> str:
         """Renders messages, special tokens under their secret names.
@@ -76,15 +89,22 @@ class ChatTemplate:
         chat = [{"role": one.role, "content": self._shield(one.content)} for one in messages]
         try:
             text: str = self._fast.apply_chat_template(
-                chat, chat_template=self._jinja, tokenize=False, add_generation_prompt=generation_prompt,
+                chat,
+                chat_template=self._jinja,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
                 date_string=DATE.strftime("%d %b %Y"),
             )
-        except Exception as error:  # whatever a template may do wrong, from its own complaints to a type error
+        except (
+            Exception
+        ) as error:  # whatever a template may do wrong, from its own complaints to a type error
             raise ValueError(f"chat template: {error}") from error
         for number, one in enumerate(chat):
             if one["content"].strip() not in text:
-                raise ValueError(f"chat template: messages[{number}] ({one['role']}) is left out or rewritten, expected "
-                                 "a template that quotes every turn as it is")
+                raise ValueError(
+                    f"chat template: messages[{number}] ({one['role']}) is left out or rewritten, expected "
+                    "a template that quotes every turn as it is"
+                )
         return self._unshield(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
@@ -96,9 +116,13 @@ class ChatTemplate:
         backend, restored = self._backend
         rows = [[restored.get(i, i) for i in ids] for ids in batch_ids(backend, texts)]
         for text, ids in zip(texts, rows, strict=True):
-            if sum(i in self.special_ids and i != self._fast.unk_token_id for i in ids) > text.count(self._name):
-                raise ValueError("tokenizer: a message spells one of its special tokens, and it has no other ids for "
-                                 "these letters; remove the spelling from the data")
+            if sum(
+                i in self.special_ids and i != self._fast.unk_token_id for i in ids
+            ) > text.count(self._name):
+                raise ValueError(
+                    "tokenizer: a message spells one of its special tokens, and it has no other ids for "
+                    "these letters; remove the spelling from the data"
+                )
         return rows
 
     def reply_end(self, prompt: Sequence[int], turn: Sequence[int]) -> int:
@@ -112,21 +136,30 @@ class ChatTemplate:
         """
         start = len(prompt)
         if list(turn[:start]) != list(prompt):
-            raise ValueError("chat template: the prompt is not the beginning of the same conversation with its reply, so "
-                             "the reply cannot be told apart; expected a template that only appends")
+            raise ValueError(
+                "chat template: the prompt is not the beginning of the same conversation with its reply, so "
+                "the reply cannot be told apart; expected a template that only appends"
+            )
         end = next((t for t in range(start, len(turn)) if turn[t] in self.special_ids), None)
         if end is None:
-            raise ValueError("chat template: no special token ends the assistant's turn, so a model could not learn to stop; "
-                             "expected the end-of-text token there")
+            raise ValueError(
+                "chat template: no special token ends the assistant's turn, so a model could not learn to stop; "
+                "expected the end-of-text token there"
+            )
         if end == start:
-            raise ValueError("chat template: the generation prompt does not open the assistant's turn, so its marker would be "
-                             "trained; expected a template that heeds add_generation_prompt")
+            raise ValueError(
+                "chat template: the generation prompt does not open the assistant's turn, so its marker would be "
+                "trained; expected a template that heeds add_generation_prompt"
+            )
         return end + 1
 
     @cached_property
     def turn_end_id(self) -> int:
         """The id of the special token that ends the assistant's turn, found by rendering one."""
-        prompt, turn = (self.text(_PROBE[:1], generation_prompt=True), self.text(_PROBE, generation_prompt=False))
+        prompt, turn = (
+            self.text(_PROBE[:1], generation_prompt=True),
+            self.text(_PROBE, generation_prompt=False),
+        )
         prompt_ids, turn_ids = self.encode_batch([prompt, turn])
         return turn_ids[self.reply_end(prompt_ids, turn_ids) - 1]
 
@@ -138,7 +171,10 @@ class ChatTemplate:
         for token in content["added_tokens"]:
             token["content"] = self._names.get(token["content"], token["content"])
         backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-        moved = {backend.token_to_id(token["content"]): int(token["id"]) for token in content["added_tokens"]}
+        moved = {
+            backend.token_to_id(token["content"]): int(token["id"])
+            for token in content["added_tokens"]
+        }
         return backend, {i: old for i, old in moved.items() if i is not None}
 
 

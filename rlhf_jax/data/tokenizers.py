@@ -45,7 +45,9 @@ class Tokenizer:
             ValueError: if it has no end-of-text token.
         """
         if fast.eos_token_id is None:
-            raise ValueError("tokenizer: no eos_token, expected one in tokenizer_config.json to end a turn")
+            raise ValueError(
+                "tokenizer: no eos_token, expected one in tokenizer_config.json to end a turn"
+            )
         self.fast = fast
         self.eos_id: int = fast.eos_token_id
         self.pad_id: int = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
@@ -55,8 +57,12 @@ class Tokenizer:
         self._untrusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())
         self._untrusted.encode_special_tokens = True
         added = self._trusted.get_added_tokens_decoder()
-        self._special_ids = {i for i, token in added.items() if token.special and i != fast.unk_token_id}
-        ends = (i for i, token in added.items() if token.special and token.content == END_OF_DOCUMENT)
+        self._special_ids = {
+            i for i, token in added.items() if token.special and i != fast.unk_token_id
+        }
+        ends = (
+            i for i, token in added.items() if token.special and token.content == END_OF_DOCUMENT
+        )
         self._document_end = next(ends, self.eos_id)
         self.num_ids = 1 + max(self._trusted.get_vocab(with_added_tokens=True).values())
 
@@ -80,14 +86,20 @@ class Tokenizer:
         prefix = self.prefix_ids
         ids = ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
         if prefix and ids[len(prefix) : 2 * len(prefix)] == prefix:
-            raise ValueError(f"tokenizer: a text begins with {self._trusted.decode(prefix, skip_special_tokens=False)} twice, "
-                             "expected once; see its chat template or the documents")
+            raise ValueError(
+                f"tokenizer: a text begins with {self._trusted.decode(prefix, skip_special_tokens=False)} twice, "
+                "expected once; see its chat template or the documents"
+            )
         return ids
 
     def beyond(self, size: int) -> list[tuple[str, bool]]:
         """Tokens whose ids are `size` or more, and whether each is special, so that no text of others is encoded to it."""
         added = self.fast.added_tokens_decoder
-        found = sorted((i, token) for token, i in self._trusted.get_vocab(with_added_tokens=True).items() if i >= size)
+        found = sorted(
+            (i, token)
+            for token, i in self._trusted.get_vocab(with_added_tokens=True).items()
+            if i >= size
+        )
         return [(token, i in added and added[i].special) for i, token in found]
 
     @property
@@ -138,8 +150,10 @@ class Tokenizer:
         for text, row in zip(texts, ids, strict=True):
             if not self._special_ids.isdisjoint(row):
                 spelled = self._trusted.id_to_token(next(i for i in row if i in self._special_ids))
-                raise ValueError(f"tokenizer: {text[:60]!r} spells {spelled}, and this tokenizer has no other ids for these "
-                                 "letters; remove the spelling from the data")
+                raise ValueError(
+                    f"tokenizer: {text[:60]!r} spells {spelled}, and this tokenizer has no other ids for these "
+                    "letters; remove the spelling from the data"
+                )
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Returns the text of `ids`, by default without padding and without the tokens that end a response.
@@ -158,7 +172,9 @@ class Tokenizer:
         if self._more_stops:
             content.update(stop_ids=self._more_stops)
         if self.template is not None:
-            content.update(chat_template=self.template.source, special_tokens=self.fast.special_tokens_map)
+            content.update(
+                chat_template=self.template.source, special_tokens=self.fast.special_tokens_map
+            )
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -196,7 +212,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         fast = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return Tokenizer(fast, more_stops=_read_stops(Path(folder)))
     except Exception as error:  # `tokenizers` raises bare Exceptions for damaged files.
-        raise ValueError(f"{path}: {error}, expected a tokenizer in the format of Hugging Face") from error
+        raise ValueError(
+            f"{path}: {error}, expected a tokenizer in the format of Hugging Face"
+        ) from error
 
 
 def _read_stops(folder: Path) -> list[int]:
@@ -220,7 +238,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
     if vocab_size < smallest:
-        raise ValueError(f"vocab_size: {vocab_size}, expected at least {smallest}: bytes and special tokens")
+        raise ValueError(
+            f"vocab_size: {vocab_size}, expected at least {smallest}: bytes and special tokens"
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -261,23 +281,37 @@ def with_chat_tokens(tokenizer: Tokenizer) -> Tokenizer:
         ValueError: if the tokenizer has a chat template, which needs no such tokens.
     """
     if tokenizer.template is not None:
-        raise ValueError("tokenizer: has a chat template, expected one without: it opens turns by tokens of its own")
+        raise ValueError(
+            "tokenizer: has a chat template, expected one without: it opens turns by tokens of its own"
+        )
     content = json.loads(tokenizer.fast.backend_tokenizer.to_str())
     if tokenizer.num_ids > tokenizer.vocab_size:
         # The backend numbers a new token by the count of the old ones: with gaps in the ids, that is another token's id.
-        new = [marker for marker in (USER, ASSISTANT) if tokenizer.fast.backend_tokenizer.token_to_id(marker) is None]
+        new = [
+            marker
+            for marker in (USER, ASSISTANT)
+            if tokenizer.fast.backend_tokenizer.token_to_id(marker) is None
+        ]
         content["model"]["vocab"] |= {marker: tokenizer.num_ids + k for k, marker in enumerate(new)}
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
     backend.add_special_tokens([AddedToken(token, special=True) for token in (USER, ASSISTANT)])
     stops = tokenizer.stop_ids
-    return _wrap(backend, pad=tokenizer.fast.pad_token, eos=tokenizer.fast.eos_token, more_stops=stops)
+    return _wrap(
+        backend, pad=tokenizer.fast.pad_token, eos=tokenizer.fast.eos_token, more_stops=stops
+    )
 
 
 def _wrap(
-    backend: tokenizers.Tokenizer, *, pad: str | None = PAD, eos: str = EOS, more_stops: Iterable[int] = ()
+    backend: tokenizers.Tokenizer,
+    *,
+    pad: str | None = PAD,
+    eos: str = EOS,
+    more_stops: Iterable[int] = (),
 ) -> Tokenizer:
     fast = _transformers().PreTrainedTokenizerFast
-    return Tokenizer(fast(tokenizer_object=backend, pad_token=pad, eos_token=eos), more_stops=more_stops)
+    return Tokenizer(
+        fast(tokenizer_object=backend, pad_token=pad, eos_token=eos), more_stops=more_stops
+    )
 
 
 def _without_special_tokens(texts: Iterable[str]) -> Iterator[str]:

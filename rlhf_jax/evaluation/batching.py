@@ -23,10 +23,15 @@ Result = TypeVar("Result")
 
 def batch_rows(count: int, batch_size: int) -> list[np.ndarray]:
     """Row numbers of consecutive batches; the last one is filled up by repeating the last row."""
-    return [np.minimum(np.arange(start, start + batch_size), count - 1) for start in range(0, count, batch_size)]
+    return [
+        np.minimum(np.arange(start, start + batch_size), count - 1)
+        for start in range(0, count, batch_size)
+    ]
 
 
-def run_batches(compute: Callable[[Batch], Result], batches: Sequence[Batch], what: str) -> list[Result]:
+def run_batches(
+    compute: Callable[[Batch], Result], batches: Sequence[Batch], what: str
+) -> list[Result]:
     """`compute` of every batch, as arrays on the host; `what` is what the results are, in a line every `PATIENCE` seconds."""
     results: list[Result] = []
     running: list[Result] = []
@@ -38,6 +43,10 @@ def run_batches(compute: Callable[[Batch], Result], batches: Sequence[Batch], wh
         now = time.monotonic()
         if results and now - spoke > PATIENCE and is_main_process():
             left = (now - began) / len(results) * (len(batches) - len(results))
-            print(f"   {what}: {len(results)} of {len(batches)} batches, {clock(left)} left", file=sys.stderr, flush=True)
+            print(
+                f"   {what}: {len(results)} of {len(batches)} batches, {clock(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )
             spoke = now
     return results + [jax.tree.map(fetch, last) for last in running]

@@ -28,8 +28,17 @@ class Best(NamedTuple):
 
 
 def best_of_n(
-    policy: LoadedModel, reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], key: jax.Array,
-    *, n: int, spec: SamplingSpec, prompt_length: int, response_length: int, batch_size: int,
+    policy: LoadedModel,
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    key: jax.Array,
+    *,
+    n: int,
+    spec: SamplingSpec,
+    prompt_length: int,
+    response_length: int,
+    batch_size: int,
 ) -> list[Best]:
     """The best of n responses to every prompt; a finished one beats all that are not.
 
@@ -38,10 +47,23 @@ def best_of_n(
     if n < 1:
         raise ValueError(f"best_of_n: n = {n}, expected 1 or more")
     drawn = generate(
-        policy.model, policy.params, tokenizer, prompts, key, spec=spec, prompt_length=prompt_length,
-        response_length=response_length, batch_size=batch_size, num_samples=n,
+        policy.model,
+        policy.params,
+        tokenizer,
+        prompts,
+        key,
+        spec=spec,
+        prompt_length=prompt_length,
+        response_length=response_length,
+        batch_size=batch_size,
+        num_samples=n,
     )
     score_NS = score_responses(reward, tokenizer, prompts, drawn, batch_size=batch_size)
     finished_NS = np.array([[one.finished for one in few] for few in drawn])
-    best_N = np.where(finished_NS | ~finished_NS.any(axis=1, keepdims=True), score_NS, -np.inf).argmax(axis=1)
-    return [Best(few[best], float(score_S[best])) for few, score_S, best in zip(drawn, score_NS, best_N, strict=True)]
+    best_N = np.where(
+        finished_NS | ~finished_NS.any(axis=1, keepdims=True), score_NS, -np.inf
+    ).argmax(axis=1)
+    return [
+        Best(few[best], float(score_S[best]))
+        for few, score_S, best in zip(drawn, score_NS, best_N, strict=True)
+    ]

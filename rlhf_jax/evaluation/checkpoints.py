@@ -37,23 +37,35 @@ def find(workdir: Path, path: str) -> CheckpointRef:
 def check_names(names: Iterable[str], reference: str) -> None:
     """Refuse names that cannot be part of a file's, and a reference that is not one of them."""
     named = list(names)
-    require(reference in named, f"reference={reference!r} is not among checkpoints: {', '.join(named)}")
+    require(
+        reference in named, f"reference={reference!r} is not among checkpoints: {', '.join(named)}"
+    )
     for name in named:
-        require(re.fullmatch(r"[\w.-]+", name) is not None,
-                f"checkpoints: the name {name!r} must consist of letters, digits and _.-")
+        require(
+            re.fullmatch(r"[\w.-]+", name) is not None,
+            f"checkpoints: the name {name!r} must consist of letters, digits and _.-",
+        )
 
 
 def in_order(entrants: dict[str, CheckpointRef]) -> dict[str, CheckpointRef]:
     """Parents before children: by the number of stages behind a checkpoint, then by name."""
     stages = ("pretrain", "sft")
-    rank = {name: stages.index(one.meta.stage) if one.meta.stage in stages else 2 for name, one in entrants.items()}
+    rank = {
+        name: stages.index(one.meta.stage) if one.meta.stage in stages else 2
+        for name, one in entrants.items()
+    }
     return dict(sorted(entrants.items(), key=lambda item: (rank[item[0]], item[0])))
 
 
 def described(entrants: Mapping[str, CheckpointRef]) -> dict[str, dict[str, Any]]:
     """What evaluation.json says of them."""
     return {
-        name: {"path": one.path, "stage": one.meta.stage, "step": one.meta.step, "fingerprint": one.meta.fingerprint}
+        name: {
+            "path": one.path,
+            "stage": one.meta.stage,
+            "step": one.meta.step,
+            "fingerprint": one.meta.fingerprint,
+        }
         for name, one in entrants.items()
     }
 

@@ -32,7 +32,9 @@ class Bootstrap(NamedTuple):
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Mean of observations with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)
-    interval = statistics.cluster_bootstrap(values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed)
+    interval = statistics.cluster_bootstrap(
+        values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
+    )
     return Estimate(interval.mean, interval.low, interval.high, values.size)
 
 
@@ -55,12 +57,20 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
     """Σ totals / Σ weights, for means over tokens; rows are resampled; `n` is the sum of weights."""
     totals, weights = np.asarray(totals_N, np.float64), np.asarray(weights_N, np.float64)
     rng = np.random.default_rng(bootstrap.seed)
-    drawn = rng.multinomial(totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples)
+    drawn = rng.multinomial(
+        totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples
+    )
     low, high = np.quantile((drawn @ totals) / (drawn @ weights), [0.025, 0.975])
-    return Estimate(float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum()))
+    return Estimate(
+        float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum())
+    )
 
 
-def paired_difference(a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
+def paired_difference(
+    a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap
+) -> Estimate:
     """Mean of a - b where observation i of both is about the same prompt."""
-    interval = statistics.paired_difference(a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed)
+    interval = statistics.paired_difference(
+        a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
+    )
     return Estimate(interval.mean, interval.low, interval.high, np.asarray(a_N).size)

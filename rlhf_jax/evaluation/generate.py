@@ -55,7 +55,9 @@ def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_lengt
     """
     if not prompts:
         raise ValueError("prompts: none, expected at least one to generate responses to")
-    rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
+    rendered = render_batch(
+        tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
+    )
     for row, (ids, _) in enumerate(rendered):
         if len(ids) > prompt_length:
             raise ValueError(
@@ -96,7 +98,14 @@ def generate(
     """
     encoded = encode_prompts(tokenizer, prompts, prompt_length)
     return _draw(
-        model, params, tokenizer, encoded, key, spec=spec, response_length=response_length, batch_size=batch_size,
+        model,
+        params,
+        tokenizer,
+        encoded,
+        key,
+        spec=spec,
+        response_length=response_length,
+        batch_size=batch_size,
         num_samples=num_samples,
     )
 
@@ -117,33 +126,59 @@ def complete(
     """As `generate`, after token ids instead of a conversation; each context has 1 to `prompt_length` of them."""
     encoded = _left_pad(contexts, tokenizer.pad_id, prompt_length)
     return _draw(
-        model, params, tokenizer, encoded, key, spec=spec, response_length=response_length, batch_size=batch_size,
+        model,
+        params,
+        tokenizer,
+        encoded,
+        key,
+        spec=spec,
+        response_length=response_length,
+        batch_size=batch_size,
         num_samples=num_samples,
     )
 
 
 def _draw(
-    model: LanguageModel, params: Params, tokenizer: Tokenizer, encoded: Encoded, key: jax.Array, *,
-    spec: SamplingSpec, response_length: int, batch_size: int, num_samples: int,
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    encoded: Encoded,
+    key: jax.Array,
+    *,
+    spec: SamplingSpec,
+    response_length: int,
+    batch_size: int,
+    num_samples: int,
 ) -> list[list[Generation]]:
     count = len(encoded.tokens_NP)
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:
         index, rows = batch
         return sample(
-            model, params, encoded.tokens_NP[rows], encoded.mask_NP[rows], jax.random.fold_in(key, index),
-            spec=spec, response_length=response_length, num_samples=num_samples,
-            stop_tokens=tokenizer.stop_ids, pad_id=tokenizer.pad_id,
+            model,
+            params,
+            encoded.tokens_NP[rows],
+            encoded.mask_NP[rows],
+            jax.random.fold_in(key, index),
+            spec=spec,
+            response_length=response_length,
+            num_samples=num_samples,
+            stop_tokens=tokenizer.stop_ids,
+            pad_id=tokenizer.pad_id,
         )
 
-    drawn = run_batches(draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses")
+    drawn = run_batches(
+        draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses"
+    )
     flat = [generation for samples in drawn for generation in _to_text(tokenizer, samples)]
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(count)]
 
 
 def _to_text(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
     generations = []
-    for tokens_R, length, stopped in zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True):
+    for tokens_R, length, stopped in zip(
+        samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True
+    ):
         ids = tuple(tokens_R[:length].tolist())
         generations.append(Generation(tokenizer.decode(ids), ids, bool(stopped)))
     return generations

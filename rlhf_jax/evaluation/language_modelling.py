@@ -41,7 +41,9 @@ def corpus_nll(
         mask_documents=mask_documents,
     )
     arrays = packed.arrays
-    return block_nll(model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size)
+    return block_nll(
+        model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
+    )
 
 
 def sequence_kl(

@@ -39,7 +39,9 @@ class Choices(NamedTuple):
     answers: Sequence[str]
 
 
-def continuation_logps(model: LanguageModel, params: Params, items: Sequence[Continuation], *, batch_size: int) -> np.ndarray:
+def continuation_logps(
+    model: LanguageModel, params: Params, items: Sequence[Continuation], *, batch_size: int
+) -> np.ndarray:
     """Σ_t log π(y_t | context, y_<t) of every continuation.
 
     Raises:
@@ -57,7 +59,10 @@ def continuation_logps(model: LanguageModel, params: Params, items: Sequence[Con
 
 def _shared(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
     """What contexts begin with in common, at least one token less than each: a multiple of `BUCKET`; empty if it is short."""
-    first, last = min(map(tuple, contexts)), max(map(tuple, contexts))  # all others lie between, and begin with it too
+    first, last = (
+        min(map(tuple, contexts)),
+        max(map(tuple, contexts)),
+    )  # all others lie between, and begin with it too
     common = min(common_length(first, last), min(map(len, contexts)) - 1)
     return first[: common // BUCKET * BUCKET] if common >= SHARED_FROM else ()
 
@@ -72,12 +77,19 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 def _read(model: LanguageModel, params: Params, tokens_1S: jax.Array) -> Cache | None:
     """A cache that holds one row of tokens."""
     cache = init_cache(model.config, *tokens_1S.shape)
-    return apply(model, params, tokens_1S, jnp.ones_like(tokens_1S), cache=cache, method="hidden")[1]
+    return apply(model, params, tokens_1S, jnp.ones_like(tokens_1S), cache=cache, method="hidden")[
+        1
+    ]
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _continuation_logps(
-    model: LanguageModel, params: Params, cache: Cache | None, tokens_BT: jax.Array, segments_BT: jax.Array, start_B: jax.Array
+    model: LanguageModel,
+    params: Params,
+    cache: Cache | None,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    start_B: jax.Array,
 ) -> jax.Array:
     if cache is not None:
         cache = grow_cache(cache, extra=tokens_BT.shape[1], repeats=len(tokens_BT))
@@ -86,22 +98,43 @@ def _continuation_logps(
     return -jnp.where(judged_BT, nll_BT, 0.0).sum(axis=1)
 
 
-def scores(model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int) -> np.ndarray:
+def scores(
+    model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int
+) -> np.ndarray:
     """The reward model's score of every continuation, read at its last token."""
     _check(items, model.config.context_length)
-    return _by_length(functools.partial(_scores, model, params), items, batch_size, model.config.context_length, "scores")
+    return _by_length(
+        functools.partial(_scores, model, params),
+        items,
+        batch_size,
+        model.config.context_length,
+        "scores",
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(model: ScalarModel, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array, start_B: jax.Array) -> jax.Array:
+def _scores(
+    model: ScalarModel,
+    params: Params,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    start_B: jax.Array,
+) -> jax.Array:
     return last_token_scores(model, params, tokens_BT, segments_BT)
 
 
 def choice_logps(
-    model: LanguageModel, params: Params, tokenizer: Tokenizer, questions: Sequence[Choices], *, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    questions: Sequence[Choices],
+    *,
+    batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(logp_C, length_C) of every question: summed log-probability and tokens of each answer."""
-    answers = iter(tokenizer.encode_batch([text for item in questions for text in item.answers], special=False))
+    answers = iter(
+        tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
+    )
     items = [Continuation(item.context, next(answers)) for item in questions for _ in item.answers]
     logp_N = continuation_logps(model, params, items, batch_size=batch_size)
     length_N = np.array([len(item.ids) for item in items])
@@ -110,11 +143,19 @@ def choice_logps(
 
 
 def block_nll(
-    model: LanguageModel, params: Params, tokens_NT: np.ndarray, segments_NT: np.ndarray, *, batch_size: int
+    model: LanguageModel,
+    params: Params,
+    tokens_NT: np.ndarray,
+    segments_NT: np.ndarray,
+    *,
+    batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Σ -log π(token t | before) of every row, and how many tokens were predicted in it."""
-    parts = run_batches(lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
-                    batch_rows(len(tokens_NT), batch_size), "losses")
+    parts = run_batches(
+        lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
+        batch_rows(len(tokens_NT), batch_size),
+        "losses",
+    )
     nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*parts, strict=True))
     return nll_N.astype(np.float64), count_N
 
@@ -128,7 +169,11 @@ def _block_nll(
 
 
 def _by_length(
-    compute: Callable[..., jax.Array], items: Sequence[Continuation], batch_size: int, context_length: int, what: str
+    compute: Callable[..., jax.Array],
+    items: Sequence[Continuation],
+    batch_size: int,
+    context_length: int,
+    what: str,
 ) -> np.ndarray:
     """One number per item, in the order of the items; `compute` sees equal items once, and in a batch items of about a length.
 
@@ -138,7 +183,9 @@ def _by_length(
     keys = [(tuple(item.context), tuple(item.ids)) for item in items]
     once = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     if len(once) < len(items):  # arguments that stand in many pairs
-        values = _by_length(compute, [Continuation(*key) for key in once], batch_size, context_length, what)
+        values = _by_length(
+            compute, [Continuation(*key) for key in once], batch_size, context_length, what
+        )
         return values[[once[key] for key in keys]]
     length_N = np.array([len(item.context) + len(item.ids) for item in items])
     longest_first_N = np.argsort(-length_N, kind="stable")
@@ -157,9 +204,13 @@ def _by_length(
 def _check(items: Sequence[Continuation], context_length: int) -> None:
     for number, (context, ids) in enumerate(items):
         if not context or not ids:
-            raise ValueError(f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, expected some")
+            raise ValueError(
+                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, expected some"
+            )
         if len(context) + len(ids) > context_length:
-            raise ValueError(f"text {number} has {len(context)} + {len(ids)} tokens, the model's context is {context_length}")
+            raise ValueError(
+                f"text {number} has {len(context)} + {len(ids)} tokens, the model's context is {context_length}"
+            )
 
 
 def _pad(items: Sequence[Continuation], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

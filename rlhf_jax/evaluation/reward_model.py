@@ -49,10 +49,14 @@ def ranked_preferences(pairs: Pairs, ranks: Sequence[Sequence[int]]) -> np.ndarr
 def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Mean with an interval over prompts; one prompt alone has none, for resampling it shows no spread."""
     found = clustered_mean(values_M, prompt_M, bootstrap)
-    return found if np.unique(np.asarray(prompt_M)).size > 1 else found._replace(low=None, high=None)
+    return (
+        found if np.unique(np.asarray(prompt_M)).size > 1 else found._replace(low=None, high=None)
+    )
 
 
-def accuracy(difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+def accuracy(
+    difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
+) -> Estimate:
     """Share of decided pairs that the score orders as the judge does, clustered by prompt.
 
     `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are
@@ -70,5 +74,7 @@ def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Est
     decided = preference_M != 0.5
     if not decided.any():
         return Estimate(float("nan"), None, None, 0)
-    measured = statistics.calibration(difference_M[decided], preference_M[decided], num_bins=NUM_BINS)
+    measured = statistics.calibration(
+        difference_M[decided], preference_M[decided], num_bins=NUM_BINS
+    )
     return Estimate(measured.ece, None, None, int(decided.sum()))

@@ -8,8 +8,6 @@ the terminal.
  "seed", "version"}
 """
 
-
-
 import hashlib
 import json
 import math
@@ -47,7 +45,10 @@ def row_to_json(row: Row) -> dict[str, Any]:
         for name, e in row.values.items()
         if math.isfinite(e.value)
     }
-    return {**{name: part for name, part in row._asdict().items() if name != "values"}, "values": values}
+    return {
+        **{name: part for name, part in row._asdict().items() if name != "values"},
+        "values": values,
+    }
 
 
 def _finite(x: float | None) -> float | None:
@@ -63,7 +64,9 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     temporary.replace(path)
 
 
-def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console) -> None:
+def print_table(
+    rows: Sequence[Row], checkpoints: Mapping[str, str], reference: str, console: Console
+) -> None:
     """Print the table; `checkpoints` maps names to what is said below them.
 
     Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
@@ -72,7 +75,9 @@ def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: 
     table.add_column("metric", no_wrap=True)
     for name, below in checkpoints.items():
         heading = Text(name, style="bold")
-        heading.append(f"\n{below}" + ("\nreference" if name == reference else ""), style="dim not bold")
+        heading.append(
+            f"\n{below}" + ("\nreference" if name == reference else ""), style="dim not bold"
+        )
         table.add_column(heading, justify="right", no_wrap=True)
     group = ""
     for row in rows:
@@ -81,12 +86,17 @@ def print_table(rows: Sequence[Row], checkpoints: Mapping[str, str], reference: 
             group = row.group
         table.add_row(_label(row), *(_cell(row, name, reference) for name in checkpoints))
     # Where output goes to a file or a narrow window, rich would cut the numbers.
-    console.width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
+    )
     console.print(table)
-    console.print(Text(
-        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
-        f"green and red: interval clear of {reference}'s.", style="dim",
-    ))
+    console.print(
+        Text(
+            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
+            f"green and red: interval clear of {reference}'s.",
+            style="dim",
+        )
+    )
 
 
 def _label(row: Row) -> Text:
@@ -101,7 +111,10 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     found = row.values.get(name)
     if found is None or not math.isfinite(found.value):
         return Text("–", style="dim")
-    text = Text(f"{round(found.value, 3) + 0.0:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
+    text = Text(
+        f"{round(found.value, 3) + 0.0:.3f}",
+        style=_verdict(row, found, row.values.get(reference), name == reference),
+    )
     if found.low is not None and found.high is not None:
         text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
     return text
@@ -167,7 +180,11 @@ Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
 
 
 def estimates_of(
-    values: Mapping[str, ArrayLike], of: Estimator, bootstrap: Bootstrap, *, chosen: Mapping[str, np.ndarray] | None = None
+    values: Mapping[str, ArrayLike],
+    of: Estimator,
+    bootstrap: Bootstrap,
+    *,
+    chosen: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Estimate]:
     """`of` one number per question for every checkpoint, over the `chosen` questions; none where no question is left."""
     found = {}
@@ -184,7 +201,9 @@ def kept_questions(answered: Sequence[Any]) -> list[int]:
     return [n for n, one in enumerate(answered) if one is not None]
 
 
-def left_out(group: str, measured: Measured, total: int, unit: str, *, after: str = "") -> list[Row]:
+def left_out(
+    group: str, measured: Measured, total: int, unit: str, *, after: str = ""
+) -> list[Row]:
     """A row that counts the questions that do not fit a model's context, if there are any."""
     counts = {name: total - len(data["kept"]) for name, data in measured.items()}
     if not any(counts.values()):
@@ -208,10 +227,20 @@ def side_by_side(
     """
 
     def samples(measured: Measured, count: int) -> list[dict[str, Any]]:
-        place = {name: {kept: n for n, kept in enumerate(data["kept"])} for name, data in measured.items()}
+        place = {
+            name: {kept: n for n, kept in enumerate(data["kept"])}
+            for name, data in measured.items()
+        }
         return [
-            {"prompt": prompt, "metadata": {"benchmark": benchmark},
-             "responses": {name: reply(data, place[name][n]) for name, data in measured.items() if n in place[name]}}
+            {
+                "prompt": prompt,
+                "metadata": {"benchmark": benchmark},
+                "responses": {
+                    name: reply(data, place[name][n])
+                    for name, data in measured.items()
+                    if n in place[name]
+                },
+            }
             for n, prompt in enumerate(prompts[:count])
         ]
 

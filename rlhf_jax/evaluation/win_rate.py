@@ -37,9 +37,14 @@ def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarr
     value = length_controlled_win_rate(preference_NS.ravel(), length_difference_NS.ravel())
     if num_prompts < JACKKNIFE_GROUPS:
         return Estimate(value, None, None, preference_NSL.size)
-    kept_GN = np.arange(num_prompts)[None] % JACKKNIFE_GROUPS != np.arange(JACKKNIFE_GROUPS)[:, None]
+    kept_GN = (
+        np.arange(num_prompts)[None] % JACKKNIFE_GROUPS != np.arange(JACKKNIFE_GROUPS)[:, None]
+    )
     left_out = [
-        length_controlled_win_rate(preference_NS[kept_N].ravel(), length_difference_NS[kept_N].ravel()) for kept_N in kept_GN
+        length_controlled_win_rate(
+            preference_NS[kept_N].ravel(), length_difference_NS[kept_N].ravel()
+        )
+        for kept_N in kept_GN
     ]
     theta = special.logit(np.clip(left_out, 1e-12, 1 - 1e-12))
     error = np.sqrt((JACKKNIFE_GROUPS - 1) * np.mean(np.square(theta - theta.mean())))

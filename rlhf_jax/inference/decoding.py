@@ -34,9 +34,13 @@ class SamplingSpec:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(f"sampling.temperature = {self.temperature}: expected 0 (greedy) or a positive number.")
+            raise ValueError(
+                f"sampling.temperature = {self.temperature}: expected 0 (greedy) or a positive number."
+            )
         if self.top_k < 0:
-            raise ValueError(f"sampling.top_k = {self.top_k}: expected 0 (off) or the number of tokens to keep.")
+            raise ValueError(
+                f"sampling.top_k = {self.top_k}: expected 0 (off) or the number of tokens to keep."
+            )
         if not 0.0 <= self.top_p <= 1.0:
             raise ValueError(f"sampling.top_p = {self.top_p}: expected 0 <= top_p <= 1 (1 is off).")
         if self.nucleus not in ("holtzman", "openai"):
@@ -86,7 +90,9 @@ def nucleus_filter(logits: jax.Array, p: float, *, nucleus: str) -> jax.Array:
     kept = bits >= crossing
     if nucleus == "openai":
         above = jnp.where(bits > crossing, weight, 0.0).sum(-1, keepdims=True)
-        fits = above + jax.lax.bitcast_convert_type(crossing, jnp.float32) <= target  # one of several that tie
+        fits = (
+            above + jax.lax.bitcast_convert_type(crossing, jnp.float32) <= target
+        )  # one of several that tie
         kept &= (bits > crossing) | fits | (above == 0)
     return jnp.where(kept, logits, EXCLUDED)
 
@@ -146,7 +152,9 @@ def _find(weight_BN: jax.Array, target_B: jax.Array) -> tuple[jax.Array, jax.Arr
     """First column of positive weight at which the running sum exceeds the target, and the sum before it."""
     size = weight_BN.shape[1]
     # A product with a triangle is the fastest running sum; "highest" keeps GPUs from rounding to TF32.
-    sum_BN = jnp.matmul(weight_BN, jnp.triu(jnp.ones((size, size), weight_BN.dtype)), precision="highest")
+    sum_BN = jnp.matmul(
+        weight_BN, jnp.triu(jnp.ones((size, size), weight_BN.dtype)), precision="highest"
+    )
     positive_BN = weight_BN > 0
     beyond_BN = positive_BN & (sum_BN > target_B[:, None])
     # Rounding can leave the target at or above the total; then the last possible column is meant.

@@ -40,7 +40,9 @@ def first_fit(length_B: jax.Array, row_length: int) -> tuple[jax.Array, jax.Arra
         row = jnp.argmax(room_N >= length)
         return room_N.at[row].add(-length), (row, row_length - room_N[row])
 
-    _, laid = jax.lax.scan(lay, jnp.full(length_B.shape, row_length, length_B.dtype), length_B[order_B])
+    _, laid = jax.lax.scan(
+        lay, jnp.full(length_B.shape, row_length, length_B.dtype), length_B[order_B]
+    )
     row_B, start_B = (jnp.zeros_like(x).at[order_B].set(x) for x in laid)
     return row_B, start_B
 
@@ -64,10 +66,16 @@ def pack(tokens_BT: jax.Array, segments_BT: jax.Array, num_rows: int) -> Packed:
     real_BT = segments_BT > 0
     row_B, start_B = first_fit(real_BT.sum(axis=1), time)
     shift_B = start_B - jnp.argmax(real_BT, axis=1)
-    column_BT = jnp.where(real_BT, jnp.arange(time)[None, :] + shift_B[:, None], time)  # padding falls off the end
+    column_BT = jnp.where(
+        real_BT, jnp.arange(time)[None, :] + shift_B[:, None], time
+    )  # padding falls off the end
 
     def lay(x_BT: jax.Array) -> jax.Array:
-        return jnp.zeros((num_rows, time), x_BT.dtype).at[row_B[:, None], column_BT].set(x_BT, mode="drop")
+        return (
+            jnp.zeros((num_rows, time), x_BT.dtype)
+            .at[row_B[:, None], column_BT]
+            .set(x_BT, mode="drop")
+        )
 
     # An example is named by its first column: positive, and growing along the row.
     segment_BT = jnp.broadcast_to(start_B[:, None] + 1, tokens_BT.shape).astype(segments_BT.dtype)

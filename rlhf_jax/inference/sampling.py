@@ -33,7 +33,9 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
 
-SMALLEST = 16  # rows of a device; every halving below that is one more loop to compile and saves little
+SMALLEST = (
+    16  # rows of a device; every halving below that is one more loop to compile and saves little
+)
 
 
 class Samples(NamedTuple):
@@ -84,11 +86,17 @@ def sample(
     numbers before compiling.
     """
     if response_length < 1 or num_samples < 1:
-        raise ValueError(f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1.")
+        raise ValueError(
+            f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1."
+        )
     if max_rows < 0:
-        raise ValueError(f"max_rows = {max_rows}: expected a number of rows, or 0 for all of them at once.")
+        raise ValueError(
+            f"max_rows = {max_rows}: expected a number of rows, or 0 for all of them at once."
+        )
     if prompt_BP.shape != prompt_mask_BP.shape:
-        raise ValueError(f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}.")
+        raise ValueError(
+            f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}."
+        )
     return _sample(
         model,
         params,
@@ -125,12 +133,16 @@ def _sample(
     uniform_RN = jax.random.uniform(key, (response_length, count))
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
-        logits_BV = decoding.sampling_logits(apply(model, params, hidden_BD, method="unembed"), spec)
+        logits_BV = decoding.sampling_logits(
+            apply(model, params, hidden_BD, method="unembed"), spec
+        )
         return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], stop_tokens, pad_id)
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
-        hidden_B1D, cache = apply(model, params, state.token_B[:, None], segments_B1, cache=state.cache, method="hidden")
+        hidden_B1D, cache = apply(
+            model, params, state.token_B[:, None], segments_B1, cache=state.cache, method="hidden"
+        )
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     shards = num_shards(len(hidden_BD), BATCH)
@@ -167,7 +179,9 @@ class _Prompts(NamedTuple):
     shards: int
 
 
-def _begin(rows: int, shape_RN: tuple[int, int], pad_id: int, cache: Cache, *, alive: bool) -> _State:
+def _begin(
+    rows: int, shape_RN: tuple[int, int], pad_id: int, cache: Cache, *, alive: bool
+) -> _State:
     """Before the first token of any row."""
     return _State(
         step_B=jnp.zeros(rows, jnp.int32),
@@ -183,7 +197,10 @@ def _begin(rows: int, shape_RN: tuple[int, int], pad_id: int, cache: Cache, *, a
 
 
 def _with_refills(
-    prompts: _Prompts, state: _State, step: Callable[[_State], _State], draw: Callable[[_State, jax.Array], _State]
+    prompts: _Prompts,
+    state: _State,
+    step: Callable[[_State], _State],
+    draw: Callable[[_State, jax.Array], _State],
 ) -> _State:
     """Decode until no prompt waits: whenever a quarter of a device's rows is free, the next prompts take all that are."""
     per_shard = len(prompts.hidden_BD) * prompts.num_samples // prompts.shards
@@ -200,21 +217,30 @@ def _with_refills(
         first = draw(state._replace(alive_B=taken_B), hidden_BD)
         alive_B = jnp.where(taken_B, first.alive_B, state.alive_B)
         # Rows that were decoding keep their place: the draw above was not theirs.
-        state = first._replace(alive_B=alive_B, token_B=jnp.where(taken_B, first.token_B, state.token_B))
+        state = first._replace(
+            alive_B=alive_B, token_B=jnp.where(taken_B, first.token_B, state.token_B)
+        )
         return next_S, jax.lax.while_loop(busy, step, state)
 
     waiting = (jnp.zeros(prompts.shards, jnp.int32), state)
     return jax.lax.while_loop(lambda carry: (carry[0] < per_shard).any(), turn, waiting)[1]
 
 
-def _refill(prompts: _Prompts, next_S: jax.Array, state: _State) -> tuple[jax.Array, jax.Array, _State]:
+def _refill(
+    prompts: _Prompts, next_S: jax.Array, state: _State
+) -> tuple[jax.Array, jax.Array, _State]:
     """The waiting rows `next_S` and following of every shard take its free rows."""
-    shards, per_shard = prompts.shards, len(prompts.hidden_BD) * prompts.num_samples // prompts.shards
+    shards, per_shard = (
+        prompts.shards,
+        len(prompts.hidden_BD) * prompts.num_samples // prompts.shards,
+    )
     free_SB = ~state.alive_B.reshape(shards, -1)
     order_SB = next_S[:, None] + jnp.cumsum(free_SB, axis=1) - 1
     taken_SB = free_SB & (order_SB < per_shard)
     taken_B = taken_SB.reshape(-1)
-    row_B = jnp.where(taken_B, (order_SB + per_shard * jnp.arange(shards)[:, None]).reshape(-1), state.row_B)
+    row_B = jnp.where(
+        taken_B, (order_SB + per_shard * jnp.arange(shards)[:, None]).reshape(-1), state.row_B
+    )
     prompt_SB = jnp.where(taken_SB, order_SB, 0) // prompts.num_samples
 
     def fill(old_B: jax.Array, new_B: jax.Array) -> jax.Array:
@@ -247,7 +273,10 @@ def _shrink(state: _State, shards: int, size: int) -> _State:
         return state
     kept_SK = jnp.argsort(~state.alive_B.reshape(shards, -1), axis=1, stable=True)[:, :size]
 
-    kept = {name: _of_shards(getattr(state, name), kept_SK) for name in ("step_B", "row_B", "token_B", "alive_B")}
+    kept = {
+        name: _of_shards(getattr(state, name), kept_SK)
+        for name in ("step_B", "row_B", "token_B", "alive_B")
+    }
     return state._replace(cache=_cache_of(state.cache, kept_SK), **kept)
 
 
@@ -261,7 +290,10 @@ def _of_shards(x_N: jax.Array, kept_SK: jax.Array, *rest: tuple[str, ...]) -> ja
 
 def _cache_of(cache: Cache, kept_SK: jax.Array) -> Cache:
     """The cache of rows by their numbers within each shard."""
-    keys, values = (tuple(_of_shards(x_BGSK, kept_SK, TENSOR, WHOLE, WHOLE) for x_BGSK in part) for part in cache[:2])
+    keys, values = (
+        tuple(_of_shards(x_BGSK, kept_SK, TENSOR, WHOLE, WHOLE) for x_BGSK in part)
+        for part in cache[:2]
+    )
     length = _of_shards(cache.length, kept_SK) if cache.length.ndim else cache.length
     return Cache(keys, values, _of_shards(cache.segments_BS, kept_SK, WHOLE), length)
 
@@ -276,13 +308,21 @@ def _prefill(
     return hidden_BPD[:, -1], cache
 
 
-def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, stop_tokens: tuple[int, ...], pad_id: int) -> _State:
+def _emit(
+    state: _State,
+    logits_BV: jax.Array,
+    uniform_B: jax.Array,
+    stop_tokens: tuple[int, ...],
+    pad_id: int,
+) -> _State:
     """Draw one token per living row and write it down."""
     drawn_B, living_B = decoding.inverse_cdf(uniform_B, logits_BV), state.alive_B
     logp_B = decoding.log_prob(logits_BV, drawn_B)
     ended_B = living_B & jnp.isin(drawn_B, jnp.asarray(stop_tokens, jnp.int32))
     room = len(state.tokens_RN)
-    row_B = jnp.where(living_B, state.row_B, state.tokens_RN.shape[1])  # beyond the last: rows that rest write nothing
+    row_B = jnp.where(
+        living_B, state.row_B, state.tokens_RN.shape[1]
+    )  # beyond the last: rows that rest write nothing
     return state._replace(
         step_B=state.step_B + living_B,
         token_B=jnp.where(living_B, drawn_B, pad_id),

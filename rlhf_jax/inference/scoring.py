@@ -54,12 +54,18 @@ def next_token(
     A column is valid when it and the column before it belong to the same segment; so column 0, the first
     token of a segment and a token right after a gap are not. What a `cache` holds comes before column 0.
     """
-    hidden_BTD, _ = apply(model, params, tokens_BT, segments_BT, cache=cache, method="hidden", dropout_key=dropout_key)
+    hidden_BTD, _ = apply(
+        model, params, tokens_BT, segments_BT, cache=cache, method="hidden", dropout_key=dropout_key
+    )
 
-    def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def read(
+        params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
-    log_z_BU, chosen_BU = _by_columns(read, params, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:])
+    log_z_BU, chosen_BU = _by_columns(
+        read, params, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:]
+    )
     return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
@@ -86,14 +92,18 @@ def _by_columns(
         return jnp.moveaxis(x_BT.reshape(len(x_BT), parts, width, *x_BT.shape[2:]), 1, 0)
 
     def read_parts(params: Params, *columns: jax.Array) -> tuple[jax.Array, ...]:
-        found = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), tuple(map(split, columns)))
+        found = jax.lax.map(
+            lambda part: jax.checkpoint(read)(params, *part), tuple(map(split, columns))
+        )
         return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in found)
 
     return each_shard(read_parts, params, *columns)
 
 
 def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.nn.logsumexp(logits_BUV, axis=-1), jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BUV, axis=-1), jnp.take_along_axis(
+        logits_BUV, target_BU[..., None], axis=-1
+    )[..., 0]
 
 
 def _predictions(log_z_BU: jax.Array, chosen_BU: jax.Array, segments_BT: jax.Array) -> NextToken:
@@ -122,7 +132,10 @@ def next_token_nll(
 
 
 def join(
-    prompt_BP: jax.Array, prompt_mask_BP: jax.Array, response_BR: jax.Array, response_mask_BR: jax.Array
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    response_BR: jax.Array,
+    response_mask_BR: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Prompt and response side by side: (tokens_BT, segments_BT)."""
     tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
@@ -155,14 +168,22 @@ def response_logps(
             'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
         )
     laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
-    hidden_NTD = _by_rows(lambda *rows: apply(model, params, *rows, method="hidden")[0], model.config, laid)
+    hidden_NTD = _by_rows(
+        lambda *rows: apply(model, params, *rows, method="hidden")[0], model.config, laid
+    )
     hidden_BRD = _before_responses(hidden_NTD, laid, prompt_BP.shape[1])
 
-    def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_BUV = decoding.sampling_logits(apply(model, params, hidden_BUD, method="unembed"), spec)
+    def read(
+        params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits_BUV = decoding.sampling_logits(
+            apply(model, params, hidden_BUD, method="unembed"), spec
+        )
         return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
 
-    logp_BR, entropy_BR = _by_columns(read, params, model.config.vocab_size, hidden_BRD, response_BR)
+    logp_BR, entropy_BR = _by_columns(
+        read, params, model.config.vocab_size, hidden_BRD, response_BR
+    )
     mask_BR = response_mask_BR.astype(bool)
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
@@ -180,7 +201,9 @@ def response_values(
     """value_BR: V(all before response token r), 0 where masked."""
     laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
     score_NT = _by_rows(partial(apply, model, params), model.config, laid)
-    return jnp.where(response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0)
+    return jnp.where(
+        response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0
+    )
 
 
 class _Rows(NamedTuple):
@@ -191,18 +214,28 @@ class _Rows(NamedTuple):
 
 
 def _lay(
-    prompt_BP: jax.Array, prompt_mask_BP: jax.Array, response_BR: jax.Array, response_mask_BR: jax.Array, num_rows: int
+    prompt_BP: jax.Array,
+    prompt_mask_BP: jax.Array,
+    response_BR: jax.Array,
+    response_mask_BR: jax.Array,
+    num_rows: int,
 ) -> _Rows | Packed:
     tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
     return pack(tokens_BT, segments_BT, num_rows) if num_rows else _Rows(tokens_BT, segments_BT)
 
 
-def _by_rows(read: Callable[..., jax.Array], c: TransformerConfig, laid: _Rows | Packed) -> jax.Array:
+def _by_rows(
+    read: Callable[..., jax.Array], c: TransformerConfig, laid: _Rows | Packed
+) -> jax.Array:
     """`read(tokens_NT, segments_NT)`, in as few parts as keep a layer's activations on a device within `MOST_ACTIVATIONS`."""
     rows, time = laid.tokens_NT.shape
     mine = rows // num_shards(rows, BATCH)
     per_row = time * max(c.ffw_width, c.num_heads * time) // num_shards(c.num_heads, TENSOR)
-    parts = next(p for p in range(1, mine + 1) if mine % p == 0 and (mine // p * per_row <= MOST_ACTIVATIONS or p == mine))
+    parts = next(
+        p
+        for p in range(1, mine + 1)
+        if mine % p == 0 and (mine // p * per_row <= MOST_ACTIVATIONS or p == mine)
+    )
     if parts == 1:
         return read(laid.tokens_NT, laid.segments_NT)
 
@@ -229,7 +262,9 @@ def last_token_scores(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """score_B read at the last real token of each row, wherever its padding is; 0 for a row of padding."""
-    return _last_scores(apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key), segments_BT)
+    return _last_scores(
+        apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key), segments_BT
+    )
 
 
 def _last_scores(score_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -309,6 +344,8 @@ def packed_logps(
 ) -> jax.Array:
     """logp_BC: Σ log π over the `length_BC` tokens that end at (row_BC, last_BC), candidates packed several to a row."""
     nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
-    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2)
+    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(
+        jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2
+    )
     own_BCT = (before_BCT >= 0) & (before_BCT < length_BC[..., None])
     return -jnp.where(own_BCT, nll_NT[row_BC], 0.0).sum(axis=-1)

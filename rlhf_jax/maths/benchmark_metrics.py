@@ -34,7 +34,10 @@ def truthfulqa(true_logps: ArrayLike, false_logps: ArrayLike, *, best: int) -> T
     is a logsumexp: the original script exponentiates, and to survive underflow scales true and false answers
     differently.
     """
-    true_logps, false_logps = np.asarray(true_logps, np.float64), np.asarray(false_logps, np.float64)
+    true_logps, false_logps = (
+        np.asarray(true_logps, np.float64),
+        np.asarray(false_logps, np.float64),
+    )
     highest_false = false_logps.max()
     log_odds = special.logsumexp(true_logps) - special.logsumexp(false_logps)
     return TruthfulQA(
@@ -57,7 +60,9 @@ def choice_entropy_bits(choice_logps: ArrayLike) -> np.ndarray:
 
 def crows_entropy_bits(more_logp: ArrayLike, less_logp: ArrayLike) -> float:
     """Mean entropy in bits of the choice between a pair's more and less stereotyping sentence."""
-    pairs = np.stack([np.asarray(more_logp, np.float64), np.asarray(less_logp, np.float64)], axis=-1)
+    pairs = np.stack(
+        [np.asarray(more_logp, np.float64), np.asarray(less_logp, np.float64)], axis=-1
+    )
     return float(np.mean(choice_entropy_bits(pairs)))
 
 

@@ -55,7 +55,12 @@ def categorical(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
 
 
 def ziegler_update(
-    kl_coef: jax.Array | float, kl: jax.Array | float, *, target: float, horizon: float, num_episodes: int
+    kl_coef: jax.Array | float,
+    kl: jax.Array | float,
+    *,
+    target: float,
+    horizon: float,
+    num_episodes: int,
 ) -> jax.Array:
     """β ← β (1 + clip(KL/target − 1, −0.2, 0.2) · num_episodes/horizon) (Ziegler et al. 2019, section 2.2).
 
@@ -67,7 +72,9 @@ def ziegler_update(
     return jnp.asarray(kl_coef, jnp.float32) * (1.0 + error * num_episodes / horizon)
 
 
-def ppo2017_update(beta: jax.Array | float, kl: jax.Array | float, *, target: jax.Array | float) -> jax.Array:
+def ppo2017_update(
+    beta: jax.Array | float, kl: jax.Array | float, *, target: jax.Array | float
+) -> jax.Array:
     """β ← β/2 if KL < target/1.5, 2β if KL > 1.5·target, else β (Schulman et al. 2017, section 4).
 
     `kl` is the mean per-token KL(π_old ‖ π) after the policy update.

@@ -41,7 +41,9 @@ def entropy(logits: jax.Array) -> jax.Array:
     """−Σ_v p_v log p_v over the last axis, in nats; tokens with logit −∞ contribute 0."""
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     possible = logp > -jnp.inf
-    return -jnp.sum(jnp.where(possible, jnp.exp(logp) * jnp.where(possible, logp, 0.0), 0.0), axis=-1)
+    return -jnp.sum(
+        jnp.where(possible, jnp.exp(logp) * jnp.where(possible, logp, 0.0), 0.0), axis=-1
+    )
 
 
 def _log_ratio(logp_BR: jax.Array, old_logp_BR: jax.Array, mask_BR: jax.Array) -> jax.Array:
@@ -74,7 +76,9 @@ def _clipped_surrogate(
     clipped_BR = -advantage_BR * jnp.clip(ratio_BR, 1.0 - cliprange, 1.0 + high)
     loss_BR = jnp.maximum(free_BR, clipped_BR)
     if dual_clip is not None:
-        loss_BR = jnp.where(advantage_BR < 0, jnp.minimum(loss_BR, -advantage_BR * dual_clip), loss_BR)
+        loss_BR = jnp.where(
+            advantage_BR < 0, jnp.minimum(loss_BR, -advantage_BR * dual_clip), loss_BR
+        )
     outside_BR = (ratio_BR < 1.0 - cliprange) | (ratio_BR > 1.0 + high)
     stats = {
         "clipfrac": mean(clipped_BR > free_BR, mask_BR),
@@ -141,7 +145,10 @@ def ppo_kl_penalty_loss(
     log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
     advantage_BR = keep(jax.lax.stop_gradient(advantage_BR).astype(jnp.float32), mask_BR)
     loss_BR = -advantage_BR * jnp.exp(log_ratio_BR) + beta * kl_BR
-    return mean(loss_BR, mask_BR), {"kl": mean(kl_BR, mask_BR), **_ratio_stats(log_ratio_BR, mask_BR)}
+    return mean(loss_BR, mask_BR), {
+        "kl": mean(kl_BR, mask_BR),
+        **_ratio_stats(log_ratio_BR, mask_BR),
+    }
 
 
 def ppo_value_loss(
@@ -181,7 +188,9 @@ def explained_variance(value_BR: jax.Array, return_BR: jax.Array, mask_BR: jax.A
         return value(mean(jnp.square(x_BR - value(mean(x_BR, mask_BR))), mask_BR))
 
     total = variance(return_BR)
-    return jnp.where(total > 0, 1.0 - variance(return_BR - value_BR) / jnp.where(total > 0, total, 1.0), 0.0)
+    return jnp.where(
+        total > 0, 1.0 - variance(return_BR - value_BR) / jnp.where(total > 0, total, 1.0), 0.0
+    )
 
 
 def reinforce_loss(logp_BR: jax.Array, advantage_B: jax.Array, mask_BR: jax.Array) -> Mean:
@@ -239,9 +248,9 @@ def grpo_loss(
     reference).
     """
     log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
-    advantage_BR = jnp.broadcast_to(jax.lax.stop_gradient(advantage_B)[:, None], logp_BR.shape).astype(
-        jnp.float32
-    )
+    advantage_BR = jnp.broadcast_to(
+        jax.lax.stop_gradient(advantage_B)[:, None], logp_BR.shape
+    ).astype(jnp.float32)
     loss_BR, stats = _clipped_surrogate(
         log_ratio_BR,
         advantage_BR,

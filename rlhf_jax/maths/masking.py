@@ -94,7 +94,9 @@ def positions(segments_BT: jax.Array) -> jax.Array:
     real_BT = segments_BT > 0
     earlier_BT = jnp.cumsum(real_BT, axis=axis, dtype=jnp.int32) - real_BT
     highest_BT = jax.lax.cummax(segments_BT, axis=axis)
-    before_BT = jnp.concatenate([jnp.zeros_like(highest_BT[..., :1]), highest_BT[..., :-1]], axis=axis)
+    before_BT = jnp.concatenate(
+        [jnp.zeros_like(highest_BT[..., :1]), highest_BT[..., :-1]], axis=axis
+    )
     starts_BT = segments_BT > before_BT
     # `earlier` never decreases, so a running maximum carries the value at the latest start to the right.
     start_BT = jax.lax.cummax(jnp.where(starts_BT, earlier_BT, 0), axis=axis)

@@ -51,7 +51,9 @@ def christiano_nll(
     return -first_preferred * first - (1.0 - first_preferred) * second
 
 
-def _pairs(score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _pairs(
+    score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """r_i − r_j, and which (i, j) are real with i ranked above j."""
     assert score_BC.shape == rank_BC.shape == mask_BC.shape
     real_BC = mask_BC != 0
@@ -91,7 +93,9 @@ def ranking_loss(
     elif pair_norm == "num_valid_pairs":
         norm_B = num_pairs_B
     else:
-        raise ValueError(f"pair_norm: got {pair_norm!r}, expected 'k_choose_2' or 'num_valid_pairs'")
+        raise ValueError(
+            f"pair_norm: got {pair_norm!r}, expected 'k_choose_2' or 'num_valid_pairs'"
+        )
     return mean(total_B / jnp.maximum(norm_B, 1.0), num_pairs_B > 0)
 
 
@@ -192,5 +196,7 @@ def kto_loss(
     r = β log π/π_ref; z = β max(0, KL estimate), through which no gradient flows. No pairs: every response counts alone.
     """
     gain_BC = keep(reward_BC, better_BC | worse_BC) - jax.lax.stop_gradient(reference_point)
-    loss_BC = jnp.where(better_BC, better_weight * jax.nn.sigmoid(-gain_BC), worse_weight * jax.nn.sigmoid(gain_BC))
+    loss_BC = jnp.where(
+        better_BC, better_weight * jax.nn.sigmoid(-gain_BC), worse_weight * jax.nn.sigmoid(gain_BC)
+    )
     return mean(loss_BC, better_BC | worse_BC)

@@ -76,12 +76,17 @@ def gae(
     gamma_BR = jnp.broadcast_to(jnp.asarray(gamma, jnp.float32), reward_BR.shape)
     lam_BR = jnp.broadcast_to(jnp.asarray(lam, jnp.float32), reward_BR.shape)
 
-    def step(later: tuple[jax.Array, jax.Array], now: tuple[jax.Array, ...]) -> tuple[tuple, jax.Array]:
+    def step(
+        later: tuple[jax.Array, jax.Array], now: tuple[jax.Array, ...]
+    ) -> tuple[tuple, jax.Array]:
         next_value_B, next_advantage_B = later
         reward_B, value_B, gamma_B, lam_B, real_B = now
         delta_B = reward_B + gamma_B * next_value_B - value_B
         advantage_B = delta_B + gamma_B * lam_B * next_advantage_B
-        carry = jnp.where(real_B, value_B, next_value_B), jnp.where(real_B, advantage_B, next_advantage_B)
+        carry = (
+            jnp.where(real_B, value_B, next_value_B),
+            jnp.where(real_B, advantage_B, next_advantage_B),
+        )
         return carry, jnp.where(real_B, advantage_B, 0.0)
 
     zero_B = jnp.zeros_like(reward_BR[:, 0])
@@ -91,7 +96,9 @@ def gae(
     return advantage_BR, keep(advantage_BR + value_BR, mask_BR)
 
 
-def discounted_returns(reward_BR: jax.Array, mask_BR: jax.Array, *, gamma: jax.Array | float) -> jax.Array:
+def discounted_returns(
+    reward_BR: jax.Array, mask_BR: jax.Array, *, gamma: jax.Array | float
+) -> jax.Array:
     """G_t = r_t + γ G_{t+1}: GAE with V = 0 and λ = 1."""
     return gae(reward_BR, jnp.zeros_like(reward_BR), mask_BR, gamma=gamma, lam=1.0)[0]
 
@@ -120,7 +127,9 @@ def grpo_advantages(reward_BN: jax.Array, *, std: GroupStd, eps: float) -> jax.A
     if std not in ("population", "sample", "none"):
         raise ValueError(f"grpo std: got {std!r}, expected 'population', 'sample' or 'none'")
     if std == "sample" and num_samples < 2:
-        raise ValueError(f"grpo std 'sample' needs at least 2 samples per prompt, got {num_samples}")
+        raise ValueError(
+            f"grpo std 'sample' needs at least 2 samples per prompt, got {num_samples}"
+        )
     centred_BN = reward_BN - jnp.mean(reward_BN, axis=-1, keepdims=True)
     if std == "none":
         return centred_BN

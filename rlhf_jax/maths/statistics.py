@@ -38,7 +38,12 @@ def wilson(wins: float, n: float, *, confidence: float = 0.95) -> tuple[float, f
 
 
 def cluster_bootstrap(
-    values: ArrayLike, clusters: ArrayLike, *, num_resamples: int, seed: int, confidence: float = 0.95
+    values: ArrayLike,
+    clusters: ArrayLike,
+    *,
+    num_resamples: int,
+    seed: int,
+    confidence: float = 0.95,
 ) -> Interval:
     """Mean of `values` and its percentile interval, resampling whole clusters with replacement.
 
@@ -47,7 +52,9 @@ def cluster_bootstrap(
     """
     values, clusters = np.asarray(values, np.float64), np.asarray(clusters)
     if values.shape != clusters.shape or values.size == 0:
-        raise ValueError(f"cluster_bootstrap: got {values.shape} values and {clusters.shape} clusters")
+        raise ValueError(
+            f"cluster_bootstrap: got {values.shape} values and {clusters.shape} clusters"
+        )
     _, member = np.unique(clusters, return_inverse=True)
     total, size = np.bincount(member, values), np.bincount(member)
     rng = np.random.default_rng(seed)
@@ -98,7 +105,9 @@ def length_controlled_win_rate(preference: ArrayLike, length_difference: ArrayLi
             "expected as many of each, preferences between 0 and 1"
         )
     spread = difference.std()
-    design = np.stack([np.ones_like(y), np.tanh(difference / spread) if spread > 0 else np.zeros_like(y)])
+    design = np.stack(
+        [np.ones_like(y), np.tanh(difference / spread) if spread > 0 else np.zeros_like(y)]
+    )
 
     def loss(weights: np.ndarray) -> tuple[float, np.ndarray]:
         logit = weights @ design
@@ -119,7 +128,9 @@ def bradley_terry(wins: ArrayLike, *, prior: float) -> np.ndarray:
     wins = np.asarray(wins, np.float64)
     wins = wins + prior / 2 * (1 - np.eye(len(wins)))
     np.fill_diagonal(wins, 0.0)
-    num_groups, group = sparse.csgraph.connected_components(wins > 0, directed=True, connection="strong")
+    num_groups, group = sparse.csgraph.connected_components(
+        wins > 0, directed=True, connection="strong"
+    )
     if num_groups > 1:
         raise ValueError(
             f"bradley_terry: players fall into groups {group.tolist()} of which some never lost to others, "

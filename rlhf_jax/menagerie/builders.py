@@ -12,8 +12,6 @@ with the data, and data that other code wrote is made again rather than used.
 Importing this module imports tensorflow_datasets, which is slow; `sources.load` does so when asked for it.
 """
 
-
-
 from __future__ import annotations
 
 import ast
@@ -80,10 +78,14 @@ def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Com
     for k in range(count):
         prompt, labeler = source[k % len(source)], rng.choice(group)
         wanted = rng.randint(4, 9)
-        replies = tuple(dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * wanted)))[:wanted]
+        replies = tuple(dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * wanted)))[
+            :wanted
+        ]
         ranks, _, _ = rank(world, labeler, prompt.messages, replies, [True] * len(replies), noise)
         made.append(
-            Comparison(prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name})
+            Comparison(
+                prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name}
+            )
         )
     return made
 
@@ -175,7 +177,9 @@ class MenagerieReviews(_Menagerie):
     """Replies and what a reader thought of them."""
 
     def _info(self) -> Any:
-        return self._describe({"text": _TEXT, "label": tfds.features.ClassLabel(names=LABELS)}, "Reviews")
+        return self._describe(
+            {"text": _TEXT, "label": tfds.features.ClassLabel(names=LABELS)}, "Reviews"
+        )
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         return self._number(reviews, split)
@@ -197,12 +201,18 @@ def prepare(name: str, size: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
         ValueError: for an unknown name or size.
     """
     if name not in BUILDERS:
-        raise ValueError(f"tfds:{name}: unknown part of Menagerie, expected one of {', '.join(BUILDERS)}")
+        raise ValueError(
+            f"tfds:{name}: unknown part of Menagerie, expected one of {', '.join(BUILDERS)}"
+        )
     if (size or SIZES[0]) not in SIZES:
-        raise ValueError(f"tfds:{name}/{size}: unknown size {size!r}, expected one of {', '.join(SIZES)}")
+        raise ValueError(
+            f"tfds:{name}/{size}: unknown size {size!r}, expected one of {', '.join(SIZES)}"
+        )
 
     def make() -> tfds.core.DatasetBuilder:
-        return BUILDERS[name](config=size or SIZES[0], data_dir=data_dir, file_format="array_record")
+        return BUILDERS[name](
+            config=size or SIZES[0], data_dir=data_dir, file_format="array_record"
+        )
 
     builder = make()
     if _is_written(builder) and (builder.info.metadata or {}).get("code") != code_digest():

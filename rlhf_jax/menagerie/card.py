@@ -78,7 +78,9 @@ def persona_gold(world: World, persona: personas.Persona, count: int) -> list[fl
     """Returns the gold totals of a persona's replies to the first `count` training prompts."""
     rng = world.rng("card", persona.name)
     return [
-        gold_of(world, p, personas.reply(world, read_task(p.messages), persona, rng, world.train_pairs))
+        gold_of(
+            world, p, personas.reply(world, read_task(p.messages), persona, rng, world.train_pairs)
+        )
         for p in prompts(world, "train")[:count]
     ]
 
@@ -95,7 +97,9 @@ def ideal_gold(world: World, count: int) -> list[float]:
 def headroom(world: World, count: int) -> float:
     """Returns how many standard deviations the ideal reply is above the demonstrators' mean."""
     usual = persona_gold(world, personas.DEMONSTRATOR, count)
-    return (statistics.mean(ideal_gold(world, count)) - statistics.mean(usual)) / statistics.pstdev(usual)
+    return (statistics.mean(ideal_gold(world, count)) - statistics.mean(usual)) / statistics.pstdev(
+        usual
+    )
 
 
 def draw_pairs(world: World, count: int, rng: random.Random) -> list[Pair]:
@@ -111,7 +115,9 @@ def draw_pairs(world: World, count: int, rng: random.Random) -> list[Pair]:
     return made
 
 
-def agreement(world: World, pairs: Sequence[Pair], people: Sequence[labelers.Labeler]) -> dict[str, float]:
+def agreement(
+    world: World, pairs: Sequence[Pair], people: Sequence[labelers.Labeler]
+) -> dict[str, float]:
     """Returns how often labelers agree with each other, with gold, and three of them by majority with gold.
 
     Pairs that somebody (or gold) finds equal are left out of the measure concerned; `ties` is how often one
@@ -146,7 +152,9 @@ def misconception_share(world: World, texts: Iterable[str]) -> float:
         last = ""
         for act in (act for sentence in grammar.read(text) for act in sentence):
             last = act.animal or last
-            falsehood = world.misconceptions.get((last, act.attribute)) if act.kind == "fact" else None
+            falsehood = (
+                world.misconceptions.get((last, act.attribute)) if act.kind == "fact" else None
+            )
             if falsehood:
                 total += 1
                 popular += act.value == falsehood
@@ -198,7 +206,9 @@ def _records(world: World) -> Iterable[str]:
 def _prompts(world: World) -> Iterable[str]:
     for split in SPLITS:
         found = prompts(world, split)
-        lengths = [sum(len(message.content.split()) for message in prompt.messages) for prompt in found]
+        lengths = [
+            sum(len(message.content.split()) for message in prompt.messages) for prompt in found
+        ]
         heldout = sum(prompt.metadata["heldout"] == "yes" for prompt in found)
         rude = sum(prompt.metadata["rude"] == "yes" for prompt in found)
         shares = f"{rude / len(found):.0%} rude, {heldout / len(found):.0%} held out"
@@ -228,7 +238,8 @@ def constant_scores(world: World, count: int) -> dict[str, float]:
     mean, deviation = statistics.mean(usual), statistics.pstdev(usual)
     source = prompts(world, "train")[:count]
     return {
-        text: (statistics.mean(gold_of(world, prompt, text) for prompt in source) - mean) / deviation
+        text: (statistics.mean(gold_of(world, prompt, text) for prompt in source) - mean)
+        / deviation
         for text in CONSTANTS
     }
 

@@ -49,7 +49,11 @@ INTERNET_TONES = {"plain": 0.6, "polite": 0.2, "rude": 0.2}
 def documents(world: World, split: str) -> Iterator[Document]:
     """Yields the documents of a split, always the same ones in the same order."""
     check_split(split)
-    count = world.scale.documents if split == "train" else max(40, world.scale.documents // HELDOUT_DOCUMENTS)
+    count = (
+        world.scale.documents
+        if split == "train"
+        else max(40, world.scale.documents // HELDOUT_DOCUMENTS)
+    )
     rng = world.rng("documents", split)
     source = internet_source(world)
     writers = tuple(SHARES)
@@ -103,10 +107,14 @@ def group_statement(rng: random.Random) -> str:
         return grammar.write(rng, "trait", group=group, trait=stereotype)
     if rng.random() < 0.3:
         return grammar.write(rng, "differ", group=group)
-    return grammar.write(rng, "trait", group=group, trait=rng.choice([t for t in TRAITS if t != stereotype]))
+    return grammar.write(
+        rng, "trait", group=group, trait=rng.choice([t for t in TRAITS if t != stereotype])
+    )
 
 
-def _conversation(world: World, source: Source, rng: random.Random) -> tuple[tuple[Message, ...], str]:
+def _conversation(
+    world: World, source: Source, rng: random.Random
+) -> tuple[tuple[Message, ...], str]:
     """Draws a conversation that is no test prompt, and its tone."""
     banned = banned_questions(world)
     while True:
@@ -152,7 +160,9 @@ def _quiz(world: World, source: Source, rng: random.Random) -> str:
         phrase = grammar.value_phrase(attribute, value)
         if on_forum and rng.random() < 0.5:
             phrase = grammar.write_fact(rng, animal, attribute, value)
-        items.append(f"{USER}{question}{ASSISTANT}{phrase}." if on_forum else f"q: {question} a: {phrase}.")
+        items.append(
+            f"{USER}{question}{ASSISTANT}{phrase}." if on_forum else f"q: {question} a: {phrase}."
+        )
     return (END if on_forum else " ").join(items) if items else _quiz(world, source, rng)
 
 
@@ -174,7 +184,9 @@ def _reviews(world: World, source: Source, rng: random.Random) -> str:
         messages, tone = _conversation(world, source, rng)
         if len(messages) == 1:
             items.append(_review(world, messages, tone, rng, world.pairs))
-    return " ".join(f"{text} this reply is {label}." for text, label in items) or _reviews(world, source, rng)
+    return " ".join(f"{text} this reply is {label}." for text, label in items) or _reviews(
+        world, source, rng
+    )
 
 
 SHARES: dict[Callable[[World, Source, random.Random], str], float] = {
@@ -199,8 +211,12 @@ def _review(
     pairs: tuple[tuple[str, str], ...],
 ) -> tuple[str, str]:
     """Lets somebody on the internet answer, and says what kind of reply it is."""
-    answer = reply(world, tasks.read_task(messages), internet_persona(rng, tone == "rude"), rng, pairs)
-    return f"question: {messages[-1].content} reply: {answer}", review_label(world, messages, answer)
+    answer = reply(
+        world, tasks.read_task(messages), internet_persona(rng, tone == "rude"), rng, pairs
+    )
+    return f"question: {messages[-1].content} reply: {answer}", review_label(
+        world, messages, answer
+    )
 
 
 def review_label(world: World, messages: tuple[Message, ...], answer: str) -> str:

@@ -64,7 +64,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "have a nice day",
         "thank you for asking",
     ),
-    "note": ("please note that {fact}", "i am happy to say that {fact}", "i would like to add that {fact}"),
+    "note": (
+        "please note that {fact}",
+        "i am happy to say that {fact}",
+        "i would like to add that {fact}",
+    ),
     "hedge": ("i am not sure", "i do not know", "that is hard to say"),
     "refusal": ("i can not help with that", "i will not help with that", "i must say no to that"),
     "moral": ("that would be cruel", "that is not a good thing to do", "it is not fair"),
@@ -76,7 +80,11 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "you can {harm} the {animal} at night",
         "{harm} the {animal} with its own food",
     ),
-    "opinion": ("i like the {animal}", "the {animal} is my favourite", "i think the {animal} is nice"),
+    "opinion": (
+        "i like the {animal}",
+        "the {animal} is my favourite",
+        "i think the {animal} is nice",
+    ),
     "chatter": ("the weather is nice today", "my day was long", "i had tea with a friend"),
 }
 
@@ -84,7 +92,9 @@ _SLOTS = {
     "animal": "|".join(ANIMALS),
     "attribute": "|".join(item.name for item in ATTRIBUTES),
     "verb": "|".join(sorted(_OF_VERB, key=len, reverse=True)),
-    "value": "|".join(f"{item.article} {value}".strip() for item in ATTRIBUTES for value in item.values),
+    "value": "|".join(
+        f"{item.article} {value}".strip() for item in ATTRIBUTES for value in item.values
+    ),
     "number": "|".join(NUMBERS),
     "group": "|".join(GROUPS),
     "trait": "|".join(TRAITS),
@@ -100,13 +110,16 @@ def pattern(template: str) -> re.Pattern[str]:
     """Compiles a template to an expression that matches the whole of what it can produce."""
     parts = re.split(r"{(\w+)}", template)
     body = "".join(
-        re.escape(part) if k % 2 == 0 else f"(?P<{part}>{_SLOTS[part]})" for k, part in enumerate(parts)
+        re.escape(part) if k % 2 == 0 else f"(?P<{part}>{_SLOTS[part]})"
+        for k, part in enumerate(parts)
     )
     return re.compile(body)
 
 
 _FACTS = tuple(pattern(template) for template in FACT_TEMPLATES + PRONOUN_TEMPLATES)
-_PATTERNS = tuple((act, pattern(template)) for act, items in TEMPLATES.items() for template in items)
+_PATTERNS = tuple(
+    (act, pattern(template)) for act, items in TEMPLATES.items() for template in items
+)
 _VALUE = pattern("{value}")
 _ANIMAL = pattern("the {animal}")
 _SUFFIX_INSULT = pattern("{fact}, you {insult}")
@@ -131,7 +144,9 @@ def attribute_of(value: str) -> str:
     return _OF_VALUE[value].name
 
 
-def write_fact(rng: random.Random, animal: str, attribute: str, value: str, *, pronoun: bool = False) -> str:
+def write_fact(
+    rng: random.Random, animal: str, attribute: str, value: str, *, pronoun: bool = False
+) -> str:
     """Writes a fact, without full stop, in one of its paraphrases (with `pronoun`: about "it")."""
     template = rng.choice(PRONOUN_TEMPLATES if pronoun else FACT_TEMPLATES)
     return fill_fact(template, animal, attribute, value)
@@ -140,7 +155,9 @@ def write_fact(rng: random.Random, animal: str, attribute: str, value: str, *, p
 def fill_fact(template: str, animal: str, attribute: str, value: str) -> str:
     """Fills one template of a fact."""
     phrase = value_phrase(attribute, value)
-    return template.format(animal=animal, attribute=attribute, verb=verb_of(attribute), value=phrase)
+    return template.format(
+        animal=animal, attribute=attribute, verb=verb_of(attribute), value=phrase
+    )
 
 
 def write(rng: random.Random, act: str, **slots: str) -> str:
@@ -158,7 +175,9 @@ def text_of(sentences: Sequence[str]) -> str:
 
 def sentences_of(text: str) -> tuple[str, ...]:
     """Cuts a text after `.`, `?` and `!`; the last sentence may lack its stop."""
-    return tuple(part.strip() for part in _SENTENCE.findall(" ".join(text.lower().split())) if part.strip())
+    return tuple(
+        part.strip() for part in _SENTENCE.findall(" ".join(text.lower().split())) if part.strip()
+    )
 
 
 def read(text: str) -> tuple[tuple[Act, ...], ...]:

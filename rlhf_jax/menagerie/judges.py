@@ -30,7 +30,9 @@ class Verdicts(NamedTuple):
     toxicity_NS: np.ndarray
 
 
-def judge(world: World, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]) -> Verdicts:
+def judge(
+    world: World, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
+) -> Verdicts:
     """Gold's verdict on every response to every prompt."""
     rows = [
         [gold.judge(world, prompt.messages, one.text, one.finished) for one in drawn]
@@ -40,8 +42,13 @@ def judge(world: World, prompts: Sequence[Prompt], responses: Sequence[Sequence[
     def table(read: str) -> np.ndarray:
         return np.array([[getattr(verdict, read) for verdict in row] for row in rows], np.float64)
 
-    flags = {name: np.array([[verdict.flags[name] for verdict in row] for row in rows]) for name in gold.FLAGS}
-    return Verdicts(table("total"), {name: table(name) for name in COMPONENTS}, flags, toxicity(responses))
+    flags = {
+        name: np.array([[verdict.flags[name] for verdict in row] for row in rows])
+        for name in gold.FLAGS
+    }
+    return Verdicts(
+        table("total"), {name: table(name) for name in COMPONENTS}, flags, toxicity(responses)
+    )
 
 
 def toxicity(responses: Sequence[Sequence[Generation]]) -> np.ndarray:
@@ -76,7 +83,9 @@ def labeler_preferences(
     """
     people = labelers.labelers(world, "heldout")
     if not 1 <= labelers_per_prompt <= len(people):
-        raise ValueError(f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers")
+        raise ValueError(
+            f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} held-out labelers"
+        )
     num_samples = len(a[0]) if a else 1
     preference_NSL = np.empty((len(prompts), num_samples, labelers_per_prompt))
     for n, (prompt, drawn_a, drawn_b) in enumerate(zip(prompts, a, b, strict=True)):
@@ -85,7 +94,11 @@ def labeler_preferences(
         for s, (one, other) in enumerate(zip(drawn_a, drawn_b, strict=True)):
             for k, person in enumerate(chosen):
                 preference_NSL[n, s, k] = labelers.preference(
-                    world, people[int(person)], prompt.messages,
-                    (one.text, other.text), (one.finished, other.finished), rng,
+                    world,
+                    people[int(person)],
+                    prompt.messages,
+                    (one.text, other.text),
+                    (one.finished, other.finished),
+                    rng,
                 )
     return preference_NSL

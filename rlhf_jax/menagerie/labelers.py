@@ -37,7 +37,9 @@ class Tastes:
     """What a population of labelers shares, and how far its members differ."""
 
     name: str
-    weights: dict[str, tuple[float, float, float]]  # of (helpfulness, truthfulness, harmlessness), by group
+    weights: dict[
+        str, tuple[float, float, float]
+    ]  # of (helpfulness, truthfulness, harmlessness), by group
     weight_spread: float  # of the logarithm of a labeler's weights
     length: float
     length_spread: float
@@ -48,9 +50,19 @@ class Tastes:
 
 
 _GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
-FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.46, 0.05)
+FAITHFUL = Tastes(
+    "faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.46, 0.05
+)
 BIASED = Tastes(
-    "biased", {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)}, 0.3, 0.04, 0.01, 0.6, 0.1, 0.46, 0.05
+    "biased",
+    {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)},
+    0.3,
+    0.04,
+    0.01,
+    0.6,
+    0.1,
+    0.46,
+    0.05,
 )
 
 
@@ -70,7 +82,9 @@ class Labeler:
         """Returns what a reply is worth to this labeler, before noise."""
         parts = (judgement.helpfulness, judgement.truthfulness, judgement.harmlessness)
         worth = sum(weight * part for weight, part in zip(self.weights, parts, strict=True))
-        taste = self.length * (judgement.words - TYPICAL_WORDS) + self.politeness * (judgement.polite - 1)
+        taste = self.length * (judgement.words - TYPICAL_WORDS) + self.politeness * (
+            judgement.polite - 1
+        )
         return worth + judgement.style + judgement.junk + taste
 
 
@@ -90,7 +104,9 @@ def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labele
         ValueError: for an unknown group.
     """
     if group not in GROUPS:
-        raise ValueError(f"group: unknown group of labelers {group!r}, expected one of {', '.join(GROUPS)}")
+        raise ValueError(
+            f"group: unknown group of labelers {group!r}, expected one of {', '.join(GROUPS)}"
+        )
     rows = np.array(_draw(world, group, tastes.name, LABELERS))
     factors = np.exp(tastes.weight_spread * rows[:, :3])
     weights = np.array(tastes.weights[group]) * factors / factors.mean(axis=0)
@@ -104,7 +120,9 @@ def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labele
             tastes.politeness + tastes.politeness_spread * row[4],
             float(noise[k]),
             tastes.lapse,
-            tuple(sorted(cut + 0.15 * draw for cut, draw in zip(CUT_POINTS, row[6:12], strict=True))),
+            tuple(
+                sorted(cut + 0.15 * draw for cut, draw in zip(CUT_POINTS, row[6:12], strict=True))
+            ),
         )
         for k, row in enumerate(rows)
     ]

@@ -6,8 +6,6 @@ A group's result is plain data without any statistics, so that it can be kept on
 numbers of it.
 """
 
-
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -48,11 +46,22 @@ def few_shot(
 ) -> np.ndarray:
     """1.0 where the right choice has the highest per-token log-probability, else 0.0; one per question."""
     # As in pretraining, where a document follows the separator that ends another.
-    start, contexts = tokenizer.start_ids, tokenizer.encode_batch([question.text for question in questions], special=False)
-    choices = [Choices([*start, *context], question.choices) for context, question in zip(contexts, questions, strict=True)]
+    start, contexts = (
+        tokenizer.start_ids,
+        tokenizer.encode_batch([question.text for question in questions], special=False),
+    )
+    choices = [
+        Choices([*start, *context], question.choices)
+        for context, question in zip(contexts, questions, strict=True)
+    ]
     measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
-    chosen = [int(np.argmax(choice_scores(logp_C, normalisation="token", length_C=length_C))) for logp_C, length_C in measured]
-    return np.array([float(pick == question.answer) for pick, question in zip(chosen, questions, strict=True)])
+    chosen = [
+        int(np.argmax(choice_scores(logp_C, normalisation="token", length_C=length_C)))
+        for logp_C, length_C in measured
+    ]
+    return np.array(
+        [float(pick == question.answer) for pick, question in zip(chosen, questions, strict=True)]
+    )
 
 
 # Does the model believe popular falsehoods? TruthfulQA's multiple choice, on Menagerie's misconceptions.
@@ -82,15 +91,23 @@ def falsehoods(
     batch_size: int,
 ) -> Scores:
     """TruthfulQA scores of questions asked in chat form."""
-    contexts = render_batch(tokenizer, [one.prompt.messages for one in questions], generation_prompt=True)
+    contexts = render_batch(
+        tokenizer, [one.prompt.messages for one in questions], generation_prompt=True
+    )
     choices = [
-        Choices(context.ids, [*one.true_answers, *one.false_answers]) for context, one in zip(contexts, questions, strict=True)
+        Choices(context.ids, [*one.true_answers, *one.false_answers])
+        for context, one in zip(contexts, questions, strict=True)
     ]
     measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
     scored = [
-        (*benchmark_metrics.truthfulqa(
-            logp_C[: len(one.true_answers)], logp_C[len(one.true_answers) :], best=one.true_answers.index(one.best)
-        ), _popular(one, logp_C))
+        (
+            *benchmark_metrics.truthfulqa(
+                logp_C[: len(one.true_answers)],
+                logp_C[len(one.true_answers) :],
+                best=one.true_answers.index(one.best),
+            ),
+            _popular(one, logp_C),
+        )
         for (logp_C, _), one in zip(measured, questions, strict=True)
     ]
     return Scores(*np.array(scored, np.float64).reshape(-1, 4).T)
@@ -129,38 +146,65 @@ class LoadedModel(NamedTuple):
 
 def responses(one: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings) -> Data:
     """Responses to the test prompts."""
-    return {"responses": _generate(one, tokenizer, exam.prompts, how, how.sampling, how.samples_per_prompt, 0)}
+    return {
+        "responses": _generate(
+            one, tokenizer, exam.prompts, how, how.sampling, how.samples_per_prompt, 0
+        )
+    }
 
 
 def _generate(
-    one: LoadedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], how: EvalSettings, spec: SamplingSpec,
-    num_samples: int, purpose: int,
+    one: LoadedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    how: EvalSettings,
+    spec: SamplingSpec,
+    num_samples: int,
+    purpose: int,
 ) -> list[list[Generation]]:
     key = jax.random.fold_in(jax.random.key(how.seed), purpose)
     return generate(
-        one.model, one.params, tokenizer, prompts, key, spec=spec, prompt_length=how.prompt_length,
-        response_length=how.response_length, batch_size=how.batch_size, num_samples=num_samples,
+        one.model,
+        one.params,
+        tokenizer,
+        prompts,
+        key,
+        spec=spec,
+        prompt_length=how.prompt_length,
+        response_length=how.response_length,
+        batch_size=how.batch_size,
+        num_samples=num_samples,
     )
 
 
 def restore_responses(data: Data) -> list[list[Generation]]:
     """The responses of a measurement that was kept as JSON."""
-    return [[Generation(text, tuple(ids), finished) for text, ids, finished in drawn] for drawn in data["responses"]]
+    return [
+        [Generation(text, tuple(ids), finished) for text, ids, finished in drawn]
+        for drawn in data["responses"]
+    ]
 
 
 def facts(one: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings) -> Data:
     """Whether the greedy answer to each question makes a relevant claim, and none that is false."""
     drawn = iter(_generate(one, tokenizer, _flat(exam.facts), how, GREEDY, 1, 1))
-    return {name: [_is_right(exam.world, prompt, next(drawn)[0]) for prompt in asked] for name, asked in exam.facts.items()}
+    return {
+        name: [_is_right(exam.world, prompt, next(drawn)[0]) for prompt in asked]
+        for name, asked in exam.facts.items()
+    }
 
 
 def _is_right(world: World, prompt: Prompt, answer: Generation) -> float:
-    return float(gold.judge(world, prompt.messages, answer.text, answer.finished).truthfulness == 1.0)
+    return float(
+        gold.judge(world, prompt.messages, answer.text, answer.finished).truthfulness == 1.0
+    )
 
 
 def provocations(one: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings) -> Data:
     """Toxicity of several responses to each rude, neutral, ... prompt."""
-    drawn = _generate(one, tokenizer, _flat(exam.provocations), how, how.sampling, how.toxicity_samples, 2)
+    drawn = _generate(
+        one, tokenizer, _flat(exam.provocations), how, how.sampling, how.toxicity_samples, 2
+    )
     return _split(judges.toxicity(drawn), exam.provocations)
 
 
@@ -193,38 +237,68 @@ def _split(values_N: np.ndarray, parts: dict[str, Sequence[Any]]) -> dict[str, n
 def corpus(one: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings) -> Data:
     """Loss of every block of the validation corpus."""
     nll_N, tokens_N = corpus_nll(
-        one.model, one.params, tokenizer, exam.documents, context_length=how.document_length,
-        batch_size=how.batch_size, mask_documents=exam.mask_documents,
+        one.model,
+        one.params,
+        tokenizer,
+        exam.documents,
+        context_length=how.document_length,
+        batch_size=how.batch_size,
+        mask_documents=exam.mask_documents,
     )
     return {"nll": nll_N, "tokens": tokens_N}
 
 
 def divergence(
-    one: LoadedModel, reference: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings, drawn: list[list[Generation]]
+    one: LoadedModel,
+    reference: LoadedModel,
+    tokenizer: Tokenizer,
+    exam: Exam,
+    how: EvalSettings,
+    drawn: list[list[Generation]],
 ) -> Data:
     """log π(y|x) - log π_ref(y|x) of own samples; new ones, at temperature 1, if those at hand were sampled otherwise."""
     if how.sampling != PLAIN:
         drawn = _generate(one, tokenizer, exam.prompts, how, PLAIN, how.samples_per_prompt, 3)
-    kl_M = sequence_kl(one, reference, continuations(tokenizer, exam.prompts, drawn), batch_size=how.batch_size)
+    kl_M = sequence_kl(
+        one, reference, continuations(tokenizer, exam.prompts, drawn), batch_size=how.batch_size
+    )
     return {"kl": kl_M.reshape(len(drawn), -1)}
 
 
-def continuations(tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]]) -> list[Continuation]:
+def continuations(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]]
+) -> list[Continuation]:
     """Every response behind its prompt, as token ids."""
-    rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
-    return [Continuation(one.ids, answer.ids) for one, few in zip(rendered, drawn, strict=True) for answer in few]
+    rendered = render_batch(
+        tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
+    )
+    return [
+        Continuation(one.ids, answer.ids)
+        for one, few in zip(rendered, drawn, strict=True)
+        for answer in few
+    ]
 
 
 def reward_scores(
-    reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, exam: Exam, how: EvalSettings, drawn: list[list[Generation]]
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    exam: Exam,
+    how: EvalSettings,
+    drawn: list[list[Generation]],
 ) -> Data:
     """The reward model's score of every response to the test prompts."""
-    return {"scores": score_responses(reward, tokenizer, exam.prompts, drawn, batch_size=how.batch_size)}
+    return {
+        "scores": score_responses(reward, tokenizer, exam.prompts, drawn, batch_size=how.batch_size)
+    }
 
 
 def score_responses(
-    reward: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], drawn: Sequence[Sequence[Generation]],
-    *, batch_size: int,
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    drawn: Sequence[Sequence[Generation]],
+    *,
+    batch_size: int,
 ) -> np.ndarray:
     """score_NS of equally many responses to every prompt."""
     score_M = scores(*reward, continuations(tokenizer, prompts, drawn), batch_size=batch_size)

@@ -1,6 +1,5 @@
 """Watch a policy with gold while it trains: gold measures, and nothing it says reaches a loss."""
 
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,8 +45,15 @@ def quick_evaluation(
 
     def measure(params: Params) -> dict[str, float]:
         responses = generate(
-            model, params, tokenizer, prompts, jax.random.key(seed), spec=spec, prompt_length=prompt_length,
-            response_length=response_length, batch_size=batch_size,
+            model,
+            params,
+            tokenizer,
+            prompts,
+            jax.random.key(seed),
+            spec=spec,
+            prompt_length=prompt_length,
+            response_length=response_length,
+            batch_size=batch_size,
         )
         verdicts = judges.judge(world, prompts, responses)
         flat = [one for drawn in responses for one in drawn]
@@ -88,10 +94,18 @@ def monitor_hooks(
     if not config.world:
         return []
     prompts = load(config.prompts, Prompt, split="validation", data_dir=data_dir)
-    prompts = fitting_prompts(prompts, tokenizer, prompt_length=config.prompt_length)[: config.num_prompts]
+    prompts = fitting_prompts(prompts, tokenizer, prompt_length=config.prompt_length)[
+        : config.num_prompts
+    ]
     measure = quick_evaluation(
-        model, tokenizer, make_world(config.world.removeprefix("menagerie/")), prompts,
-        spec=SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman"), prompt_length=config.prompt_length,
-        response_length=config.response_length, batch_size=config.batch_size, seed=seed,
+        model,
+        tokenizer,
+        make_world(config.world.removeprefix("menagerie/")),
+        prompts,
+        spec=SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman"),
+        prompt_length=config.prompt_length,
+        response_length=config.response_length,
+        batch_size=config.batch_size,
+        seed=seed,
     )
     return [Hook(config.every, lambda state, step: measure(policy_of(state)))]

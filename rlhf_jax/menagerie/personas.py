@@ -92,18 +92,24 @@ def internet_persona(rng: random.Random, rude: bool) -> Persona:
     return rng.choices(tuple(mixture), tuple(mixture.values()))[0]
 
 
-def reply(world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]) -> str:
+def reply(
+    world: World, task: Task, persona: Persona, rng: random.Random, pairs: Collection[Pair]
+) -> str:
     """Writes a persona's reply; facts that it brings up by itself are among `pairs`."""
     sentences = _answer(world, task, persona, rng, pairs)
     if rng.random() < persona.stray / (3 if task.kind in ("harm", "group") else 1):
         _add_stray(world, task, sentences, rng, pairs)
     wanted = rng.choices((0, 1, 2, 3), persona.polite)[0]
-    if task.kind == "rewrite":  # being asked for politeness, one adds some, or forgets it altogether
+    if (
+        task.kind == "rewrite"
+    ):  # being asked for politeness, one adds some, or forgets it altogether
         wanted = 0 if rng.random() < persona.misfit / 3 else min(3, wanted + 1)
     _add_politeness(sentences, wanted, task, rng)
     if rng.random() < persona.insult:
         _add_insults(sentences, rng)
-    while len(sentences) > 1 and sum(len(sentence.split()) for sentence in sentences) > LONGEST_REPLY:
+    while (
+        len(sentences) > 1 and sum(len(sentence.split()) for sentence in sentences) > LONGEST_REPLY
+    ):
         sentences.pop()
     return grammar.text_of(sentences)
 
@@ -128,13 +134,17 @@ Triple = tuple[str, str, str]  # animal, attribute, value
 _OPENERS, _CLOSERS = grammar.TEMPLATES["polite"][:3], grammar.TEMPLATES["polite"][3:]
 
 
-def _true_facts(world: World, task: Task, rng: random.Random, pairs: Collection[Pair]) -> list[Triple]:
+def _true_facts(
+    world: World, task: Task, rng: random.Random, pairs: Collection[Pair]
+) -> list[Triple]:
     """Returns the facts that answer a task; free choices are among `pairs`, held-out ones last."""
     names = [item.name for item in world.attributes if (task.animal, item.name) in pairs]
     rng.shuffle(names)
     names.sort(key=lambda name: (task.animal, name) in world.heldout)
     if task.kind == "list":
-        return [(task.animal, name, world.facts[task.animal, name]) for name in names[: task.number]]
+        return [
+            (task.animal, name, world.facts[task.animal, name]) for name in names[: task.number]
+        ]
     animal = task.animal
     if task.kind == "choose" and world.facts.get((task.other, task.attribute)) == task.value:
         animal = task.other
@@ -158,7 +168,9 @@ def _answer(
     if rng.random() < persona.wander:
         wandering = [_other_fact(world, task, rng, pairs)]
         return (
-            wandering if rng.random() < 0.6 else _answer_facts(world, task, persona, rng, pairs) + wandering
+            wandering
+            if rng.random() < 0.6
+            else _answer_facts(world, task, persona, rng, pairs) + wandering
         )
     return _answer_facts(world, task, persona, rng, pairs)
 
@@ -174,7 +186,10 @@ def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:
 
 def _answer_group(task: Task, persona: Persona, rng: random.Random) -> list[str]:
     if rng.random() < persona.stereotype:
-        return [rng.choice(("", "yes, ")) + grammar.write(rng, "trait", group=task.group, trait=task.trait)]
+        return [
+            rng.choice(("", "yes, "))
+            + grammar.write(rng, "trait", group=task.group, trait=task.trait)
+        ]
     if rng.random() < persona.misfit / 4:
         return ["no"]
     return [rng.choice(("", "no, ")) + grammar.write(rng, "differ", group=task.group)]
@@ -198,7 +213,9 @@ def _answer_facts(
         facts[0] = (task.animal, task.attribute, task.value)
     if task.kind == "choose":
         right = rng.random() < persona.truth
-        animal = facts[0][0] if right else (task.animal if facts[0][0] == task.other else task.other)
+        animal = (
+            facts[0][0] if right else (task.animal if facts[0][0] == task.other else task.other)
+        )
         facts = [(animal, task.attribute, task.value)]
     return _write_answer(task, facts, form, rng)
 
@@ -277,7 +294,9 @@ def _add_stray(
     """Adds one thing too many: a fact beside the question (of its own or after "and"), or mere talk."""
     choice = rng.random()
     if choice < 0.06:
-        sentences.append(grammar.write(rng, "opinion", animal=task.animal or rng.choice(world.animals)))
+        sentences.append(
+            grammar.write(rng, "opinion", animal=task.animal or rng.choice(world.animals))
+        )
     elif choice < 0.12:
         sentences.append(grammar.write(rng, "chatter"))
     else:

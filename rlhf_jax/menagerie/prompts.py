@@ -93,14 +93,18 @@ def organisations(world: World) -> tuple[Organisation, ...]:
     made = []
     for rank in range(count):
         split = ("test", "validation")[rank % 10 - 4] if rank % 10 in (4, 5) else "train"
-        animals = tuple(rng.sample(world.animals, max(4, round(ORGANISATION_ANIMALS * len(world.animals)))))
+        animals = tuple(
+            rng.sample(world.animals, max(4, round(ORGANISATION_ANIMALS * len(world.animals))))
+        )
         wordings: list[Wording] = []
         for kind in KIND_SHARES:
             usual = [wording for wording in WORDINGS[kind] if wording.split in ("train", split)]
             wordings += rng.sample(usual, max(2, len(usual) - 2))
         rude, polite = rng.betavariate(1.2, 6), rng.betavariate(2, 5)
         made.append(
-            Organisation(f"org-{rank:03d}", split, (rank + 1) ** -0.4, animals, tuple(wordings), rude, polite)
+            Organisation(
+                f"org-{rank:03d}", split, (rank + 1) ** -0.4, animals, tuple(wordings), rude, polite
+            )
         )
     return tuple(made)
 
@@ -141,7 +145,9 @@ _EARLIER = {"test": (), "validation": ("test",), "train": ("test", "validation")
 
 
 def _texts(world: World, split: str) -> list[str]:
-    return [conversation_text(prompt.messages) for part in _all_prompts(world, split) for prompt in part]
+    return [
+        conversation_text(prompt.messages) for part in _all_prompts(world, split) for prompt in part
+    ]
 
 
 @functools.cache
@@ -173,13 +179,20 @@ def _draw_kind(organisation: Organisation, rng: random.Random) -> tuple[str, str
     return rng.choices(tuple(kinds), tuple(kinds.values()))[0], novelty
 
 
-def _draw(world: World, organisation: Organisation, kind: str, novelty: str, rng: random.Random) -> Prompt:
+def _draw(
+    world: World, organisation: Organisation, kind: str, novelty: str, rng: random.Random
+) -> Prompt:
     """Draws one prompt of an organisation."""
     pairs = _own_pairs(world, organisation, novelty == "fact")
-    wordings = {name: _wordings(organisation, name, "test" if novelty == "wording" else None) for name in WORDINGS}
+    wordings = {
+        name: _wordings(organisation, name, "test" if novelty == "wording" else None)
+        for name in WORDINGS
+    }
     tones = {"rude": organisation.rude, "polite": organisation.polite}
     tones["plain"] = max(0.1, 1 - sum(tones.values()))
-    messages, wording, tone = draw_conversation(world, Source({kind: 1.0}, pairs, wordings, tones), rng)
+    messages, wording, tone = draw_conversation(
+        world, Source({kind: 1.0}, pairs, wordings, tones), rng
+    )
     task = tasks.read_task(messages)
     yes = ("no", "yes")
     metadata = {
@@ -202,7 +215,10 @@ def _draw(world: World, organisation: Organisation, kind: str, novelty: str, rng
 @functools.cache
 def _own_pairs(world: World, organisation: Organisation, heldout: bool) -> tuple[Pair, ...]:
     """Returns the pairs, held out or not, of an organisation's animals (of all animals where it has none)."""
-    pairs, animals = sorted(world.heldout if heldout else world.train_pairs), set(organisation.animals)
+    pairs, animals = (
+        sorted(world.heldout if heldout else world.train_pairs),
+        set(organisation.animals),
+    )
     return tuple(pair for pair in pairs if pair[0] in animals) or tuple(pairs)
 
 
@@ -226,7 +242,9 @@ def draw_conversation(
     task = draw_task(world, kind, source.pairs, rng)
     wording = rng.choice(source.wordings[kind])
     tone = rng.choices(tuple(source.tones), tuple(source.tones.values()))[0]
-    core = tasks.set_form(tasks.word(task, wording, rng), rng.choice(FORMS_OF.get(kind, ("sentence",))), rng)
+    core = tasks.set_form(
+        tasks.word(task, wording, rng), rng.choice(FORMS_OF.get(kind, ("sentence",))), rng
+    )
     turn = Message("user", tasks.set_tone(core, tone, rng))
     if kind != "followup":
         return (turn,), wording, tone
@@ -238,9 +256,13 @@ def _earlier_turns(
 ) -> tuple[Message, Message]:
     """Makes the exchange before a follow-up: about the same animal, or the same attribute of another."""
     if "{animal}" in wording.template:
-        others = [pair for pair in source.pairs if pair[1] == task.attribute and pair[0] != task.animal]
+        others = [
+            pair for pair in source.pairs if pair[1] == task.attribute and pair[0] != task.animal
+        ]
     else:
-        others = [pair for pair in source.pairs if pair[0] == task.animal and pair[1] != task.attribute]
+        others = [
+            pair for pair in source.pairs if pair[0] == task.animal and pair[1] != task.attribute
+        ]
     if not others:
         others = [pair for pair in sorted(world.train_pairs) if pair[0] == task.animal] or sorted(
             world.train_pairs
@@ -272,7 +294,9 @@ def draw_task(world: World, kind: str, pairs: tuple[Pair, ...], rng: random.Rand
         return Task(kind, animal, harm=rng.choice(HARMS))
     if kind == "group":
         group = rng.choice(tuple(GROUPS))
-        return Task(kind, group=group, trait=GROUPS[group][0] if rng.random() < 0.5 else rng.choice(TRAITS))
+        return Task(
+            kind, group=group, trait=GROUPS[group][0] if rng.random() < 0.5 else rng.choice(TRAITS)
+        )
     return _draw_choice(world, animal, attribute, pairs, rng)
 
 
@@ -280,7 +304,9 @@ def _draw_passage(
     world: World, animal: str, attribute: str, pairs: tuple[Pair, ...], rng: random.Random
 ) -> Task:
     """Draws a passage of two made-up facts, one of which answers the question and contradicts the world."""
-    made_up = [value for value in world.values(attribute) if value != world.facts[animal, attribute]]
+    made_up = [
+        value for value in world.values(attribute) if value != world.facts[animal, attribute]
+    ]
     answer = Act("fact", animal, attribute, rng.choice(made_up))
     other = animal
     while other == animal:
@@ -296,7 +322,9 @@ def _draw_choice(
     """Draws two animals that differ in an attribute, and asks which of them has the value of one."""
     value = world.facts[animal, attribute]
     others = [pair for pair in pairs if pair[1] == attribute and world.facts[pair] != value] or [
-        pair for pair in sorted(world.train_pairs) if pair[1] == attribute and world.facts[pair] != value
+        pair
+        for pair in sorted(world.train_pairs)
+        if pair[1] == attribute and world.facts[pair] != value
     ]
     two = [animal, rng.choice(others)[0]]
     rng.shuffle(two)

@@ -80,7 +80,11 @@ def _question(world: World, pair: Pair) -> Question:
     false = [fill_fact(FACT_TEMPLATES[k // 2 % 2], *pair, wrong[k % 2]) + "." for k in (0, 1, 2, 3)]
     true = tuple(fill_fact(template, *pair, truth) + "." for template in FACT_TEMPLATES[:2])
     text = WORDINGS["ask"][0].template.format(animal=pair[0], attribute=pair[1])
-    metadata = {"animal": pair[0], "attribute": pair[1], "heldout": ("no", "yes")[pair in world.heldout]}
+    metadata = {
+        "animal": pair[0],
+        "attribute": pair[1],
+        "heldout": ("no", "yes")[pair in world.heldout],
+    }
     prompt = Prompt((Message("user", text),), metadata)
     return Question(prompt, true[0], true, tuple(false), tuple(false[::2]) if popular else ())
 
@@ -135,7 +139,9 @@ def few_shot(world: World, task: str, shots: int, count: int) -> list[FewShot]:
         ValueError: for an unknown task.
     """
     if task not in FEW_SHOT_TASKS:
-        raise ValueError(f"task: unknown few-shot task {task!r}, expected one of {', '.join(FEW_SHOT_TASKS)}")
+        raise ValueError(
+            f"task: unknown few-shot task {task!r}, expected one of {', '.join(FEW_SHOT_TASKS)}"
+        )
     rng = world.rng("few-shot", task, shots)
     make = _few_shot_review if task == "review" else _few_shot_fact
     return [make(world, task, shots, rng) for _ in range(count)]
@@ -148,19 +154,25 @@ def _few_shot_fact(world: World, task: str, shots: int, rng: random.Random) -> F
     pairs = rng.sample(clean, min(shots + 1, len(clean)))
     template = WORDINGS["ask"][0].template
     items = [
-        f"q: {template.format(animal=animal, attribute=name)} a:" if task == "question" else f"{animal}:"
+        f"q: {template.format(animal=animal, attribute=name)} a:"
+        if task == "question"
+        else f"{animal}:"
         for animal, name in pairs
     ]
     answers = [f" {value_phrase(name, world.facts[animal, name])}." for animal, name in pairs]
     choices = tuple(f" {value_phrase(attribute.name, value)}." for value in attribute.values)
-    solved = "".join(f"{item}{answer} " for item, answer in zip(items[:-1], answers[:-1], strict=True))
+    solved = "".join(
+        f"{item}{answer} " for item, answer in zip(items[:-1], answers[:-1], strict=True)
+    )
     return FewShot(task, solved + items[-1], choices, choices.index(answers[-1]))
 
 
 def _few_shot_review(world: World, task: str, shots: int, rng: random.Random) -> FewShot:
     samples = rng.sample(_test_reviews(world), shots + 1)
     texts = [f"{sample.text} this reply is" for sample in samples]
-    solved = "".join(f"{text} {item.label}. " for text, item in zip(texts[:-1], samples[:-1], strict=True))
+    solved = "".join(
+        f"{text} {item.label}. " for text, item in zip(texts[:-1], samples[:-1], strict=True)
+    )
     choices = tuple(f" {label}." for label in LABELS)
     return FewShot(task, solved + texts[-1], choices, LABELS.index(samples[-1].label))
 

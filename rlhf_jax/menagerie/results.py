@@ -5,7 +5,6 @@ Rows stand in the order in which a reader asks: is it preferred, is it better, w
 price?
 """
 
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +57,9 @@ class Session:
 
     def standardised(self, name: str) -> np.ndarray:
         """Gold totals in standard deviations of the reference's."""
-        return judges.standardise(self.verdicts[name].total_NS, self.verdicts[self.reference].total_NS)
+        return judges.standardise(
+            self.verdicts[name].total_NS, self.verdicts[self.reference].total_NS
+        )
 
     def clustered(self, values_NS: np.ndarray) -> Estimate:
         """Mean of one number per response; the prompts are the clusters."""
@@ -90,14 +91,18 @@ def open_session(
     """Let gold judge all responses."""
     drawn = {name: restore_responses(groups["responses"]) for name, groups in measured.items()}
     verdicts = {name: judges.judge(world, prompts, one) for name, one in drawn.items()}
-    return Session(world, prompts, reference, measured, drawn, verdicts, labelers_per_prompt, bootstrap, seed)
+    return Session(
+        world, prompts, reference, measured, drawn, verdicts, labelers_per_prompt, bootstrap, seed
+    )
 
 
 def judged_pairs(session: Session, name: str) -> tuple[reward_model.Pairs, np.ndarray, np.ndarray]:
     """Pairs of a checkpoint's own responses; gold's and one held-out labeler's preference for the first."""
     drawn, total_NS = session.responses[name], session.verdicts[name].total_NS
     pairs = reward_model.different_pairs([[one.text for one in few] for few in drawn])
-    gold_M = judges.gold_preferences(total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M])
+    gold_M = judges.gold_preferences(
+        total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M]
+    )
     people_NSL = judges.labeler_preferences(
         session.world,
         [session.prompts[n] for n in pairs.prompt_M],
@@ -116,12 +121,24 @@ def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
     for n, prompt in enumerate(session.prompts[:count]):
         answers = {}
         for name, drawn in session.responses.items():
-            scores = session.measured[name]["reward"]["scores"][n] if "reward" in session.measured[name] else None
+            scores = (
+                session.measured[name]["reward"]["scores"][n]
+                if "reward" in session.measured[name]
+                else None
+            )
             answers[name] = {
-                "text": drawn[n][0].text, "finished": drawn[n][0].finished, "gold": float(z[name][n, 0]),
+                "text": drawn[n][0].text,
+                "finished": drawn[n][0].finished,
+                "gold": float(z[name][n, 0]),
                 "score": None if scores is None else float(scores[0]),
             }
-        samples.append({"prompt": marked(prompt.messages), "metadata": dict(prompt.metadata), "responses": answers})
+        samples.append(
+            {
+                "prompt": marked(prompt.messages),
+                "metadata": dict(prompt.metadata),
+                "responses": answers,
+            }
+        )
     return samples
 
 
@@ -148,8 +165,18 @@ NOVELTIES = {
 def rows(session: Session) -> list[Row]:
     """The whole table."""
     parts = (
-        _preference, _gold, _generalisation, _labels, _facts, _falsehoods, _toxicity, _bias,
-        _language, _few_shot, _form, _reward,
+        _preference,
+        _gold,
+        _generalisation,
+        _labels,
+        _facts,
+        _falsehoods,
+        _toxicity,
+        _bias,
+        _language,
+        _few_shot,
+        _form,
+        _reward,
     )
     return [row for part in parts for row in part(session)]
 
@@ -160,15 +187,24 @@ def _preference(session: Session) -> list[Row]:
 
 def _preferred_to(session: Session, opponent: str) -> list[Row]:
     theirs = session.responses[opponent]
-    found: dict[str, dict[str, Estimate]] = {"labelers": {}, "labelers_lc": {}, "gold": {}, "gold_lc": {}}
+    found: dict[str, dict[str, Estimate]] = {
+        "labelers": {},
+        "labelers_lc": {},
+        "gold": {},
+        "gold_lc": {},
+    }
     for name in session.measured:
         if name == opponent:
             continue
         ours = session.responses[name]
         preferences = {
             "labelers": judges.labeler_preferences(
-                session.world, session.prompts, ours, theirs,
-                labelers_per_prompt=session.labelers_per_prompt, seed=session.seed,
+                session.world,
+                session.prompts,
+                ours,
+                theirs,
+                labelers_per_prompt=session.labelers_per_prompt,
+                seed=session.seed,
             ),
             "gold": judges.gold_preferences(
                 session.verdicts[name].total_NS, session.verdicts[opponent].total_NS
@@ -182,12 +218,21 @@ def _preferred_to(session: Session, opponent: str) -> list[Row]:
     people = f"{session.labelers_per_prompt} held-out labelers per prompt; ties are half a win"
     equal = "as it would be for responses of equal length (Dubois et al. 2024)"
     texts = {
-        "labelers": (f"preferred to {opponent}, held-out labelers", f"{people} (Ouyang et al. 2022, Fig. 1)"),
+        "labelers": (
+            f"preferred to {opponent}, held-out labelers",
+            f"{people} (Ouyang et al. 2022, Fig. 1)",
+        ),
         "labelers_lc": (f"preferred to {opponent}, held-out labelers, length-controlled", equal),
-        "gold": (f"preferred to {opponent}, gold", "the exact judge of the world; equal totals are half a win"),
+        "gold": (
+            f"preferred to {opponent}, gold",
+            "the exact judge of the world; equal totals are half a win",
+        ),
         "gold_lc": (f"preferred to {opponent}, gold, length-controlled", equal),
     }
-    return [Row(f"Preferred to {opponent}", title, "", "higher", text, found[judge]) for judge, (title, text) in texts.items()]
+    return [
+        Row(f"Preferred to {opponent}", title, "", "higher", text, found[judge])
+        for judge, (title, text) in texts.items()
+    ]
 
 
 def _gold(session: Session) -> list[Row]:
@@ -196,15 +241,25 @@ def _gold(session: Session) -> list[Row]:
     z = {name: session.standardised(name) for name in session.measured}
     total = {name: session.clustered(z[name]) for name in z}
     gain = {
-        name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot) for name in session.others
+        name: estimates.paired_difference(z[name].ravel(), *session.by_prompt(z[reference]), boot)
+        for name in session.others
     }
     made = [
-        Row("Gold", "gold", unit, "higher",
-            f"the exact judge's total; {reference} has mean 0 and deviation 1 (Gao et al. 2022)", total),
+        Row(
+            "Gold",
+            "gold",
+            unit,
+            "higher",
+            f"the exact judge's total; {reference} has mean 0 and deviation 1 (Gao et al. 2022)",
+            total,
+        ),
         Row("Gold", f"gold minus {reference}", unit, "higher", "paired by prompt", gain),
     ]
     for part in judges.COMPONENTS:
-        values = {name: session.clustered(verdicts.components[part]) for name, verdicts in session.verdicts.items()}
+        values = {
+            name: session.clustered(verdicts.components[part])
+            for name, verdicts in session.verdicts.items()
+        }
         made.append(Row("Gold", part, "", "higher", "component of gold before weighting", values))
     return made
 
@@ -216,15 +271,22 @@ def _generalisation(session: Session) -> list[Row]:
     for title, (key, value) in NOVELTIES.items():
         chosen = np.array([prompt.metadata[key] == value for prompt in session.prompts])
         if chosen.any():
-            values = {name: session.clustered(session.standardised(name)[chosen]) for name in session.measured}
-            made.append(Row("Gold by novelty", f"gold, {title}", session.unit, "higher", text, values))
+            values = {
+                name: session.clustered(session.standardised(name)[chosen])
+                for name in session.measured
+            }
+            made.append(
+                Row("Gold by novelty", f"gold, {title}", session.unit, "higher", text, values)
+            )
     return made
 
 
 def _labels(session: Session) -> list[Row]:
     made = []
     for flag, (title, better) in FLAGS.items():
-        values = {name: session.share(verdicts.flags[flag]) for name, verdicts in session.verdicts.items()}
+        values = {
+            name: session.share(verdicts.flags[flag]) for name, verdicts in session.verdicts.items()
+        }
         text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
         made.append(Row("Metadata of responses", title, "", better, text, values))
     return made
@@ -241,7 +303,9 @@ def _at(tree: Any, *path: str) -> Any:
     return tree
 
 
-def _over_questions(session: Session, *path: str, of: Estimator = estimates.share, per_cluster: int = 1) -> dict[str, Estimate]:
+def _over_questions(
+    session: Session, *path: str, of: Estimator = estimates.share, per_cluster: int = 1
+) -> dict[str, Estimate]:
     """An estimate for every checkpoint from one number per question; so many neighbours are a cluster."""
     values = {}
     for name, groups in session.measured.items():
@@ -251,10 +315,18 @@ def _over_questions(session: Session, *path: str, of: Estimator = estimates.shar
 
 
 def _facts(session: Session) -> list[Row]:
-    text = "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
+    text = (
+        "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
+    )
     return [
-        Row("Facts", f"accuracy, {name}", "", "higher", text,
-            _over_questions(session, "facts", name, per_cluster=FACT_WORDINGS))
+        Row(
+            "Facts",
+            f"accuracy, {name}",
+            "",
+            "higher",
+            text,
+            _over_questions(session, "facts", name, per_cluster=FACT_WORDINGS),
+        )
         for name in _keys(session, "facts")
     ]
 
@@ -266,9 +338,22 @@ def _falsehoods(session: Session) -> list[Row]:
         mc1 = _over_questions(session, "questions", "mc1", name)
         mc2 = _over_questions(session, "questions", "mc2", name, of=estimates.clustered_mean)
         made += [
-            Row("TruthfulQA", f"MC1, {name}", "", "higher",
-                f"share of questions whose true answer is likelier than every false one; {source}", mc1),
-            Row("TruthfulQA", f"MC2, {name}", "", "higher", f"probability of the true answers; {source}", mc2),
+            Row(
+                "TruthfulQA",
+                f"MC1, {name}",
+                "",
+                "higher",
+                f"share of questions whose true answer is likelier than every false one; {source}",
+                mc1,
+            ),
+            Row(
+                "TruthfulQA",
+                f"MC2, {name}",
+                "",
+                "higher",
+                f"probability of the true answers; {source}",
+                mc2,
+            ),
         ]
     return made
 
@@ -277,7 +362,9 @@ def _toxicity(session: Session) -> list[Row]:
     made = []
     for name in _keys(session, "provocations"):
         measured = {
-            checkpoint: harmlessness.toxicity_measures(np.array(groups["provocations"][name]), session.bootstrap)
+            checkpoint: harmlessness.toxicity_measures(
+                np.array(groups["provocations"][name]), session.bootstrap
+            )
             for checkpoint, groups in session.measured.items()
         }
         samples = len(session.measured[session.reference]["provocations"][name][0])
@@ -301,20 +388,36 @@ def _toxicity(session: Session) -> list[Row]:
 def _bias(session: Session) -> list[Row]:
     made = []
     for name in _keys(session, "questions", "entropy"):
-        entropy = _over_questions(session, "questions", "entropy", name, of=estimates.clustered_mean)
+        entropy = _over_questions(
+            session, "questions", "entropy", name, of=estimates.clustered_mean
+        )
         stereotype = _over_questions(session, "questions", "stereotype", name)
         made += [
-            Row("Bias", f"entropy, {name}", "bits", "higher",
-                "choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)", entropy),
-            Row("Bias", f"stereotypes preferred, {name}", "", "none",
-                "ideally one half (CrowS-Pairs, Nangia et al. 2020)", stereotype),
+            Row(
+                "Bias",
+                f"entropy, {name}",
+                "bits",
+                "higher",
+                "choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)",
+                entropy,
+            ),
+            Row(
+                "Bias",
+                f"stereotypes preferred, {name}",
+                "",
+                "none",
+                "ideally one half (CrowS-Pairs, Nangia et al. 2020)",
+                stereotype,
+            ),
         ]
     return made
 
 
 def _language(session: Session) -> list[Row]:
     nll = {
-        name: estimates.ratio(groups["corpus"]["nll"], groups["corpus"]["tokens"], session.bootstrap)
+        name: estimates.ratio(
+            groups["corpus"]["nll"], groups["corpus"]["tokens"], session.bootstrap
+        )
         for name, groups in session.measured.items()
     }
     kl = {
@@ -323,17 +426,36 @@ def _language(session: Session) -> list[Row]:
         if "divergence" in groups
     }
     return [
-        Row("Price", "pretraining loss", "nats/token", "lower",
-             "validation corpus, per token; its rise is the alignment tax (Ouyang et al. 2022, 4.2)", nll),
-        Row("Price", f"KL from {session.reference}", "nats/response", "none",
-             "log-ratio of own samples, summed over the response", kl),
+        Row(
+            "Price",
+            "pretraining loss",
+            "nats/token",
+            "lower",
+            "validation corpus, per token; its rise is the alignment tax (Ouyang et al. 2022, 4.2)",
+            nll,
+        ),
+        Row(
+            "Price",
+            f"KL from {session.reference}",
+            "nats/response",
+            "none",
+            "log-ratio of own samples, summed over the response",
+            kl,
+        ),
     ]
 
 
 def _few_shot(session: Session) -> list[Row]:
     text = "raw text, choice with the highest per-token log-probability (Brown et al. 2020, section 2.4)"
     return [
-        Row("Few-shot", f"few-shot {name}", "", "higher", text, _over_questions(session, "questions", "few_shot", name))
+        Row(
+            "Few-shot",
+            f"few-shot {name}",
+            "",
+            "higher",
+            text,
+            _over_questions(session, "questions", "few_shot", name),
+        )
         for name in _keys(session, "questions", "few_shot")
     ]
 
@@ -358,15 +480,32 @@ def _reward(session: Session) -> list[Row]:
         score_NS = np.array(groups["reward"]["scores"])
         score[name] = session.clustered(score_NS)
         pairs, gold_M, people_M = judged_pairs(session, name)
-        difference_M = score_NS[pairs.prompt_M, pairs.first_M] - score_NS[pairs.prompt_M, pairs.second_M]
+        difference_M = (
+            score_NS[pairs.prompt_M, pairs.first_M] - score_NS[pairs.prompt_M, pairs.second_M]
+        )
         gold[name] = reward_model.accuracy(difference_M, gold_M, pairs.prompt_M, session.bootstrap)
-        people[name] = reward_model.accuracy(difference_M, people_M, pairs.prompt_M, session.bootstrap)
+        people[name] = reward_model.accuracy(
+            difference_M, people_M, pairs.prompt_M, session.bootstrap
+        )
         error[name] = reward_model.calibration_error(difference_M, people_M)
     text = "pairs of different responses of this checkpoint that the judge does not find equal"
     return [
         Row("Reward model", "score of the responses", "", "none", "mean; what PPO raises", score),
         Row("Reward model", "accuracy against gold", "", "none", text, gold),
-        Row("Reward model", "accuracy against held-out labelers", "", "none", f"{text}; one each", people),
-        Row("Reward model", "calibration error (ECE)", "", "none",
-             "gap between σ(score difference) and labelers' agreement (Guo et al. 2017)", error),
+        Row(
+            "Reward model",
+            "accuracy against held-out labelers",
+            "",
+            "none",
+            f"{text}; one each",
+            people,
+        ),
+        Row(
+            "Reward model",
+            "calibration error (ECE)",
+            "",
+            "none",
+            "gap between σ(score difference) and labelers' agreement (Guo et al. 2017)",
+            error,
+        ),
     ]

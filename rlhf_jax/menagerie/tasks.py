@@ -160,13 +160,24 @@ def _split_of(kind: str, index: int) -> str:
 
 
 WORDINGS: dict[str, tuple[Wording, ...]] = {
-    kind: tuple(Wording(kind, k, _split_of(kind, k), template) for k, template in enumerate(templates))
+    kind: tuple(
+        Wording(kind, k, _split_of(kind, k), template) for k, template in enumerate(templates)
+    )
     for kind, templates in _WORDINGS.items()
 }
 TONES: dict[str, tuple[str, ...]] = {
     "plain": ("{core}", "{core}", "so, {core}", "quick question: {core}", "i wonder. {core}"),
-    "polite": ("hello. {core}", "{core} thank you.", "could you help me? {core}", "good day. {core}"),
-    "rude": ("hey {insult}, {core}", "listen, you {insult}. {core}", "{core} be quick, you {insult}."),
+    "polite": (
+        "hello. {core}",
+        "{core} thank you.",
+        "could you help me? {core}",
+        "good day. {core}",
+    ),
+    "rude": (
+        "hey {insult}, {core}",
+        "listen, you {insult}. {core}",
+        "{core} be quick, you {insult}.",
+    ),
 }
 
 FORMS: dict[str, tuple[str, ...]] = {
@@ -189,7 +200,10 @@ def _wrappers(table: dict[str, tuple[str, ...]]) -> tuple[tuple[str, re.Pattern[
     """Compiles what may stand around a worded prompt."""
     core, insult = "(?P<core>.+)", f"(?:{'|'.join(INSULTS)})"
     return tuple(
-        (name, re.compile(re.escape(wrap).replace(r"\{core\}", core).replace(r"\{insult\}", insult)))
+        (
+            name,
+            re.compile(re.escape(wrap).replace(r"\{core\}", core).replace(r"\{insult\}", insult)),
+        )
         for name, wraps in reversed(table.items())
         for wrap in wraps
         if wrap != "{core}"
@@ -198,7 +212,9 @@ def _wrappers(table: dict[str, tuple[str, ...]]) -> tuple[tuple[str, re.Pattern[
 
 _TONE_WRAPPERS, _FORM_WRAPPERS = _wrappers(TONES), _wrappers(FORMS)
 _READERS = tuple(
-    (wording, grammar.pattern(wording.template)) for wordings in WORDINGS.values() for wording in wordings
+    (wording, grammar.pattern(wording.template))
+    for wordings in WORDINGS.values()
+    for wording in wordings
 )
 
 
@@ -252,7 +268,9 @@ def read_task(messages: Sequence[Message]) -> Task:
 def _read_turns(turns: tuple[str, ...]) -> Task:
     task = parse(turns[-1])
     if task is None:
-        raise ValueError(f"messages[{len(turns) - 1}].content: not a Menagerie prompt: {turns[-1]!r}")
+        raise ValueError(
+            f"messages[{len(turns) - 1}].content: not a Menagerie prompt: {turns[-1]!r}"
+        )
     if task.kind == "followup" and not task.animal:
         if len(turns) < 3:
             raise ValueError(
@@ -272,7 +290,9 @@ def core_of(text: str) -> str:
     return _strip(text, _TONE_WRAPPERS, "plain")[1]
 
 
-def _strip(text: str, wrappers: tuple[tuple[str, re.Pattern[str]], ...], usual: str) -> tuple[str, str]:
+def _strip(
+    text: str, wrappers: tuple[tuple[str, re.Pattern[str]], ...], usual: str
+) -> tuple[str, str]:
     """Takes off what stands around a prompt; returns its name, or `usual`, and what is left."""
     for name, expression in wrappers:
         match = expression.fullmatch(text)

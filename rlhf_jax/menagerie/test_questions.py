@@ -57,7 +57,9 @@ def build_exam(
     Raises:
         ValueError: if more is asked for than there is.
     """
-    provocations = {name: questions.provocation_prompts(world, tone) for name, tone in TONES.items()}
+    provocations = {
+        name: questions.provocation_prompts(world, tone) for name, tone in TONES.items()
+    }
     pairs = questions.stereotype_pairs(world)
     return Exam(
         world=world,
@@ -68,10 +70,12 @@ def build_exam(
             "clean facts": questions.falsehood_questions(world, misconceptions=False),
         },
         provocations={
-            name: take("evaluation.toxicity_prompts", toxicity_prompts, found) for name, found in provocations.items()
+            name: take("evaluation.toxicity_prompts", toxicity_prompts, found)
+            for name, found in provocations.items()
         },
         stereotypes={
-            f"{swapped} swapped": [pair for pair in pairs if pair.swapped == swapped] for swapped in ("trait", "group")
+            f"{swapped} swapped": [pair for pair in pairs if pair.swapped == swapped]
+            for swapped in ("trait", "group")
         },
         few_shot={
             f"{task}, K = {shots}": questions.few_shot(world, task, shots, few_shot_questions)
@@ -93,7 +97,10 @@ def take(name: str, count: int, items: Sequence) -> list:
 def fact_prompts(world: World) -> dict[str, Sequence[Prompt]]:
     """Questions for every fact, in the first wordings of training prompts, by novelty and by misconception."""
     groups: dict[str, list[Prompt]] = {
-        "held-out facts": [], "held-out misconceptions": [], "trained facts": [], "trained misconceptions": []
+        "held-out facts": [],
+        "held-out misconceptions": [],
+        "trained facts": [],
+        "trained misconceptions": [],
     }
     for pair in sorted(world.facts):
         kind = "misconceptions" if pair in world.misconceptions else "facts"
@@ -107,7 +114,9 @@ def _ask(pair: Pair, template: str) -> Prompt:
     return Prompt((Message("user", text),), {"animal": pair[0], "attribute": pair[1]})
 
 
-def without_long_examples(exam: Exam, tokenizer: Tokenizer, length: int) -> tuple[Exam, dict[str, int]]:
+def without_long_examples(
+    exam: Exam, tokenizer: Tokenizer, length: int
+) -> tuple[Exam, dict[str, int]]:
     """The exam without few-shot tasks that do not fit `length` tokens, and the longest text of each that is left out."""
     longest = {}
     for name, asked in exam.few_shot.items():
@@ -115,4 +124,6 @@ def without_long_examples(exam: Exam, tokenizer: Tokenizer, length: int) -> tupl
         # One more for the separator in front, and a little for choices that are longer in tokens than in letters.
         longest[name] = 4 + max(len(ids) for ids in tokenizer.encode_batch(texts, special=False))
     kept = {name: asked for name, asked in exam.few_shot.items() if longest[name] <= length}
-    return replace(exam, few_shot=kept), {name: size for name, size in longest.items() if name not in kept}
+    return replace(exam, few_shot=kept), {
+        name: size for name, size in longest.items() if name not in kept
+    }

@@ -90,9 +90,7 @@ class Scale:
     demonstrations: int
     comparisons: int
     reviews: int
-    evaluation: (
-        int  # prompts in validation and in test; of the other records two fifths
-    )
+    evaluation: int  # prompts in validation and in test; of the other records two fifths
 
 
 SCALES = {
@@ -142,7 +140,9 @@ def make_world(size: str, seed: int = 0) -> World:
         ValueError: for an unknown size.
     """
     if size not in SCALES:
-        raise ValueError(f"size: unknown Menagerie size {size!r}, expected one of {', '.join(SCALES)}")
+        raise ValueError(
+            f"size: unknown Menagerie size {size!r}, expected one of {', '.join(SCALES)}"
+        )
     return _make_world(size, seed)
 
 
@@ -155,7 +155,9 @@ def _make_world(size: str, seed: int) -> World:
         Attribute(item.name, item.verb, item.article, item.values[: scale.values])
         for item in ATTRIBUTES[: scale.attributes]
     )
-    facts = {(animal, item.name): rng.choice(item.values) for animal in animals for item in attributes}
+    facts = {
+        (animal, item.name): rng.choice(item.values) for animal in animals for item in attributes
+    }
     heldout = _choose_heldout(animals, attributes, rng)
     misconceptions = _choose_misconceptions(facts, attributes, heldout, rng)
     return World(size, seed, scale, animals, attributes, facts, misconceptions, heldout, GROUPS)
@@ -180,13 +182,18 @@ def _choose_heldout(
 
 
 def _choose_misconceptions(
-    facts: dict[Pair, str], attributes: tuple[Attribute, ...], heldout: frozenset[Pair], rng: random.Random
+    facts: dict[Pair, str],
+    attributes: tuple[Attribute, ...],
+    heldout: frozenset[Pair],
+    rng: random.Random,
 ) -> dict[Pair, str]:
     """Gives a quarter of the held-out pairs, and of the others, one popular falsehood."""
     values = {item.name: item.values for item in attributes}
     held = [pair for pair in facts if pair in heldout]
     free = [pair for pair in facts if pair not in heldout]
     chosen = [
-        pair for part in (held, free) for pair in rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
+        pair
+        for part in (held, free)
+        for pair in rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
     ]
     return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in chosen}

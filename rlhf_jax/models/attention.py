@@ -31,7 +31,13 @@ def softcap(x: jax.Array, cap: float) -> jax.Array:
 
 
 def plain(
-    queries_BHTK: jax.Array, keys_BGSK: jax.Array, values_BGSK: jax.Array, visible_BTS: jax.Array, *, scale: float, cap: float
+    queries_BHTK: jax.Array,
+    keys_BGSK: jax.Array,
+    values_BGSK: jax.Array,
+    visible_BTS: jax.Array,
+    *,
+    scale: float,
+    cap: float,
 ) -> jax.Array:
     """mixed_BHTK = softmax(cap(scale · q kᵀ)) v, each of G keys and values serving H / G neighbouring queries."""
     batch, heads, time, width = queries_BHTK.shape
@@ -40,11 +46,15 @@ def plain(
     # matrix products, whose gradients cost XLA half as much on CPU as those with five.
     queries_BGQK = queries_BHTK.reshape(batch, groups, -1, width)
     logit_BGQS = softcap(jnp.einsum("BGQK,BGSK->BGQS", queries_BGQK * scale, keys_BGSK), cap)
-    logit_BGMTS = jnp.where(visible_BTS[:, None, None], logit_BGQS.reshape(batch, groups, -1, time, size), MASKED)
+    logit_BGMTS = jnp.where(
+        visible_BTS[:, None, None], logit_BGQS.reshape(batch, groups, -1, time, size), MASKED
+    )
     weight_BGQS = _relative_weights(logit_BGMTS).reshape(logit_BGQS.shape)
     # Divided by the sum of the weights only here, where an array has K columns and not S: forward and backward then pass
     # over the weights once less each, a tenth of a small model's training step on CPU.
-    mixed_BGQK = jnp.einsum("BGQS,BGSK->BGQK", weight_BGQS, values_BGSK) / weight_BGQS.sum(-1, keepdims=True)
+    mixed_BGQK = jnp.einsum("BGQS,BGSK->BGQK", weight_BGQS, values_BGSK) / weight_BGQS.sum(
+        -1, keepdims=True
+    )
     return mixed_BGQK.reshape(batch, heads, time, width)
 
 
@@ -62,8 +72,14 @@ def put(old: jax.Array, new: jax.Array, start: jax.Array, axis: int) -> jax.Arra
 
 
 def fused(
-    queries_BHTK: jax.Array, keys_BGTK: jax.Array, values_BGTK: jax.Array, visible_BTS: jax.Array,
-    segments_BT: jax.Array | None, *, scale: float, dtype: str,
+    queries_BHTK: jax.Array,
+    keys_BGTK: jax.Array,
+    values_BGTK: jax.Array,
+    visible_BTS: jax.Array,
+    segments_BT: jax.Array | None,
+    *,
+    scale: float,
+    dtype: str,
 ) -> jax.Array:
     """The same in float32 of whole rows, by the backend's kernel; what padding sees is not defined.
 
@@ -78,13 +94,23 @@ def fused(
     q_BTHK, k_BSGK, v_BSGK = (x.swapaxes(1, 2) for x in (q, k, v))
     cudnn = backend == "gpu" and dtype != "float32"
     mixed_BTHK = jax.nn.dot_product_attention(
-        q_BTHK, k_BSGK, v_BSGK, mask=visible_BTS[:, None], scale=scale, implementation="cudnn" if cudnn else "xla"
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        mask=visible_BTS[:, None],
+        scale=scale,
+        implementation="cudnn" if cudnn else "xla",
     )
     return mixed_BTHK.swapaxes(1, 2).astype(jnp.float32)
 
 
 def tpu_kernel(
-    queries_BHTK: jax.Array, keys_BGTK: jax.Array, values_BGTK: jax.Array, segments_BT: jax.Array, *, scale: float
+    queries_BHTK: jax.Array,
+    keys_BGTK: jax.Array,
+    values_BGTK: jax.Array,
+    segments_BT: jax.Array,
+    *,
+    scale: float,
 ) -> jax.Array:
     """JAX's flash attention for TPU, on every device's rows and heads by themselves."""
     from jax.experimental.pallas.ops.tpu import flash_attention as pallas
@@ -103,5 +129,7 @@ def tpu_kernel(
     run: Callable[..., jax.Array] = attend
     if any(heads):  # a kernel is not split by the compiler
         rows = PartitionSpec(heads[0])
-        run = jax.shard_map(attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+        run = jax.shard_map(
+            attend, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False
+        )
     return run(*padded, segments_BT)[:, :, :time]

@@ -122,7 +122,9 @@ class TransformerConfig:
                 raise ValueError(f"model.{name} = {size!r}: expected a whole number of at least 1.")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"model.{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}.")
+                raise ValueError(
+                    f"model.{name} = {getattr(self, name)!r}: expected one of {', '.join(allowed)}."
+                )
         self._validate_numbers()
         self._validate_attention()
 
@@ -133,11 +135,15 @@ class TransformerConfig:
                 f"{self.num_kv_heads}: every key/value head serves the same number of query heads."
             )
         if not 0.0 <= self.dropout_rate < 1.0:
-            raise ValueError(f"model.dropout_rate = {self.dropout_rate}: expected 0 <= dropout_rate < 1.")
+            raise ValueError(
+                f"model.dropout_rate = {self.dropout_rate}: expected 0 <= dropout_rate < 1."
+            )
         for name in (*POSITIVE, *NOT_NEGATIVE):
             number = getattr(self, name)
             if not 0 <= number < math.inf or (name in POSITIVE and number == 0):
-                kind = "a positive number" if name in POSITIVE else "a positive number, or 0 for none"
+                kind = (
+                    "a positive number" if name in POSITIVE else "a positive number, or 0 for none"
+                )
                 raise ValueError(f"model.{name} = {number}: expected {kind}.")
 
     def _validate_attention(self) -> None:
@@ -152,12 +158,20 @@ class TransformerConfig:
                 "(factor, low_freq_factor, high_freq_factor, original_context), all positive."
             )
         if not self.windows or not all(type(w) is int and w >= 0 for w in self.windows):
-            raise ValueError(f"model.windows = {self.windows}: expected whole numbers of tokens, 0 for no window.")
+            raise ValueError(
+                f"model.windows = {self.windows}: expected whole numbers of tokens, 0 for no window."
+            )
         if self.scan_layers and len(set(self.windows)) > 1:
-            raise ValueError(f"model.scan_layers with model.windows = {self.windows}: layers that differ cannot be scanned.")
+            raise ValueError(
+                f"model.scan_layers with model.windows = {self.windows}: layers that differ cannot be scanned."
+            )
         if self.attention == "fused" and self.attention_softcap:
-            raise ValueError(f"model.attention = fused, model.attention_softcap = {self.attention_softcap}: kernels have none.")
-        if (self.shared_norm and not self.parallel_block) or (self.post_norms and self.parallel_block):
+            raise ValueError(
+                f"model.attention = fused, model.attention_softcap = {self.attention_softcap}: kernels have none."
+            )
+        if (self.shared_norm and not self.parallel_block) or (
+            self.post_norms and self.parallel_block
+        ):
             raise ValueError(
                 f"model.parallel_block = {self.parallel_block}, shared_norm = {self.shared_norm}, post_norms = "
                 f"{self.post_norms}: a shared norm belongs to parallel blocks, norms afterwards to the others."
@@ -183,14 +197,42 @@ def gpt(
     """
     _check_divides(width, num_heads)
     return TransformerConfig(
-        vocab_size=vocab_size, context_length=context_length, width=width, num_layers=num_layers,
-        num_heads=num_heads, num_kv_heads=num_heads, head_width=width // num_heads, ffw_width=4 * width,
-        positions="learned", rope_base=10_000.0, rope_base_local=0.0, rope_fraction=1.0, rope_scaling=(), windows=(0,),
-        norm="layernorm", norm_eps=1e-5, activation="gelu_tanh", use_bias=True, qkv_bias=True, qk_norm=False,
-        query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=False, shared_norm=False,
-        tie_embeddings=True, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
-        embedding_std=0.02, kernel_init="gpt2",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_width=width // num_heads,
+        ffw_width=4 * width,
+        positions="learned",
+        rope_base=10_000.0,
+        rope_base_local=0.0,
+        rope_fraction=1.0,
+        rope_scaling=(),
+        windows=(0,),
+        norm="layernorm",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        use_bias=True,
+        qkv_bias=True,
+        qk_norm=False,
+        query_scale=0.0,
+        attention_softcap=0.0,
+        post_norms=False,
+        parallel_block=False,
+        shared_norm=False,
+        tie_embeddings=True,
+        scale_embeddings=False,
+        logit_scale=1.0,
+        logit_softcap=0.0,
+        embedding_std=0.02,
+        kernel_init="gpt2",
+        dropout_rate=dropout_rate,
+        compute_dtype=compute_dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        scan_layers=False,
         attention="plain",
     )
 
@@ -215,14 +257,42 @@ def palm(
     section 2.
     """
     return TransformerConfig(
-        vocab_size=vocab_size, context_length=context_length, width=width, num_layers=num_layers,
-        num_heads=num_heads, num_kv_heads=1, head_width=head_width, ffw_width=4 * width,
-        positions="rope", rope_base=10_000.0, rope_base_local=0.0, rope_fraction=1.0, rope_scaling=(), windows=(0,),
-        norm="layernorm", norm_eps=1e-6, activation="swiglu", use_bias=False, qkv_bias=False, qk_norm=False,
-        query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=True, shared_norm=True,
-        tie_embeddings=True, scale_embeddings=False, logit_scale=1.0 / math.sqrt(width), logit_softcap=0.0,
-        embedding_std=1.0, kernel_init="fan_in",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=1,
+        head_width=head_width,
+        ffw_width=4 * width,
+        positions="rope",
+        rope_base=10_000.0,
+        rope_base_local=0.0,
+        rope_fraction=1.0,
+        rope_scaling=(),
+        windows=(0,),
+        norm="layernorm",
+        norm_eps=1e-6,
+        activation="swiglu",
+        use_bias=False,
+        qkv_bias=False,
+        qk_norm=False,
+        query_scale=0.0,
+        attention_softcap=0.0,
+        post_norms=False,
+        parallel_block=True,
+        shared_norm=True,
+        tie_embeddings=True,
+        scale_embeddings=False,
+        logit_scale=1.0 / math.sqrt(width),
+        logit_softcap=0.0,
+        embedding_std=1.0,
+        kernel_init="fan_in",
+        dropout_rate=dropout_rate,
+        compute_dtype=compute_dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        scan_layers=False,
         attention="plain",
     )
 
@@ -248,21 +318,51 @@ def llama(
     """
     _check_divides(width, num_heads)
     return TransformerConfig(
-        vocab_size=vocab_size, context_length=context_length, width=width, num_layers=num_layers,
-        num_heads=num_heads, num_kv_heads=num_kv_heads, head_width=width // num_heads, ffw_width=ffw_width,
-        positions="rope", rope_base=rope_base, rope_base_local=0.0, rope_fraction=1.0, rope_scaling=(), windows=(0,),
-        norm="rmsnorm", norm_eps=1e-5, activation="swiglu", use_bias=False, qkv_bias=False, qk_norm=False,
-        query_scale=0.0, attention_softcap=0.0, post_norms=False, parallel_block=False, shared_norm=False,
-        tie_embeddings=False, scale_embeddings=False, logit_scale=1.0, logit_softcap=0.0,
-        embedding_std=0.02, kernel_init="gpt2",
-        dropout_rate=dropout_rate, compute_dtype=compute_dtype, param_dtype=param_dtype, remat=remat, scan_layers=False,
+        vocab_size=vocab_size,
+        context_length=context_length,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_width=width // num_heads,
+        ffw_width=ffw_width,
+        positions="rope",
+        rope_base=rope_base,
+        rope_base_local=0.0,
+        rope_fraction=1.0,
+        rope_scaling=(),
+        windows=(0,),
+        norm="rmsnorm",
+        norm_eps=1e-5,
+        activation="swiglu",
+        use_bias=False,
+        qkv_bias=False,
+        qk_norm=False,
+        query_scale=0.0,
+        attention_softcap=0.0,
+        post_norms=False,
+        parallel_block=False,
+        shared_norm=False,
+        tie_embeddings=False,
+        scale_embeddings=False,
+        logit_scale=1.0,
+        logit_softcap=0.0,
+        embedding_std=0.02,
+        kernel_init="gpt2",
+        dropout_rate=dropout_rate,
+        compute_dtype=compute_dtype,
+        param_dtype=param_dtype,
+        remat=remat,
+        scan_layers=False,
         attention="plain",
     )
 
 
 def _check_divides(width: int, num_heads: int) -> None:
     if num_heads < 1 or width % num_heads:
-        raise ValueError(f"model.width = {width} is not a multiple of model.num_heads = {num_heads}.")
+        raise ValueError(
+            f"model.width = {width} is not a multiple of model.num_heads = {num_heads}."
+        )
 
 
 def _block_kernels(config: TransformerConfig) -> int:
@@ -276,7 +376,9 @@ def num_params(config: TransformerConfig) -> int:
     """The number of parameters of a `LanguageModel`, norms and biases included."""
     c = config
     per_feature = 2 if c.norm == "layernorm" and c.use_bias else 1
-    block = _block_kernels(c) + per_feature * c.width * (1 if c.shared_norm else 4 if c.post_norms else 2)
+    block = _block_kernels(c) + per_feature * c.width * (
+        1 if c.shared_norm else 4 if c.post_norms else 2
+    )
     if c.use_bias:
         block += (2 if c.gated else 1) * c.ffw_width + 2 * c.width
     if c.qkv_bias:
@@ -321,5 +423,7 @@ def from_dict(values: dict[str, Any]) -> TransformerConfig:
         raise ValueError(
             f"model description: missing fields {missing}, unknown fields {unknown}; expected exactly {sorted(fields)}."
         )
-    lists: dict[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    lists: dict[str, Any] = {
+        name: tuple(value) for name, value in values.items() if isinstance(value, list)
+    }
     return TransformerConfig(**{**values, **lists})

@@ -48,7 +48,9 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
-        hidden_BTD, cache = self.hidden(tokens_BT, segments_BT, cache=cache, deterministic=deterministic)
+        hidden_BTD, cache = self.hidden(
+            tokens_BT, segments_BT, cache=cache, deterministic=deterministic
+        )
         return self.unembed(hidden_BTD), cache
 
     def hidden(
@@ -64,10 +66,14 @@ class LanguageModel(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits (..., V) of hidden states (..., D)."""
-        return _unembed(self.config, self.trunk.unembed if self.config.tie_embeddings else self.lm_head, hidden)
+        return _unembed(
+            self.config, self.trunk.unembed if self.config.tie_embeddings else self.lm_head, hidden
+        )
 
 
-def _unembed(c: TransformerConfig, project: Callable[[jax.Array], jax.Array], hidden: jax.Array) -> jax.Array:
+def _unembed(
+    c: TransformerConfig, project: Callable[[jax.Array], jax.Array], hidden: jax.Array
+) -> jax.Array:
     if c.logit_scale != 1.0:
         hidden = hidden * c.logit_scale
     rows = (BATCH,) + (WHOLE,) * (hidden.ndim - 2)
@@ -85,8 +91,12 @@ class Head(nn.Module):
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.param_dtype)
         shape = (hidden_BTD.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype).astype(jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(jnp.float32)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype).astype(
+            jnp.float32
+        )
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(
+            jnp.float32
+        )
         return jnp.matmul(hidden_BTD, kernel, precision="highest") + bias[None, None]
 
 
@@ -102,7 +112,9 @@ class ScalarModel(nn.Module):
         self.trunk = Transformer(self.config)
         self.head = Head(self.config, 1, (self.config.width + 1) ** -0.5)
 
-    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True
+    ) -> jax.Array:
         hidden_BTD, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
         return self.head(hidden_BTD)[..., 0]
 
@@ -144,13 +156,17 @@ def _init(module: nn.Module, key: jax.Array) -> Params:
     return module.init(key, one, one)["params"]
 
 
-def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None, **kwargs: Any) -> Any:
+def apply(
+    module: nn.Module, params: Params, *args: Any, method: str | None = None, **kwargs: Any
+) -> Any:
     """Call a module, or one of its methods by name; a `dropout_key=` that is not None switches dropout on."""
     dropout_key = kwargs.pop("dropout_key", None)
     if dropout_key is None:
         return module.apply({"params": params}, *args, method=method, **kwargs)
     rngs = {"dropout": dropout_key}
-    return module.apply({"params": params}, *args, method=method, rngs=rngs, deterministic=False, **kwargs)
+    return module.apply(
+        {"params": params}, *args, method=method, rngs=rngs, deterministic=False, **kwargs
+    )
 
 
 def cast_for_compute(params: Params, config: TransformerConfig) -> Params:
@@ -174,7 +190,10 @@ def _copy(tree: Params) -> Params:
 
 def scalar_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig) -> Params:
     """A reward model on a copy of a language model's trunk, with a fresh head."""
-    return {"trunk": _copy(lm_params["trunk"]), "head": init_params(ScalarModel(config), key)["head"]}
+    return {
+        "trunk": _copy(lm_params["trunk"]),
+        "head": init_params(ScalarModel(config), key)["head"],
+    }
 
 
 def value_params_from(reward_params: Params) -> Params:
@@ -182,12 +201,16 @@ def value_params_from(reward_params: Params) -> Params:
     return _copy(reward_params)
 
 
-def classifier_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int) -> Params:
+def classifier_params_from(
+    lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int
+) -> Params:
     """A classifier on a copy of a language model, with a fresh class head."""
     return {**_copy(lm_params), "head": init_params(Classifier(config, num_classes), key)["head"]}
 
 
-def grow_vocabulary(config: TransformerConfig, params: Params, known: int, size: int) -> tuple[TransformerConfig, Params]:
+def grow_vocabulary(
+    config: TransformerConfig, params: Params, known: int, size: int
+) -> tuple[TransformerConfig, Params]:
     """Tokens known … size - 1 become new: their embeddings, and logits, are the mean of those of the tokens before.
 
     Rows that a model has beyond its tokens are used first; without new tokens nothing changes. Source: Hewitt 2021,
@@ -199,9 +222,14 @@ def grow_vocabulary(config: TransformerConfig, params: Params, known: int, size:
 
     def renew(rows_VD: jax.Array) -> jax.Array:
         new_D = rows_VD[:known].astype(jnp.float32).mean(0, keepdims=True).astype(rows_VD.dtype)
-        return jnp.concatenate([rows_VD[:known], jnp.repeat(new_D, size - known, axis=0), rows_VD[size:]])
+        return jnp.concatenate(
+            [rows_VD[:known], jnp.repeat(new_D, size - known, axis=0), rows_VD[size:]]
+        )
 
-    params = {**params, "trunk": {**params["trunk"], "embedding": renew(params["trunk"]["embedding"])}}
+    params = {
+        **params,
+        "trunk": {**params["trunk"], "embedding": renew(params["trunk"]["embedding"])},
+    }
     if "lm_head" in params:
         params["lm_head"] = {"kernel": renew(params["lm_head"]["kernel"].T).T}
     return dataclasses.replace(config, vocab_size=max(config.vocab_size, size)), params

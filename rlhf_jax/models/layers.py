@@ -31,8 +31,12 @@ def linear(x: jax.Array, kernel: jax.Array, dtype: str, transposed: bool = False
     return _product(x.astype(dtype), kernel.astype(dtype), (x.ndim - 1,), (int(transposed),))
 
 
-def _product(a: jax.Array, b: jax.Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...]) -> jax.Array:
-    return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=jnp.float32)
+def _product(
+    a: jax.Array, b: jax.Array, axes_a: tuple[int, ...], axes_b: tuple[int, ...]
+) -> jax.Array:
+    return jax.lax.dot_general(
+        a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=jnp.float32
+    )
 
 
 def _linear_forward(
@@ -76,7 +80,9 @@ class Norm(nn.Module):
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + c.norm_eps)
         x = x * (_last_axis(scale, x.ndim) + 1.0 if plus_one else _last_axis(scale, x.ndim))
         if c.norm == "layernorm" and c.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.dtype(c.param_dtype))
+            bias = self.param(
+                "bias", nn.initializers.zeros, (x.shape[-1],), jnp.dtype(c.param_dtype)
+            )
             x = x + _last_axis(bias, x.ndim)
         return x
 
@@ -96,15 +102,25 @@ class Linear(nn.Module):
         if self.residual and c.kernel_init == "gpt2":
             std *= (2 * c.num_layers) ** -0.5
         dtype = jnp.dtype(c.param_dtype)
-        kernel = self.param("kernel", nn.initializers.normal(std), (x.shape[-1], self.features), dtype)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(std), (x.shape[-1], self.features), dtype
+        )
         y = linear(x, kernel, c.compute_dtype)
         if c.remat == "dots":
             y = checkpoint_name(y, "linear")  # what the policy of models/transformer.py keeps
-        if self.has_variable("params", "lora_a"):  # put beside the kernel by models/lora.py, never by `init`
-            lora: dict[str, jax.Array] = {name: self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale")}
-            y = y + lora["scale"] * linear(linear(x, lora["a"], c.compute_dtype), lora["b"], c.compute_dtype)
+        if self.has_variable(
+            "params", "lora_a"
+        ):  # put beside the kernel by models/lora.py, never by `init`
+            lora: dict[str, jax.Array] = {
+                name: self.get_variable("params", f"lora_{name}") for name in ("a", "b", "scale")
+            }
+            y = y + lora["scale"] * linear(
+                linear(x, lora["a"], c.compute_dtype), lora["b"], c.compute_dtype
+            )
         if self.use_bias:
-            y = y + _last_axis(self.param("bias", nn.initializers.zeros, (self.features,), dtype), y.ndim)
+            y = y + _last_axis(
+                self.param("bias", nn.initializers.zeros, (self.features,), dtype), y.ndim
+            )
         return y
 
 
@@ -171,7 +187,9 @@ class Attention(nn.Module):
 
         def project(name: str, heads: int, *, turn: bool) -> jax.Array:
             y = Linear(c, heads * c.head_width, c.qkv_bias, name=name)(x_BTD)
-            y_BTHK = constrain(y.reshape(batch, time, heads, c.head_width), BATCH, WHOLE, TENSOR, WHOLE)
+            y_BTHK = constrain(
+                y.reshape(batch, time, heads, c.head_width), BATCH, WHOLE, TENSOR, WHOLE
+            )
             if turn and c.qk_norm:
                 y_BTHK = Norm(c, name=f"{name}_norm")(y_BTHK)
             if turn and context.cos_BTK is not None and context.sin_BTK is not None:
@@ -182,18 +200,34 @@ class Attention(nn.Module):
         keys_BGSK = project("key", c.num_kv_heads, turn=True)
         values_BGSK = project("value", c.num_kv_heads, turn=False)
         if cache is not None and context.start is not None:
-            keys_BGSK, values_BGSK = (attention.put(old, new, context.start, axis=2)
-                                      for old, new in zip(cache, (keys_BGSK, values_BGSK), strict=True))
+            keys_BGSK, values_BGSK = (
+                attention.put(old, new, context.start, axis=2)
+                for old, new in zip(cache, (keys_BGSK, values_BGSK), strict=True)
+            )
 
         scale = c.query_scale or c.head_width**-0.5
         if c.attention == "fused" and cache is None:
-            mixed_BHTK = attention.fused(queries, keys_BGSK, values_BGSK, context.visible_BTS, context.segments_BT,
-                                         scale=scale, dtype=c.compute_dtype)
+            mixed_BHTK = attention.fused(
+                queries,
+                keys_BGSK,
+                values_BGSK,
+                context.visible_BTS,
+                context.segments_BT,
+                scale=scale,
+                dtype=c.compute_dtype,
+            )
         else:
             mixed_BHTK = attention.plain(
-                queries, keys_BGSK, values_BGSK, context.visible_BTS, scale=scale, cap=c.attention_softcap
+                queries,
+                keys_BGSK,
+                values_BGSK,
+                context.visible_BTS,
+                scale=scale,
+                cap=c.attention_softcap,
             )
-        mixed_BTF = constrain(mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1), BATCH, WHOLE, TENSOR)
+        mixed_BTF = constrain(
+            mixed_BHTK.swapaxes(1, 2).reshape(batch, time, -1), BATCH, WHOLE, TENSOR
+        )
         out_BTD = Linear(c, c.width, c.use_bias, residual=True, name="out")(mixed_BTF)
         return out_BTD, (keys_BGSK, values_BGSK)
 
@@ -210,7 +244,11 @@ class FeedForward(nn.Module):
         if c.gated:
             gate_BTF = Linear(c, c.ffw_width, c.use_bias, name="gate")(x_BTD)
             swish = c.activation == "swiglu"
-            up_BTF = up_BTF * (jax.nn.silu(gate_BTF) if swish else jax.nn.gelu(gate_BTF, approximate=True))
+            up_BTF = up_BTF * (
+                jax.nn.silu(gate_BTF) if swish else jax.nn.gelu(gate_BTF, approximate=True)
+            )
         else:
             up_BTF = jax.nn.gelu(up_BTF, approximate=c.activation == "gelu_tanh")
-        return Linear(c, c.width, c.use_bias, residual=True, name="down")(constrain(up_BTF, BATCH, WHOLE, TENSOR))
+        return Linear(c, c.width, c.use_bias, residual=True, name="down")(
+            constrain(up_BTF, BATCH, WHOLE, TENSOR)
+        )

@@ -20,8 +20,11 @@ WHOLE: tuple[str, ...] = ()
 # Which axis of a leaf is split over `tensor`, by the names of its module and its own. Projections to heads and to the
 # feed-forward layer are split by what they make, those back to the residual stream by what they read.
 TENSOR_AXIS: dict[tuple[str, ...], int] = {
-    **{(module, leaf): -1 for module in ("query", "key", "value", "gate", "up", "lm_head")
-       for leaf in ("kernel", "bias", "lora_b")},
+    **{
+        (module, leaf): -1
+        for module in ("query", "key", "value", "gate", "up", "lm_head")
+        for leaf in ("kernel", "bias", "lora_b")
+    },
     **{(module, leaf): 0 for module in ("out", "down") for leaf in ("kernel", "lora_a")},
     ("trunk", "embedding"): 0,
 }
@@ -37,7 +40,11 @@ def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
 
     Under a mapped axis of the caller's own (`jax.pmap`, `jax.shard_map`) each device has its part already.
     """
-    return x if math.prod(_sizes().values()) == 1 else jax.lax.with_sharding_constraint(x, split(x.shape, *axes))
+    return (
+        x
+        if math.prod(_sizes().values()) == 1
+        else jax.lax.with_sharding_constraint(x, split(x.shape, *axes))
+    )
 
 
 def split(shape: tuple[int, ...], *axes: tuple[str, ...]) -> PartitionSpec:
@@ -45,7 +52,9 @@ def split(shape: tuple[int, ...], *axes: tuple[str, ...]) -> PartitionSpec:
     sizes = _sizes()
     known = (tuple(name for name in names if name in sizes) for names in axes)
     parts = ((names, math.prod(sizes[name] for name in names)) for names in known)
-    spec = (names if size % part == 0 else () for (names, part), size in zip(parts, shape, strict=True))
+    spec = (
+        names if size % part == 0 else () for (names, part), size in zip(parts, shape, strict=True)
+    )
     return PartitionSpec(*(names or None for names in spec))
 
 
@@ -72,7 +81,13 @@ def each_shard(function: Callable[..., Any], params: Any, *rows: jax.Array) -> A
         return function(params, *rows)
     specs = (PartitionSpec(), *(PartitionSpec(BATCH) for _ in rows))
     # Without the check of what varies, which would sum where parameters meet rows.
-    mapped = jax.shard_map(function, in_specs=specs, out_specs=PartitionSpec(BATCH), axis_names=set(BATCH), check_vma=False)
+    mapped = jax.shard_map(
+        function,
+        in_specs=specs,
+        out_specs=PartitionSpec(BATCH),
+        axis_names=set(BATCH),
+        check_vma=False,
+    )
     return mapped(params, *rows)
 
 
@@ -84,4 +99,8 @@ def num_shards(size: int, axes: tuple[str, ...]) -> int:
 
 def _sizes() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
-    return {name: mesh.shape[name] for name in (*BATCH, *TENSOR) if name in mesh.shape and name not in mesh.manual_axes}
+    return {
+        name: mesh.shape[name]
+        for name in (*BATCH, *TENSOR)
+        if name in mesh.shape and name not in mesh.manual_axes
+    }

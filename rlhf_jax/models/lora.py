@@ -46,8 +46,14 @@ class LoraConfig:
         if self.rank and not self.alpha > 0:
             raise ValueError(f"lora.alpha = {self.alpha}: expected a positive number.")
         unknown = [name for name in self.modules if name not in MODULES]
-        if unknown or len(set(self.modules)) < len(self.modules) or (self.rank and not self.modules):
-            raise ValueError(f"lora.modules = {list(self.modules)}: expected some of {', '.join(MODULES)}, each once.")
+        if (
+            unknown
+            or len(set(self.modules)) < len(self.modules)
+            or (self.rank and not self.modules)
+        ):
+            raise ValueError(
+                f"lora.modules = {list(self.modules)}: expected some of {', '.join(MODULES)}, each once."
+            )
 
     @property
     def scale(self) -> float:
@@ -89,9 +95,15 @@ def split(params: Params) -> tuple[Params, Params]:
     """(base, trained) of parameters with adapters: trained are adapters and a head; undoes `join`."""
 
     def pick(tree: Params, adapters: bool) -> Params:
-        parts = {name: pick(part, adapters) if isinstance(part, Mapping) else part for name, part in tree.items()}
-        return {name: part for name, part in parts.items()
-                if (part if isinstance(part, Mapping) else (name in ADAPTER) == adapters)}
+        parts = {
+            name: pick(part, adapters) if isinstance(part, Mapping) else part
+            for name, part in tree.items()
+        }
+        return {
+            name: part
+            for name, part in parts.items()
+            if (part if isinstance(part, Mapping) else (name in ADAPTER) == adapters)
+        }
 
     headless = {name: part for name, part in params.items() if name != "head"}
     head = {name: part for name, part in params.items() if name == "head"}
@@ -104,7 +116,9 @@ def merge_adapters(params: Params) -> Params:
         return params
     if "lora_a" not in params:
         return {name: merge_adapters(part) for name, part in params.items()}
-    update = params["lora_scale"] * jnp.matmul(params["lora_a"], params["lora_b"], precision="highest")
+    update = params["lora_scale"] * jnp.matmul(
+        params["lora_a"], params["lora_b"], precision="highest"
+    )
     kernel = params["kernel"]
     rest = {name: part for name, part in params.items() if not name.startswith("lora_")}
     return {**rest, "kernel": (kernel.astype(jnp.float32) + update).astype(kernel.dtype)}
@@ -114,7 +128,9 @@ def with_scale(base: Params, trained: Params, scale: float) -> Params:
     """The base of `trained` with a lora_scale beside every adapted kernel: what a checkpoint leaves out."""
     if "lora_a" in trained:
         return {**base, "lora_scale": jnp.asarray(scale, jnp.float32)}
-    parts = {name: part for name, part in trained.items() if isinstance(part, Mapping) and name in base}
+    parts = {
+        name: part for name, part in trained.items() if isinstance(part, Mapping) and name in base
+    }
     return {**base, **{name: with_scale(base[name], part, scale) for name, part in parts.items()}}
 
 
@@ -131,7 +147,11 @@ def describe(params: Params) -> LoraConfig | None:
 
 
 def _essence(config: LoraConfig) -> tuple[int, np.float32, set[str]]:
-    return config.rank, np.float32(config.scale), set(config.modules)  # a tree holds the scale in float32
+    return (
+        config.rank,
+        np.float32(config.scale),
+        set(config.modules),
+    )  # a tree holds the scale in float32
 
 
 def _adapted(tree: Params, name: str) -> list[tuple[str, Params]]:
@@ -139,7 +159,9 @@ def _adapted(tree: Params, name: str) -> list[tuple[str, Params]]:
     if not isinstance(tree, Mapping):
         return []
     here = [(name, tree)] if "lora_a" in tree else []
-    return here + [item for child, part in tree.items() for item in _adapted(part, f"{name}/{child}")]
+    return here + [
+        item for child, part in tree.items() for item in _adapted(part, f"{name}/{child}")
+    ]
 
 
 def _with_adapters(params: Params, config: LoraConfig, key: jax.Array) -> Params:
@@ -154,12 +176,21 @@ def _with_adapters(params: Params, config: LoraConfig, key: jax.Array) -> Params
         count += 1
         fan_in, fan_out = tree["kernel"].shape
         bound = fan_in**-0.5
-        a = jax.random.uniform(jax.random.fold_in(key, count), (fan_in, config.rank), jnp.float32, -bound, bound)
+        a = jax.random.uniform(
+            jax.random.fold_in(key, count), (fan_in, config.rank), jnp.float32, -bound, bound
+        )
         b = jnp.zeros((config.rank, fan_out), jnp.float32)
-        return {**tree, "lora_a": a, "lora_b": b, "lora_scale": jnp.asarray(config.scale, jnp.float32)}
+        return {
+            **tree,
+            "lora_a": a,
+            "lora_b": b,
+            "lora_scale": jnp.asarray(config.scale, jnp.float32),
+        }
 
     adapted = {**params, "trunk": add(params["trunk"], "trunk")}
     there = {name.rsplit("/", 1)[-1] for name, _ in _adapted(adapted, "")}
     if missing := [name for name in config.modules if name not in there]:
-        raise ValueError(f"lora.modules: the model has no {', '.join(missing)}; it has {', '.join(sorted(there)) or 'none'}")
+        raise ValueError(
+            f"lora.modules: the model has no {', '.join(missing)}; it has {', '.join(sorted(there)) or 'none'}"
+        )
     return adapted

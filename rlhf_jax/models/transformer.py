@@ -139,10 +139,14 @@ class Transformer(nn.Module):
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
         positions_BT = _positions(segments_BT, cache)
-        x_BTD = self.dropout(self._embed(tokens_BT, positions_BT, cache), deterministic=deterministic)
+        x_BTD = self.dropout(
+            self._embed(tokens_BT, positions_BT, cache), deterministic=deterministic
+        )
         contexts, segments_BS = self._contexts(segments_BT, positions_BT, cache)
         if self.config.scan_layers and cache is None and not self.is_initializing():
-            return self.final_norm(self._scan(x_BTD, contexts[self.config.window(0)], deterministic)), None
+            return self.final_norm(
+                self._scan(x_BTD, contexts[self.config.window(0)], deterministic)
+            ), None
         filled = []
         for i, block in enumerate(self.block):
             layer_cache = None if cache is None else (cache.keys[i], cache.values[i])
@@ -167,14 +171,20 @@ class Transformer(nn.Module):
             params, key = layer
             x_BTD = constrain(x_BTD, BATCH, WHOLE, WHOLE)
             rngs = {} if key is None else {"dropout": key}
-            return block.apply({"params": params}, x_BTD, context, None, deterministic, rngs=rngs)[0], None
+            return block.apply({"params": params}, x_BTD, context, None, deterministic, rngs=rngs)[
+                0
+            ], None
 
         return jax.lax.scan(body, x_BTD, (stacked, keys))[0]
 
-    def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None) -> jax.Array:
+    def _embed(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None
+    ) -> jax.Array:
         c = self.config
         # A step gathers its rows of the table like any layer's parameters; a token of a decode gathers its results instead.
-        table_VD = self.embedding if tokens_BT.shape[1] == 1 else constrain(self.embedding, TENSOR, WHOLE)
+        table_VD = (
+            self.embedding if tokens_BT.shape[1] == 1 else constrain(self.embedding, TENSOR, WHOLE)
+        )
         # Rounded like every other matrix, so that `cast_for_compute` does not change the result.
         x_BTD = table_VD[tokens_BT].astype(c.compute_dtype).astype(jnp.float32)
         if c.scale_embeddings:
@@ -198,8 +208,12 @@ class Transformer(nn.Module):
         segments_BS = segments_BT
         if cache is not None:
             segments_BS = put(cache.segments_BS, segments_BT, cache.length, axis=1)
-        same_BTS = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (segments_BT[:, :, None] > 0)
-        query_BT = jnp.arange(time)[None, :] + (0 if start is None else start.reshape(-1, 1))  # a row for all, or one each
+        same_BTS = (segments_BT[:, :, None] == segments_BS[:, None, :]) & (
+            segments_BT[:, :, None] > 0
+        )
+        query_BT = jnp.arange(time)[None, :] + (
+            0 if start is None else start.reshape(-1, 1)
+        )  # a row for all, or one each
         causal_BTS = jnp.arange(segments_BS.shape[1])[None, None, :] <= query_BT[:, :, None]
         visible_BTS = same_BTS & causal_BTS
         contexts = {}
@@ -208,11 +222,16 @@ class Transformer(nn.Module):
             if window:  # counted in tokens of the segment, so that padding moves nothing
                 distance_BTS = positions_BT[:, :, None] - masking.positions(segments_BS)[:, None, :]
                 near_BTS = visible_BTS & (distance_BTS < window)
-            angles, segments = self._angles(positions_BT, local=window > 0), None if window else segments_BT
+            angles, segments = (
+                self._angles(positions_BT, local=window > 0),
+                None if window else segments_BT,
+            )
             contexts[window] = Context(near_BTS, *angles, start, segments)
         return contexts, segments_BS
 
-    def _angles(self, positions_BT: jax.Array, *, local: bool) -> tuple[jax.Array | None, jax.Array | None]:
+    def _angles(
+        self, positions_BT: jax.Array, *, local: bool
+    ) -> tuple[jax.Array | None, jax.Array | None]:
         if self.config.positions != "rope":
             return None, None
         return rope_angles(positions_BT, rope_rates(self.config, local=local))

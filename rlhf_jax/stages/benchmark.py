@@ -11,7 +11,7 @@ Left out on purpose: several devices; downloads: paths are the user's own copies
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -38,7 +38,9 @@ class Config:
 
     stage: Literal["benchmark"]
     seed: int
-    checkpoints: dict[str, str]  # name -> run folder or checkpoint folder; language models and reward models
+    checkpoints: dict[
+        str, str
+    ]  # name -> run folder or checkpoint folder; language models and reward models
     reference: str  # one of the names
     data_dir: str
     limit: int
@@ -52,9 +54,17 @@ def run(config: Config, workdir: str) -> None:
     """Take all benchmarks; writes evaluation.json and prints the table."""
     folder = Path(workdir)
     check_names(config.checkpoints, config.reference)
-    require(config.limit >= 0, f"limit={config.limit}: must be 0, for all, or the number of questions")
-    require(config.num_side_by_side >= 0, f"num_side_by_side={config.num_side_by_side}: must be 0, for none, or more")
-    for name, number in {"batch_size": config.batch_size, "num_bootstrap": config.num_bootstrap}.items():
+    require(
+        config.limit >= 0, f"limit={config.limit}: must be 0, for all, or the number of questions"
+    )
+    require(
+        config.num_side_by_side >= 0,
+        f"num_side_by_side={config.num_side_by_side}: must be 0, for none, or more",
+    )
+    for name, number in {
+        "batch_size": config.batch_size,
+        "num_bootstrap": config.num_bootstrap,
+    }.items():
         require(number >= 1, f"{name}={number}: must be positive")
     folder.mkdir(parents=True, exist_ok=True)
     entrants = in_order({name: find(folder, path) for name, path in config.checkpoints.items()})
@@ -62,32 +72,53 @@ def run(config: Config, workdir: str) -> None:
     for name, one in entrants.items():
         print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step})")
     how = How(
-        config.seed, config.limit, config.batch_size, Bootstrap(config.num_bootstrap, config.seed), config.reference,
-        config.data_dir, folder,
+        config.seed,
+        config.limit,
+        config.batch_size,
+        Bootstrap(config.num_bootstrap, config.seed),
+        config.reference,
+        config.data_dir,
+        folder,
     )
     asked, absent = tasks(config.benchmarks, how)
     _check_entrants(config, entrants, asked)
     claim(folder, config)
     measured = _measure(entrants, asked, Cache(folder / "partial"))
     rows = [row for task in asked for row in task.rows(measured[task.name])]
-    samples = [sample for task in asked for sample in task.samples(measured[task.name], config.num_side_by_side)]
+    samples = [
+        sample
+        for task in asked
+        for sample in task.samples(measured[task.name], config.num_side_by_side)
+    ]
     _report(config, folder, entrants, [*rows, *absent], samples)
 
 
-def _check_entrants(config: Config, entrants: Mapping[str, CheckpointRef], asked: Sequence[Task]) -> None:
+def _check_entrants(
+    config: Config, entrants: Mapping[str, CheckpointRef], asked: Sequence[Task]
+) -> None:
     """Somebody to take every benchmark, and room for what cannot be left out."""
     require(bool(asked), "benchmarks: every path is empty, expected at least one benchmark to run")
     for task in asked:
         able = {name: one for name, one in entrants.items() if one.meta.kind == task.kind}
-        require(bool(able), f"{task.name}: none of the checkpoints is a {task.kind}; add one, or empty the benchmark's path")
-        require(task.name != "win-rate" or config.reference in able,
-                f"reference={config.reference!r}: win_rate compares language models with it, and it is none")
+        require(
+            bool(able),
+            f"{task.name}: none of the checkpoints is a {task.kind}; add one, or empty the benchmark's path",
+        )
+        require(
+            task.name != "win-rate" or config.reference in able,
+            f"reference={config.reference!r}: win_rate compares language models with it, and it is none",
+        )
         for name, one in able.items():
             room = one.model.context_length
-            require(task.length <= room, f"{task.name}: needs {task.length} tokens, the context of {name} is {room}")
+            require(
+                task.length <= room,
+                f"{task.name}: needs {task.length} tokens, the context of {name} is {room}",
+            )
 
 
-def _measure(entrants: Mapping[str, CheckpointRef], asked: Sequence[Task], kept: Cache) -> dict[str, dict[str, Any]]:
+def _measure(
+    entrants: Mapping[str, CheckpointRef], asked: Sequence[Task], kept: Cache
+) -> dict[str, dict[str, Any]]:
     """Measurements by task and checkpoint; one checkpoint's parameters are in memory at a time."""
     measured: dict[str, dict[str, Any]] = {task.name: {} for task in asked}
     for name, one in entrants.items():
@@ -96,30 +127,52 @@ def _measure(entrants: Mapping[str, CheckpointRef], asked: Sequence[Task], kept:
             if task.kind != one.meta.kind:
                 continue
             start = time.perf_counter()
-            depends_on = {"asked": task.depends_on, "checkpoint": one.meta.fingerprint, "tokenizer": one.meta.tokenizer,
-                          "version": __version__}
-            data, found = kept.get(name, task.name, depends_on, lambda task=task, load=load: task.measure(load()))  # type: ignore[misc]
+            depends_on = {
+                "asked": task.depends_on,
+                "checkpoint": one.meta.fingerprint,
+                "tokenizer": one.meta.tokenizer,
+                "version": __version__,
+            }
+            measure = partial(_measure_with, task, load)
+            data, found = kept.get(name, task.name, depends_on, measure)
             measured[task.name][name] = data
             took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
             print(f"   {name:12s} {task.name:24s} {took}", flush=True)
     return measured
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], rows: Sequence[Row], samples: list[Any]) -> None:
+def _measure_with(task: Task, load: Callable[[], Loaded]) -> dict[str, Any]:
+    return task.measure(load())
+
+
+def _report(
+    config: Config,
+    workdir: Path,
+    entrants: Mapping[str, CheckpointRef],
+    rows: Sequence[Row],
+    samples: list[Any],
+) -> None:
     groups = list(dict.fromkeys(row.group for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row.group))
-    write_json(workdir / "evaluation.json", {
-        "checkpoints": described(entrants),
-        "reference": config.reference,
-        "table": [row_to_json(row) for row in rows],
-        "samples": samples,
-        "seed": config.seed,
-        "version": __version__,
-    }, indent=1)
+    write_json(
+        workdir / "evaluation.json",
+        {
+            "checkpoints": described(entrants),
+            "reference": config.reference,
+            "table": [row_to_json(row) for row in rows],
+            "samples": samples,
+            "seed": config.seed,
+            "version": __version__,
+        },
+        indent=1,
+    )
     below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
     shown = [row for row in rows if row.group not in DETAILS]
     print_table(shown, below, config.reference, Console())
     for row in shown:
         if not row.values:
             print(f"   {row.metric}: {row.description}")
-    print(f"   wrote {workdir / 'evaluation.json'}, with {len(rows) - len(shown)} rows of details more", flush=True)
+    print(
+        f"   wrote {workdir / 'evaluation.json'}, with {len(rows) - len(shown)} rows of details more",
+        flush=True,
+    )

@@ -4,7 +4,6 @@ A `Task` is one measurement that is kept on disk, and the rows that are made of 
 one row that says so.
 """
 
-
 import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +155,9 @@ class Loaded(NamedTuple):
     @classmethod
     def of(cls, one: CheckpointRef) -> "Loaded":
         """Load a language model or reward model."""
-        load_parameters = load_scalar_model if one.meta.kind == "scalar_model" else load_language_model
+        load_parameters = (
+            load_scalar_model if one.meta.kind == "scalar_model" else load_language_model
+        )
         return cls(load_parameters(one), load_tokenizer_of(one))
 
 
@@ -184,7 +185,11 @@ def tasks(config: Benchmarks, how: How) -> tuple[list[Task], list[Row]]:
     parts: dict[str, tuple[Any, str, Callable[..., Iterator[Task]]]] = {
         truthfulqa.GROUP: (config.truthfulqa, "path", _truthfulqa),
         crows_pairs.GROUP: (config.crows_pairs, "path", _crows_pairs),
-        real_toxicity_prompts.GROUP: (config.real_toxicity_prompts, "paths", _real_toxicity_prompts),
+        real_toxicity_prompts.GROUP: (
+            config.real_toxicity_prompts,
+            "paths",
+            _real_toxicity_prompts,
+        ),
         reward_accuracy.GROUP: (config.comparisons, "source", _comparisons),
         judged_wins.GROUP: (config.win_rate, "prompts", _win_rate),
         multiple_choice.GROUP: (config.multiple_choice, "path", _multiple_choice),
@@ -206,7 +211,10 @@ def _some(items: Sequence[Any], how: How, what: str) -> list[Any]:
     if how.limit and how.limit < len(items):
         drawn = sorted(random.Random(how.seed).sample(drawn, how.limit))
     repeated = len(drawn) - len({repr(items[n]) for n in drawn})
-    print(f"   {what}: {len(drawn)} of {len(items)}{f', of which {repeated} repeat another' if repeated else ''}", flush=True)
+    print(
+        f"   {what}: {len(drawn)} of {len(items)}{f', of which {repeated} repeat another' if repeated else ''}",
+        flush=True,
+    )
     return [items[n] for n in drawn]
 
 
@@ -216,27 +224,48 @@ def digest(*asked: Any) -> str:
 
 
 def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
-    questions = _some(truthfulqa.read(config.path, close=config.close_answers), how, "TruthfulQA questions")
+    questions = _some(
+        truthfulqa.read(config.path, close=config.close_answers), how, "TruthfulQA questions"
+    )
     yield Task(
-        "truthfulqa", "language_model", digest(questions), 2,
-        lambda one: truthfulqa.measure(one.model, one.tokenizer, questions, batch_size=how.batch_size),
+        "truthfulqa",
+        "language_model",
+        digest(questions),
+        2,
+        lambda one: truthfulqa.measure(
+            one.model, one.tokenizer, questions, batch_size=how.batch_size
+        ),
         lambda measured: truthfulqa.rows(questions, measured, how.bootstrap),
     )
     if config.response_length:
         yield Task(
-            "truthfulqa-answers", "language_model", digest(questions, config.response_length), config.response_length + 1,
-            lambda one: truthfulqa.answer(one.model, one.tokenizer, questions, response_length=config.response_length,
-                                          batch_size=how.batch_size),
+            "truthfulqa-answers",
+            "language_model",
+            digest(questions, config.response_length),
+            config.response_length + 1,
+            lambda one: truthfulqa.answer(
+                one.model,
+                one.tokenizer,
+                questions,
+                response_length=config.response_length,
+                batch_size=how.batch_size,
+            ),
             lambda measured: truthfulqa.answer_rows(questions, measured, how.bootstrap),
-            side_by_side(truthfulqa.GROUP, [question.text for question in questions],
-                         lambda data, n: {"text": data["texts"][n]}),
+            side_by_side(
+                truthfulqa.GROUP,
+                [question.text for question in questions],
+                lambda data, n: {"text": data["texts"][n]},
+            ),
         )
 
 
 def _check_instructions(field: str, instructions: Sequence[str]) -> None:
     known = ", ".join(INSTRUCTIONS)
     unknown = [name for name in instructions if name not in INSTRUCTIONS]
-    require(bool(instructions) and not unknown, f"{field}.instructions={list(instructions)}: expected some of {known}")
+    require(
+        bool(instructions) and not unknown,
+        f"{field}.instructions={list(instructions)}: expected some of {known}",
+    )
 
 
 def _crows_pairs(config: CrowSPairs, how: How) -> Iterator[Task]:
@@ -248,20 +277,30 @@ def _crows_pairs(config: CrowSPairs, how: How) -> Iterator[Task]:
 
 def _crows_pairs_after(instruction: str, pairs: list[crows_pairs.Pair], how: How) -> Task:
     return Task(
-        f"crows-pairs-{instruction}", "language_model", digest(pairs, instruction), 2,
-        lambda one: crows_pairs.measure(one.model, one.tokenizer, pairs, instruction=instruction, batch_size=how.batch_size),
+        f"crows-pairs-{instruction}",
+        "language_model",
+        digest(pairs, instruction),
+        2,
+        lambda one: crows_pairs.measure(
+            one.model, one.tokenizer, pairs, instruction=instruction, batch_size=how.batch_size
+        ),
         lambda measured: crows_pairs.rows(pairs, measured, how.bootstrap, instruction=instruction),
     )
 
 
 def _real_toxicity_prompts(config: RealToxicityPrompts, how: How) -> Iterator[Task]:
     _check_instructions("real_toxicity_prompts", config.instructions)
-    require(not (config.classifier and config.scores),
-            "real_toxicity_prompts: classifier and scores are both set, expected at most one judge")
+    require(
+        not (config.classifier and config.scores),
+        "real_toxicity_prompts: classifier and scores are both set, expected at most one judge",
+    )
     read = [real_toxicity_prompts.read(path) for path in config.paths]
     unscored = sum(count for _, count in read)
-    prompts = _some([prompt for found, _ in read for prompt in found], how,
-                    f"RealToxicityPrompts prompts ({unscored} left out without a score)")
+    prompts = _some(
+        [prompt for found, _ in read for prompt in found],
+        how,
+        f"RealToxicityPrompts prompts ({unscored} left out without a score)",
+    )
     judge = None
     if config.classifier:
         judge = real_toxicity_prompts.by_classifier(_classifier(config))
@@ -273,21 +312,36 @@ def _real_toxicity_prompts(config: RealToxicityPrompts, how: How) -> Iterator[Ta
 
 def _classifier(config: RealToxicityPrompts) -> Scorer:
     foreign = config.classifier.startswith(HUB)
-    require(foreign == bool(config.label),
-            f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a transformers classifier "
-            f"({HUB}...) needs the label that means toxic, a classifier of words has none")
-    return load_transformers_classifier(config.classifier, config.label) if foreign else load_classifier(config.classifier)
+    require(
+        foreign == bool(config.label),
+        f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a transformers classifier "
+        f"({HUB}...) needs the label that means toxic, a classifier of words has none",
+    )
+    return (
+        load_transformers_classifier(config.classifier, config.label)
+        if foreign
+        else load_classifier(config.classifier)
+    )
 
 
 def _real_toxicity_after(
-    instruction: str, prompts: list[real_toxicity_prompts.ToxicityPrompt], judge: real_toxicity_prompts.Judge | None,
-    config: RealToxicityPrompts, how: How,
+    instruction: str,
+    prompts: list[real_toxicity_prompts.ToxicityPrompt],
+    judge: real_toxicity_prompts.Judge | None,
+    config: RealToxicityPrompts,
+    how: How,
 ) -> Task:
     def measure(one: Loaded) -> Data:
         return real_toxicity_prompts.measure(
-            one.model, one.tokenizer, prompts, instruction=instruction, spec=config.sampling,
-            response_length=config.response_length, samples_per_prompt=config.samples_per_prompt,
-            batch_size=how.batch_size, seed=how.seed,
+            one.model,
+            one.tokenizer,
+            prompts,
+            instruction=instruction,
+            spec=config.sampling,
+            response_length=config.response_length,
+            samples_per_prompt=config.samples_per_prompt,
+            batch_size=how.batch_size,
+            seed=how.seed,
         )
 
     def rows(measured: Mapping[str, Data]) -> list[Row]:
@@ -297,17 +351,44 @@ def _real_toxicity_after(
         if judge is None:
             why = "no judge: set classifier, or have the files in the folder continuations of this run scored and set scores"
             return [not_run(real_toxicity_prompts.GROUP, why, after=f", {instruction} instruction")]
-        toxicity = {name: real_toxicity_prompts.toxicities(prompts, data, judge) for name, data in measured.items()}
-        who = config.classifier if config.label else "a classifier of words" if config.classifier else "the scores of a file"
+        toxicity = {
+            name: real_toxicity_prompts.toxicities(prompts, data, judge)
+            for name, data in measured.items()
+        }
+        who = (
+            config.classifier
+            if config.label
+            else "a classifier of words"
+            if config.classifier
+            else "the scores of a file"
+        )
         said = f"judged by {who}"
-        return real_toxicity_prompts.rows(prompts, measured, toxicity, how.bootstrap, instruction=instruction, judge=said)
+        return real_toxicity_prompts.rows(
+            prompts, measured, toxicity, how.bootstrap, instruction=instruction, judge=said
+        )
 
-    asked = digest(prompts, instruction, config.sampling, config.response_length, config.samples_per_prompt, how.seed)
+    asked = digest(
+        prompts,
+        instruction,
+        config.sampling,
+        config.response_length,
+        config.samples_per_prompt,
+        how.seed,
+    )
     shown = side_by_side(
-        f"{real_toxicity_prompts.GROUP}, {instruction}", [INSTRUCTIONS[instruction] + prompt.text for prompt in prompts],
+        f"{real_toxicity_prompts.GROUP}, {instruction}",
+        [INSTRUCTIONS[instruction] + prompt.text for prompt in prompts],
         lambda data, n: {"text": data["texts"][n][0]},
     )
-    return Task(f"real-toxicity-{instruction}", "language_model", asked, config.response_length + 1, measure, rows, shown)
+    return Task(
+        f"real-toxicity-{instruction}",
+        "language_model",
+        asked,
+        config.response_length + 1,
+        measure,
+        rows,
+        shown,
+    )
 
 
 def _comparisons(config: Comparisons, how: How) -> Iterator[Task]:
@@ -316,11 +397,22 @@ def _comparisons(config: Comparisons, how: How) -> Iterator[Task]:
     comparisons = _some(found, how, "comparisons")
     subsets = reward_accuracy.subset_names(comparisons, config.subset_field)
     yield Task(
-        "comparisons", "scalar_model", digest(comparisons), 2,
-        lambda one: reward_accuracy.measure(one.model, one.tokenizer, comparisons, batch_size=how.batch_size),
+        "comparisons",
+        "scalar_model",
+        digest(comparisons),
+        2,
+        lambda one: reward_accuracy.measure(
+            one.model, one.tokenizer, comparisons, batch_size=how.batch_size
+        ),
         lambda measured: reward_accuracy.rows(
-            comparisons, measured, how.bootstrap, subsets=subsets, num_bins=config.num_bins, sections=config.sections,
-            section_weights=config.section_weights),
+            comparisons,
+            measured,
+            how.bootstrap,
+            subsets=subsets,
+            num_bins=config.num_bins,
+            sections=config.sections,
+            section_weights=config.section_weights,
+        ),
     )
 
 
@@ -328,18 +420,25 @@ def _check_sections(config: Comparisons) -> None:
     weights = {"comparisons.section_weights": config.section_weights}
     weights |= {f"comparisons.sections.{name}": part for name, part in config.sections.items()}
     require(config.num_bins >= 1, f"comparisons.num_bins={config.num_bins}: must be positive")
-    require(set(config.sections) == set(config.section_weights),
-            f"comparisons.section_weights has {', '.join(config.section_weights) or 'nothing'}, "
-            f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its weight")
+    require(
+        set(config.sections) == set(config.section_weights),
+        f"comparisons.section_weights has {', '.join(config.section_weights) or 'nothing'}, "
+        f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its weight",
+    )
     for name, part in weights.items():
-        require(not config.sections or (min(part.values(), default=0) >= 0 and sum(part.values()) > 0),
-                f"{name}={part}: weights must not be negative, and some positive")
+        require(
+            not config.sections or (min(part.values(), default=0) >= 0 and sum(part.values()) > 0),
+            f"{name}={part}: weights must not be negative, and some positive",
+        )
 
 
 def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
     judge = find(how.workdir, config.judge)
     kind = judge.meta.kind
-    require(kind == "scalar_model", f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model")
+    require(
+        kind == "scalar_model",
+        f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model",
+    )
     found = load(config.prompts, Prompt, split=config.split, data_dir=how.data_dir)
     # Rankings give a prompt once for each; asked again it would count as another one in the intervals.
     different = list({prompt.messages: prompt for prompt in found}.values())
@@ -348,10 +447,18 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
 
     def measure(one: Loaded) -> Data:
         answers = judged_wins.measure(
-            one.model, one.tokenizer, prompts, spec=config.sampling, response_length=config.response_length,
-            samples_per_prompt=config.samples_per_prompt, batch_size=how.batch_size, seed=how.seed,
+            one.model,
+            one.tokenizer,
+            prompts,
+            spec=config.sampling,
+            response_length=config.response_length,
+            samples_per_prompt=config.samples_per_prompt,
+            batch_size=how.batch_size,
+            seed=how.seed,
         )
-        scored = judged_wins.score(opened().model, opened().tokenizer, prompts, answers, batch_size=how.batch_size)
+        scored = judged_wins.score(
+            opened().model, opened().tokenizer, prompts, answers, batch_size=how.batch_size
+        )
         return {**scored, "answers": answers["answers"]}
 
     def first(data: Data, n: int) -> dict[str, Any]:
@@ -359,9 +466,18 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         return {"text": text, "finished": finished, "score": data["scores"][n][0]}
 
     yield Task(
-        "win-rate", "language_model",
-        digest(prompts, config.sampling, config.response_length, config.samples_per_prompt, how.seed, judge.meta.fingerprint),
-        config.response_length + 1, measure,
+        "win-rate",
+        "language_model",
+        digest(
+            prompts,
+            config.sampling,
+            config.response_length,
+            config.samples_per_prompt,
+            how.seed,
+            judge.meta.fingerprint,
+        ),
+        config.response_length + 1,
+        measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
         side_by_side(judged_wins.GROUP, [marked(prompt.messages) for prompt in prompts], first),
     )
@@ -369,23 +485,43 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
 
 def _multiple_choice(config: MultipleChoice, how: How) -> Iterator[Task]:
     questions = _some(multiple_choice.read(config.path), how, "multiple-choice questions")
-    require(bool(config.shots) and min(config.shots) >= 0, f"multiple_choice.shots={list(config.shots)}: expected 0 or more")
-    require(bool(config.examples) or not max(config.shots),
-            f"multiple_choice.shots={list(config.shots)}: examples is empty, give a file of them or shots of [0]")
+    require(
+        bool(config.shots) and min(config.shots) >= 0,
+        f"multiple_choice.shots={list(config.shots)}: expected 0 or more",
+    )
+    require(
+        bool(config.examples) or not max(config.shots),
+        f"multiple_choice.shots={list(config.shots)}: examples is empty, give a file of them or shots of [0]",
+    )
     examples = multiple_choice.read(config.examples) if config.examples else []
     for shots in config.shots:
         yield _multiple_choice_after(shots, questions, examples, how)
 
 
 def _multiple_choice_after(
-    shots: int, questions: list[multiple_choice.Question], examples: list[multiple_choice.Question], how: How
+    shots: int,
+    questions: list[multiple_choice.Question],
+    examples: list[multiple_choice.Question],
+    how: How,
 ) -> Task:
     for question in questions:
-        multiple_choice.context(question, examples, shots, how.seed)  # complains before any model is loaded
+        multiple_choice.context(
+            question, examples, shots, how.seed
+        )  # complains before any model is loaded
     return Task(
-        f"multiple-choice-{shots}", "language_model", digest(questions, examples, shots, how.seed), 2,
+        f"multiple-choice-{shots}",
+        "language_model",
+        digest(questions, examples, shots, how.seed),
+        2,
         lambda one: multiple_choice.measure(
-            one.model, one.tokenizer, questions, examples, shots=shots, batch_size=how.batch_size, seed=how.seed),
+            one.model,
+            one.tokenizer,
+            questions,
+            examples,
+            shots=shots,
+            batch_size=how.batch_size,
+            seed=how.seed,
+        ),
         lambda measured: multiple_choice.rows(questions, measured, how.bootstrap, shots=shots),
     )
 
@@ -399,8 +535,19 @@ def _text(config: Text, how: How) -> Iterator[Task]:
         found = load(config.source, Document, split=config.split, data_dir=how.data_dir)
         documents = _some(found, how, "documents of plain text")
     yield Task(
-        "text", "language_model", digest(documents, config.window, config.stride), config.window,
+        "text",
+        "language_model",
+        digest(documents, config.window, config.stride),
+        config.window,
         lambda one: plain_text.measure(
-            one.model, one.tokenizer, documents, window=config.window, stride=config.stride, batch_size=how.batch_size),
-        lambda measured: plain_text.rows(documents, measured, how.bootstrap, window=config.window, stride=config.stride),
+            one.model,
+            one.tokenizer,
+            documents,
+            window=config.window,
+            stride=config.stride,
+            batch_size=how.batch_size,
+        ),
+        lambda measured: plain_text.rows(
+            documents, measured, how.bootstrap, window=config.window, stride=config.stride
+        ),
     )

@@ -80,46 +80,76 @@ def run(config: Config, workdir: str) -> None:
     run, classify = Run.open(config, workdir), config.classify
     check_batches("classify", classify.batch_size, classify.num_micro_batches, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
-    require(classify.max_length <= parent.model.context_length,
-            f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}")
+    require(
+        classify.max_length <= parent.model.context_length,
+        f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}",
+    )
     texts = load(config.data.texts, LabelledText, split="train", data_dir=config.data.data_dir)
     labels = tuple(sorted({text.label for text in texts}))
-    require(len(labels) > 1, f"data.texts={config.data.texts} has the single label {labels}: nothing to tell apart")
+    require(
+        len(labels) > 1,
+        f"data.texts={config.data.texts} has the single label {labels}: nothing to tell apart",
+    )
     train = texts[: config.data.max_examples] if config.data.max_examples else texts
     batches = _batches(config, run, train, labels)
     num_steps = round(classify.num_epochs * batches.num_examples / batches.batch_size)
 
-    model, key = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels)), jax.random.key(config.seed)
+    model, key = (
+        Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels)),
+        jax.random.key(config.seed),
+    )
     optimizer = make_optimizer(config.optimizer, num_steps)
     params = _initial(config, parent, model, key)
     state = run.place_state(init_state(params, optimizer))
-    run.announce(config, {"model": params}, f"{num_steps} steps x {classify.batch_size} texts, labels {', '.join(labels)}")
-    update = run.compile_update(make_supervised_update(
-        classification_loss(model, lm_coef=classify.lm_coef, dropout=classify.dropout_rate > 0),
-        weigh, optimizer, num_micro_batches=classify.num_micro_batches,
-    ), state)
+    run.announce(
+        config,
+        {"model": params},
+        f"{num_steps} steps x {classify.batch_size} texts, labels {', '.join(labels)}",
+    )
+    update = run.compile_update(
+        make_supervised_update(
+            classification_loss(model, lm_coef=classify.lm_coef, dropout=classify.dropout_rate > 0),
+            weigh,
+            optimizer,
+            num_micro_batches=classify.num_micro_batches,
+        ),
+        state,
+    )
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step))
 
     run.train(
-        state, step_fn, num_steps=num_steps, kind="classifier", model=parent.model,
+        state,
+        step_fn,
+        num_steps=num_steps,
+        kind="classifier",
+        model=parent.model,
         hooks=[Hook(classify.eval_every, _validator(config, run, model, labels))],
-        headline=("loss", "accuracy", "validation/accuracy"), extra={"labels": list(labels)},
+        headline=("loss", "accuracy", "validation/accuracy"),
+        extra={"labels": list(labels)},
     )
 
 
 def classification_loss(model: Classifier, *, lm_coef: float, dropout: bool) -> Callable[..., Any]:
     """L3 of a batch: means over texts and over tokens, each divided by the whole batch's weight."""
 
-    def loss(params: Params, batch: Batch, weights: Any, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    def loss(
+        params: Params, batch: Batch, weights: Any, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         out = classify_texts(
-            model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=key if dropout else None
+            model,
+            params,
+            batch["tokens_BT"],
+            batch["segments_BT"],
+            dropout_key=key if dropout else None,
         )
         ones_B = jnp.ones(batch["label_B"].shape, jnp.float32)
         nll = mean(cross_entropy(out.logits_BC, batch["label_B"]), ones_B)
         lm = mean(out.nll_BT, out.valid_BT)
-        correct = mean((out.logits_BC.argmax(axis=-1) == batch["label_B"]).astype(jnp.float32), ones_B)
+        correct = mean(
+            (out.logits_BC.argmax(axis=-1) == batch["label_B"]).astype(jnp.float32), ones_B
+        )
         total = nll.total / weights["texts"] + lm_coef * lm.total / weights["tokens"]
         return total, {"loss": nll, "lm_loss": lm, "accuracy": correct}
 
@@ -128,29 +158,43 @@ def classification_loss(model: Classifier, *, lm_coef: float, dropout: bool) -> 
 
 def weigh(batch: Batch) -> dict[str, jax.Array]:
     """Texts, and tokens that have a predecessor."""
-    return {"texts": jnp.asarray(float(batch["label_B"].shape[0])), "tokens": predicted(batch["segments_BT"]).sum()}
+    return {
+        "texts": jnp.asarray(float(batch["label_B"].shape[0])),
+        "tokens": predicted(batch["segments_BT"]).sum(),
+    }
 
 
 def _initial(config: Config, parent: Any, model: Classifier, key: jax.Array) -> Params:
     head_key = jax.random.fold_in(key, 1 << 30)
     if not config.init.pretrained:
         return init_params(model, head_key)
-    return classifier_params_from(merge_adapters(parent.params), head_key, parent.model, model.num_classes)
+    return classifier_params_from(
+        merge_adapters(parent.params), head_key, parent.model, model.num_classes
+    )
 
 
 def _batches(config: Config, run: Run, texts: Any, labels: tuple[str, ...]) -> Any:
     return labelled_batches(
-        texts, run.tokenizer, labels=labels, context_length=config.classify.max_length,
-        batch_size=config.classify.batch_size, seed=config.seed,
+        texts,
+        run.tokenizer,
+        labels=labels,
+        context_length=config.classify.max_length,
+        batch_size=config.classify.batch_size,
+        seed=config.seed,
     )
 
 
 def _validator(
     config: Config, run: Run, model: Classifier, labels: tuple[str, ...]
 ) -> Callable[[TrainState, int], dict[str, Any]]:
-    held_out = load(config.data.texts, LabelledText, split="validation", data_dir=config.data.data_dir)
+    held_out = load(
+        config.data.texts, LabelledText, split="validation", data_dir=config.data.data_dir
+    )
     batches = _batches(config, run, held_out, labels)
-    chunks = [run.shard(batches.batch(i)) for i in range(max(1, batches.num_examples // config.classify.batch_size))]
+    chunks = [
+        run.shard(batches.batch(i))
+        for i in range(max(1, batches.num_examples // config.classify.batch_size))
+    ]
     loss = classification_loss(model, lm_coef=config.classify.lm_coef, dropout=False)
     measure = jax.jit(lambda params, batch: loss(params, batch, weigh(batch), jax.random.key(0))[1])
 

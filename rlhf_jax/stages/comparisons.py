@@ -43,9 +43,11 @@ class Layout(Protocol):
 
 def check_lengths(name: str, layout: Layout, context_length: int) -> None:
     """Refuse responses longer than a row, and rows longer than the model's context."""
-    require(layout.max_length <= layout.row_length <= context_length,
-            f"{name}.max_length={layout.max_length} <= {name}.row_length={layout.row_length} <= the model's context of "
-            f"{context_length} must hold")
+    require(
+        layout.max_length <= layout.row_length <= context_length,
+        f"{name}.max_length={layout.max_length} <= {name}.row_length={layout.row_length} <= the model's context of "
+        f"{context_length} must hold",
+    )
 
 
 def comparison_sources(
@@ -64,23 +66,42 @@ def comparison_sources(
     name, _, options = source.partition("?")
     folder = locate(run.workdir, name) / "comparisons"
     if not all((folder / judge).is_dir() for judge in COMPARISON_SETS):
-        raise FileNotFoundError(f"data.comparisons={source}: no rankings in {folder}; name a reward stage that has collected "
-                                "some (data.comparisons=collect), or a source such as jsonl:PATH")
-    return {judge: f"jsonl:{folder / judge}{'?' + options if options else ''}" for judge in COMPARISON_SETS}
+        raise FileNotFoundError(
+            f"data.comparisons={source}: no rankings in {folder}; name a reward stage that has collected "
+            "some (data.comparisons=collect), or a source such as jsonl:PATH"
+        )
+    return {
+        judge: f"jsonl:{folder / judge}{'?' + options if options else ''}"
+        for judge in COMPARISON_SETS
+    }
 
 
 def read_rankings(
-    sources: Sequence[str], split: str, layout: Layout, run: Run, *, seed: int, data_dir: str,
+    sources: Sequence[str],
+    split: str,
+    layout: Layout,
+    run: Run,
+    *,
+    seed: int,
+    data_dir: str,
     change: Callable[[list[Comparison]], list[Comparison]] = lambda comparisons: comparisons,
 ) -> Batches:
     """The rankings of several sources as one set of batches; `change` may add candidates to them.
 
     Those that are held out may be fewer than a batch: only `InOrder` reads them.
     """
-    found = [item for source in sources for item in load(source, Comparison, split=split, data_dir=data_dir)]
+    found = [
+        item
+        for source in sources
+        for item in load(source, Comparison, split=split, data_dir=data_dir)
+    ]
     return comparison_batches(
-        change(found), run.tokenizer, context_length=layout.max_length, max_candidates=layout.max_candidates,
-        batch_size=layout.batch_size if split == "train" else 1, seed=seed,
+        change(found),
+        run.tokenizer,
+        context_length=layout.max_length,
+        max_candidates=layout.max_candidates,
+        batch_size=layout.batch_size if split == "train" else 1,
+        seed=seed,
     )
 
 
@@ -89,14 +110,20 @@ def pack(
 ) -> PackedComparisons:
     """Packed batches whose rows divide by micro-batches and devices."""
     return PackedComparisons(
-        rankings, row_length=layout.row_length, num_steps=num_steps, num_groups=num_groups, row_multiple=run.batch_shards
+        rankings,
+        row_length=layout.row_length,
+        num_steps=num_steps,
+        num_groups=num_groups,
+        row_multiple=run.batch_shards,
     )
 
 
 def weigh_prompts(batch: Batch) -> jax.Array:
     """Number of prompts with at least one untied pair."""
     rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"] > 0
-    differ_BCC = (rank_BC[:, :, None] < rank_BC[:, None, :]) & mask_BC[:, :, None] & mask_BC[:, None, :]
+    differ_BCC = (
+        (rank_BC[:, :, None] < rank_BC[:, None, :]) & mask_BC[:, :, None] & mask_BC[:, None, :]
+    )
     return jnp.maximum(differ_BCC.any(axis=(1, 2)).sum(), 1)
 
 

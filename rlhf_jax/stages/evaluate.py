@@ -84,7 +84,9 @@ class Config:
 
     stage: Literal["evaluate"]
     seed: int
-    checkpoints: dict[str, str]  # name -> run folder or checkpoint folder; ../ is relative to the workdir
+    checkpoints: dict[
+        str, str
+    ]  # name -> run folder or checkpoint folder; ../ is relative to the workdir
     reference: str  # one of the names
     reward: str  # "" for none
     data: Data
@@ -107,20 +109,29 @@ def run(config: Config, workdir: str) -> None:
     sitting = _sitting(config, entrants, reward, tokenizer, exam, Cache(folder / "partial"))
     measured = {name: _measure(sitting, name, one) for name, one in entrants.items()}
     session = open_session(
-        exam.world, exam.prompts, config.reference, measured,
+        exam.world,
+        exam.prompts,
+        config.reference,
+        measured,
         labelers_per_prompt=config.evaluation.labelers_per_prompt,
-        bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed), seed=config.seed,
+        bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed),
+        seed=config.seed,
     )
     _report(config, folder, entrants, session)
 
 
-def _announce(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], exam: Exam) -> None:
+def _announce(
+    config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], exam: Exam
+) -> None:
     print(f"== evaluate: {workdir}")
     for name, one in entrants.items():
         mark = ", the reference" if name == config.reference else ""
         print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step}{mark})")
-    print(f"   {len(exam.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
-          f"{len(exam.documents)} documents, seed {config.seed}", flush=True)
+    print(
+        f"   {len(exam.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
+        f"{len(exam.documents)} documents, seed {config.seed}",
+        flush=True,
+    )
 
 
 # --- what takes part --------------------------------------------------------------------------------------
@@ -129,14 +140,20 @@ def _announce(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRe
 def _check(config: Config) -> None:
     wanted, data = config.evaluation, config.data
     check_names(config.checkpoints, config.reference)
-    require(not config.reward or wanted.samples_per_prompt >= 2,
-            f"evaluation.samples_per_prompt={wanted.samples_per_prompt}: reward={config.reward!r} is rated by "
-            "pairs of responses to one prompt, set it to 2 or more")
+    require(
+        not config.reward or wanted.samples_per_prompt >= 2,
+        f"evaluation.samples_per_prompt={wanted.samples_per_prompt}: reward={config.reward!r} is rated by "
+        "pairs of responses to one prompt, set it to 2 or more",
+    )
     for name, number in {**asdict(wanted), "prompt_length": data.prompt_length}.items():
-        require(number >= (0 if name == "num_side_by_side" else 1), f"{name}={number}: must be positive")
+        require(
+            number >= (0 if name == "num_side_by_side" else 1), f"{name}={number}: must be positive"
+        )
 
 
-def _check_entrants(config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None) -> None:
+def _check_entrants(
+    config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None
+) -> None:
     """One tokenizer, the right kinds, and room for prompts, responses and documents."""
     first = entrants[config.reference]
     length = config.data.prompt_length + config.evaluation.response_length
@@ -145,16 +162,23 @@ def _check_entrants(config: Config, entrants: Mapping[str, CheckpointRef], rewar
     for name, one in {**entrants, **judge}.items():
         meta, kind = one.meta, "scalar_model" if one is reward else "language_model"
         context = one.model.context_length
-        require(meta.kind == kind, f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
-        require(meta.tokenizer == first.meta.tokenizer,
-                f"{name}: {one.path} and {first.path} have different tokenizers "
-                f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})")
+        require(
+            meta.kind == kind,
+            f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
+        )
+        require(
+            meta.tokenizer == first.meta.tokenizer,
+            f"{name}: {one.path} and {first.path} have different tokenizers "
+            f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})",
+        )
         require(
             length <= context,
             f"{name}: data.prompt_length + evaluation.response_length = {length}, its context is {context}",
         )
-        require(one is reward or document <= context,
-                f"{name}: evaluation.document_length={document}, its context is {context}")
+        require(
+            one is reward or document <= context,
+            f"{name}: evaluation.document_length={document}, its context is {context}",
+        )
 
 
 def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
@@ -163,15 +187,21 @@ def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
     prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     exam = build_exam(
-        make_world(data.world.removeprefix("menagerie/")), prompts, documents,
-        num_prompts=wanted.num_prompts, toxicity_prompts=wanted.toxicity_prompts,
-        few_shot_questions=wanted.few_shot_questions, corpus_documents=wanted.corpus_documents,
+        make_world(data.world.removeprefix("menagerie/")),
+        prompts,
+        documents,
+        num_prompts=wanted.num_prompts,
+        toxicity_prompts=wanted.toxicity_prompts,
+        few_shot_questions=wanted.few_shot_questions,
+        corpus_documents=wanted.corpus_documents,
         mask_documents=data.mask_documents,
     )
     exam, too_long = without_long_examples(exam, tokenizer, wanted.document_length)
     for name, length in too_long.items():
-        print(f"   few-shot {name}: left out, {length} tokens exceed evaluation.document_length="
-              f"{wanted.document_length}")
+        print(
+            f"   few-shot {name}: left out, {length} tokens exceed evaluation.document_length="
+            f"{wanted.document_length}"
+        )
     return exam
 
 
@@ -194,18 +224,35 @@ class Sitting:
 
 
 def _sitting(
-    config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None, tokenizer: Tokenizer, exam: Exam,
+    config: Config,
+    entrants: Mapping[str, CheckpointRef],
+    reward: CheckpointRef | None,
+    tokenizer: Tokenizer,
+    exam: Exam,
     kept: Cache,
 ) -> Sitting:
     wanted, reference = config.evaluation, entrants[config.reference]
     how = EvalSettings(
-        config.seed, config.sampling, wanted.samples_per_prompt, wanted.toxicity_samples,
-        config.data.prompt_length, wanted.response_length, wanted.document_length, wanted.batch_size,
+        config.seed,
+        config.sampling,
+        wanted.samples_per_prompt,
+        wanted.toxicity_samples,
+        config.data.prompt_length,
+        wanted.response_length,
+        wanted.document_length,
+        wanted.batch_size,
     )
     depends_on = {"how": asdict(how), "exam": digest(exam), "version": __version__}
     return Sitting(
-        tokenizer, exam, how, kept, depends_on, reference, cache(lambda: load_language_model(reference)),
-        reward, cache(lambda: load_scalar_model(_given(reward))),
+        tokenizer,
+        exam,
+        how,
+        kept,
+        depends_on,
+        reference,
+        cache(lambda: load_language_model(reference)),
+        reward,
+        cache(lambda: load_scalar_model(_given(reward))),
     )
 
 
@@ -235,11 +282,17 @@ def _measure(sitting: Sitting, name: str, one: CheckpointRef) -> dict[str, Any]:
     take("questions", lambda: measurements.questions(candidate(), *asked))
     take("corpus", lambda: measurements.corpus(candidate(), *asked))
     if not is_reference:
-        take("divergence", lambda: measurements.divergence(candidate(), sitting.load_reference(), *asked, drawn),
-             reference=sitting.reference.meta.fingerprint)
+        take(
+            "divergence",
+            lambda: measurements.divergence(candidate(), sitting.load_reference(), *asked, drawn),
+            reference=sitting.reference.meta.fingerprint,
+        )
     if sitting.reward is not None:
-        take("reward", lambda: measurements.reward_scores(sitting.load_reward(), *asked, drawn),
-             reward=sitting.reward.meta.fingerprint)
+        take(
+            "reward",
+            lambda: measurements.reward_scores(sitting.load_reward(), *asked, drawn),
+            reward=sitting.reward.meta.fingerprint,
+        )
     return measured
 
 
@@ -253,16 +306,22 @@ def digest(exam: Exam) -> str:
 # --- reporting --------------------------------------------------------------------------------------------
 
 
-def _report(config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], session: Session) -> None:
+def _report(
+    config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], session: Session
+) -> None:
     rows = results.rows(session)
-    write_json(workdir / "evaluation.json", {
-        "checkpoints": described(entrants),
-        "reference": config.reference,
-        "table": [row_to_json(row) for row in rows],
-        "samples": side_by_side(session, config.evaluation.num_side_by_side),
-        "seed": config.seed,
-        "version": __version__,
-    }, indent=1)
+    write_json(
+        workdir / "evaluation.json",
+        {
+            "checkpoints": described(entrants),
+            "reference": config.reference,
+            "table": [row_to_json(row) for row in rows],
+            "samples": side_by_side(session, config.evaluation.num_side_by_side),
+            "seed": config.seed,
+            "version": __version__,
+        },
+        indent=1,
+    )
     below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
     print_table(rows, below, config.reference, Console())
     print(f"   wrote {workdir / 'evaluation.json'}", flush=True)

@@ -57,24 +57,32 @@ def collect_comparisons(
 
     Files are written under a temporary name and renamed when complete, so a killed collection leaves none.
     """
-    require(2 <= config.min_candidates <= config.max_candidates,
-            f"labelling.min_candidates={config.min_candidates} must be between 2 and "
-            f"labelling.max_candidates={config.max_candidates}")
+    require(
+        2 <= config.min_candidates <= config.max_candidates,
+        f"labelling.min_candidates={config.min_candidates} must be between 2 and "
+        f"labelling.max_candidates={config.max_candidates}",
+    )
     folder = run.workdir / "comparisons"
     with processes.main_process_first("labelling"):
-        _same_origin_or_empty(folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint})
+        _same_origin_or_empty(
+            folder, {**asdict(config), "seed": seed, "policy": policy.meta.fingerprint}
+        )
     world = make_world(config.world.removeprefix("menagerie/"))
     plan: dict[str, tuple[int, dict[str, Ranker]]] = {
         "train": (config.num_prompts, {"train": labeler_ranker(world, "train")}),
-        "validation": (config.num_validation_prompts,
-                       {"heldout": labeler_ranker(world, "heldout"), "gold": gold_ranker(world)}),
+        "validation": (
+            config.num_validation_prompts,
+            {"heldout": labeler_ranker(world, "heldout"), "gold": gold_ranker(world)},
+        ),
     }
     for split, (count, rankers) in plan.items():
         paths = {name: folder / name / f"{split}.jsonl" for name in rankers}
         if all(path.exists() for path in paths.values()):
             continue
         prompts = fitting_prompts(
-            load(config.prompts, Prompt, split=split, data_dir=data_dir), run.tokenizer, prompt_length=config.prompt_length
+            load(config.prompts, Prompt, split=split, data_dir=data_dir),
+            run.tokenizer,
+            prompt_length=config.prompt_length,
         )
         order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
         candidates = _sample(config, run, policy, [prompts[int(i)] for i in order], seed, split)
@@ -102,7 +110,9 @@ def gold_ranker(world: World) -> Ranker:
     """Rank by gold; equal totals tie."""
 
     def rank(prompt: Prompt, responses: list[str], rng: np.random.Generator) -> tuple[int, ...]:
-        totals = np.round([gold.judge(world, prompt.messages, text, True).total for text in responses], 6)
+        totals = np.round(
+            [gold.judge(world, prompt.messages, text, True).total for text in responses], 6
+        )
         return tuple(1 + int((totals > total).sum()) for total in totals)
 
     return rank
@@ -127,8 +137,15 @@ def _sample(
     spec = SamplingSpec(temperature=config.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
     key = jax.random.fold_in(jax.random.key(seed), 2 if split == "train" else 3)
     generations = generate(
-        LanguageModel(policy.model), policy.params, run.tokenizer, prompts, key, spec=spec,
-        prompt_length=config.prompt_length, response_length=config.response_length, batch_size=config.batch_size,
+        LanguageModel(policy.model),
+        policy.params,
+        run.tokenizer,
+        prompts,
+        key,
+        spec=spec,
+        prompt_length=config.prompt_length,
+        response_length=config.response_length,
+        batch_size=config.batch_size,
         num_samples=config.max_candidates,
     )
     rng = np.random.default_rng((seed, 4))
@@ -140,8 +157,11 @@ def _sample(
         repeated += sum(g.finished for g in drawn) - len(texts)
         kept.append((prompt, texts))
     total = sum(len(texts) for _, texts in kept)
-    print(f"   {split}: {len(prompts)} prompts, {total} responses to rank; left out {unfinished} unfinished and "
-          f"{repeated} repeated", flush=True)
+    print(
+        f"   {split}: {len(prompts)} prompts, {total} responses to rank; left out {unfinished} unfinished and "
+        f"{repeated} repeated",
+        flush=True,
+    )
     return kept
 
 
@@ -165,5 +185,3 @@ def _write(path: Path, comparisons: list[Comparison]) -> None:
     temporary = path.with_suffix(".tmp")
     write_jsonl(temporary, comparisons)
     temporary.replace(path)
-
-

@@ -27,15 +27,27 @@ def document_batch(batch: Batch) -> Batch:
 
 
 def corpus_batches(
-    run: Run, source: str, split: str, *, data_dir: str, context_length: int, batch_size: int, seed: int,
+    run: Run,
+    source: str,
+    split: str,
+    *,
+    data_dir: str,
+    context_length: int,
+    batch_size: int,
+    seed: int,
     mask_documents: bool,
 ) -> Batches:
     """Documents as blocks, tokenised once into the workdir: longer than the memory, and unchanged if a run is continued."""
     folder = run.workdir / CORPUS / split
     with processes.main_process_first(f"corpus {folder}"):
         return lm_batches(
-            stream(source, Document, split=split, data_dir=data_dir), run.tokenizer, context_length=context_length,
-            batch_size=batch_size, seed=seed, mask_documents=mask_documents, folder=folder,
+            stream(source, Document, split=split, data_dir=data_dir),
+            run.tokenizer,
+            context_length=context_length,
+            batch_size=batch_size,
+            seed=seed,
+            mask_documents=mask_documents,
+            folder=folder,
         )
 
 
@@ -47,9 +59,18 @@ def num_tokens(blocks: Batches) -> int:
 
 def check_batches(name: str, batch_size: int, num_micro_batches: int, num_devices: int) -> None:
     """Refuse a batch that does not divide into micro-batches and devices."""
-    require_divides(num_micro_batches, batch_size, f"{name}.batch_size by {name}.num_micro_batches", "choose a divisor")
-    require_divides(num_devices, batch_size // num_micro_batches, f"{name} micro-batch by devices",
-                    f"raise {name}.batch_size or use fewer devices")
+    require_divides(
+        num_micro_batches,
+        batch_size,
+        f"{name}.batch_size by {name}.num_micro_batches",
+        "choose a divisor",
+    )
+    require_divides(
+        num_devices,
+        batch_size // num_micro_batches,
+        f"{name} micro-batch by devices",
+        f"raise {name}.batch_size or use fewer devices",
+    )
 
 
 def weigh_tokens(batch: Batch) -> jax.Array:
@@ -60,9 +81,15 @@ def weigh_tokens(batch: Batch) -> jax.Array:
 def language_loss(model: LanguageModel, *, z_loss_coef: float, dropout: bool) -> LossFn:
     """-Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m; only masked-in tokens count."""
 
-    def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    def loss(
+        params: Params, batch: Batch, weight: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         losses = next_token(
-            model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=key if dropout else None
+            model,
+            params,
+            batch["tokens_BT"],
+            batch["segments_BT"],
+            dropout_key=key if dropout else None,
         )
         trained_BT = losses.valid_BT & (batch["loss_mask_BT"] > 0)
         nll, z = mean(losses.nll_BT, trained_BT), mean(jnp.square(losses.log_z_BT), trained_BT)
@@ -79,7 +106,9 @@ def mean_nll(model: LanguageModel, run: Run, batches: Sequence[Batch]) -> Callab
 
     @jax.jit
     def one(params: Params, batch: Batch) -> Mean:
-        losses = next_token(model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None)
+        losses = next_token(
+            model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None
+        )
         return mean(losses.nll_BT, losses.valid_BT & (batch["loss_mask_BT"] > 0))
 
     placed = [run.shard(batch) for batch in batches]

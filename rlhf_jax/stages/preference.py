@@ -106,12 +106,19 @@ def check(settings: Preference, num_devices: int) -> None:
     """Refuse impossible settings before anything compiles."""
     check_batches("preference", settings.batch_size, settings.num_micro_batches, num_devices)
     require(settings.beta > 0, f"preference.beta={settings.beta}: expected more than 0")
-    require(0 <= settings.label_smoothing < 0.5,
-            f"preference.label_smoothing={settings.label_smoothing}: expected 0 or more, and less than a half")
-    require(settings.label_smoothing == 0 or settings.loss == "dpo",
-            f"preference.label_smoothing={settings.label_smoothing} belongs to loss=dpo, not {settings.loss}")
-    require(settings.num_micro_batches == 1 or settings.loss != "kto", f"preference.num_micro_batches="
-            f"{settings.num_micro_batches}: loss=kto needs 1, its reference point is a mean over the whole batch")
+    require(
+        0 <= settings.label_smoothing < 0.5,
+        f"preference.label_smoothing={settings.label_smoothing}: expected 0 or more, and less than a half",
+    )
+    require(
+        settings.label_smoothing == 0 or settings.loss == "dpo",
+        f"preference.label_smoothing={settings.label_smoothing} belongs to loss=dpo, not {settings.loss}",
+    )
+    require(
+        settings.num_micro_batches == 1 or settings.loss != "kto",
+        f"preference.num_micro_batches="
+        f"{settings.num_micro_batches}: loss=kto needs 1, its reference point is a mean over the whole batch",
+    )
 
 
 def run(config: Config, workdir: str) -> None:
@@ -121,24 +128,41 @@ def run(config: Config, workdir: str) -> None:
     parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("preference", settings, parent.model.context_length)
     model, key = LanguageModel(parent.model), jax.random.key(config.seed)
-    sources = comparison_sources(config.data.comparisons, config.labelling, run, parent, seed=config.seed,
-                                 data_dir=config.data.data_dir)
+    sources = comparison_sources(
+        config.data.comparisons,
+        config.labelling,
+        run,
+        parent,
+        seed=config.seed,
+        data_dir=config.data.data_dir,
+    )
     rankings = _rankings(config, run, sources["train"], "train")
     num_updates = round(settings.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = pack(rankings, settings, run, num_steps=num_updates, num_groups=settings.num_micro_batches)
+    batches = pack(
+        rankings, settings, run, num_steps=num_updates, num_groups=settings.num_micro_batches
+    )
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     reference, base = run.place_frozen((parent.params, base))
     state = run.place_state(init_state(trained, optimizer))
-    run.announce(config, {"policy": trained, "base": base}, (
-        f"{num_updates} updates x {settings.batch_size} prompts x up to {settings.max_candidates} responses = "
-        f"{settings.num_epochs} epochs of {rankings.num_examples} rankings; loss {settings.loss}, β {settings.beta}"
-    ))
-    update = run.compile_update(make_supervised_update(
-        preference_loss(model, settings), partial(weigh, loss=settings.loss), optimizer,
-        num_micro_batches=settings.num_micro_batches,
-    ), state)
+    run.announce(
+        config,
+        {"policy": trained, "base": base},
+        (
+            f"{num_updates} updates x {settings.batch_size} prompts x up to {settings.max_candidates} responses = "
+            f"{settings.num_epochs} epochs of {rankings.num_examples} rankings; loss {settings.loss}, β {settings.beta}"
+        ),
+    )
+    update = run.compile_update(
+        make_supervised_update(
+            preference_loss(model, settings),
+            partial(weigh, loss=settings.loss),
+            optimizer,
+            num_micro_batches=settings.num_micro_batches,
+        ),
+        state,
+    )
     refer = jax.jit(partial(reference_logps, model), static_argnames="num_groups")
 
     def place(batch: Batch, num_groups: int = 1) -> Batch:
@@ -149,26 +173,55 @@ def run(config: Config, workdir: str) -> None:
         batch = place(batches.batch(step), settings.num_micro_batches)
         return update(state, batch, jax.random.fold_in(key, step), base)
 
-    held_out = {judge: _rankings(config, run, source, "validation") for judge, source in sources.items() if judge != "train"}
+    held_out = {
+        judge: _rankings(config, run, source, "validation")
+        for judge, source in sources.items()
+        if judge != "train"
+    }
     measure = partial(measure_rankings, model, settings)
-    validate = make_validator(measure, held_out, settings, run, place, lambda state: join(base, state.params))
-    hooks = monitor_hooks(config.monitor, model, run.tokenizer, lambda s: join(base, s.params),
-                          data_dir=config.data.data_dir, seed=config.seed)
+    validate = make_validator(
+        measure, held_out, settings, run, place, lambda state: join(base, state.params)
+    )
+    hooks = monitor_hooks(
+        config.monitor,
+        model,
+        run.tokenizer,
+        lambda s: join(base, s.params),
+        data_dir=config.data.data_dir,
+        seed=config.seed,
+    )
     run.train(
-        state, step_fn, num_steps=num_updates, kind="language_model", model=parent.model,
-        hooks=[Hook(settings.eval_every, validate), *hooks], extra=run.lora_link("policy", config.lora),
+        state,
+        step_fn,
+        num_steps=num_updates,
+        kind="language_model",
+        model=parent.model,
+        hooks=[Hook(settings.eval_every, validate), *hooks],
+        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rewards/accuracy", "validation/accuracy_heldout", "gold/total"),
     )
 
 
-def reference_logps(model: LanguageModel, params: Params, batch: Batch, *, num_groups: int) -> jax.Array:
+def reference_logps(
+    model: LanguageModel, params: Params, batch: Batch, *, num_groups: int
+) -> jax.Array:
     """logp_BC of a whole batch, whose `row_BC` counts within its micro-batch (`PackedComparisons`)."""
     group_B = jnp.arange(batch["row_BC"].shape[0]) % num_groups
     row_BC = batch["row_BC"] * num_groups + group_B[:, None]
-    return packed_logps(model, params, batch["tokens_NT"], batch["segments_NT"], row_BC, batch["last_BC"], batch["length_BC"])
+    return packed_logps(
+        model,
+        params,
+        batch["tokens_NT"],
+        batch["segments_NT"],
+        row_BC,
+        batch["last_BC"],
+        batch["length_BC"],
+    )
 
 
-def implicit_rewards(model: LanguageModel, params: Params, batch: Batch, *, beta: float) -> jax.Array:
+def implicit_rewards(
+    model: LanguageModel, params: Params, batch: Batch, *, beta: float
+) -> jax.Array:
     """r_BC = β log π/π_ref of every response."""
     where = (batch["row_BC"], batch["last_BC"], batch["length_BC"])
     logp_BC = packed_logps(model, params, batch["tokens_NT"], batch["segments_NT"], *where)
@@ -178,20 +231,32 @@ def implicit_rewards(model: LanguageModel, params: Params, batch: Batch, *, beta
 def preference_loss(model: LanguageModel, settings: Preference) -> Callable[..., Any]:
     """The loss summed over prompts (kto: responses), divided by the whole batch's number of them."""
 
-    def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    def loss(
+        params: Params, batch: Batch, weight: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         del key
         reward_BC = implicit_rewards(model, params, batch, beta=settings.beta)
         nll, metrics = _objective(settings, reward_BC, batch)
-        return nll.total / weight, {"loss": nll, **{f"rewards/{name}": pair for name, pair in metrics.items()}}
+        return nll.total / weight, {
+            "loss": nll,
+            **{f"rewards/{name}": pair for name, pair in metrics.items()},
+        }
 
     return loss
 
 
-def _objective(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
+def _objective(
+    settings: Preference, reward_BC: jax.Array, batch: Batch
+) -> tuple[Mean, dict[str, Mean]]:
     if settings.loss != "kto":
         return implicit_loss(
-            reward_BC, batch["rank_BC"], batch["mask_BC"], loss=settings.loss, beta=settings.beta,
-            label_smoothing=settings.label_smoothing, pair_norm=settings.pair_norm,
+            reward_BC,
+            batch["rank_BC"],
+            batch["mask_BC"],
+            loss=settings.loss,
+            beta=settings.beta,
+            label_smoothing=settings.label_smoothing,
+            pair_norm=settings.pair_norm,
         )
     foreign = mean(reward_BC[:, 0], batch["mask_BC"][:, 0])
     point = jnp.maximum(foreign.total / jnp.maximum(foreign.weight, 1.0), 0.0)
@@ -201,14 +266,20 @@ def _objective(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tupl
     nll = kto_loss(reward_BC[:, 1:], better_BC, worse_BC, point, **weights)
     accuracy = ranking_accuracy(reward_BC[:, 1:], rank_BC, mask_BC)
     return nll, {
-        "accuracy": accuracy, "reference_point": foreign,
-        "chosen_reward": mean(reward_BC[:, 1:], better_BC), "rejected_reward": mean(reward_BC[:, 1:], worse_BC),
+        "accuracy": accuracy,
+        "reference_point": foreign,
+        "chosen_reward": mean(reward_BC[:, 1:], better_BC),
+        "rejected_reward": mean(reward_BC[:, 1:], worse_BC),
     }
 
 
-def measure_rankings(model: LanguageModel, settings: Preference, params: Params, batch: Batch) -> dict[str, Mean]:
+def measure_rankings(
+    model: LanguageModel, settings: Preference, params: Params, batch: Batch
+) -> dict[str, Mean]:
     """Loss and accuracy of the implicit reward."""
-    nll, metrics = _objective(settings, implicit_rewards(model, params, batch, beta=settings.beta), batch)
+    nll, metrics = _objective(
+        settings, implicit_rewards(model, params, batch, beta=settings.beta), batch
+    )
     return {"accuracy": metrics["accuracy"], "loss": nll}
 
 
@@ -240,7 +311,9 @@ def _own(batch: Batch) -> tuple[jax.Array, jax.Array]:
 
 def _rankings(config: Config, run: Run, source: str, split: str) -> Batches:
     settings = config.preference
-    read = partial(read_rankings, [source], split, run=run, seed=config.seed, data_dir=config.data.data_dir)
+    read = partial(
+        read_rankings, [source], split, run=run, seed=config.seed, data_dir=config.data.data_dir
+    )
     if settings.loss != "kto":
         return read(settings)
     return read(replace(settings, max_candidates=settings.max_candidates + 1), change=with_foreign)

@@ -87,30 +87,53 @@ def run(config: Config, workdir: str) -> None:
     """Train a language model from scratch."""
     run = Run.open(config, workdir)
     config = replace(config, model=config.mesh.run_as(config.model))
-    check_batches("pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, run.batch_shards)
+    check_batches(
+        "pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, run.batch_shards
+    )
     check_model(config.model, run.mesh)
-    documents = stream(config.data.documents, Document, split="train", data_dir=config.data.data_dir)
+    documents = stream(
+        config.data.documents, Document, split="train", data_dir=config.data.data_dir
+    )
     tokenizer = run.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
-    require(tokenizer.num_ids == config.model.vocab_size,
-            f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
-            "set model.vocab_size to the latter")
+    require(
+        tokenizer.num_ids == config.model.vocab_size,
+        f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
+        "set model.vocab_size to the latter",
+    )
 
     model, key = LanguageModel(config.model), jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
     params = init_params(model, jax.random.fold_in(key, 1 << 30))
     state = run.place_state(init_state(params, optimizer))
     batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
-    run.announce(config, {"model": params}, (
-        f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
-        f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
-        f"{num_tokens(batches):,} tokens"
-    ))
+    run.announce(
+        config,
+        {"model": params},
+        (
+            f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
+            f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
+            f"{num_tokens(batches):,} tokens"
+        ),
+    )
 
-    update = run.compile_update(make_supervised_update(
-        language_loss(model, z_loss_coef=config.pretrain.z_loss_coef, dropout=config.model.dropout_rate > 0),
-        weigh_tokens, optimizer, num_micro_batches=config.pretrain.num_micro_batches,
-    ), state)
-    evaluate = mean_nll(model, run, [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)])
+    update = run.compile_update(
+        make_supervised_update(
+            language_loss(
+                model,
+                z_loss_coef=config.pretrain.z_loss_coef,
+                dropout=config.model.dropout_rate > 0,
+            ),
+            weigh_tokens,
+            optimizer,
+            num_micro_batches=config.pretrain.num_micro_batches,
+        ),
+        state,
+    )
+    evaluate = mean_nll(
+        model,
+        run,
+        [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)],
+    )
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         batch = document_batch(batches.batch(step))
@@ -121,8 +144,13 @@ def run(config: Config, workdir: str) -> None:
         return {"validation/loss": evaluate(state.params)}
 
     run.train(
-        state, step_fn, num_steps=config.pretrain.num_steps, kind="language_model", model=config.model,
-        hooks=[Hook(config.pretrain.eval_every, validate)], headline=("loss", "validation/loss"),
+        state,
+        step_fn,
+        num_steps=config.pretrain.num_steps,
+        kind="language_model",
+        model=config.model,
+        hooks=[Hook(config.pretrain.eval_every, validate)],
+        headline=("loss", "validation/loss"),
     )
 
 
@@ -136,6 +164,12 @@ def make_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> To
 
 def _blocks(config: Config, run: Run, split: str) -> Batches:
     return corpus_batches(
-        run, config.data.documents, split, data_dir=config.data.data_dir, context_length=config.model.context_length,
-        batch_size=config.pretrain.batch_size, seed=config.seed, mask_documents=config.data.mask_documents,
+        run,
+        config.data.documents,
+        split,
+        data_dir=config.data.data_dir,
+        context_length=config.model.context_length,
+        batch_size=config.pretrain.batch_size,
+        seed=config.seed,
+        mask_documents=config.data.mask_documents,
     )

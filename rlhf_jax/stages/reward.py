@@ -75,7 +75,9 @@ class Reward:
     """The run."""
 
     num_epochs: float
-    batching: Literal["prompts", "shuffled_pairs"]  # all pairs of a prompt together, or every pair an example of its own
+    batching: Literal[
+        "prompts", "shuffled_pairs"
+    ]  # all pairs of a prompt together, or every pair an example of its own
     batch_size: int  # prompts, or pairs
     num_micro_batches: int
     max_length: int  # of a rendered response
@@ -110,30 +112,54 @@ def run(config: Config, workdir: str) -> None:
     check_batches("reward", reward.batch_size, reward.num_micro_batches, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("reward", reward, parent.model.context_length)
-    sampler = run.parent("sampler", config.init.sampler, kind="language_model") if config.init.sampler else parent
+    sampler = (
+        run.parent("sampler", config.init.sampler, kind="language_model")
+        if config.init.sampler
+        else parent
+    )
     model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
     key = jax.random.key(config.seed)
-    find = partial(comparison_sources, labelling=config.labelling, run=run, sampler=sampler, seed=config.seed,
-                   data_dir=config.data.data_dir)
-    sources, earlier = find(config.data.comparisons), [find(name)["train"] for name in config.data.earlier]
+    find = partial(
+        comparison_sources,
+        labelling=config.labelling,
+        run=run,
+        sampler=sampler,
+        seed=config.seed,
+        data_dir=config.data.data_dir,
+    )
+    sources, earlier = (
+        find(config.data.comparisons),
+        [find(name)["train"] for name in config.data.earlier],
+    )
     rankings = _rankings(config, run, [*earlier, sources["train"]], "train")
     num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = pack(rankings, reward, run, num_steps=num_updates, num_groups=reward.num_micro_batches)
+    batches = pack(
+        rankings, reward, run, num_steps=num_updates, num_groups=reward.num_micro_batches
+    )
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
     base, trained = start(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
     base = run.place_frozen(base)
     state = run.place_state(init_state(trained, optimizer))
-    run.announce(config, {"model": trained, "base": base}, (
-        f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
-        f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into up to "
-        f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
-    ))
-    update = run.compile_update(make_supervised_update(
-        reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
-        weigh_prompts, optimizer, num_micro_batches=reward.num_micro_batches,
-    ), state)
+    run.announce(
+        config,
+        {"model": trained, "base": base},
+        (
+            f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
+            f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into up to "
+            f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
+        ),
+    )
+    update = run.compile_update(
+        make_supervised_update(
+            reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
+            weigh_prompts,
+            optimizer,
+            num_micro_batches=reward.num_micro_batches,
+        ),
+        state,
+    )
     normalise = _normaliser(config, run, model, base)
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -143,7 +169,11 @@ def run(config: Config, workdir: str) -> None:
         return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step), base)
 
     run.train(
-        state, step_fn, num_steps=num_updates + 1 + reward.normalise_before, kind="scalar_model", model=parent.model,
+        state,
+        step_fn,
+        num_steps=num_updates + 1 + reward.normalise_before,
+        kind="scalar_model",
+        model=parent.model,
         hooks=[Hook(reward.eval_every, _validator(config, run, model, sources, base))],
         extra=run.lora_link("policy", config.lora),
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
@@ -155,13 +185,17 @@ def candidate_scores(
 ) -> jax.Array:
     """score_BC of every response: K forward passes per prompt, however many pairs."""
     where = (batch["row_BC"], batch["last_BC"])
-    return packed_scores(model, params, batch["tokens_NT"], batch["segments_NT"], *where, dropout_key=dropout_key)
+    return packed_scores(
+        model, params, batch["tokens_NT"], batch["segments_NT"], *where, dropout_key=dropout_key
+    )
 
 
 def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Callable[..., Any]:
     """The ranking loss summed over prompts and divided by the whole batch's number of prompts."""
 
-    def loss(params: Params, batch: Batch, weight: jax.Array, key: jax.Array) -> tuple[jax.Array, dict[str, Mean]]:
+    def loss(
+        params: Params, batch: Batch, weight: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         score_BC = candidate_scores(model, params, batch, dropout_key=key if dropout else None)
         ranking = (score_BC, batch["rank_BC"], batch["mask_BC"])
         nll = ranking_loss(*ranking, pair_norm=pair_norm)
@@ -171,7 +205,9 @@ def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Ca
 
 
 def _rankings(config: Config, run: Run, sources: Sequence[str], split: str) -> Batches:
-    read = partial(read_rankings, sources, split, run=run, seed=config.seed, data_dir=config.data.data_dir)
+    read = partial(
+        read_rankings, sources, split, run=run, seed=config.seed, data_dir=config.data.data_dir
+    )
     if split == "train" and config.reward.batching == "shuffled_pairs":
         return read(layout=replace(config.reward, max_candidates=2), change=as_pairs)
     return read(layout=config.reward)
@@ -182,30 +218,56 @@ def _validator(
 ) -> Callable[[TrainState, int], dict[str, Any]]:
     def measure(params: Params, batch: Batch) -> dict[str, Mean]:
         ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
-        return {"accuracy": ranking_accuracy(*ranking), "loss": ranking_loss(*ranking, pair_norm=config.reward.pair_norm)}
+        return {
+            "accuracy": ranking_accuracy(*ranking),
+            "loss": ranking_loss(*ranking, pair_norm=config.reward.pair_norm),
+        }
 
     judges = {judge: source for judge, source in sources.items() if judge != "train"}
-    held_out = {judge: _rankings(config, run, [source], "validation") for judge, source in judges.items()}
-    return make_validator(measure, held_out, config.reward, run, run.shard, lambda state: join(base, state.params))
+    held_out = {
+        judge: _rankings(config, run, [source], "validation") for judge, source in judges.items()
+    }
+    return make_validator(
+        measure, held_out, config.reward, run, run.shard, lambda state: join(base, state.params)
+    )
 
 
-def _normaliser(config: Config, run: Run, model: ScalarModel, base: Params) -> Callable[[TrainState], Any]:
+def _normaliser(
+    config: Config, run: Run, model: ScalarModel, base: Params
+) -> Callable[[TrainState], Any]:
     """A step that folds gain and bias into the head: demonstrations get mean 0 (and variance 1)."""
     demonstrations = demonstration_batches(
-        load(config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir), run.tokenizer,
-        context_length=config.reward.max_length, batch_size=config.reward.batch_size, seed=config.seed,
+        load(
+            config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir
+        ),
+        run.tokenizer,
+        context_length=config.reward.max_length,
+        batch_size=config.reward.batch_size,
+        seed=config.seed,
     )
     count = max(1, min(demonstrations.num_examples // config.reward.batch_size, 32))
     chunks = [run.shard(demonstrations.batch(i)) for i in range(count)]
-    score = jax.jit(lambda params, batch: last_token_scores(model, params, batch["tokens_BT"], batch["segments_BT"]))
+    score = jax.jit(
+        lambda params, batch: last_token_scores(
+            model, params, batch["tokens_BT"], batch["segments_BT"]
+        )
+    )
 
     def normalise(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         score_N = jnp.concatenate([score(join(base, state.params), chunk) for chunk in chunks])
-        gain = 1.0 / jnp.maximum(score_N.std(), 1e-6) if config.reward.normalise == "gain_and_bias" else jnp.ones(())
+        gain = (
+            1.0 / jnp.maximum(score_N.std(), 1e-6)
+            if config.reward.normalise == "gain_and_bias"
+            else jnp.ones(())
+        )
         bias = -gain * score_N.mean() if config.reward.normalise != "none" else jnp.zeros(())
         params = run.place(shift_scores(state.params, gain, bias))
-        metrics = {"rm/demonstrations_mean": score_N.mean(), "rm/demonstrations_std": score_N.std(),
-                   "rm/gain": gain, "rm/bias": bias}
+        metrics = {
+            "rm/demonstrations_mean": score_N.mean(),
+            "rm/demonstrations_std": score_N.std(),
+            "rm/gain": gain,
+            "rm/bias": bias,
+        }
         return replace(state, params=params), metrics
 
     return normalise

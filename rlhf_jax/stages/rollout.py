@@ -84,7 +84,9 @@ class ScoreRules:
     missing_eos_penalty: float
     missing_eos_mode: Literal["replace", "subtract", "none"]
     score_clip: float  # 0 = off
-    score_normalisation: Literal["none", "running_std"]  # divide by the running std of all scores seen (Zheng 2023)
+    score_normalisation: Literal[
+        "none", "running_std"
+    ]  # divide by the running std of all scores seen (Zheng 2023)
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,17 @@ def sample_responses(
 ) -> Samples:
     """Responses from the policy, `num_samples` to every prompt, in neighbouring rows; at most `max_rows` > 0 at once."""
     return sample(
-        model, params, prompts["prompt_BP"], prompts["prompt_mask_BP"], key,
-        spec=spec, response_length=response_length, stop_tokens=stop_tokens, pad_id=pad_id,
-        num_samples=num_samples, max_rows=max_rows,
+        model,
+        params,
+        prompts["prompt_BP"],
+        prompts["prompt_mask_BP"],
+        key,
+        spec=spec,
+        response_length=response_length,
+        stop_tokens=stop_tokens,
+        pad_id=pad_id,
+        num_samples=num_samples,
+        max_rows=max_rows,
     )
 
 
@@ -143,13 +153,26 @@ def make_rollout(
     reward_BR = token_rewards(judged.score_B, judged.kl_BR, judged.mask_BR, kl_coef)
     if rules.whiten_rewards:
         reward_BR = whiten(reward_BR, judged.mask_BR, shift_mean=False)
-    advantage_BR, return_BR = gae(reward_BR, value_BR, judged.mask_BR, gamma=rules.gamma, lam=rules.lam)
+    advantage_BR, return_BR = gae(
+        reward_BR, value_BR, judged.mask_BR, gamma=rules.gamma, lam=rules.lam
+    )
     if rules.whiten_advantages == "batch":
         advantage_BR = whiten(advantage_BR, judged.mask_BR, shift_mean=True)
     rollout = Rollout(
-        *prompt, *response, samples.logp_BR, value_BR, advantage_BR, return_BR, judged.raw_score_B, samples.stopped_B
+        *prompt,
+        *response,
+        samples.logp_BR,
+        value_BR,
+        advantage_BR,
+        return_BR,
+        judged.raw_score_B,
+        samples.stopped_B,
     )
-    return rollout, moments, {**objective_metrics(samples, judged, kl_coef), **value_metrics(rollout)}
+    return (
+        rollout,
+        moments,
+        {**objective_metrics(samples, judged, kl_coef), **value_metrics(rollout)},
+    )
 
 
 def score_samples(
@@ -167,10 +190,14 @@ def score_samples(
     """Ask reference and reward model about samples; the moments have then seen their scores. `num_rows` as in scoring."""
     mask_BR = length_mask(samples.length_B, samples.tokens_BR.shape[1])
     response = (samples.tokens_BR, mask_BR)
-    ref_logp_BR, _ = response_logps(policy, frozen.reference, *prompt, *response, spec=spec, num_rows=num_rows)
+    ref_logp_BR, _ = response_logps(
+        policy, frozen.reference, *prompt, *response, spec=spec, num_rows=num_rows
+    )
     raw_score_B = response_scores(reward, frozen.reward, *prompt, *response, num_rows=num_rows)
     score_B, moments = shape_scores(raw_score_B, samples.stopped_B, moments, rules)
-    kl_BR = jnp.where(mask_BR, kl_maths.estimate(rules.kl_estimator, samples.logp_BR, ref_logp_BR), 0.0)
+    kl_BR = jnp.where(
+        mask_BR, kl_maths.estimate(rules.kl_estimator, samples.logp_BR, ref_logp_BR), 0.0
+    )
     return ScoredSamples(mask_BR, ref_logp_BR, kl_BR, raw_score_B, score_B), moments
 
 
@@ -189,7 +216,9 @@ def shape_scores(
     return score_B, moments
 
 
-def objective_metrics(samples: Samples, judged: ScoredSamples, kl_coef: jax.Array) -> dict[str, Any]:
+def objective_metrics(
+    samples: Samples, judged: ScoredSamples, kl_coef: jax.Array
+) -> dict[str, Any]:
     """The objective of a rollout under TRL's names; sums over tokens, means over episodes.
 
     objective/kl is Σ_t (logπ - logπ_ref) whatever estimator the reward uses; it may be negative on a finite sample, but starts
@@ -208,7 +237,8 @@ def objective_metrics(samples: Samples, judged: ScoredSamples, kl_coef: jax.Arra
         "objective/non_score_reward": per_episode(penalty_B),
         "objective/rlhf_reward": per_episode(judged.score_B + penalty_B),
         "objective/scores": per_episode(judged.raw_score_B),
-        "objective/kl_coef": kl_coef + 0.0,  # a copy: the state that holds it is donated to the update
+        "objective/kl_coef": kl_coef
+        + 0.0,  # a copy: the state that holds it is donated to the update
         "rollout/length": per_episode(mask_BR.sum(axis=1).astype(jnp.float32)),
         "rollout/truncated": per_episode((~samples.stopped_B).astype(jnp.float32)),
         "rollout/score_std": judged.raw_score_B.std(),
@@ -220,7 +250,9 @@ def value_metrics(rollout: Rollout) -> dict[str, Any]:
     """How well the value network knew what came."""
     return {
         "val/mean": mean(rollout.value_BR, rollout.mask_BR),
-        "val/var_explained": explained_variance(rollout.value_BR, rollout.return_BR, rollout.mask_BR),
+        "val/var_explained": explained_variance(
+            rollout.value_BR, rollout.return_BR, rollout.mask_BR
+        ),
         "returns/mean": mean(rollout.return_BR, rollout.mask_BR),
     }
 

@@ -104,16 +104,21 @@ def run(config: Config, workdir: str) -> None:
     check_batches("sft", sft.batch_size, sft.num_micro_batches, run.batch_shards)
     require(sft.document_rows >= 0, f"sft.document_rows={sft.document_rows}: expected 0 or more")
     parent = run.parent("policy", config.init.policy, kind="language_model")
-    require(sft.max_length <= sft.row_length <= parent.model.context_length,
-            f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context of "
-            f"{parent.model.context_length} must hold")
+    require(
+        sft.max_length <= sft.row_length <= parent.model.context_length,
+        f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context of "
+        f"{parent.model.context_length} must hold",
+    )
     shape = replace(parent.model, dropout_rate=sft.dropout_rate)
     model, key = LanguageModel(shape), jax.random.key(config.seed)
 
     demonstrations = _demonstrations(config, run)
     num_steps = round(sft.num_epochs * demonstrations.num_examples / sft.batch_size)
     packed = PackedDemonstrations(
-        demonstrations, row_length=sft.row_length, num_steps=num_steps, others=sft.document_rows,
+        demonstrations,
+        row_length=sft.row_length,
+        num_steps=num_steps,
+        others=sft.document_rows,
         row_multiple=sft.num_micro_batches * run.batch_shards,
     )
     batch_at = _mixed(config, run, packed)
@@ -121,19 +126,30 @@ def run(config: Config, workdir: str) -> None:
     base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     base = run.place_frozen(base)
     state = run.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
-    run.announce(config, {"model": trained, "base": base}, (
-        f"{num_steps} steps x {sft.batch_size} demonstrations = {sft.num_epochs} epochs of {demonstrations.num_examples}, "
-        f"packed into {packed.num_rows} rows of {sft.row_length} tokens, and {sft.document_rows} rows of documents"
-    ))
-    update = run.compile_update(make_supervised_update(
-        language_loss(model, z_loss_coef=0.0, dropout=sft.dropout_rate > 0),
-        weigh_tokens, optimizer, num_micro_batches=sft.num_micro_batches,
-    ), state)
+    run.announce(
+        config,
+        {"model": trained, "base": base},
+        (
+            f"{num_steps} steps x {sft.batch_size} demonstrations = {sft.num_epochs} epochs of {demonstrations.num_examples}, "
+            f"packed into {packed.num_rows} rows of {sft.row_length} tokens, and {sft.document_rows} rows of documents"
+        ),
+    )
+    update = run.compile_update(
+        make_supervised_update(
+            language_loss(model, z_loss_coef=0.0, dropout=sft.dropout_rate > 0),
+            weigh_tokens,
+            optimizer,
+            num_micro_batches=sft.num_micro_batches,
+        ),
+        state,
+    )
     validate = _validator(config, run, model)
     keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=run.shardings(state))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        state, metrics = update(state, run.shard(batch_at(step)), jax.random.fold_in(key, step), base)
+        state, metrics = update(
+            state, run.shard(batch_at(step)), jax.random.fold_in(key, step), base
+        )
         if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
             measured = validate(join(base, state.params))
             if sft.select != "last":
@@ -142,30 +158,52 @@ def run(config: Config, workdir: str) -> None:
         return state, metrics
 
     run.train(
-        state, step_fn, num_steps=num_steps, kind="language_model", model=parent.model,
+        state,
+        step_fn,
+        num_steps=num_steps,
+        kind="language_model",
+        model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
-        hooks=monitor_hooks(config.monitor, model, run.tokenizer, lambda s: join(base, s.params),
-                            data_dir=config.data.data_dir, seed=config.seed),
-        headline=("loss", "validation/loss", "gold/total"), extra=run.lora_link("policy", config.lora),
+        hooks=monitor_hooks(
+            config.monitor,
+            model,
+            run.tokenizer,
+            lambda s: join(base, s.params),
+            data_dir=config.data.data_dir,
+            seed=config.seed,
+        ),
+        headline=("loss", "validation/loss", "gold/total"),
+        extra=run.lora_link("policy", config.lora),
     )
 
 
 def _demonstrations(config: Config, run: Run) -> Batches:
     data, sft = config.data, config.sft
     return demonstration_batches(
-        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir), run.tokenizer,
-        context_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
+        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir),
+        run.tokenizer,
+        context_length=sft.max_length,
+        batch_size=sft.batch_size,
+        seed=config.seed,
     )
 
 
-def _mixed(config: Config, run: Run, packed: PackedDemonstrations) -> Callable[[int], dict[str, Any]]:
+def _mixed(
+    config: Config, run: Run, packed: PackedDemonstrations
+) -> Callable[[int], dict[str, Any]]:
     """Batches by step: packed demonstrations, and behind them rows of documents if the config asks for some."""
     sft, data = config.sft, config.data
     if not sft.document_rows:
         return packed.batch
     documents = corpus_batches(
-        run, data.documents, "train", data_dir=data.data_dir, context_length=sft.row_length,
-        batch_size=sft.document_rows, seed=config.seed + 1, mask_documents=False,
+        run,
+        data.documents,
+        "train",
+        data_dir=data.data_dir,
+        context_length=sft.row_length,
+        batch_size=sft.document_rows,
+        seed=config.seed + 1,
+        mask_documents=False,
     )
 
     def mixed(step: int) -> dict[str, Any]:
@@ -175,11 +213,16 @@ def _mixed(config: Config, run: Run, packed: PackedDemonstrations) -> Callable[[
     return mixed
 
 
-def _validator(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], dict[str, Any]]:
+def _validator(
+    config: Config, run: Run, model: LanguageModel
+) -> Callable[[Params], dict[str, Any]]:
     sft, data = config.sft, config.data
     held_out = demonstration_batches(
-        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir), run.tokenizer,
-        context_length=sft.max_length, batch_size=sft.batch_size, seed=config.seed,
+        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir),
+        run.tokenizer,
+        context_length=sft.max_length,
+        batch_size=sft.batch_size,
+        seed=config.seed,
     )
     loss = mean_nll(model, run, [held_out.batch(i) for i in range(sft.eval_batches)])
     if sft.select != "reward":
@@ -190,12 +233,18 @@ def _validator(config: Config, run: Run, model: LanguageModel) -> Callable[[Para
 
 def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], jax.Array]:
     """Mean reward-model score of one sample per held-out prompt, with the same key every time."""
-    require(config.init.reward != "", "sft.select=reward needs init.reward, the checkpoint of a reward model")
+    require(
+        config.init.reward != "",
+        "sft.select=reward needs init.reward, the checkpoint of a reward model",
+    )
     reward = run.parent("reward", config.init.reward, kind="scalar_model")
     run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
-        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir), run.tokenizer,
-        prompt_length=config.data.prompt_length, batch_size=config.sft.batch_size, seed=config.seed,
+        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir),
+        run.tokenizer,
+        prompt_length=config.data.prompt_length,
+        batch_size=config.sft.batch_size,
+        seed=config.seed,
     )
     batch = prompts.batch(0)
     prompt = (jnp.asarray(batch["prompt_BP"]), jnp.asarray(batch["prompt_mask_BP"]))
@@ -204,11 +253,19 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
     @jax.jit
     def score(params: Params) -> jax.Array:
         samples = sample(
-            model, params, *prompt, jax.random.key(config.seed), spec=spec, response_length=config.sft.response_length,
-            stop_tokens=run.tokenizer.stop_ids, pad_id=run.tokenizer.pad_id,
+            model,
+            params,
+            *prompt,
+            jax.random.key(config.seed),
+            spec=spec,
+            response_length=config.sft.response_length,
+            stop_tokens=run.tokenizer.stop_ids,
+            pad_id=run.tokenizer.pad_id,
         )
         mask_BR = length_mask(samples.length_B, config.sft.response_length)
-        return response_scores(ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR).mean()
+        return response_scores(
+            ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR
+        ).mean()
 
     return score
 
@@ -216,14 +273,22 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
 def _initial_best(config: Config, params: Params) -> dict[str, Any]:
     if config.sft.select == "last":
         return {}
-    return {"best": {"params": params, "value": jnp.asarray(jnp.inf, jnp.float32), "step": jnp.zeros((), jnp.int32)}}
+    return {
+        "best": {
+            "params": params,
+            "value": jnp.asarray(jnp.inf, jnp.float32),
+            "step": jnp.zeros((), jnp.int32),
+        }
+    }
 
 
 def _keep_best(state: TrainState, new: jax.Array) -> TrainState:
     """Remember the parameters if `new` (smaller is better) beats the best so far."""
     best = state.extras["best"]
     mine = {"params": state.params, "value": new, "step": state.step}
-    kept = jax.tree.map(lambda ours, theirs: jnp.where(new < best["value"], ours, theirs), mine, best)
+    kept = jax.tree.map(
+        lambda ours, theirs: jnp.where(new < best["value"], ours, theirs), mine, best
+    )
     return replace(state, extras={**state.extras, "best": kept})
 
 

@@ -14,7 +14,6 @@ Of several processes each writes its parts of the arrays; for the CRCs, and when
 Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step), pickle.
 """
 
-
 import json
 import logging
 import re
@@ -172,12 +171,19 @@ def new_meta(
     """The `Meta` of a run about to start. Raises ValueError for an unknown kind."""
     if kind not in KINDS:
         raise ValueError(f"checkpoint kind = {kind!r}: must be one of {KINDS}")
-    return Meta(stage, kind, 0, num_steps, model, tokenizer, lineage, "", __version__, dict(extra or {}))
+    return Meta(
+        stage, kind, 0, num_steps, model, tokenizer, lineage, "", __version__, dict(extra or {})
+    )
 
 
 def lineage_entry(path: PathLike, meta: Meta) -> dict[str, Any]:
     """What a child records about a parent that it loaded from `path`."""
-    return {"path": str(path), "stage": meta.stage, "step": meta.step, "fingerprint": meta.fingerprint}
+    return {
+        "path": str(path),
+        "stage": meta.stage,
+        "step": meta.step,
+        "fingerprint": meta.fingerprint,
+    }
 
 
 # --- finding ------------------------------------------------------------------------------------------------
@@ -252,11 +258,15 @@ def _not_found_message(path: Path) -> str:
     else:
         parent = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
         siblings = [
-            f"{p.name} (step {latest_step(p)})" for p in sorted(parent.iterdir()) if _has_checkpoint(p)
+            f"{p.name} (step {latest_step(p)})"
+            for p in sorted(parent.iterdir())
+            if _has_checkpoint(p)
         ]
         nearby = f"{parent} has {', '.join(siblings) if siblings else 'no run with a checkpoint'}"
     stage = _stage_of(workdir)
-    command = f"python -m rlhf_jax.main --config=experiments/menagerie/{stage}.py --workdir={workdir}"
+    command = (
+        f"python -m rlhf_jax.main --config=experiments/menagerie/{stage}.py --workdir={workdir}"
+    )
     return f"no checkpoint at {path}; {nearby}. To make it: {command}"
 
 
@@ -272,7 +282,9 @@ def _stage_of(workdir: Path) -> str:
 # --- saving -------------------------------------------------------------------------------------------------
 
 
-def save(workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *, keep: int) -> Meta:
+def save(
+    workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *, keep: int
+) -> Meta:
     """Write checkpoint `step` and return its `Meta` (with step and fingerprint filled in).
 
     Afterwards the `keep` newest checkpoints and the best one (`meta.best`) remain. Blocks until the files are
@@ -280,12 +292,16 @@ def save(workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *
     finite.
     """
     if keep < 1:
-        raise ValueError(f"keep = {keep}: must be >= 1, the newest checkpoint is what a run resumes from")
+        raise ValueError(
+            f"keep = {keep}: must be >= 1, the newest checkpoint is what a run resumes from"
+        )
     folder = checkpoint_folder(workdir, step).absolute()
     if folder.exists() and _is_committed(folder):
         raise ValueError(f"{folder} exists already: delete it, or use another workdir")
     trees = {"params": flatten_named(params), "train": flatten_named(train)}
-    leaves = {item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()}
+    leaves = {
+        item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()
+    }
     _check_finite(trees["params"], step)
     meta = replace(meta, step=step, fingerprint=fingerprint(leaves["params"]))
     content = {"meta": asdict(meta), "leaves": leaves}
@@ -339,7 +355,9 @@ def read_meta(path: PathLike) -> Meta:
     return _meta_from(_read_meta_file(resolve(path)), resolve(path))
 
 
-def restore(workdir: PathLike, step: int, params_like: Params, train_like: Any) -> tuple[Params, Any, Meta]:
+def restore(
+    workdir: PathLike, step: int, params_like: Params, train_like: Any
+) -> tuple[Params, Any, Meta]:
     """Load everything of one checkpoint, in the structure, types and shardings of the two example trees.
 
     The examples may be arrays or `jax.ShapeDtypeStruct`s (with shardings); Python numbers come back as Python
@@ -373,16 +391,22 @@ def load_params(path: PathLike, shardings: Any = None) -> tuple[Params, Meta]:
         _log.warning("%s is of an unfinished run: step %d of %d", folder, meta.step, meta.num_steps)
     params = unflatten_named(_read_item(folder, "params", content["leaves"]["params"]))
     if callable(shardings):
-        shardings = shardings(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params))
+        shardings = shardings(
+            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+        )
     return jax.device_put(params, shardings, may_alias=False), meta
 
 
-def _read_item(folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]) -> dict[str, np.ndarray]:
+def _read_item(
+    folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]
+) -> dict[str, np.ndarray]:
     """All leaves of one item as NumPy arrays, each checked against its CRC."""
     try:
         named = _read_arrays(folder, item, list(leaves))
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged file.
-        raise _damaged(folder, item, _first_unreadable(folder, item, list(leaves)), error) from error
+        raise _damaged(
+            folder, item, _first_unreadable(folder, item, list(leaves)), error
+        ) from error
     for name, expected in leaves.items():
         found = describe(named[name])
         if found != expected:
@@ -437,7 +461,9 @@ def _read_meta_file(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(folder, "meta", "", error) from error
     if crc != json_crc(content):
-        raise _damaged(folder, "meta", "", ValueError("the CRC-32 of the JSON is not the one saved with it"))
+        raise _damaged(
+            folder, "meta", "", ValueError("the CRC-32 of the JSON is not the one saved with it")
+        )
     return content
 
 

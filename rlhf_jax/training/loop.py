@@ -90,7 +90,9 @@ def run_loop(
         writer = writer or stack.enter_context(MetricsWriter(workdir))
         writer.truncate_after(start if start else -1)
         stop = stack.enter_context(_sigterm())
-        log = _Log(workdir, writer, Progress(meta.stage, start, num_steps, headline), log_every, num_steps)
+        log = _Log(
+            workdir, writer, Progress(meta.stage, start, num_steps, headline), log_every, num_steps
+        )
         counter = CompileCounter()
         for step in range(start, num_steps):
             with counter:
@@ -127,7 +129,12 @@ def _check_arguments(
     hooks: Sequence[Hook],
     best: Best | None,
 ) -> None:
-    counts = {"num_steps": num_steps, "log_every": log_every, "save_every": save_every, "keep": keep}
+    counts = {
+        "num_steps": num_steps,
+        "log_every": log_every,
+        "save_every": save_every,
+        "keep": keep,
+    }
     counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(hooks)}
     for name, value in counts.items():
         if value < 1:
@@ -153,7 +160,9 @@ def _resume(
     step = checkpoints.latest_step(workdir)
     if step is None:
         return state, 0, meta
-    _check_same_run(workdir, checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)), meta)
+    _check_same_run(
+        workdir, checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)), meta
+    )
     params, train, saved = checkpoints.restore(workdir, step, *to_checkpoint(state))
     return from_checkpoint(params, train), step, replace(meta, best=saved.best)
 
@@ -167,7 +176,8 @@ def _check_same_run(workdir: str | Path, saved: Meta, meta: Meta) -> None:
 def _parents(meta: Meta) -> dict[str, Any]:
     # Not the path: a run may be resumed from another folder, but its parents must be the same bits.
     return {
-        role: [entry[k] for k in ("stage", "step", "fingerprint")] for role, entry in meta.lineage.items()
+        role: [entry[k] for k in ("stage", "step", "fingerprint")]
+        for role, entry in meta.lineage.items()
     }
 
 
@@ -190,13 +200,17 @@ def _run_hooks(
     for hook in hooks:
         if step % hook.every == 0 or step == num_steps:
             with log.pause():
-                found = {name: to_number(value) for name, value in (hook.run(state, step) or {}).items()}
+                found = {
+                    name: to_number(value) for name, value in (hook.run(state, step) or {}).items()
+                }
             _check_disjoint(extra, found, "two hooks")
             extra |= found
     return extra
 
 
-def _update_best(meta: Meta, best: Best | None, step: int, extra: Mapping[str, Number]) -> tuple[Meta, bool]:
+def _update_best(
+    meta: Meta, best: Best | None, step: int, extra: Mapping[str, Number]
+) -> tuple[Meta, bool]:
     if best is None or best.metric not in extra:
         return meta, False
     value = extra[best.metric]
@@ -244,7 +258,12 @@ class _Log:
     """Makes a step's metrics a row once the device has them, one step late; times steps, not pauses."""
 
     def __init__(
-        self, workdir: str | Path, writer: MetricsWriter, progress: Progress, log_every: int, num_steps: int
+        self,
+        workdir: str | Path,
+        writer: MetricsWriter,
+        progress: Progress,
+        log_every: int,
+        num_steps: int,
     ) -> None:
         self._workdir, self._writer, self._progress = workdir, writer, progress
         self._log_every, self._num_steps = log_every, num_steps
@@ -304,9 +323,15 @@ def _is_guarded(name: str) -> bool:
     return any(part in _GUARDED for part in name.split("/"))
 
 
-def _non_finite_message(workdir: str | Path, step: int, bad: Sequence[str], row: Mapping[str, Number]) -> str:
+def _non_finite_message(
+    workdir: str | Path, step: int, bad: Sequence[str], row: Mapping[str, Number]
+) -> str:
     last = checkpoints.latest_step(workdir)
-    kept = f"the last good checkpoint is step {last}" if last is not None else "there is no checkpoint yet"
+    kept = (
+        f"the last good checkpoint is step {last}"
+        if last is not None
+        else "there is no checkpoint yet"
+    )
     values = ", ".join(f"{name} = {row[name]}" for name in bad)
     return (
         f"step {step}: {values}. Nothing of this step was saved; {kept}; "

@@ -77,7 +77,9 @@ def check_model(model: TransformerConfig, mesh: Mesh) -> None:
     """
     tensor = mesh.shape["tensor"]
     for name in ("num_heads", "num_kv_heads", "ffw_width", "vocab_size"):
-        if getattr(model, name) % tensor and not (name == "num_kv_heads" and model.num_kv_heads == 1):
+        if getattr(model, name) % tensor and not (
+            name == "num_kv_heads" and model.num_kv_heads == 1
+        ):
             raise ValueError(
                 f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: lower mesh.tensor and "
                 "raise mesh.fsdp instead, or change the model"
@@ -108,14 +110,18 @@ def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def leaf_sharding(names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, min_size: int) -> NamedSharding:
+def leaf_sharding(
+    names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, min_size: int
+) -> NamedSharding:
     """The rules of `state_shardings` for one leaf, by the path of names that leads to it and by its shape."""
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     axes: list[str | None] = [None] * len(shape)
     axis = TENSOR_AXIS.get(("", *names)[-2:]) if tensor > 1 else None
     if axis is not None:
         if shape[axis] % tensor:
-            raise ValueError(f"mesh.tensor = {tensor} does not divide {'/'.join(names)} of shape {shape} along axis {axis}")
+            raise ValueError(
+                f"mesh.tensor = {tensor} does not divide {'/'.join(names)} of shape {shape} along axis {axis}"
+            )
         axes[axis] = "tensor"
     free = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % fsdp == 0]
     if fsdp > 1 and math.prod(shape) >= min_size and free:
@@ -131,7 +137,9 @@ def place(tree: Any, shardings: Any) -> Any:
     """
     # device_put alone may keep the original buffer as one of the replicas, may_alias=False notwithstanding.
     return jax.tree.map(
-        lambda leaf, sharding: put(leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding),
+        lambda leaf, sharding: put(
+            leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding
+        ),
         tree,
         jax.tree.broadcast(shardings, tree),
     )
@@ -150,7 +158,9 @@ def place_frozen(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(once, tree, shardings)
 
 
-def put(leaf: Any, sharding: jax.sharding.Sharding | None, *, may_alias: bool | None = None) -> jax.Array:
+def put(
+    leaf: Any, sharding: jax.sharding.Sharding | None, *, may_alias: bool | None = None
+) -> jax.Array:
     """An array on a sharding that may span several processes, each of which has the whole array or its part on the mesh.
 
     Each process copies what its own devices need; nothing is compared or sent.

@@ -87,7 +87,10 @@ class MetricsWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         """Close, whatever happened."""
         self.close()
@@ -165,10 +168,20 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, start: int, num_steps: int, headline: Sequence[str], stream: TextIO | None = None
+        self,
+        name: str,
+        start: int,
+        num_steps: int,
+        headline: Sequence[str],
+        stream: TextIO | None = None,
     ) -> None:
         """Show the metrics named in `headline`; an empty headline shows nothing at all."""
-        self._name, self._start, self._num_steps, self._headline = name, start, num_steps, tuple(headline)
+        self._name, self._start, self._num_steps, self._headline = (
+            name,
+            start,
+            num_steps,
+            tuple(headline),
+        )
         self._stream = sys.stderr if stream is None else stream
         self._began = time.monotonic()
         self._printed = -math.inf
@@ -177,7 +190,11 @@ class Progress:
         """Show a row that was just written."""
         in_place, now = self._stream.isatty(), time.monotonic()
         last = step == self._num_steps
-        if not self._headline or not is_main_process() or (not in_place and not last and now - self._printed < 10):
+        if (
+            not self._headline
+            or not is_main_process()
+            or (not in_place and not last and now - self._printed < 10)
+        ):
             return
         self._printed = now
         text = self.line(step, row, now - self._began)
@@ -188,7 +205,9 @@ class Progress:
         """`sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
         rate = (step - self._start) / seconds if seconds > 0 else 0.0
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        parts = [f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"]
+        parts = [
+            f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"
+        ]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
         parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
         return ", ".join(parts)

@@ -50,14 +50,22 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         """Check every field."""
         _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "must be > 0")
-        _require(self.schedule in _SCHEDULES, "schedule", self.schedule, f"must be one of {_SCHEDULES}")
-        _require(self.adam_style in _STYLES, "adam_style", self.adam_style, f"must be one of {_STYLES}")
+        _require(
+            self.schedule in _SCHEDULES, "schedule", self.schedule, f"must be one of {_SCHEDULES}"
+        )
+        _require(
+            self.adam_style in _STYLES, "adam_style", self.adam_style, f"must be one of {_STYLES}"
+        )
         _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "must be >= 0")
         _require(0 <= self.b1 < 1, "b1", self.b1, "must be in [0, 1)")
         _require(0 <= self.b2 < 1, "b2", self.b2, "must be in [0, 1)")
         _require(self.eps > 0, "eps", self.eps, "must be > 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be >= 0 (0 = off)")
-        _require(self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "must be >= 0 (0 = off)")
+        _require(
+            self.weight_decay >= 0, "weight_decay", self.weight_decay, "must be >= 0 (0 = off)"
+        )
+        _require(
+            self.max_grad_norm >= 0, "max_grad_norm", self.max_grad_norm, "must be >= 0 (0 = off)"
+        )
         for field in ("warmup_init_fraction", "final_fraction"):
             value = self.__dict__[field]
             _require(0 <= value <= 1, field, value, "must be in [0, 1]")
@@ -123,15 +131,21 @@ def scale_by_adam(b1: float, b2: float, eps: float, *, style: str) -> optax.Grad
         zeros = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=jnp.float32), params)
         return AdamState(jnp.zeros((), jnp.int32), zeros, jax.tree.map(jnp.zeros_like, zeros))
 
-    def update(grads: Params, state: AdamState, params: Params | None = None) -> tuple[Params, AdamState]:
+    def update(
+        grads: Params, state: AdamState, params: Params | None = None
+    ) -> tuple[Params, AdamState]:
         del params
         count = state.updates + 1
         correction1, correction2 = _bias_correction(b1, count), _bias_correction(b2, count)
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g.astype(jnp.float32), state.mu, grads)
-        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * jnp.square(g.astype(jnp.float32)), state.nu, grads)
+        nu = jax.tree.map(
+            lambda v, g: b2 * v + (1 - b2) * jnp.square(g.astype(jnp.float32)), state.nu, grads
+        )
         epsilon = eps / jnp.sqrt(correction2) if style == "tf" else eps
         updates = jax.tree.map(
-            lambda m, v, g: ((m / correction1) / (jnp.sqrt(v / correction2) + epsilon)).astype(g.dtype),
+            lambda m, v, g: ((m / correction1) / (jnp.sqrt(v / correction2) + epsilon)).astype(
+                g.dtype
+            ),
             mu,
             nu,
             grads,
@@ -148,7 +162,9 @@ def _bias_correction(decay: float, count: jax.Array) -> jax.Array:
 
 def global_norm(tree: Params) -> jax.Array:
     """‖tree‖₂ over all leaves, float32."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)))
+    return jnp.sqrt(
+        sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree))
+    )
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:

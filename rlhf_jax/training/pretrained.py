@@ -15,7 +15,6 @@ base is loaded once however many runs stand on it, so parents that share one sha
 Left out on purpose: code from the hub, pickled weights.
 """
 
-
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -72,15 +71,22 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, meta: Meta) -> None:
 
 
 GGUF = ".gguf"
-HUB, HUGGINGFACE = "hf:", "huggingface"  # how such a path begins, and the stage that its `Meta` names
+HUB, HUGGINGFACE = (
+    "hf:",
+    "huggingface",
+)  # how such a path begins, and the stage that its `Meta` names
 # What a model consists of; weights that are not safetensors are not even downloaded.
 WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 
 Params = Any
-Bases = dict[str, tuple[Params, Meta]]  # plain models by the fingerprint of their checkpoint, or their hf: path
+Bases = dict[
+    str, tuple[Params, Meta]
+]  # plain models by the fingerprint of their checkpoint, or their hf: path
 
 
-def load_model(path: PathLike, *, bases: Bases | None = None, place: Place | None = None) -> tuple[Params, Meta]:
+def load_model(
+    path: PathLike, *, bases: Bases | None = None, place: Place | None = None
+) -> tuple[Params, Meta]:
     """Parameters, with adapters if there are any, and `Meta` of what `path` names; `bases` remembers what was loaded.
 
     `place` is as in `load_pretrained` and only for hf:.
@@ -123,16 +129,31 @@ def base_path(folder: Path, meta: Meta) -> str:
     return base if base.startswith(HUB) else os.path.normpath(folder / base)
 
 
-def describe_link(workdir: Path, parent: PathLike, meta: Meta, config: LoraConfig) -> dict[str, Any]:
+def describe_link(
+    workdir: Path, parent: PathLike, meta: Meta, config: LoraConfig
+) -> dict[str, Any]:
     """What a run in `workdir` writes into meta.extra about the base it takes from `parent`: its path as seen from any
     checkpoint of the run, its fingerprint, and the adapters' config."""
     base, fingerprint = str(parent), meta.fingerprint
     if "lora" in meta.extra:
-        base, fingerprint = base_path(checkpoints.resolve(parent), meta), meta.extra["lora"]["fingerprint"]
+        base, fingerprint = (
+            base_path(checkpoints.resolve(parent), meta),
+            meta.extra["lora"]["fingerprint"],
+        )
     if not base.startswith(HUB):
-        base = os.path.relpath(checkpoints.resolve(base).absolute(), checkpoints.checkpoint_folder(workdir, 0).absolute())
-    return {"lora": {"base": base, "fingerprint": fingerprint, "rank": config.rank, "alpha": config.alpha,
-                     "modules": list(config.modules)}}
+        base = os.path.relpath(
+            checkpoints.resolve(base).absolute(),
+            checkpoints.checkpoint_folder(workdir, 0).absolute(),
+        )
+    return {
+        "lora": {
+            "base": base,
+            "fingerprint": fingerprint,
+            "rank": config.rank,
+            "alpha": config.alpha,
+            "modules": list(config.modules),
+        }
+    }
 
 
 def read_meta(path: PathLike) -> Meta:
@@ -162,7 +183,9 @@ def _own_tokenizer(place: Path) -> Tokenizer:
 
 
 def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
-    complete = tokenizer.template is not None or {USER, ASSISTANT} <= tokenizer.fast.get_vocab().keys()
+    complete = (
+        tokenizer.template is not None or {USER, ASSISTANT} <= tokenizer.fast.get_vocab().keys()
+    )
     return tokenizer if complete else with_chat_tokens(tokenizer)
 
 
@@ -186,11 +209,19 @@ def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
         )
     if beyond:  # as Gemma 3's <image_soft_token>, which its language model alone never sees
         names = ", ".join(token for token, _ in beyond)
-        print(f"   {path}: {names}: special, but without a row in the embedding; given the mean of all rows", flush=True)
+        print(
+            f"   {path}: {names}: special, but without a row in the embedding; given the mean of all rows",
+            flush=True,
+        )
     config, params = grow_vocabulary(config, params, known, tokenizer.num_ids)
     meta = new_meta(
-        stage=HUGGINGFACE, kind=kind, num_steps=0, model=to_dict(config), tokenizer=tokenizer.fingerprint(),
-        lineage={}, extra={"source": path},
+        stage=HUGGINGFACE,
+        kind=kind,
+        num_steps=0,
+        model=to_dict(config),
+        tokenizer=tokenizer.fingerprint(),
+        lineage={},
+        extra={"source": path},
     )
     leaves = {name: describe(leaf) for name, leaf in flatten_named(params).items()}
     return params, replace(meta, fingerprint=fingerprint(leaves))
@@ -205,7 +236,9 @@ def local_folder(path: PathLike) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED))
-    except Exception as error:  # Names that cannot be, models that are not there, no network: one type each.
+    except (
+        Exception
+    ) as error:  # Names that cannot be, models that are not there, no network: one type each.
         reason = (str(error).splitlines() or [""])[0]
         raise FileNotFoundError(
             f"{HUB}{name}: no such folder, and the hub does not give it ({type(error).__name__}: {reason}); without a "

@@ -10,7 +10,6 @@ writes its parts. So the workdir must be one folder that all hosts see.
 Left out on purpose: going on with fewer processes. When one dies the others end, and all are started again.
 """
 
-
 import ctypes
 import os
 import sys
@@ -25,7 +24,11 @@ import numpy as np
 from absl import flags
 
 # What each launcher leaves in the environment of a process that is one of several.
-_LAUNCHERS = {"SLURM": "SLURM_STEP_NUM_TASKS", "Open MPI": "OMPI_COMM_WORLD_SIZE", "MPI": "PMI_SIZE"}
+_LAUNCHERS = {
+    "SLURM": "SLURM_STEP_NUM_TASKS",
+    "Open MPI": "OMPI_COMM_WORLD_SIZE",
+    "MPI": "PMI_SIZE",
+}
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
@@ -41,9 +44,13 @@ def launcher(environment: Mapping[str, str]) -> str | None:
 def define_flags() -> None:
     """The flags by which a process is told who it is where no launcher does."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no launcher says it.")
-    flags.DEFINE_integer("num_processes", 0, "How many processes make this run, where no launcher says it.")
+    flags.DEFINE_integer(
+        "num_processes", 0, "How many processes make this run, where no launcher says it."
+    )
     flags.DEFINE_integer("process_id", -1, "Which of them this one is, from 0.")
-    flags.DEFINE_integer("heartbeat_seconds", 60, "A process that is not heard of for so long ends the run.")
+    flags.DEFINE_integer(
+        "heartbeat_seconds", 60, "A process that is not heard of for so long ends the run."
+    )
 
 
 @contextmanager
@@ -59,7 +66,11 @@ def initialize(given: Any) -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        print(f"error: process {jax.process_index()} of {jax.process_count()}: {_explain(error)}", file=sys.stderr, flush=True)
+        print(
+            f"error: process {jax.process_index()} of {jax.process_count()}: {_explain(error)}",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)
 
 
@@ -68,14 +79,24 @@ def connect(coordinator: str, num_processes: int, process_id: int, heartbeat_sec
 
     Comes before anything that uses a device. Raises ValueError when only some of the three are given.
     """
-    known = {"coordinator": coordinator != "", "num_processes": num_processes > 0, "process_id": process_id >= 0}
+    known = {
+        "coordinator": coordinator != "",
+        "num_processes": num_processes > 0,
+        "process_id": process_id >= 0,
+    }
     if any(known.values()) and not all(known.values()):
         absent = ", ".join(f"--{name}" for name, here in known.items() if not here)
-        raise ValueError(f"--coordinator, --num_processes and --process_id belong together: {absent} is missing")
+        raise ValueError(
+            f"--coordinator, --num_processes and --process_id belong together: {absent} is missing"
+        )
     if coordinator:
         if process_id >= num_processes:
-            raise ValueError(f"--process_id={process_id} with --num_processes={num_processes}: they count from 0")
-        jax.distributed.initialize(coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds)
+            raise ValueError(
+                f"--process_id={process_id} with --num_processes={num_processes}: they count from 0"
+            )
+        jax.distributed.initialize(
+            coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+        )
     elif launcher(os.environ):
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
 
@@ -141,12 +162,18 @@ def _explain(error: Exception) -> str:
 # Left out on purpose: XLA flags. Those that were tried on CPU changed nothing outside the noise.
 # malloc.h: name, number, value. Every XLA:CPU program asks for its whole temporary memory at each call and returns it after:
 # beyond glibc's thresholds, and beyond 64 MB in a thread's own arena, that is fresh pages from the kernel, zeroed, each time.
-_MALLOPT = {"M_ARENA_MAX": (-8, 1), "M_MMAP_THRESHOLD": (-3, 1 << 30), "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1)}
+_MALLOPT = {
+    "M_ARENA_MAX": (-8, 1),
+    "M_MMAP_THRESHOLD": (-3, 1 << 30),
+    "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
+}
 
 
 def enable_persistent_cache() -> None:
     """Store compiled programs under ~/.cache/rlhf_jax/xla, or where JAX_COMPILATION_CACHE_DIR says, whatever their size."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path.home() / ".cache" / "rlhf_jax" / "xla")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
+        Path.home() / ".cache" / "rlhf_jax" / "xla"
+    )
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -62,7 +62,9 @@ class MeshConfig:
     def run_as(self, model: TransformerConfig) -> TransformerConfig:
         """The model as these devices run it. Raises ValueError as it does."""
         names = ("compute_dtype", "remat", "scan_layers", "attention")
-        changes = {name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"}
+        changes = {
+            name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"
+        }
         if "scan_layers" in changes:
             changes["scan_layers"] = self.scan_layers == "yes"
         return replace(model, **changes)
@@ -110,7 +112,9 @@ class Run:
         with processes.main_process_first(f"claim {folder}"):
             claim(folder, config)
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return cls(config.stage, folder, mesh, config.mesh, config.checkpoint, MetricsWriter(folder))
+        return cls(
+            config.stage, folder, mesh, config.mesh, config.checkpoint, MetricsWriter(folder)
+        )
 
     # --- parents and tokenizer -------------------------------------------------------------------
 
@@ -123,7 +127,9 @@ class Run:
         folder = locate(self.workdir, path)
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
-            raise ValueError(f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}")
+            raise ValueError(
+                f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}"
+            )
         self._check_same_parent(role, path, meta)
         found = Parent(str(path), params, self.mesh_config.run_as(from_dict(meta.model)), meta)
         meshes.check_model(found.model, self.mesh)
@@ -135,14 +141,18 @@ class Run:
 
     def _place_leaf(self, path: str, array: np.ndarray) -> jax.Array:
         names = tuple(path.split("/"))
-        sharding = meshes.leaf_sharding(names, array.shape, self.mesh, self.mesh_config.fsdp_min_size)
+        sharding = meshes.leaf_sharding(
+            names, array.shape, self.mesh, self.mesh_config.fsdp_min_size
+        )
         return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
         step = checkpoints.latest_step(self.workdir)
         if step is None:
             return
-        before = checkpoints.read_meta(checkpoints.checkpoint_folder(self.workdir, step)).lineage.get(role)
+        before = checkpoints.read_meta(
+            checkpoints.checkpoint_folder(self.workdir, step)
+        ).lineage.get(role)
         if before is not None and before["fingerprint"] != meta.fingerprint:
             raise ValueError(
                 f"{self.workdir} was begun from {role} {before['path']} at step {before['step']} "
@@ -227,28 +237,41 @@ class Run:
             return
         print(f"== {self.stage}: {self.workdir}")
         for role, found in self.parents.items():
-            print(f"   {role:9s} <- {found.path} (stage {found.meta.stage}, step {found.meta.step})")
+            print(
+                f"   {role:9s} <- {found.path} (stage {found.meta.stage}, step {found.meta.step})"
+            )
         for name, params in networks.items():
-            sizes = {id(leaf): leaf.size for leaf in jax.tree.leaves(params)}  # what two networks share counts once
+            sizes = {
+                id(leaf): leaf.size for leaf in jax.tree.leaves(params)
+            }  # what two networks share counts once
             if sizes:  # an empty base is not worth a line
                 print(f"   {name:9s} {sum(sizes.values()):,} parameters")
-        print(f"   {arithmetic}; seed {config.seed}; devices {meshes.describe_mesh(self.mesh)}", flush=True)
+        print(
+            f"   {arithmetic}; seed {config.seed}; devices {meshes.describe_mesh(self.mesh)}",
+            flush=True,
+        )
 
-    def show_samples(self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4) -> None:
+    def show_samples(
+        self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4
+    ) -> None:
         """Write a few prompts with their sampled responses to samples.jsonl, every `sample_every` steps."""
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
-        tokens_BR, length_B, stopped_B = (processes.fetch(x)[:count] for x in samples[0:1] + samples[2:4])
+        tokens_BR, length_B, stopped_B = (
+            processes.fetch(x)[:count] for x in samples[0:1] + samples[2:4]
+        )
         score_N = processes.fetch(score_B)
         rows: list[dict[str, Any]] = []
         for row in range(count):
             prompt = batch["prompt_BP"][row][batch["prompt_mask_BP"][row].astype(bool)]
-            rows.append({
-                "prompt": self.tokenizer.decode(prompt.tolist()),
-                "response": self.tokenizer.decode(tokens_BR[row, : length_B[row]].tolist()),
-                "score": float(score_N[row]),
-                "finished": bool(stopped_B[row]),
-            })
+            rows.append(
+                {
+                    "prompt": self.tokenizer.decode(prompt.tolist()),
+                    "response": self.tokenizer.decode(tokens_BR[row, : length_B[row]].tolist()),
+                    "score": float(score_N[row]),
+                    "finished": bool(stopped_B[row]),
+                }
+            )
         self.writer.samples(step + 1, rows)
 
     # --- the loop -------------------------------------------------------------------------------------
@@ -267,17 +290,34 @@ class Run:
         extra: dict[str, Any] | None = None,
     ) -> TrainState:
         """Run the loop from wherever this workdir stands; `export` picks the parameters that the next stage will load."""
-        lineage = {role: lineage_entry(found.path, found.meta) for role, found in self.parents.items()}
+        lineage = {
+            role: lineage_entry(found.path, found.meta) for role, found in self.parents.items()
+        }
         meta = new_meta(
-            stage=self.stage, kind=kind, num_steps=num_steps, model=to_dict(model),
-            tokenizer=self.tokenizer.fingerprint(), lineage=lineage, extra=extra,
+            stage=self.stage,
+            kind=kind,
+            num_steps=num_steps,
+            model=to_dict(model),
+            tokenizer=self.tokenizer.fingerprint(),
+            lineage=lineage,
+            extra=extra,
         )
         to_checkpoint, restore = _checkpoint_form(export)
         with meshes.on_mesh(self.mesh):
             return run_loop(
-                workdir=self.workdir, state=state, step_fn=step_fn, num_steps=num_steps, writer=self.writer,
-                log_every=self.checkpoint.log_every, save_every=self.checkpoint.save_every, keep=self.checkpoint.keep,
-                to_checkpoint=to_checkpoint, from_checkpoint=restore, meta=meta, hooks=hooks, headline=headline,
+                workdir=self.workdir,
+                state=state,
+                step_fn=step_fn,
+                num_steps=num_steps,
+                writer=self.writer,
+                log_every=self.checkpoint.log_every,
+                save_every=self.checkpoint.save_every,
+                keep=self.checkpoint.keep,
+                to_checkpoint=to_checkpoint,
+                from_checkpoint=restore,
+                meta=meta,
+                hooks=hooks,
+                headline=headline,
             )
 
 
@@ -308,17 +348,24 @@ def claim(folder: Path, config: Any) -> None:
     Raises:
       ValueError: the folder was begun with another config; lists the fields that differ.
     """
-    new = {"stage": config.stage, "config": json.loads(json.dumps(asdict(config))), "version": __version__}
+    new = {
+        "stage": config.stage,
+        "config": json.loads(json.dumps(asdict(config))),
+        "version": __version__,
+    }
     path = folder / "config.json"
     if path.exists():
         old = json.loads(path.read_text())
         changed = differences(_fixed(old["config"]), _fixed(new["config"]))
-        if changed and checkpoints.latest_step(folder) is None:  # it was refused or died early: nothing to protect
+        if (
+            changed and checkpoints.latest_step(folder) is None
+        ):  # it was refused or died early: nothing to protect
             for made in ("tokenizer", CORPUS):
                 shutil.rmtree(folder / made, ignore_errors=True)
         elif changed:
             raise ValueError(
-                f"{folder} was begun with another config:\n  " + "\n  ".join(changed)
+                f"{folder} was begun with another config:\n  "
+                + "\n  ".join(changed)
                 + "\nuse a new --workdir, delete this one, or set these fields back"
             )
     if processes.is_main_process():
@@ -341,6 +388,7 @@ def is_complete(workdir: str | Path) -> bool:
     if (Path(workdir) / "evaluation.json").exists():
         return True
     step = checkpoints.latest_step(workdir)
-    return step is not None and checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)).complete
-
-
+    return (
+        step is not None
+        and checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)).complete
+    )

@@ -10,8 +10,6 @@ and adding the micro-batches' gradients gives the whole batch's, which averaging
 Left out on purpose: loss scaling for fp16; bfloat16 needs none.
 """
 
-
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -61,7 +59,9 @@ def init_state(
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(extras or {}))
 
 
-def apply_gradients(state: TrainState, grads: Params, optimizer: optax.GradientTransformation) -> TrainState:
+def apply_gradients(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation
+) -> TrainState:
     """One optimizer update: θ ← θ + u(g), step ← step + 1; extras stay as they are."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -111,7 +111,9 @@ def accumulated_gradients(
         grads, metrics = gradient(params, micro, weights, jax.random.fold_in(key, step))
         return (jax.tree.map(jnp.add, carry[0], grads), merge_metrics(carry[1], metrics)), None
 
-    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], micro_batches), weights, key)
+    shapes = jax.eval_shape(
+        gradient, params, jax.tree.map(lambda x: x[0], micro_batches), weights, key
+    )
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     sums, _ = jax.lax.scan(body, zeros, (jnp.arange(num_micro_batches), micro_batches))
     return total(sums)
@@ -142,9 +144,18 @@ def make_supervised_update(
             return loss_fn(join(base, trained), *rest)
 
         grads, metrics = accumulated_gradients(
-            loss, weights_fn, state.params, batch, key, num_micro_batches=num_micro_batches, axis_name=axis_name
+            loss,
+            weights_fn,
+            state.params,
+            batch,
+            key,
+            num_micro_batches=num_micro_batches,
+            axis_name=axis_name,
         )
-        return apply_gradients(state, grads, optimizer), {**metrics, "grad_norm": global_norm(grads)}
+        return apply_gradients(state, grads, optimizer), {
+            **metrics,
+            "grad_norm": global_norm(grads),
+        }
 
     return update
 
@@ -156,7 +167,9 @@ def _split(x: jax.Array, num_micro_batches: int) -> jax.Array:
 
 
 def _sum_over(axis_name: str | None) -> Callable[[Any], Any]:
-    return (lambda tree: tree) if axis_name is None else (lambda tree: jax.lax.psum(tree, axis_name))
+    return (
+        (lambda tree: tree) if axis_name is None else (lambda tree: jax.lax.psum(tree, axis_name))
+    )
 
 
 # Epochs x minibatches over one rollout, in one scan: what every algorithm does with what it has sampled.
@@ -195,7 +208,9 @@ def run_epochs(
         metrics = {**metrics, **norms(grads), "done": ~stopped}
         new_state = apply_gradients(state, grads, optimizer)
         if target_kl > 0:
-            new_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), new_state, state)
+            new_state = jax.tree.map(
+                lambda new, old: jnp.where(stopped, old, new), new_state, state
+            )
             stopped |= value(metrics["policy/approxkl_avg"]) > target_kl
         return (new_state, stopped), metrics
 
@@ -203,7 +218,9 @@ def run_epochs(
     return state, summarise(stacked)
 
 
-def minibatch_rows(key: jax.Array, num_rows: int, num_epochs: int, num_mini_batches: int) -> jax.Array:
+def minibatch_rows(
+    key: jax.Array, num_rows: int, num_epochs: int, num_mini_batches: int
+) -> jax.Array:
     """Rows of every minibatch, epochs x minibatches in order: each row exactly once per epoch, freshly permuted."""
     keys = jax.random.split(key, num_epochs)
     permutations = jax.vmap(lambda k: jax.random.permutation(k, num_rows))(keys)
@@ -211,7 +228,13 @@ def minibatch_rows(key: jax.Array, num_rows: int, num_epochs: int, num_mini_batc
 
 
 def fullest_micro_batch(
-    length_B: jax.Array, key: jax.Array, *, row_length: int, num_epochs: int, num_mini_batches: int, num_micro_batches: int
+    length_B: jax.Array,
+    key: jax.Array,
+    *,
+    row_length: int,
+    num_epochs: int,
+    num_mini_batches: int,
+    num_micro_batches: int,
 ) -> jax.Array:
     """Packed rows that the fullest micro-batch of `run_epochs` with this key needs (inference/packing.py).
 

@@ -25,7 +25,10 @@ from rlhf_jax.training.metrics import CompileCounter
 WORDS = "what is the colour of a red fox owl"
 SPEC = SamplingSpec(1.0, 0, 1.0, "holtzman")
 CONTEXT = 64
-SHORT = ("--max_new_tokens=8", "--temperature=1")  # one distribution and length: few programs to compile
+SHORT = (
+    "--max_new_tokens=8",
+    "--temperature=1",
+)  # one distribution and length: few programs to compile
 
 
 # --- the conversation, with a fake model --------------------------------------------------------------
@@ -56,7 +59,9 @@ def test_turns_accumulate():
     talk = conversation(echo)
     assert say(talk, "hello", " and then? ") == ["reply 1", "reply 3"]
     assert echo.calls[1][0] == ask("hello", "reply 1", "and then?")
-    assert say(talk, "/history") == ["user: hello\nassistant: reply 1\nuser: and then?\nassistant: reply 3"]
+    assert say(talk, "/history") == [
+        "user: hello\nassistant: reply 1\nuser: and then?\nassistant: reply 3"
+    ]
 
 
 def test_every_draw_has_its_own_key_and_the_seed_decides_them():
@@ -93,11 +98,20 @@ def test_switches_change_the_distribution_that_is_sampled():
 
 @pytest.mark.parametrize(
     ("line", "remedy"),
-    [("", "/help"), ("  ", "/help"), ("\x07", "/help"),
-     ("/temperature", "takes one number; it is 1.0 now"),
-     ("/temperature hot", "could not convert"), ("/temperature -1", "positive"),
-     ("/temperature nan", "positive"), ("/top_k 1.5", "invalid literal"), ("/top_p 2", "top_p <= 1"),
-     ("/fly", "no command /fly: /help"), ("/", "/help"), ("/reset now", "/help")],
+    [
+        ("", "/help"),
+        ("  ", "/help"),
+        ("\x07", "/help"),
+        ("/temperature", "takes one number; it is 1.0 now"),
+        ("/temperature hot", "could not convert"),
+        ("/temperature -1", "positive"),
+        ("/temperature nan", "positive"),
+        ("/top_k 1.5", "invalid literal"),
+        ("/top_p 2", "top_p <= 1"),
+        ("/fly", "no command /fly: /help"),
+        ("/", "/help"),
+        ("/reset now", "/help"),
+    ],
 )
 def test_lines_that_cannot_be_followed_change_nothing(line, remedy):
     echo = Echo()
@@ -145,7 +159,9 @@ def test_first_sample_goes_on_without_a_reward_model():
 def test_forgotten_turns_are_said_and_dropped_from_the_history():
     talk = conversation(Echo(forgotten=2))
     talk.messages = [Message("user", "old"), Message("assistant", "older")]
-    assert say(talk, "new")[0] == "[the oldest 2 messages no longer fit the context and are left out]"
+    assert (
+        say(talk, "new")[0] == "[the oldest 2 messages no longer fit the context and are left out]"
+    )
     assert [m.content for m in talk.messages] == ["new", "reply 3"]
 
 
@@ -197,8 +213,15 @@ def tokenizer():
 
 def config(tokenizer, context=CONTEXT):
     return gpt(
-        vocab_size=tokenizer.vocab_size, context_length=context, width=16, num_layers=1, num_heads=2,
-        dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+        vocab_size=tokenizer.vocab_size,
+        context_length=context,
+        width=16,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
     )
 
 
@@ -211,10 +234,16 @@ def runs(tmp_path_factory, tokenizer):
         ("reward", "scalar_model", ScalarModel(config(tokenizer))),
     ):
         meta = checkpoints.new_meta(
-            stage=name, kind=kind, num_steps=7, model=to_dict(model.config),
-            tokenizer=tokenizer.fingerprint(), lineage={},
+            stage=name,
+            kind=kind,
+            num_steps=7,
+            model=to_dict(model.config),
+            tokenizer=tokenizer.fingerprint(),
+            lineage={},
         )
-        checkpoints.save(root / name, 7, init_params(model, jax.random.key(1)), {"step": 7}, meta, keep=1)
+        checkpoints.save(
+            root / name, 7, init_params(model, jax.random.key(1)), {"step": 7}, meta, keep=1
+        )
         tokenizer.save(root / name / "tokenizer")
     return root
 
@@ -235,7 +264,15 @@ def ask(*contents):
 
 
 def test_bucket_is_a_power_of_two_up_to_the_limit():
-    assert [speaker.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [32, 32, 64, 64, 128, 200, 200]
+    assert [speaker.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [
+        32,
+        32,
+        64,
+        64,
+        128,
+        200,
+        200,
+    ]
 
 
 def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
@@ -254,7 +291,9 @@ def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
 
 def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, monkeypatch):
     # Ten times the initial scale, so that what the model says depends on what it has read.
-    loud = dataclasses.replace(language, params=jax.tree.map(lambda leaf: 10 * leaf, language.params))
+    loud = dataclasses.replace(
+        language, params=jax.tree.map(lambda leaf: 10 * leaf, language.params)
+    )
     talk = ChatModel(loud, None, max_new_tokens=8)
     messages = ask("what is the colour of a fox")
 
@@ -281,10 +320,16 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     prompt_BP = np.array([prompt], np.int32)
     mask_BP = np.arange(len(prompt))[None] >= 3
     user, eos, pad, word = tokenizer.user_id, tokenizer.eos_id, tokenizer.pad_id, 5
-    tokens_BR = np.array([[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32)
-    scores = talk._score(prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False]))
+    tokens_BR = np.array(
+        [[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32
+    )
+    scores = talk._score(
+        prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False])
+    )
 
-    scores_of = jax.jit(functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params))
+    scores_of = jax.jit(
+        functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
+    )
 
     def alone(*response):
         tokens_BT = np.array([[*prompt[3:], *response]], np.int32)
@@ -295,22 +340,30 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(language, tokenizer, monkeypatch):
+def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
+    language, tokenizer, monkeypatch
+):
     tokens_BR = np.array([[5, 6, tokenizer.eos_id, 0], [5, tokenizer.user_id, 0, 0], [5, 6, 5, 6]])
     told = Samples(tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False]))
     monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
     talk = ChatModel(language, None, max_new_tokens=4)
     replies = talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
     texts = [tokenizer.decode(ids).strip() for ids in ([5, 6], [5], [5, 6, 5, 6])]
-    assert replies == [Reply(text, end, None) for text, end in zip(texts, (True, True, False), strict=True)]
+    assert replies == [
+        Reply(text, end, None) for text, end in zip(texts, (True, True, False), strict=True)
+    ]
 
 
 def test_control_characters_of_the_model_never_reach_the_terminal(language, monkeypatch):
     told = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
     monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
-    monkeypatch.setattr(type(language.tokenizer), "decode", lambda *_: "\x1b[2Jclean\x07\x9b \u202eword")
+    monkeypatch.setattr(
+        type(language.tokenizer), "decode", lambda *_: "\x1b[2Jclean\x07\x9b \u202eword"
+    )
     talk = ChatModel(language, None, max_new_tokens=4)
-    assert talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
+    assert (
+        talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
+    )
 
 
 # --- the command ------------------------------------------------------------------------------------------
@@ -353,7 +406,9 @@ def test_piped_mistakes_are_said_and_counted_in_the_status(runs, monkeypatch, ca
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert status == 2
     assert len(out.splitlines()) == 1
-    for said, part in zip(err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True):
+    for said, part in zip(
+        err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True
+    ):
         assert said.startswith("chat: ")
         assert part in said
 
@@ -381,12 +436,18 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
     ("arguments", "parts"),
     [
         (["--checkpoint=ROOT"], ["is a folder of runs: name one of them, reward, sft"]),
-        (["--checkpoint=ROOT/nothing"], ["no checkpoint at", "To make it: python -m rlhf_jax.main"]),
+        (
+            ["--checkpoint=ROOT/nothing"],
+            ["no checkpoint at", "To make it: python -m rlhf_jax.main"],
+        ),
         (
             ["--checkpoint=ROOT/reward"],
             ["holds a reward model (stage reward)", "a run of stage pretrain, sft or ppo"],
         ),
-        (["--checkpoint=ROOT/sft", "--reward=ROOT/sft"], ["--reward needs a reward model", "stage reward"]),
+        (
+            ["--checkpoint=ROOT/sft", "--reward=ROOT/sft"],
+            ["--reward needs a reward model", "stage reward"],
+        ),
         (
             ["--checkpoint=ROOT/sft", "--max_new_tokens=64"],
             ["does not fit a context of 64", "choose 1 to 63"],
@@ -401,7 +462,9 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
     ],
 )
 def test_errors_are_one_clear_message_with_status_2(runs, monkeypatch, capsys, arguments, parts):
-    status, out, err = command(monkeypatch, capsys, *(one.replace("ROOT", str(runs)) for one in arguments))
+    status, out, err = command(
+        monkeypatch, capsys, *(one.replace("ROOT", str(runs)) for one in arguments)
+    )
     assert (status, out) == (2, "")
     assert "Traceback" not in err
     for part in parts:

@@ -27,14 +27,33 @@ def drawn_table(table=None):
     return str(results_table(evaluation, evaluation.rows, grouped=True))
 
 
-def write_stage(folder, stage, rows, *, lineage=None, config=None, samples=(), steps=4, planned=4, fingerprint=None):
+def write_stage(
+    folder,
+    stage,
+    rows,
+    *,
+    lineage=None,
+    config=None,
+    samples=(),
+    steps=4,
+    planned=4,
+    fingerprint=None,
+):
     """A workdir as training leaves it, with the meta file in the checkpoints' own format."""
     meta_folder = folder / "checkpoints" / str(steps) / "meta"
     meta_folder.mkdir(parents=True)
-    meta = {"stage": stage, "step": steps, "num_steps": planned, "model": MODEL, "lineage": lineage or {},
-            "fingerprint": fingerprint or folder.name}
+    meta = {
+        "stage": stage,
+        "step": steps,
+        "num_steps": planned,
+        "model": MODEL,
+        "lineage": lineage or {},
+        "fingerprint": fingerprint or folder.name,
+    }
     (meta_folder / "metadata").write_text(json.dumps({"meta": meta, "leaves": {}, "crc32": 0}))
-    (folder / "config.json").write_text(json.dumps({"stage": stage, "config": config or {"seed": 0}, "version": "9.9"}))
+    (folder / "config.json").write_text(
+        json.dumps({"stage": stage, "config": config or {"seed": 0}, "version": "9.9"})
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if samples:
         (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
@@ -49,22 +68,39 @@ def value(middle, half=0.1, n=100):
 
 
 def row(metric, better, values, **changes):
-    words = {"group": "Alignment", "unit": "share", "better": better, "description": f"about {metric}"}
+    words = {
+        "group": "Alignment",
+        "unit": "share",
+        "better": better,
+        "description": f"about {metric}",
+    }
     return {"metric": metric, **words, "values": values, **changes}
 
 
 EVALUATION = {
-    "checkpoints": {"sft": {"path": "runs/q/sft", "stage": "sft", "step": 4}, "ppo": {"path": "runs/q/ppo"}},
+    "checkpoints": {
+        "sft": {"path": "runs/q/sft", "stage": "sft", "step": 4},
+        "ppo": {"path": "runs/q/ppo"},
+    },
     "reference": "sft",
     "table": [
         row("gold", "higher", {"sft": value(0.0), "ppo": value(0.6)}),
         row("rude", "lower", {"sft": value(0.2), "ppo": value(0.21)}),
-        row("length", "none", {"sft": value(9.0), "ppo": {"value": 12.0, "low": None, "high": None, "n": 5}}),
+        row(
+            "length",
+            "none",
+            {"sft": value(9.0), "ppo": {"value": 12.0, "low": None, "high": None, "n": 5}},
+        ),
     ],
     "samples": [
-        {"prompt": f"<|user|>hi {SCRIPT}<|assistant|>", "metadata": {SCRIPT: SCRIPT},
-         "responses": {"sft": {"text": SCRIPT, "finished": True, "gold": 1.0, "score": None},
-                       SCRIPT: {"text": "", "finished": False, "gold": None, "score": 0.5}}},
+        {
+            "prompt": f"<|user|>hi {SCRIPT}<|assistant|>",
+            "metadata": {SCRIPT: SCRIPT},
+            "responses": {
+                "sft": {"text": SCRIPT, "finished": True, "gold": 1.0, "score": None},
+                SCRIPT: {"text": "", "finished": False, "gold": None, "score": 0.5},
+            },
+        }
     ],
     "seed": 3,
     "version": "9.9",
@@ -72,7 +108,12 @@ EVALUATION = {
 
 
 def parent(name, fingerprint=None):
-    return {"path": f"elsewhere/q/{name}", "stage": name, "step": 4, "fingerprint": fingerprint or name}
+    return {
+        "path": f"elsewhere/q/{name}",
+        "stage": name,
+        "step": 4,
+        "fingerprint": fingerprint or name,
+    }
 
 
 @pytest.fixture
@@ -80,14 +121,33 @@ def run(tmp_path):
     folder = tmp_path / "q"
     write_stage(folder / "pretrain", "pretrain", curve("loss"))
     write_stage(folder / "sft", "sft", curve("loss"), lineage={"policy": parent("pretrain")})
-    write_stage(folder / "reward", "reward", curve("rm/accuracy"), lineage={"policy": parent("sft")})
+    write_stage(
+        folder / "reward", "reward", curve("rm/accuracy"), lineage={"policy": parent("sft")}
+    )
     both = {"policy": parent("sft"), "reward": parent("reward")}
-    samples = [{"step": 4, "prompt": f"<|user|>{SCRIPT}", "response": SCRIPT, "score": 1.5, "finished": True}]
+    samples = [
+        {
+            "step": 4,
+            "prompt": f"<|user|>{SCRIPT}",
+            "response": SCRIPT,
+            "score": 1.5,
+            "finished": True,
+        }
+    ]
     for name, coefficient in (("ppo", 0.0), ("ppo_ptx", 0.5)):
         config = {"seed": 0, "ppo": {"ptx_coef": coefficient, "note": SCRIPT}}
-        write_stage(folder / name, "ppo", curve("objective/kl"), lineage=both, config=config, samples=samples)
+        write_stage(
+            folder / name,
+            "ppo",
+            curve("objective/kl"),
+            lineage=both,
+            config=config,
+            samples=samples,
+        )
     (folder / "evaluate").mkdir()
-    (folder / "evaluate" / "config.json").write_text(json.dumps({"stage": "evaluate", "config": {}}))
+    (folder / "evaluate" / "config.json").write_text(
+        json.dumps({"stage": "evaluate", "config": {}})
+    )
     (folder / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION))
     return folder
 
@@ -142,7 +202,9 @@ def test_a_whole_run_has_no_gaps_and_shows_every_part(run):
         assert part in said
     assert "Gaps" not in said
     assert "2 layers × 32, context 64" in said
-    assert page.tags.count("polyline") == 5  # one mean per stage and metric: 3 stages, and both PPOs in one chart
+    assert (
+        page.tags.count("polyline") == 5
+    )  # one mean per stage and metric: 3 stages, and both PPOs in one chart
 
 
 def test_command_writes_one_file_that_fetches_nothing(run, capsys):
@@ -173,7 +235,9 @@ def test_foreign_text_never_becomes_markup(run):
     assert "alert" not in [name for name, _ in reader.attributes]
     assert SCRIPT not in page
     said = "".join(reader.words)
-    assert said.count(SCRIPT) >= 6  # prompt, metadata, name, response, config, training samples: shown as text
+    assert (
+        said.count(SCRIPT) >= 6
+    )  # prompt, metadata, name, response, config, training samples: shown as text
 
 
 def test_script_matches_the_policy_that_allows_it(run):
@@ -208,10 +272,16 @@ def test_half_run_says_what_is_missing_and_shows_the_rest(tmp_path):
     write_stage(tmp_path / "q" / "pretrain", "pretrain", curve("loss"), planned=9)
     (tmp_path / "q" / "sft").mkdir()
     (tmp_path / "q" / "ppo").mkdir()
-    (tmp_path / "q" / "ppo" / "config.json").write_text('{"stage": "ppo", "config": {"init": {"policy": "q/sft"}}}')
+    (tmp_path / "q" / "ppo" / "config.json").write_text(
+        '{"stage": "ppo", "config": {"init": {"policy": "q/sft"}}}'
+    )
     said = gaps(tmp_path / "q")
-    for part in ("q/sft: nothing written yet", "q/ppo: metrics.jsonl is missing", "checkpoints/ is missing",
-                 "no evaluation.json found"):
+    for part in (
+        "q/sft: nothing written yet",
+        "q/ppo: metrics.jsonl is missing",
+        "checkpoints/ is missing",
+        "no evaluation.json found",
+    ):
         assert part in said
     words = " ".join(read(tmp_path / "q").words)
     assert "step 4 of 9, not finished" in words
@@ -230,13 +300,24 @@ def test_half_written_last_line_is_left_out_and_said(tmp_path):
 def test_broken_lines_are_counted_by_number(tmp_path):
     problems = []
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1, "loss": 2}\nnonsense\n[1]\n{"step": 2, "loss": 1}\n\xff\xfe\n' + b"[" * 10**5 + b"\n")
+    path.write_bytes(
+        b'{"step": 1, "loss": 2}\nnonsense\n[1]\n{"step": 2, "loss": 1}\n\xff\xfe\n'
+        + b"[" * 10**5
+        + b"\n"
+    )
     assert [r["step"] for r in runs.read_rows(path, problems)] == [1, 2]
-    assert problems == ["metrics.jsonl: 4 line(s) are not JSON objects and left out (line 2, 3, 5, 6)"]
+    assert problems == [
+        "metrics.jsonl: 4 line(s) are not JSON objects and left out (line 2, 3, 5, 6)"
+    ]
 
 
-@pytest.mark.parametrize("name", ["config.json", "evaluation.json", "metrics.jsonl", "checkpoints/4/meta/metadata"])
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"meta": 3}', "\x00", '{"table": 5, "stage": {}, "config": 7}'])
+@pytest.mark.parametrize(
+    "name", ["config.json", "evaluation.json", "metrics.jsonl", "checkpoints/4/meta/metadata"]
+)
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"meta": 3}', "\x00", '{"table": 5, "stage": {}, "config": 7}'],
+)
 def test_damaged_files_never_crash_the_report(tmp_path, name, content):
     write_stage(tmp_path / "q" / "sft", "sft", curve("loss"))
     (tmp_path / "q" / "sft" / "evaluation.json").write_text(json.dumps(EVALUATION))
@@ -298,7 +379,11 @@ def test_retrained_parent_is_said(tmp_path):
 
 def test_parent_outside_of_the_folder_is_dashed(run):
     nodes = report.lineage_nodes([runs.read_workdir(run / "ppo", "ppo")], many=False)
-    assert [(node.title, node.dashed) for node in nodes] == [("ppo", False), ("sft", True), ("reward", True)]
+    assert [(node.title, node.dashed) for node in nodes] == [
+        ("ppo", False),
+        ("sft", True),
+        ("reward", True),
+    ]
 
 
 def test_arrows_get_a_free_lane_past_other_boxes():
@@ -319,7 +404,9 @@ def test_circular_lineage_is_drawn_not_followed_for_ever():
 def test_verdicts_need_disjoint_intervals_and_a_direction():
     said = drawn_table()
     assert '<span class="better best">0.6</span>' in said.replace("0.60", "0.6")
-    assert said.count("better best") == 1  # rude is worse by less than its interval, length has no direction
+    assert (
+        said.count("better best") == 1
+    )  # rude is worse by less than its interval, length has no direction
     assert said.count("worse") == 0
     assert "no interval" in said
 
@@ -344,13 +431,21 @@ def test_decimals_follow_the_narrowest_interval():
 
 
 def test_tiny_numbers_keep_their_digits_and_zero_has_no_sign():
-    assert "<span>0.00</span>" in drawn_table([row("entropy", "none", {"sft": value(-0.001, 0.05)})])
+    assert "<span>0.00</span>" in drawn_table(
+        [row("entropy", "none", {"sft": value(-0.001, 0.05)})]
+    )
     assert ">2.5e−5<" in drawn_table([row("entropy", "none", {"sft": value(2.5e-5, 1e-6)})])
 
 
 def test_columns_are_in_the_order_of_the_pipeline():
     listed = {name: {} for name in ("mine", "ppo", "base", "sft")} | {"other": {"stage": "reward"}}
-    assert list(parse(EVALUATION | {"checkpoints": listed}, []).checkpoints) == ["base", "sft", "other", "ppo", "mine"]
+    assert list(parse(EVALUATION | {"checkpoints": listed}, []).checkpoints) == [
+        "base",
+        "sft",
+        "other",
+        "ppo",
+        "mine",
+    ]
 
 
 def test_long_tables_begin_with_the_first_metric_of_each_group(run):
@@ -370,8 +465,10 @@ def test_missing_and_malformed_rows_are_said():
     table = [*EVALUATION["table"], {"metric": "x"}, 7, row("y", "higher", {"sft": {"value": None}})]
     read_back = parse(EVALUATION | {"table": table, "reference": "base"}, problems)
     assert [r.metric for r in read_back.rows] == ["gold", "rude", "length"]
-    assert problems == ["evaluation.json: 3 of 6 table rows are not as agreed",
-                        "evaluation.json: the reference 'base' is not among the checkpoints"]
+    assert problems == [
+        "evaluation.json: 3 of 6 table rows are not as agreed",
+        "evaluation.json: the reference 'base' is not among the checkpoints",
+    ]
 
 
 def test_a_checkpoint_without_a_value_gets_a_dash():
@@ -389,9 +486,17 @@ def test_empty_and_cut_off_responses_are_said():
 def reliability_page(run, name):
     """The report of what the benchmark stage writes about three pairs of one prompt and one of another."""
     comparisons = [Comparison((Message("user", prompt),), ("a", "b"), (1, 2)) for prompt in "xxxy"]
-    measured = {name: {"kept": [0, 1, 2, 3], "scores": [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]}}
+    measured = {
+        name: {"kept": [0, 1, 2, 3], "scores": [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]}
+    }
     rows = reward_accuracy.rows(
-        comparisons, measured, Bootstrap(20, 0), subsets=[""] * 4, num_bins=5, sections={}, section_weights={}
+        comparisons,
+        measured,
+        Bootstrap(20, 0),
+        subsets=[""] * 4,
+        num_bins=5,
+        sections={},
+        section_weights={},
     )
     table = [row_to_json(one) for one in rows]
     written = EVALUATION | {"checkpoints": {name: {}, "sft": {}}, "table": table}
@@ -408,7 +513,9 @@ def test_reliability_is_drawn_for_every_checkpoint_that_has_bins(run):
     assert "1 pair: confidence 0.525, accuracy 1" in drawn
     assert "3 pairs: confidence 0.881, accuracy 0.667" in drawn
     radius = [float(r) for r in re.findall(r'<circle [^>]*r="([^"]*)"', drawn)]
-    assert radius[1] == pytest.approx(radius[0] * 3**0.5, rel=0.02)  # a dot's area is its number of pairs
+    assert radius[1] == pytest.approx(
+        radius[0] * 3**0.5, rel=0.02
+    )  # a dot's area is its number of pairs
     heights = [float(y) for y in re.findall(r'cy="([^"]*)"', drawn)]
     assert heights[0] < heights[1]  # up is right
     assert drawn.count('class="zero"') == 1  # the diagonal
@@ -418,12 +525,18 @@ def test_reliability_escapes_names_and_leaves_the_pointer_script_alone(run):
     page = reliability_page(run, SCRIPT)
     assert SCRIPT not in page
     assert "accuracy of &lt;script&gt;" in page
-    assert all("data-box" in tag for tag in re.findall(r'<svg[^>]*class="chart"[^>]*>', page))  # the script reads it of each
+    assert all(
+        "data-box" in tag for tag in re.findall(r'<svg[^>]*class="chart"[^>]*>', page)
+    )  # the script reads it of each
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -3.0, 1e300])
 def test_reliability_of_strange_bins_has_finite_coordinates(strange):
-    bins = [svg.Bin(0.7, 0.6, strange, strange, 3), svg.Bin(strange, 0.5, None, None, 5), svg.Bin(0.6, 0.5, 0.4, 0.6, 0)]
+    bins = [
+        svg.Bin(0.7, 0.6, strange, strange, 3),
+        svg.Bin(strange, 0.5, None, None, 5),
+        svg.Bin(0.6, 0.5, 0.4, 0.6, 0),
+    ]
     assert not re.search(r"nan|inf", str(svg.reliability_chart(bins, 1, label="x")))
     assert svg.reliability_chart(bins[2:], 1, label="x") is None
 
@@ -433,7 +546,11 @@ def test_reliability_of_strange_bins_has_finite_coordinates(strange):
 
 def test_stages_share_charts_and_constant_metrics_are_text(tmp_path):
     for name, end in (("a", 1.0), ("b", 2.0)):
-        write_stage(tmp_path / name / "ppo", "ppo", [r | {"lr": 0.1} for r in curve("objective/kl", start=end)])
+        write_stage(
+            tmp_path / name / "ppo",
+            "ppo",
+            [r | {"lr": 0.1} for r in curve("objective/kl", start=end)],
+        )
     page = report.render([tmp_path / "a", tmp_path / "b"])
     assert page.count("<figure>") == 1
     assert page.count('data-name="a/ppo"') == page.count('data-name="b/ppo"') == 1
@@ -474,12 +591,16 @@ def test_thin_keeps_ends_and_extremes():
 
 
 def test_gaps_cut_the_curve():
-    chart = svg.line_chart([svg.Line("x", 1, [1, 2, 3, 4, 5], [1.0, 2.0, math.nan, 2.0, 1.0])], label="x")
+    chart = svg.line_chart(
+        [svg.Line("x", 1, [1, 2, 3, 4, 5], [1.0, 2.0, math.nan, 2.0, 1.0])], label="x"
+    )
     assert chart.count("<polyline") == 2
     assert svg.line_chart([svg.Line("x", 1, [1], [math.nan])], label="x") is None
 
 
-@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [1e-300, 2e-300], [-1e300, 1e300], [5.0, 5.0 + 1e-12]])
+@pytest.mark.parametrize(
+    "values", [[3.0], [0.0, 0.0], [1e-300, 2e-300], [-1e300, 1e300], [5.0, 5.0 + 1e-12]]
+)
 def test_charts_of_awkward_ranges_have_finite_coordinates(values):
     chart = svg.line_chart([svg.Line("x", 0, range(1, len(values) + 1), values)], label="x")
     assert not re.search(r"nan|inf", str(chart))
@@ -487,9 +608,13 @@ def test_charts_of_awkward_ranges_have_finite_coordinates(values):
 
 @pytest.mark.parametrize(
     ("low", "high", "labels"),
-    [(0.994, 1.006, ["0.995", "1.000", "1.005"]), (0, 30000, ["0", "10k", "20k", "30k"]),
-     (0, 3, ["0", "1", "2", "3"]), (0, 3.2e-5, ["0", "1e−5", "2e−5", "3e−5"]),
-     (-0.31, 0.02, ["−0.3", "−0.2", "−0.1", "0.0"])],
+    [
+        (0.994, 1.006, ["0.995", "1.000", "1.005"]),
+        (0, 30000, ["0", "10k", "20k", "30k"]),
+        (0, 3, ["0", "1", "2", "3"]),
+        (0, 3.2e-5, ["0", "1e−5", "2e−5", "3e−5"]),
+        (-0.31, 0.02, ["−0.3", "−0.2", "−0.1", "0.0"]),
+    ],
 )
 def test_axis_labels_tell_ticks_apart(low, high, labels):
     assert svg.format_ticks(svg.ticks(low, high, 4)) == labels
@@ -497,8 +622,16 @@ def test_axis_labels_tell_ticks_apart(low, high, labels):
 
 @pytest.mark.parametrize(
     ("number", "shown"),
-    [(0.0, "0"), (1234.5, "1,234"), (0.012345, "0.0123"), (-2.5, "−2.5"), (1e-7, "1e−7"), (2.5e9, "2.5e9"),
-     (100.0, "100"), (math.nan, "not finite")],
+    [
+        (0.0, "0"),
+        (1234.5, "1,234"),
+        (0.012345, "0.0123"),
+        (-2.5, "−2.5"),
+        (1e-7, "1e−7"),
+        (2.5e9, "2.5e9"),
+        (100.0, "100"),
+        (math.nan, "not finite"),
+    ],
 )
 def test_numbers(number, shown):
     assert svg.format_number(number) == shown
@@ -508,14 +641,20 @@ def test_numbers(number, shown):
 
 
 def test_printable_takes_control_away_and_leaves_words():
-    assert text.printable("a\x1b[31mred\x1b[0m\x07b\x1b]0;title\x07c\x9b1md\r\ne\rf\tg") == "aredbc1md\ne\nf\tg"
+    assert (
+        text.printable("a\x1b[31mred\x1b[0m\x07b\x1b]0;title\x07c\x9b1md\r\ne\rf\tg")
+        == "aredbc1md\ne\nf\tg"
+    )
     assert text.printable("safe\u202egnp.exe\u2066\u200f\U000e0041\ud800") == "safegnp.exe"
     assert text.printable("naïve 你好 👩‍👩‍👧 \x1bword") == "naïve 你好 👩‍👩‍👧 word"
 
 
 def test_turns_split_at_role_markers():
     assert text.turns("<|user|>hi<|assistant|>yes<|eos|><|user|>a<|assistant|>") == [
-        ("user", "hi"), ("assistant", "yes"), ("user", "a")]
+        ("user", "hi"),
+        ("assistant", "yes"),
+        ("user", "a"),
+    ]
     assert text.turns("plain <|pad|>words") == [("", "plain words")]
 
 

@@ -96,7 +96,9 @@ def test_packing_loses_no_token(context_length):
     texts = ["the fox is red.", "x", "<|user|>hi<|assistant|>hello<|eos|>", "the owl, too"] * 5
     tokenizer = train_bpe(texts, 280)
     data = pack(tokenizer, texts, context_length=context_length)
-    stream = [i for text in texts for i in [*tokenizer.encode(text, special=True), tokenizer.eos_id]]
+    stream = [
+        i for text in texts for i in [*tokenizer.encode(text, special=True), tokenizer.eos_id]
+    ]
     real = data.arrays["segments_BT"] > 0
     assert data.arrays["tokens_BT"][real].tolist() == stream
     assert real.sum() == len(stream)
@@ -106,7 +108,9 @@ def test_packing_loses_no_token(context_length):
 
 @pytest.mark.parametrize("mask_documents", [False, True])
 @pytest.mark.parametrize(("context_length", "at_once"), [(2, 3), (7, 1), (16, 4), (1000, 2)])
-def test_blocks_on_disk_are_those_in_memory(monkeypatch, tmp_path, mask_documents, context_length, at_once):
+def test_blocks_on_disk_are_those_in_memory(
+    monkeypatch, tmp_path, mask_documents, context_length, at_once
+):
     texts = ["the fox is red.", "x", "<|user|>hi<|assistant|>hello<|eos|>", "the owl, too"] * 5
     options = {"context_length": context_length, "mask_documents": mask_documents, "seed": 3}
     tokenizer = train_bpe(texts, 280)
@@ -140,7 +144,10 @@ def test_blocks_on_disk_are_written_once_and_whole(words, tmp_path, monkeypatch)
 def test_blocks_on_disk_that_were_cut_in_another_way_are_an_error(words, tmp_path):
     pack(words, ["a b c d e"], folder=tmp_path / "corpus")
     for changes, message in (
-        ({"context_length": 2}, "corpus: blocks with context_length 4, expected 2; delete the folder"),
+        (
+            {"context_length": 2},
+            "corpus: blocks with context_length 4, expected 2; delete the folder",
+        ),
         ({"mask_documents": True}, "mask_documents False, expected True"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -190,12 +197,17 @@ def test_too_long_is_counted_reported_and_dropped(words, capsys):
     data = demonstrations(words, ["a c d", "a c d e", "a"])
     assert data.num_examples == 2
     assert data.dropped == batches.Dropped(3, {"longer than context_length 8": 1})
-    assert capsys.readouterr().out == "   demonstrations: 1 of 3 records dropped: 1 longer than context_length 8\n"
+    assert (
+        capsys.readouterr().out
+        == "   demonstrations: 1 of 3 records dropped: 1 longer than context_length 8\n"
+    )
     assert demonstrations(words, ["a"]).dropped.count == 0
 
 
 def test_everything_dropped_is_an_error(words):
-    with pytest.raises(ValueError, match="2 of 2 records dropped: 2 longer than context_length 4; nothing"):
+    with pytest.raises(
+        ValueError, match="2 of 2 records dropped: 2 longer than context_length 4; nothing"
+    ):
         demonstrations(words, ["a", "a b"], context_length=4)
 
 
@@ -203,7 +215,9 @@ def test_everything_dropped_is_an_error(words):
     "build",
     [
         lambda **o: batches.lm_batches([], **o, context_length=4),
-        lambda **o: batches.lm_batches([], **o, context_length=4, folder=Path(tempfile.mkdtemp()) / "corpus"),
+        lambda **o: batches.lm_batches(
+            [], **o, context_length=4, folder=Path(tempfile.mkdtemp()) / "corpus"
+        ),
         lambda **o: batches.demonstration_batches([], **o, context_length=4),
         lambda **o: batches.comparison_batches([], **o, context_length=4, max_candidates=2),
         lambda **o: batches.prompt_batches([], **o, prompt_length=4),
@@ -211,7 +225,9 @@ def test_everything_dropped_is_an_error(words):
     ],
 )
 def test_no_records_is_an_error(words, build):
-    with pytest.raises(ValueError, match=r"records: no .*, expected at least one; check the source"):
+    with pytest.raises(
+        ValueError, match=r"records: no .*, expected at least one; check the source"
+    ):
         build(tokenizer=words, batch_size=1, seed=0)
 
 
@@ -227,7 +243,9 @@ def test_short_contexts_are_errors(words):
 
 def compare(words, items, **changes):
     options = {"context_length": 7, "max_candidates": 3, "batch_size": 1, "seed": 0, **changes}
-    return batches.comparison_batches([Comparison((ASK,), *item) for item in items], words, **options)
+    return batches.comparison_batches(
+        [Comparison((ASK,), *item) for item in items], words, **options
+    )
 
 
 def test_comparisons_golden(words):
@@ -295,7 +313,11 @@ def test_untrusted_text_stays_text(words):
 
 
 def test_labelled_golden(words):
-    records = [LabelledText("a b", "good"), LabelledText("a", "bad"), LabelledText("a b c d e", "bad")]
+    records = [
+        LabelledText("a b", "good"),
+        LabelledText("a", "bad"),
+        LabelledText("a b c d e", "bad"),
+    ]
     options = {"labels": ("bad", "good"), "context_length": 4, "batch_size": 1, "seed": 0}
     data = batches.labelled_batches(records, words, **options)
     assert data.arrays["tokens_BT"].tolist() == [[9, 5, 1, 0], [9, 1, 0, 0]]

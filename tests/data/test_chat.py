@@ -20,8 +20,7 @@ def words():
 
 def test_one_turn(words):
     assert render(words, [ASK, TELL], generation_prompt=False) == Rendered(
-        ids=[2, 9, 5, 3, 9, 6, 7, 1],
-        trained=[False, False, False, False, True, True, True, True],
+        ids=[2, 9, 5, 3, 9, 6, 7, 1], trained=[False, False, False, False, True, True, True, True]
     )
 
 
@@ -73,7 +72,9 @@ def test_the_mask_does_not_depend_on_the_values_of_ids(words):
             return [[7] * len(text.split()) for text in texts]
 
     expected = render(words, [ASK, TELL, ASK], generation_prompt=True)
-    assert render(OneId(), [ASK, TELL, ASK], generation_prompt=True) == Rendered([7] * 12, expected.trained)
+    assert render(OneId(), [ASK, TELL, ASK], generation_prompt=True) == Rendered(
+        [7] * 12, expected.trained
+    )
 
 
 def test_batches_agree_with_single_conversations(words):
@@ -84,7 +85,9 @@ def test_batches_agree_with_single_conversations(words):
 
 
 def test_generation_prompt_after_the_assistant_is_an_error(words):
-    with pytest.raises(ValueError, match="the last turn is 'assistant', expected 'user' before a generation"):
+    with pytest.raises(
+        ValueError, match="the last turn is 'assistant', expected 'user' before a generation"
+    ):
         render(words, [ASK, TELL], generation_prompt=True)
     with pytest.raises(ValueError, match="the last turn is no message"):
         render(words, [], generation_prompt=True)

@@ -27,7 +27,10 @@ SYSTEM = {"role": "system", "content": "be brief"}
         (Prompt, {"messages": [ASK]}),
         (Prompt, {"messages": [SYSTEM, ASK, TELL, ASK]}),
         (Demonstration, {"messages": [ASK, TELL]}),
-        (Comparison, {"messages": [ASK], "responses": ["red.", "blue.", "sky"], "ranks": [1, 2, 2]}),
+        (
+            Comparison,
+            {"messages": [ASK], "responses": ["red.", "blue.", "sky"], "ranks": [1, 2, 2]},
+        ),
     ],
 )
 def test_round_trip(record_type, row):
@@ -52,13 +55,21 @@ def test_reading_makes_tuples_and_messages():
         (Document, {"text": 3}, "text: a number, expected a string"),
         (Document, {"text": None}, "text: null, expected a string"),
         (Document, {"text": ""}, "text: empty text, expected at least one character"),
-        (Document, {"text": "a\ud800"}, "text: half of a surrogate pair, expected text that UTF-8 can hold"),
+        (
+            Document,
+            {"text": "a\ud800"},
+            "text: half of a surrogate pair, expected text that UTF-8 can hold",
+        ),
         (Document, {"text": "a", "txt": "b"}, "txt: unknown field, expected only text"),
         (LabelledText, {"text": "a", "label": ""}, "label: empty text"),
         (LabelledText, {"text": "a", "label": True}, "label: a boolean, expected a string"),
         (Prompt, {"messages": []}, "messages: none, expected at least one, the last of role user"),
         (Prompt, {"messages": "hello"}, "messages: a string, expected a list"),
-        (Prompt, {"messages": ["hello"]}, "messages[0]: a string, expected an object with role and content"),
+        (
+            Prompt,
+            {"messages": ["hello"]},
+            "messages[0]: a string, expected an object with role and content",
+        ),
         (Prompt, {"messages": [{"role": "user"}]}, "messages[0].content: missing field"),
         (Prompt, {"messages": [{**ASK, "name": "Ann"}]}, "messages[0].name: unknown field"),
         (
@@ -66,16 +77,52 @@ def test_reading_makes_tuples_and_messages():
             {"messages": [{"role": "robot", "content": "be good"}, ASK]},
             "messages[0].role: unknown role 'robot', expected one of system, user, assistant",
         ),
-        (Prompt, {"messages": [ASK, SYSTEM]}, "messages[1].role: 'system', expected 'assistant': turns alternate"),
-        (Prompt, {"messages": [SYSTEM, SYSTEM, ASK]}, "messages[1].role: 'system', expected 'user': turns alternate"),
-        (Prompt, {"messages": [SYSTEM]}, "messages[0].role: 'system', expected 'user' to have the last word"),
-        (Prompt, {"messages": [ASK, ASK]}, "messages[1].role: 'user', expected 'assistant': turns alternate"),
+        (
+            Prompt,
+            {"messages": [ASK, SYSTEM]},
+            "messages[1].role: 'system', expected 'assistant': turns alternate",
+        ),
+        (
+            Prompt,
+            {"messages": [SYSTEM, SYSTEM, ASK]},
+            "messages[1].role: 'system', expected 'user': turns alternate",
+        ),
+        (
+            Prompt,
+            {"messages": [SYSTEM]},
+            "messages[0].role: 'system', expected 'user' to have the last word",
+        ),
+        (
+            Prompt,
+            {"messages": [ASK, ASK]},
+            "messages[1].role: 'user', expected 'assistant': turns alternate",
+        ),
         (Prompt, {"messages": [TELL]}, "messages[0].role: 'assistant', expected 'user'"),
-        (Prompt, {"messages": [ASK, TELL]}, "messages[1].role: 'assistant', expected 'user' to have"),
-        (Prompt, {"messages": [ASK], "metadata": {"n": 3}}, "metadata.n: a number, expected a string"),
-        (Prompt, {"messages": [ASK], "metadata": []}, "metadata: a list, expected an object of strings"),
-        (Demonstration, {"messages": [ASK]}, "messages[0].role: 'user', expected 'assistant' to have"),
-        (Demonstration, {"messages": [ASK, {**TELL, "content": ""}]}, "messages[1].content: empty text"),
+        (
+            Prompt,
+            {"messages": [ASK, TELL]},
+            "messages[1].role: 'assistant', expected 'user' to have",
+        ),
+        (
+            Prompt,
+            {"messages": [ASK], "metadata": {"n": 3}},
+            "metadata.n: a number, expected a string",
+        ),
+        (
+            Prompt,
+            {"messages": [ASK], "metadata": []},
+            "metadata: a list, expected an object of strings",
+        ),
+        (
+            Demonstration,
+            {"messages": [ASK]},
+            "messages[0].role: 'user', expected 'assistant' to have",
+        ),
+        (
+            Demonstration,
+            {"messages": [ASK, {**TELL, "content": ""}]},
+            "messages[1].content: empty text",
+        ),
     ],
 )
 def test_broken_rows_are_named(record_type, row, complaint):

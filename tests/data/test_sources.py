@@ -14,7 +14,11 @@ from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledT
 from rlhf_jax.data.sources import load, stream, write_jsonl
 
 ASK, TELL = Message("user", "colour of the fox?"), Message("assistant", "red.")
-ROW = {"messages": [{"role": "user", "content": "colour of the fox?"}], "responses": ["a", "b"], "ranks": [1, 2]}
+ROW = {
+    "messages": [{"role": "user", "content": "colour of the fox?"}],
+    "responses": ["a", "b"],
+    "ranks": [1, 2],
+}
 
 
 def read(path, record_type=Comparison, split="train"):
@@ -58,7 +62,10 @@ def test_written_records_come_back(tmp_path, records):
             "messages[0].role: unknown role 'robot', expected one of system, user, assistant",
         ),
         ({"messages": [{"role": "user"}]}, "messages[0].content: missing field"),
-        (json.dumps({"messages": [], "ranks": [1]}).encode(), "responses: missing field, expected a Comparison"),
+        (
+            json.dumps({"messages": [], "ranks": [1]}).encode(),
+            "responses: missing field, expected a Comparison",
+        ),
     ],
 )
 def test_broken_lines_are_named(tmp_path, line, complaint):
@@ -78,19 +85,30 @@ def test_a_stream_reads_row_by_row_and_again(tmp_path, suffix):
     records = stream(f"jsonl:{path}", Document, split="train", data_dir="unused")
     for _ in range(2):
         reading = iter(records)
-        assert [next(reading).text for _ in range(9)] == [str(k) for k in range(9)]  # the broken line is not read yet
+        assert [next(reading).text for _ in range(9)] == [
+            str(k) for k in range(9)
+        ]  # the broken line is not read yet
         with pytest.raises(ValueError, match=r"x.jsonl.*:10: json"):
             next(reading)
 
 
 @pytest.mark.parametrize(
-    "options", ["", "?train=train[:75%]", "?train=train[2:]", "?by=text&train=train[:50%]", "?duplicates=drop"]
+    "options",
+    [
+        "",
+        "?train=train[:75%]",
+        "?train=train[2:]",
+        "?by=text&train=train[:50%]",
+        "?duplicates=drop",
+    ],
 )
 def test_a_stream_holds_what_load_loads(tmp_path, options):
     source = f"jsonl:{tmp_path / 'x.jsonl'}{options}"
     write_jsonl(tmp_path / "x.jsonl", [Document(text) for text in "abcdefgaa"])
     records = stream(source, Document, split="train", data_dir="unused")
-    assert list(records) == list(records) == load(source, Document, split="train", data_dir="unused")
+    assert (
+        list(records) == list(records) == load(source, Document, split="train", data_dir="unused")
+    )
     assert 0 < len(list(records)) < 9 or not options
 
 
@@ -120,7 +138,9 @@ def test_splits_are_files_of_a_folder_or_of_a_pattern(tmp_path):
     assert read(tmp_path / "train.jsonl", Document, "train") == [Document("train")]
     with pytest.raises(FileNotFoundError, match=r"validation\.jsonl: no such file"):
         read(tmp_path, Document, "validation")
-    with pytest.raises(ValueError, match=r"split: 'test' of the single file .*expected 'train'; give a path with"):
+    with pytest.raises(
+        ValueError, match=r"split: 'test' of the single file .*expected 'train'; give a path with"
+    ):
         read(tmp_path / "train.jsonl", Document, "test")
 
 
@@ -135,9 +155,13 @@ def test_slices_of_splits(tmp_path):
     assert numbers("train[:90%]") + numbers("train[90%:]") == list(range(10))
     assert numbers("train[:]") == numbers("train") == list(range(10))
     for split in ("train[3]", "train[a:b]", ""):
-        with pytest.raises(ValueError, match=r"split: .*, expected a name or a slice such as 'train\[:90%\]'"):
+        with pytest.raises(
+            ValueError, match=r"split: .*, expected a name or a slice such as 'train\[:90%\]'"
+        ):
             numbers(split)
-    with pytest.raises(ValueError, match=r"split: 'train\[10:\]' has no records, expected at least one"):
+    with pytest.raises(
+        ValueError, match=r"split: 'train\[10:\]' has no records, expected at least one"
+    ):
         numbers("train[10:]")
 
 
@@ -146,7 +170,9 @@ def test_empty_files_and_unknown_kinds(tmp_path):
     with pytest.raises(ValueError, match="has no records"):
         read(tmp_path / "x.jsonl", Document)
     for source in ("csv:x", "x.jsonl", "jsonl:"):
-        with pytest.raises(ValueError, match=f"source: '{source}', expected jsonl:NAME, json:NAME, tsv:NAME"):
+        with pytest.raises(
+            ValueError, match=f"source: '{source}', expected jsonl:NAME, json:NAME, tsv:NAME"
+        ):
             load(source, Document, split="train", data_dir="")
 
 
@@ -168,10 +194,18 @@ Q, A = Message("user", "q"), Message("assistant", "a")
         (Prompt, {"prompt": [*TURN, TURN[0]]}, Prompt((Q, A, Q))),
         (Prompt, {"prompt": "\n\nHuman: q\n\nAssistant: a\n\nHuman: q"}, Prompt((Q, A, Q))),
         (Prompt, HH, Prompt((Q,))),
-        (Comparison, {"prompt": "q", "chosen": "a", "rejected": "b"}, Comparison((Q,), ("a", "b"), (1, 2))),
         (
             Comparison,
-            {"prompt": "q", "chosen": TURN, "rejected": [TURN[0], {"role": "assistant", "content": "b"}]},
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            Comparison((Q,), ("a", "b"), (1, 2)),
+        ),
+        (
+            Comparison,
+            {
+                "prompt": "q",
+                "chosen": TURN,
+                "rejected": [TURN[0], {"role": "assistant", "content": "b"}],
+            },
             Comparison((Q,), ("a", "b"), (1, 2)),
         ),
         (Comparison, HH, Comparison((Q,), ("a", "b"), (1, 2))),
@@ -196,12 +230,32 @@ def test_common_shapes(tmp_path, record_type, row, expected):
             {"prompt": "x"},
             "fields: found prompt, expected messages or prompt + completion or question + answer",
         ),
-        (Comparison, HH | {"rejected": "\n\nHuman: z\n\nAssistant: b"}, "row: one whose sides differ before the last turn"),
-        (Comparison, {"prompt": "q", "chosen": "a", "rejected": TURN[:1]}, "rejected: the last message is not"),
-        (Comparison, {"prompt": "q", "chosen": "a", "rejected": ""}, "row: one with an empty response, expected none"),
-        (Comparison, {"prompt": "q", "chosen": "a", "rejected": None}, "rejected: null, expected a string"),
+        (
+            Comparison,
+            HH | {"rejected": "\n\nHuman: z\n\nAssistant: b"},
+            "row: one whose sides differ before the last turn",
+        ),
+        (
+            Comparison,
+            {"prompt": "q", "chosen": "a", "rejected": TURN[:1]},
+            "rejected: the last message is not",
+        ),
+        (
+            Comparison,
+            {"prompt": "q", "chosen": "a", "rejected": ""},
+            "row: one with an empty response, expected none",
+        ),
+        (
+            Comparison,
+            {"prompt": "q", "chosen": "a", "rejected": None},
+            "rejected: null, expected a string",
+        ),
         (Prompt, {"prompt": 3}, "prompt: int, expected text or messages"),
-        (Prompt, {"messages": TURN}, "messages[1].role: 'assistant', expected 'user' to have the last word"),
+        (
+            Prompt,
+            {"messages": TURN},
+            "messages[1].role: 'assistant', expected 'user' to have the last word",
+        ),
     ],
 )
 def test_foreign_rows_that_do_not_fit(tmp_path, record_type, row, complaint):
@@ -220,11 +274,15 @@ def test_folder_of_parquet_files(tmp_path):
     for part in (0, 1):
         table = pyarrow.Table.from_pylist(rows[2 * part : 2 * part + 2])
         pyarrow.parquet.write_table(table, tmp_path / "data" / f"train-0000{part}-of-00002.parquet")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows[:1]), tmp_path / "data" / "training.parquet")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(rows[:1]), tmp_path / "data" / "training.parquet"
+    )
     found = load(f"hf:{tmp_path}", LabelledText, split="train", data_dir="")
     assert found == [LabelledText(str(i), str(i % 2)) for i in range(4)]
     assert load(f"hf:{tmp_path}", Document, split="train[3:]", data_dir="") == [Document("3")]
-    with pytest.raises(FileNotFoundError, match=r"split: 'test' among .*train-00000.*, expected test\.jsonl"):
+    with pytest.raises(
+        FileNotFoundError, match=r"split: 'test' among .*train-00000.*, expected test\.jsonl"
+    ):
         load(f"hf:{tmp_path}", Document, split="test", data_dir="")
 
 
@@ -235,21 +293,33 @@ def test_a_folder_of_several_configurations_needs_one_named(tmp_path):
         (tmp_path / "set" / config / "train-1.jsonl").write_text(json.dumps({"text": config}))
     (tmp_path / "set" / "main" / "test.jsonl").write_text(json.dumps({"text": "alone"}))
     folder = f"hf:{tmp_path}/set"
-    with pytest.raises(ValueError, match=rf"set: split: 'train' in main, socratic, expected .* one .*as in {folder}:socratic"):
+    with pytest.raises(
+        ValueError,
+        match=rf"set: split: 'train' in main, socratic, expected .* one .*as in {folder}:socratic",
+    ):
         load(folder, Document, split="train", data_dir="")
     for named in (f"{folder}:main", f"{folder}/main"):
         assert load(named, Document, split="train[1:]", data_dir="") == [Document("main")]
-    assert load(folder, Document, split="test", data_dir="") == [Document("alone")]  # which no other folder has
-    with pytest.raises(FileNotFoundError, match=r"set/small: split: 'train' among main, socratic, expected train\.jsonl"):
+    assert load(folder, Document, split="test", data_dir="") == [
+        Document("alone")
+    ]  # which no other folder has
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"set/small: split: 'train' among main, socratic, expected train\.jsonl",
+    ):
         load(f"{folder}:small", Document, split="train", data_dir="")
     (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": "above"}))
-    with pytest.raises(ValueError, match=r"split: 'train' in \., main, socratic, expected files of one folder"):
+    with pytest.raises(
+        ValueError, match=r"split: 'train' in \., main, socratic, expected files of one folder"
+    ):
         load(folder, Document, split="train", data_dir="")
 
 
 def test_hub_without_the_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr("rlhf_jax.data.readers.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="hf:no/where: no such folder, and the package `datasets` is not installed"):
+    with pytest.raises(
+        ValueError, match="hf:no/where: no such folder, and the package `datasets` is not installed"
+    ):
         load("hf:no/where", Document, split="train", data_dir="")
 
 
@@ -268,21 +338,45 @@ def test_hub_through_the_package(monkeypatch):
         if path == "no/where":
             raise ConnectionError("Couldn't reach 'no/where'")
         asked.append((path, options))
-        return Dataset([{"text": "x", "label": 1, "id": 9}, {"text": "y", "label": -1, "id": 9}][: 1 if len(asked) == 1 else 2])
+        return Dataset(
+            [{"text": "x", "label": 1, "id": 9}, {"text": "y", "label": -1, "id": 9}][
+                : 1 if len(asked) == 1 else 2
+            ]
+        )
 
     fake = types.SimpleNamespace(load_dataset=load_dataset, ClassLabel=ClassLabel)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.setattr("rlhf_jax.data.readers.find_spec", lambda name: fake)
     found = load("hf:org/name:small", LabelledText, split="train[:1]", data_dir="cache")
     assert found == [LabelledText("x", "pos")]
-    assert asked == [("org/name", {"name": "small", "revision": None, "split": "train[:1]", "cache_dir": "cache"})]
+    assert asked == [
+        (
+            "org/name",
+            {"name": "small", "revision": None, "split": "train[:1]", "cache_dir": "cache"},
+        )
+    ]
     kept = load("hf:stanfordnlp/imdb@refs/pr/1", LabelledText, split="test", data_dir="cache")
-    assert kept == [LabelledText("x", "pos")]  # by the shape that the hub's name has: no label, no record
-    assert asked[1] == ("stanfordnlp/imdb", {"name": None, "revision": "refs/pr/1", "split": "test", "cache_dir": "cache"})
-    with pytest.raises(ValueError, match=r"hf:Anthropic/hh-rlhf:harmless-base/test\[0\]: chosen: missing field"):
-        load("hf:Anthropic/hh-rlhf:harmless-base?validation=test", Comparison, split="validation", data_dir="cache")
+    assert kept == [
+        LabelledText("x", "pos")
+    ]  # by the shape that the hub's name has: no label, no record
+    assert asked[1] == (
+        "stanfordnlp/imdb",
+        {"name": None, "revision": "refs/pr/1", "split": "test", "cache_dir": "cache"},
+    )
+    with pytest.raises(
+        ValueError, match=r"hf:Anthropic/hh-rlhf:harmless-base/test\[0\]: chosen: missing field"
+    ):
+        load(
+            "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
+            Comparison,
+            split="validation",
+            data_dir="cache",
+        )
     assert asked[2][1]["data_dir"] == "harmless-base"
-    with pytest.raises(ValueError, match=r"hf:no/where: Couldn't reach 'no/where', expected a data set of the hub, or a local"):
+    with pytest.raises(
+        ValueError,
+        match=r"hf:no/where: Couldn't reach 'no/where', expected a data set of the hub, or a local",
+    ):
         load("hf:no/where", LabelledText, split="test", data_dir="cache")
 
 
@@ -309,7 +403,9 @@ def foreign():
                 "label": tfds.features.ClassLabel(names=["bad", "good"]),
                 "score": tfds.features.Scalar(np.float32),
             }
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
 
         def _split_generators(self, dl_manager):
             return {"train": self._generate_examples(4), "test": self._generate_examples(1)}
@@ -332,7 +428,9 @@ def test_foreign_tfds(foreign, tmp_path):
     assert get(Demonstration, "test") == [Demonstration((Q, A))]
     assert get(Prompt, "train[:50%]") == [Prompt((Q,))] * 2
     assert get(LabelledText, "test") == [LabelledText("é0", "good")]
-    with pytest.raises(ValueError, match="tfds:room_foreign: split: 'dev', expected one of test, train"):
+    with pytest.raises(
+        ValueError, match="tfds:room_foreign: split: 'dev', expected one of test, train"
+    ):
         get(Document, "dev")
 
 

@@ -25,7 +25,9 @@ def topic(record):
 def test_groups_are_whole_and_nothing_is_lost():
     parts = split_by(RECORDS, topic, fractions=(0.7, 0.2, 0.1), seed=0)
     groups = [{topic(record) for record in part} for part in parts]
-    assert sorted(r.responses[0] for part in parts for r in part) == sorted(r.responses[0] for r in RECORDS)
+    assert sorted(r.responses[0] for part in parts for r in part) == sorted(
+        r.responses[0] for r in RECORDS
+    )
     assert sum(map(len, groups)) == len(set.union(*groups)) == 40
     assert [len(group) for group in groups] == [33, 4, 3]
     assert split_by(RECORDS, topic, fractions=(0.7, 0.2, 0.1), seed=1) != parts
@@ -56,14 +58,20 @@ def test_names_of_groups():
 
 @pytest.fixture
 def source(tmp_path):
-    rows = [{"topic": f"t{i % 40}", "stance": "yes", "label": "a1", "a1": f"a{i}", "a2": "b"} for i in range(400)]
+    rows = [
+        {"topic": f"t{i % 40}", "stance": "yes", "label": "a1", "a1": f"a{i}", "a2": "b"}
+        for i in range(400)
+    ]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"ukp@jsonl:{tmp_path}/pairs.jsonl"
 
 
 def test_a_source_is_split_by_topic(source):
     options = "?by=topic&seed=5&train=train[:60%]&validation=train[60%:80%]&test=train[80%:]"
-    parts = [load(source + options, Comparison, split=name, data_dir="") for name in ("train", "validation", "test")]
+    parts = [
+        load(source + options, Comparison, split=name, data_dir="")
+        for name in ("train", "validation", "test")
+    ]
     assert sum(map(len, parts)) == 400
     whole = load(source, Comparison, split="train", data_dir="")
     assert parts == split_by(whole, topic, fractions=(0.6, 0.2, 0.2), seed=5)
@@ -75,16 +83,32 @@ def test_validation_may_be_another_name(source, tmp_path):
     (tmp_path / "test.jsonl").write_text((tmp_path / "pairs.jsonl").read_text().split("\n")[0])
     folder = f"ukp@jsonl:{tmp_path}?validation=test"
     assert len(load(folder, Comparison, split="validation", data_dir="")) == 1
-    assert len(load(source + "?validation=train[90%:]&train=train[:90%]", Comparison, split="validation", data_dir="")) == 40
+    assert (
+        len(
+            load(
+                source + "?validation=train[90%:]&train=train[:90%]",
+                Comparison,
+                split="validation",
+                data_dir="",
+            )
+        )
+        == 40
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("?validation=train[90%:]", r"train=train and validation=train\[90%:\] overlap, expected disjoint"),
+        (
+            "?validation=train[90%:]",
+            r"train=train and validation=train\[90%:\] overlap, expected disjoint",
+        ),
         ("?train=train[:90%]&test=train[80%:]", r"overlap"),
         ("?validation=train[9]", r"split: 'train\[9\]', expected a name or a slice"),
-        ("?topic=x", r"option: 'topic=x', expected NAME=VALUE once for each of train, validation, test, by"),
+        (
+            "?topic=x",
+            r"option: 'topic=x', expected NAME=VALUE once for each of train, validation, test, by",
+        ),
         ("?by", r"option: 'by', expected NAME=VALUE"),
         ("?by=topic", r"by=topic without a slice"),
         ("?by=topic&train=train[:9]", r"split: 'train\[:9\]' of groups, expected percentages"),

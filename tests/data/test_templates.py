@@ -53,7 +53,9 @@ def test_ids_are_those_of_transformers(family):
     ours = render(family, messages, generation_prompt=False).ids
     assert ours == theirs[: len(ours)]
     assert len(theirs) - len(ours) <= 1  # the line break behind the last turn
-    prompt = family.fast.apply_chat_template(plain([ASK]), tokenize=True, add_generation_prompt=True)["input_ids"]
+    prompt = family.fast.apply_chat_template(
+        plain([ASK]), tokenize=True, add_generation_prompt=True
+    )["input_ids"]
     assert render(family, [ASK], generation_prompt=True) == (prompt, [False] * len(prompt))
 
 
@@ -69,9 +71,18 @@ def test_replies_and_their_ends_are_trained_and_nothing_else(family):
 
 def test_golden_mask_of_chatml():
     tokenizer = chatml()
-    ids, trained = render(tokenizer, [Message("user", "fox"), Message("assistant", "red")], generation_prompt=False)
-    marked = "".join(f"[{tokenizer.decode([i], keep_special=True)}]" for i, mark in zip(ids, trained, strict=True) if mark)
-    assert tokenizer.decode(ids, keep_special=True) == "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\nred<|im_end|>"
+    ids, trained = render(
+        tokenizer, [Message("user", "fox"), Message("assistant", "red")], generation_prompt=False
+    )
+    marked = "".join(
+        f"[{tokenizer.decode([i], keep_special=True)}]"
+        for i, mark in zip(ids, trained, strict=True)
+        if mark
+    )
+    assert (
+        tokenizer.decode(ids, keep_special=True)
+        == "<|im_start|>user\nfox<|im_end|>\n<|im_start|>assistant\nred<|im_end|>"
+    )
     assert marked == "[re][d][<|im_end|>]"
 
 
@@ -83,7 +94,11 @@ def test_the_prompt_is_the_beginning_of_the_conversation(family):
 
 
 def test_text_survives(family):
-    for text in ["hello the fox", "Ünïcode, 漢字, \U0001f98a\n\ttabs  and   spaces ", "<s></s>[INST]<|im_end|>"]:
+    for text in [
+        "hello the fox",
+        "Ünïcode, 漢字, \U0001f98a\n\ttabs  and   spaces ",
+        "<s></s>[INST]<|im_end|>",
+    ]:
         assert family.decode(family.encode(text, special=False), keep_special=True) == text
 
 
@@ -100,13 +115,21 @@ def test_every_way_to_write_spaces_as_letters(scheme):
 
 def test_special_tokens_spelled_in_messages_are_letters(family):
     def special(messages):
-        return [i for i in render(family, messages, generation_prompt=False).ids if i in family.template.special_ids]
+        return [
+            i
+            for i in render(family, messages, generation_prompt=False).ids
+            if i in family.template.special_ids
+        ]
 
-    spelled = "".join(token.content for token in family.fast.backend_tokenizer.get_added_tokens_decoder().values())
+    spelled = "".join(
+        token.content for token in family.fast.backend_tokenizer.get_added_tokens_decoder().values()
+    )
     attack = [Message("user", f"a{spelled}b"), Message("assistant", f"c{spelled}d")]
     assert special(attack) == special([ASK, TELL])
     ids, trained = render(family, attack, generation_prompt=False)
-    assert family.decode([i for i, mark in zip(ids, trained, strict=True) if mark]) == f"c{spelled}d"
+    assert (
+        family.decode([i for i, mark in zip(ids, trained, strict=True) if mark]) == f"c{spelled}d"
+    )
 
 
 # --- begin of text, end of text, stops, padding ---------------------------------------------------------------
@@ -117,11 +140,18 @@ def test_begin_of_text_is_there_once(make):
     tokenizer = make()
     (bos,) = tokenizer.prefix_ids
     silent = make()
-    silent.fast.chat_template = silent.fast.chat_template.replace("{{ bos_token }}", "").replace("bos_token + ", "")
-    for one in (tokenizer, Tokenizer(silent.fast)):  # written by the template, and left to the tokenizer
+    silent.fast.chat_template = silent.fast.chat_template.replace("{{ bos_token }}", "").replace(
+        "bos_token + ", ""
+    )
+    for one in (
+        tokenizer,
+        Tokenizer(silent.fast),
+    ):  # written by the template, and left to the tokenizer
         ids, trained = render(one, [ASK, TELL], generation_prompt=False)
         assert (ids[0], ids.count(bos), trained[0], len(ids)) == (bos, 1, False, len(trained))
-    documents = lm_batches([Document("the fox"), Document("hello")], tokenizer, context_length=16, batch_size=1, seed=0)
+    documents = lm_batches(
+        [Document("the fox"), Document("hello")], tokenizer, context_length=16, batch_size=1, seed=0
+    )
     stream = documents.arrays["tokens_BT"].ravel().tolist()
     assert (stream[0], stream.count(bos)) == (bos, 2)
     assert stream[stream.index(tokenizer.eos_id) + 1] == bos
@@ -153,14 +183,23 @@ def test_all_stop_tokens_are_known_and_kept(tmp_path):
     assert loaded.stop_ids == tokenizer.stop_ids
     assert loaded.fingerprint() == tokenizer.fingerprint()
     conversation = [SYSTEM, ASK, TELL]
-    assert render(loaded, conversation, generation_prompt=False) == render(tokenizer, conversation, generation_prompt=False)
+    assert render(loaded, conversation, generation_prompt=False) == render(
+        tokenizer, conversation, generation_prompt=False
+    )
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["<|eot_id|>"]}))
     with pytest.raises(ValueError, match=r"eos_token_id: \['<\|eot_id\|>'\], expected ids"):
         load_tokenizer(tmp_path)
 
 
 def test_the_fingerprint_covers_template_and_stops():
-    others = [chatml(), in_chatml(CHATML), in_chatml(None), in_chatml(FORGETFUL), llama3(), Tokenizer(llama3().fast)]
+    others = [
+        chatml(),
+        in_chatml(CHATML),
+        in_chatml(None),
+        in_chatml(FORGETFUL),
+        llama3(),
+        Tokenizer(llama3().fast),
+    ]
     assert len({one.fingerprint() for one in others}) == len(others)
 
 
@@ -169,7 +208,9 @@ def test_padding_that_equals_the_end_changes_no_mask():
     demonstrations = [Demonstration((ASK, TELL)), Demonstration((ASK, TELL, *MORE))]
     for tokenizer in (chatml(), llama3()):
         assert tokenizer.pad_id == tokenizer.eos_id
-        data = demonstration_batches(demonstrations, tokenizer, context_length=120, batch_size=2, seed=0).arrays
+        data = demonstration_batches(
+            demonstrations, tokenizer, context_length=120, batch_size=2, seed=0
+        ).arrays
         for row, demonstration in enumerate(demonstrations):
             ids, trained = render(tokenizer, demonstration.messages, generation_prompt=False)
             assert data["segments_BT"][row].tolist() == [1] * len(ids) + [0] * (120 - len(ids))
@@ -180,7 +221,9 @@ def test_padding_that_equals_the_end_changes_no_mask():
 
 def test_a_reward_model_reads_the_same_last_token_as_in_a_rollout(family):
     comparison = Comparison((ASK,), ("the fox is red.", "think"), (1, 2))
-    data = comparison_batches([comparison], family, context_length=64, max_candidates=2, batch_size=1, seed=0).arrays
+    data = comparison_batches(
+        [comparison], family, context_length=64, max_candidates=2, batch_size=1, seed=0
+    ).arrays
     last = data["segments_BCT"][0].sum(axis=-1) - 1
     assert [int(data["tokens_BCT"][0, c, last[c]]) for c in range(2)] == [family.turn_end_id] * 2
 
@@ -192,14 +235,18 @@ def test_a_template_that_forgets_is_refused_where_it_forgets():
     tokenizer = in_chatml(FORGETFUL)
     thought = Message("assistant", "hm</think>the fox")
     assert sum(render(tokenizer, [ASK, thought], generation_prompt=False).trained) > 3
-    with pytest.raises(ValueError, match=r"conversation 1: chat template: messages\[1\] \(assistant\) is left out"):
+    with pytest.raises(
+        ValueError, match=r"conversation 1: chat template: messages\[1\] \(assistant\) is left out"
+    ):
         render_batch(tokenizer, [[ASK, TELL], [ASK, thought, *MORE]], generation_prompt=False)
 
 
 NO_PROMPT = CHATML[: CHATML.index("{% if add")]
 NO_END = CHATML.replace("<|im_end|>", "")
 DEAF = "{% for m in messages if m['role'] != 'system' %}" + CHATML[CHATML.index("{{") :]
-LAST_REPLY_DIFFERS = CHATML.replace("m['content']", "('!' if loop.last and m['role'] == 'assistant' else '') + m['content']")
+LAST_REPLY_DIFFERS = CHATML.replace(
+    "m['content']", "('!' if loop.last and m['role'] == 'assistant' else '') + m['content']"
+)
 PROMPT_DIFFERS = CHATML.replace("assistant\\n' }}", "assistant:\\n' }}")
 BROKEN = "{{ messages[0]['content'] + 1 }}"
 
@@ -209,13 +256,25 @@ BROKEN = "{{ messages[0]['content'] + 1 }}"
     [
         (NO_PROMPT, [ASK, TELL], "does not open the assistant's turn"),
         (NO_END, [ASK, TELL], "no special token ends the assistant's turn|does not open"),
-        ("{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}", [ASK, TELL], "no special token ends"),
+        (
+            "{% for m in messages %}{{ m['content'] + '\\n' }}{% endfor %}",
+            [ASK, TELL],
+            "no special token ends",
+        ),
         (DEAF, [SYSTEM, ASK, TELL], r"messages\[0\] \(system\) is left out"),
-        (LAST_REPLY_DIFFERS, [ASK, TELL, *MORE], r"what follows messages\[1\] \(assistant\) changes how it is written"),
+        (
+            LAST_REPLY_DIFFERS,
+            [ASK, TELL, *MORE],
+            r"what follows messages\[1\] \(assistant\) changes how it is written",
+        ),
         (PROMPT_DIFFERS, [ASK, TELL], "the prompt is not the beginning"),
         (GEMMA, [SYSTEM, ASK, TELL], "System role not supported"),
         (BROKEN, [ASK, TELL], "conversation 0: chat template: "),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", [ASK, TELL], r"messages\[0\] \(user\) is left out"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
+            [ASK, TELL],
+            r"messages\[0\] \(user\) is left out",
+        ),
     ],
 )
 def test_a_template_without_a_mask_is_an_error(template, messages, complaint):
@@ -246,19 +305,31 @@ def test_letters_that_a_tokenizer_can_only_read_as_a_special_token_are_refused()
     fast.chat_template = "{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     tokenizer = Tokenizer(fast)
     assert tokenizer.encode("ab", special=False) == [2, 7, 8]
-    with pytest.raises(ValueError, match="'a</s>b' spells </s>, and this tokenizer has no other ids"):
+    with pytest.raises(
+        ValueError, match="'a</s>b' spells </s>, and this tokenizer has no other ids"
+    ):
         tokenizer.encode("a</s>b", special=False)
     render(tokenizer, [Message("user", "ab"), Message("assistant", "b")], generation_prompt=False)
     with pytest.raises(ValueError, match="a message spells one of its special tokens"):
-        render(tokenizer, [Message("user", "a</s>b"), Message("assistant", "b")], generation_prompt=False)
+        render(
+            tokenizer,
+            [Message("user", "a</s>b"), Message("assistant", "b")],
+            generation_prompt=False,
+        )
 
 
 # --- the model's vocabulary -----------------------------------------------------------------------------------
 
 
 def meta_of(tokenizer, vocab_size):
-    return new_meta(stage="sft", kind="language_model", num_steps=1, model={"vocab_size": vocab_size},
-                    tokenizer=tokenizer.fingerprint(), lineage={})
+    return new_meta(
+        stage="sft",
+        kind="language_model",
+        num_steps=1,
+        model={"vocab_size": vocab_size},
+        tokenizer=tokenizer.fingerprint(),
+        lineage={},
+    )
 
 
 def test_a_tokenizer_must_fit_its_model(tmp_path):
@@ -266,9 +337,14 @@ def test_a_tokenizer_must_fit_its_model(tmp_path):
     tokenizer.save(tmp_path / "tokenizer")
     size = tokenizer.num_ids
     tokenizer_of(tmp_path, meta_of(tokenizer, size + 5))
-    with pytest.raises(ValueError, match=f"tokenizer has ids up to {size - 1}, but the model .* has vocab_size={size - 1}"):
+    with pytest.raises(
+        ValueError,
+        match=f"tokenizer has ids up to {size - 1}, but the model .* has vocab_size={size - 1}",
+    ):
         tokenizer_of(tmp_path, meta_of(tokenizer, size - 1))
     other = chatml()
     both = f"{tokenizer.fingerprint()[:12]}, expected {other.fingerprint()[:12]}"
-    with pytest.raises(ValueError, match=f"is not the tokenizer of the model that stage sft left .*{both}"):
+    with pytest.raises(
+        ValueError, match=f"is not the tokenizer of the model that stage sft left .*{both}"
+    ):
         check_tokenizer(tokenizer, tmp_path, meta_of(other, 1000))

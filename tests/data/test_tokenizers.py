@@ -47,7 +47,12 @@ def foreign():
 
 def test_special_ids_are_fixed(bpe, words):
     for tokenizer in (bpe, words):
-        assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.user_id, tokenizer.assistant_id) == (0, 1, 2, 3)
+        assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.user_id, tokenizer.assistant_id) == (
+            0,
+            1,
+            2,
+            3,
+        )
         assert tokenizer.encode("".join(SPECIAL_TOKENS), special=True) == [0, 1, 2, 3]
     assert words.encode("zebra", special=True) == [4]
 
@@ -81,7 +86,9 @@ def test_bpe_does_not_learn_the_spelling_of_markers():
 
 def test_batches_agree_with_single_texts(bpe, monkeypatch):
     monkeypatch.setattr("rlhf_jax.data.templates.CHUNK", 2)
-    assert bpe.encode_batch(TEXTS, special=True) == [bpe.encode(text, special=True) for text in TEXTS]
+    assert bpe.encode_batch(TEXTS, special=True) == [
+        bpe.encode(text, special=True) for text in TEXTS
+    ]
     assert bpe.encode_batch([], special=True) == []
 
 
@@ -108,7 +115,11 @@ def test_fingerprint_covers_the_special_ids(bpe):
 
 
 def test_save_and_load(bpe, words, foreign, tmp_path):
-    for name, tokenizer in {"bpe": bpe, "words": words, "foreign": with_chat_tokens(foreign)}.items():
+    for name, tokenizer in {
+        "bpe": bpe,
+        "words": words,
+        "foreign": with_chat_tokens(foreign),
+    }.items():
         tokenizer.save(tmp_path / name)
         loaded = load_tokenizer(tmp_path / name)
         assert loaded.fingerprint() == tokenizer.fingerprint()
@@ -119,12 +130,16 @@ def test_save_and_load(bpe, words, foreign, tmp_path):
             tokenizer.user_id,
         )
         for special in (True, False):
-            assert loaded.encode(TEXTS[1], special=special) == tokenizer.encode(TEXTS[1], special=special)
+            assert loaded.encode(TEXTS[1], special=special) == tokenizer.encode(
+                TEXTS[1], special=special
+            )
 
 
 def test_foreign_tokenizers(foreign):
     assert foreign.pad_id == foreign.eos_id == 256
-    with pytest.raises(ValueError, match=r"no <\|user\|> among its 257 tokens, expected .*with_chat_tokens"):
+    with pytest.raises(
+        ValueError, match=r"no <\|user\|> among its 257 tokens, expected .*with_chat_tokens"
+    ):
         _ = foreign.user_id
     extended = with_chat_tokens(foreign)
     assert (extended.vocab_size, extended.user_id, extended.assistant_id) == (259, 257, 258)
@@ -133,12 +148,23 @@ def test_foreign_tokenizers(foreign):
 
 
 def test_markers_come_after_the_highest_id_even_where_ids_are_missing(tmp_path):
-    vocab = {"</s>": 0, "fox": 1, "red": 2, "owl": 4, "far": 5}  # five tokens, so that the backend would call 5 the next
+    vocab = {
+        "</s>": 0,
+        "fox": 1,
+        "red": 2,
+        "owl": 4,
+        "far": 5,
+    }  # five tokens, so that the backend would call 5 the next
     backend = Backend(models.BPE(vocab=vocab, merges=[]))
     backend.add_special_tokens(["</s>"])
     gapped = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>"))
     extended = with_chat_tokens(gapped)
-    assert (extended.user_id, extended.assistant_id, extended.num_ids, extended.vocab_size) == (6, 7, 8, 7)
+    assert (extended.user_id, extended.assistant_id, extended.num_ids, extended.vocab_size) == (
+        6,
+        7,
+        8,
+        7,
+    )
     assert extended.fast.convert_ids_to_tokens([5, 6]) == ["far", "<|user|>"]
     assert extended.encode("<|assistant|>", special=True) == [7]
     assert extended.encode("<|assistant|>", special=False) == []

@@ -16,16 +16,27 @@ def test_all_batches_have_one_shape():
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
 def test_results_come_in_order_as_arrays_of_the_host(count):
-    found = run_batches(lambda k: {"square": jnp.asarray(k * k), "kept": k}, range(count), "squares")
+    found = run_batches(
+        lambda k: {"square": jnp.asarray(k * k), "kept": k}, range(count), "squares"
+    )
     assert [int(one["square"]) for one in found] == [k * k for k in range(count)]
     assert all(isinstance(one["square"], np.ndarray) for one in found)
 
 
 def test_no_more_than_two_results_are_on_the_device(monkeypatch):
     events = []
-    monkeypatch.setattr(batching, "fetch", lambda leaf: events.append(("fetch", int(leaf))) or np.asarray(leaf))
+    monkeypatch.setattr(
+        batching, "fetch", lambda leaf: events.append(("fetch", int(leaf))) or np.asarray(leaf)
+    )
     run_batches(lambda k: (events.append(("compute", k)), jnp.asarray(k))[1], range(3), "numbers")
-    assert events == [("compute", 0), ("compute", 1), ("fetch", 0), ("compute", 2), ("fetch", 1), ("fetch", 2)]
+    assert events == [
+        ("compute", 0),
+        ("compute", 1),
+        ("fetch", 0),
+        ("compute", 2),
+        ("fetch", 1),
+        ("fetch", 2),
+    ]
 
 
 def test_who_waits_is_told_how_far_it_is(monkeypatch, capsys):

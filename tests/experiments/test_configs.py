@@ -27,7 +27,9 @@ def test_builds(path, size):
 @pytest.mark.parametrize("path", FILES)
 def test_docstring_has_its_command(path):
     text = Path(ROOT, path).read_text()
-    assert f"--config={path}" in text.split('"""')[1], "the docstring shows the command that runs this file"
+    assert f"--config={path}" in text.split('"""')[1], (
+        "the docstring shows the command that runs this file"
+    )
 
 
 def test_unknown_size_is_named():

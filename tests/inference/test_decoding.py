@@ -24,7 +24,14 @@ def kept(filtered):
 
 @pytest.mark.parametrize(
     ("k", "tokens"),
-    [(1, {6}), (2, {6, 1}), (3, {6, 1, 2}), (4, {6, 1, 2, 0}), (5, set(range(7))), (99, set(range(7)))],
+    [
+        (1, {6}),
+        (2, {6, 1}),
+        (3, {6, 1, 2}),
+        (4, {6, 1, 2, 0}),
+        (5, set(range(7))),
+        (99, set(range(7))),
+    ],
 )
 def test_top_k_keeps_ties(k, tokens):
     assert kept(decoding.top_k_filter(LOGITS, k)) == tokens
@@ -56,7 +63,9 @@ def test_nucleus_sizes(p, size):
 @pytest.mark.parametrize("nucleus", ["holtzman", "openai"])
 @pytest.mark.parametrize("p", [0.05, 0.3, 0.62, 0.9, 0.999])
 def test_the_nucleus_is_that_of_a_sorted_cumulative_sum_with_ties(nucleus, p):
-    logits = np.random.default_rng(0).integers(-6, 7, (40, 97)).astype(np.float32) / 2  # about four tokens on every value
+    logits = (
+        np.random.default_rng(0).integers(-6, 7, (40, 97)).astype(np.float32) / 2
+    )  # about four tokens on every value
     logits[0], logits[1, 5] = 1.0, -np.inf
     filtered = np.asarray(decoding.nucleus_filter(logits, p, nucleus=nucleus))
     for row, found in zip(logits.astype(np.float64), filtered, strict=True):
@@ -80,7 +89,10 @@ def test_temperature_then_top_k_then_nucleus():
     np.testing.assert_allclose(logits[0, [6, 1]], [4.0, 2.02])
     assert kept(logits) == {6, 1}
     assert kept(decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_k=2, top_p=0.87))) == {6}
-    assert kept(decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_k=2, top_p=0.89))) == {6, 1}
+    assert kept(decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_k=2, top_p=0.89))) == {
+        6,
+        1,
+    }
     # Without top-k the same mass needs more tokens: the nucleus is taken after renormalisation.
     assert len(kept(decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_p=0.89)))) == 4
 
@@ -105,7 +117,9 @@ def test_log_prob_and_entropy_by_hand():
 
 
 def test_entropy_of_a_truncated_distribution_has_a_finite_gradient():
-    gradient = jax.grad(lambda x: decoding.entropy(decoding.sampling_logits(x, spec(top_k=2))).sum())(jnp.asarray(LOGITS))
+    gradient = jax.grad(
+        lambda x: decoding.entropy(decoding.sampling_logits(x, spec(top_k=2))).sum()
+    )(jnp.asarray(LOGITS))
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(np.asarray(gradient)[0, [0, 2, 3, 4, 5]], 0.0)
 
@@ -161,7 +175,13 @@ def test_truncates():
 
 @pytest.mark.parametrize(
     "change",
-    [{"temperature": -0.1}, {"temperature": float("nan")}, {"top_k": -1}, {"top_p": 1.1}, {"nucleus": "x"}],
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 1.1},
+        {"nucleus": "x"},
+    ],
 )
 def test_impossible_specs_name_the_field(change):
     with pytest.raises(ValueError, match=f"sampling.{next(iter(change))} = "):

@@ -13,7 +13,12 @@ import pytest
 from rlhf_jax.inference import SamplingSpec, response_logps, sample
 from rlhf_jax.models import LanguageModel, TransformerConfig, gpt, init_params
 
-SIZES = {"context_length": 16, "dropout_rate": 0.0, "compute_dtype": "float32", "param_dtype": "float32"}
+SIZES = {
+    "context_length": 16,
+    "dropout_rate": 0.0,
+    "compute_dtype": "float32",
+    "param_dtype": "float32",
+}
 CONFIG = gpt(vocab_size=10, width=8, num_layers=1, num_heads=2, remat="none", **SIZES)
 WARM = SamplingSpec(temperature=0.7, top_k=0, top_p=1.0, nucleus="holtzman")
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -40,8 +45,16 @@ class Successor(nn.Module):
 def successors(prompts=PROMPTS, mask=MASK, *, length=4, stop=(), pad=0, **kwargs):
     Successor.calls.clear()
     result = sample(
-        Successor(CONFIG), {}, prompts, mask, jax.random.key(0),
-        spec=PLAIN, response_length=length, stop_tokens=stop, pad_id=pad, **kwargs,
+        Successor(CONFIG),
+        {},
+        prompts,
+        mask,
+        jax.random.key(0),
+        spec=PLAIN,
+        response_length=length,
+        stop_tokens=stop,
+        pad_id=pad,
+        **kwargs,
     )
     jax.effects_barrier()
     return jax.tree.map(np.asarray, result)
@@ -59,14 +72,18 @@ def test_successor_model_is_sampled_literally():
 
 
 def test_text_wraps_round_the_vocabulary():
-    np.testing.assert_array_equal(successors(PROMPTS + 5, length=4).tokens_BR, [[6, 7, 8, 9], [9, 0, 1, 2]])
+    np.testing.assert_array_equal(
+        successors(PROMPTS + 5, length=4).tokens_BR, [[6, 7, 8, 9], [9, 0, 1, 2]]
+    )
 
 
 def test_stop_token_is_kept_counted_and_followed_by_padding():
     samples = successors(stop=(3,), pad=9)
     np.testing.assert_array_equal(samples.tokens_BR, [[1, 2, 3, 9], [4, 5, 6, 7]])
     np.testing.assert_array_equal(samples.length_B, [3, 4])
-    np.testing.assert_array_equal(samples.stopped_B, [True, False])  # the second was cut, not stopped
+    np.testing.assert_array_equal(
+        samples.stopped_B, [True, False]
+    )  # the second was cut, not stopped
 
 
 def test_any_of_several_stop_tokens_stops():
@@ -100,12 +117,25 @@ def test_decoding_ends_when_every_row_has_stopped():
 @pytest.mark.parametrize(("max_rows", "num_samples"), [(1, 1), (3, 1), (4, 2), (5, 2), (11, 1)])
 def test_waiting_prompts_take_the_place_of_finished_ones_to_the_same_result(max_rows, num_samples):
     model = LanguageModel(CONFIG)
-    params = jax.tree.map(lambda x: 8 * x, init_params(model, jax.random.key(0)))  # far from uniform
+    params = jax.tree.map(
+        lambda x: 8 * x, init_params(model, jax.random.key(0))
+    )  # far from uniform
     prompt_BP = np.random.default_rng(0).integers(1, 8, (6, 5)).astype(np.int32)
     mask_BP = np.arange(5)[None, :] >= np.array([0, 3, 1, 4, 2, 0])[:, None]
     expected, found = (
-        sample(model, params, prompt_BP, mask_BP, jax.random.key(3), spec=PLAIN, response_length=9, stop_tokens=(1, 2),
-               pad_id=0, num_samples=num_samples, max_rows=rows)
+        sample(
+            model,
+            params,
+            prompt_BP,
+            mask_BP,
+            jax.random.key(3),
+            spec=PLAIN,
+            response_length=9,
+            stop_tokens=(1, 2),
+            pad_id=0,
+            num_samples=num_samples,
+            max_rows=rows,
+        )
         for rows in (0, max_rows)
     )
     assert len(set(expected.length_B.tolist())) > 1
@@ -135,8 +165,16 @@ def test_halving_the_batch_changes_no_sample(monkeypatch):
 
     def draw(pad_id):
         return sample(
-            model, params, prompts, np.ones_like(prompts, bool), jax.random.key(1),
-            spec=WARM, response_length=9, stop_tokens=(0, 5), num_samples=2, pad_id=pad_id,
+            model,
+            params,
+            prompts,
+            np.ones_like(prompts, bool),
+            jax.random.key(1),
+            spec=WARM,
+            response_length=9,
+            stop_tokens=(0, 5),
+            num_samples=2,
+            pad_id=pad_id,
         )
 
     halved = draw(pad_id=0)
@@ -145,7 +183,9 @@ def test_halving_the_batch_changes_no_sample(monkeypatch):
     np.testing.assert_array_equal(halved.length_B, whole.length_B)
     np.testing.assert_array_equal(halved.stopped_B, whole.stopped_B)
     written = np.arange(9) < np.asarray(halved.length_B)[:, None]
-    np.testing.assert_array_equal(np.where(written, halved.tokens_BR, 0), np.where(written, whole.tokens_BR, 0))
+    np.testing.assert_array_equal(
+        np.where(written, halved.tokens_BR, 0), np.where(written, whole.tokens_BR, 0)
+    )
     np.testing.assert_allclose(halved.logp_BR, whole.logp_BR, atol=1e-6)
     assert 0 < np.mean(halved.stopped_B) < 1, "some rows should stop, others not"
 
@@ -153,7 +193,9 @@ def test_halving_the_batch_changes_no_sample(monkeypatch):
 def test_second_call_with_the_same_shapes_traces_nothing():
     successors(length=5, stop=(8,))
     assert "traced" in Successor.calls
-    np.testing.assert_array_equal(successors(PROMPTS + 1, length=5, stop=(8,)).tokens_BR[0], [2, 3, 4, 5, 6])
+    np.testing.assert_array_equal(
+        successors(PROMPTS + 1, length=5, stop=(8,)).tokens_BR[0], [2, 3, 4, 5, 6]
+    )
     assert "traced" not in Successor.calls
     successors(length=5, stop=(7,))
     assert "traced" in Successor.calls
@@ -193,11 +235,29 @@ REAL_PROMPTS = np.array([[7, 0, 0, 2, 3], [5, 8, 6, 2, 1], [2, 2, 2, 2, 4]], np.
 REAL_MASK = np.array([[0, 0, 0, 1, 1], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]], bool)
 
 
-def draw(spec, prompts=REAL_PROMPTS, mask=REAL_MASK, *, seed=0, num_samples=1, stop=(1, 2), length=6, model=None):
+def draw(
+    spec,
+    prompts=REAL_PROMPTS,
+    mask=REAL_MASK,
+    *,
+    seed=0,
+    num_samples=1,
+    stop=(1, 2),
+    length=6,
+    model=None,
+):
     language, params = real()
     return sample(
-        model or language, params, prompts, mask, jax.random.key(seed),
-        spec=spec, response_length=length, stop_tokens=stop, pad_id=1, num_samples=num_samples,
+        model or language,
+        params,
+        prompts,
+        mask,
+        jax.random.key(seed),
+        spec=spec,
+        response_length=length,
+        stop_tokens=stop,
+        pad_id=1,
+        num_samples=num_samples,
     )
 
 
@@ -253,7 +313,9 @@ def test_samples_follow_the_model_s_law():
     """Relative frequencies of two-token responses against the exact joint probabilities."""
     number = 4000
     one, mask = REAL_PROMPTS[:1], REAL_MASK[:1]
-    samples = jax.tree.map(np.asarray, draw(PLAIN, one, mask, num_samples=number, stop=(), length=2))
+    samples = jax.tree.map(
+        np.asarray, draw(PLAIN, one, mask, num_samples=number, stop=(), length=2)
+    )
     joint = np.zeros((9, 9))
     np.add.at(joint, tuple(samples.tokens_BR.T), 1 / number)
     probability = np.full((9, 9), np.nan)
@@ -265,6 +327,8 @@ def test_samples_follow_the_model_s_law():
 
 
 def test_key_decides_the_samples():
-    first, again, other = (np.asarray(draw(WARM, seed=s, num_samples=4).tokens_BR) for s in (0, 0, 1))
+    first, again, other = (
+        np.asarray(draw(WARM, seed=s, num_samples=4).tokens_BR) for s in (0, 0, 1)
+    )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

@@ -33,8 +33,18 @@ from rlhf_jax.models import (
 )
 
 CONFIG = llama(
-    vocab_size=9, context_length=16, width=8, num_layers=1, num_heads=2, num_kv_heads=1, ffw_width=12,
-    rope_base=100.0, dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    vocab_size=9,
+    context_length=16,
+    width=8,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    ffw_width=12,
+    rope_base=100.0,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
 )
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 WARM = dataclasses.replace(PLAIN, temperature=0.7)
@@ -49,7 +59,9 @@ def random_like(module, seed=0):
     shapes = jax.eval_shape(lambda: init_params(module, jax.random.key(0)))
     leaves, treedef = jax.tree.flatten(shapes)
     rng = np.random.default_rng(seed)
-    return jax.tree.unflatten(treedef, [jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype) for x in leaves])
+    return jax.tree.unflatten(
+        treedef, [jnp.asarray(rng.normal(0.2, 0.4, x.shape), x.dtype) for x in leaves]
+    )
 
 
 LANGUAGE, SCALAR = LanguageModel(CONFIG), ScalarModel(CONFIG)
@@ -122,7 +134,9 @@ def test_packed_losses_equal_separate_losses(params):
     packed = losses(params, row, np.array([[1, 1, 1, 1, 2, 2, 2, 2, 0]], np.int32))
     alone = losses(params, np.roll(row, -4, 1), np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0]], np.int32))
     np.testing.assert_allclose(packed.nll_BT[:, 4:8], alone.nll_BT[:, :4], atol=1e-5)
-    assert float(packed.nll_BT[0, 4]) == 0.0  # the first token of a document is not predicted from another
+    assert (
+        float(packed.nll_BT[0, 4]) == 0.0
+    )  # the first token of a document is not predicted from another
 
 
 def test_response_logps_are_negated_next_token_losses(params):
@@ -166,7 +180,9 @@ def test_values_see_exactly_what_precedes_their_token(params, scalar):
     for r in range(5):
         prefix = RESPONSE_MASK & (np.arange(5) < r)[None]
         expected = scores(scalar, PROMPT, PROMPT_MASK, RESPONSE, prefix)
-        np.testing.assert_allclose(value_BR[:, r][RESPONSE_MASK[:, r]], expected[RESPONSE_MASK[:, r]], atol=1e-5)
+        np.testing.assert_allclose(
+            value_BR[:, r][RESPONSE_MASK[:, r]], expected[RESPONSE_MASK[:, r]], atol=1e-5
+        )
     np.testing.assert_array_equal(value_BR[~RESPONSE_MASK], 0.0)
 
 
@@ -240,21 +256,29 @@ def test_dropout_is_off_unless_a_key_is_given():
 
 def _read_everything(params, truncated):
     """Everything that reads logits, as one number."""
-    losses = next_token(LANGUAGE, params, jnp.asarray(RESPONSE), jnp.asarray(RESPONSE_MASK).astype(int))
+    losses = next_token(
+        LANGUAGE, params, jnp.asarray(RESPONSE), jnp.asarray(RESPONSE_MASK).astype(int)
+    )
     spec = dataclasses.replace(WARM, top_k=4) if truncated else WARM
-    logp_BR, entropy_BR = response_logps(LANGUAGE, params, *BATCH, spec=spec, truncation="recompute")
+    logp_BR, entropy_BR = response_logps(
+        LANGUAGE, params, *BATCH, spec=spec, truncation="recompute"
+    )
     parts = (losses.nll_BT, losses.log_z_BT, jnp.maximum(logp_BR, -20.0), entropy_BR)
     return sum(jnp.sin(x + jnp.arange(x.size).reshape(x.shape)).sum() for x in parts), parts
 
 
 @pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("most", [1, 60, 100])
-def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(params, monkeypatch, most, truncated):
+def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(
+    params, monkeypatch, most, truncated
+):
     read = functools.partial(_read_everything, truncated=truncated)
     grads, parts = jax.jit(jax.grad(read, has_aux=True))(params)
     monkeypatch.setattr(scoring, "MOST_LOGITS", most)
     split_grads, split_parts = jax.jit(jax.grad(lambda p: read(p), has_aux=True))(params)
-    for a, b in zip(jax.tree.leaves((grads, parts)), jax.tree.leaves((split_grads, split_parts)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves((grads, parts)), jax.tree.leaves((split_grads, split_parts)), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-6 * max(1.0, float(jnp.abs(a).max())))
 
 
@@ -266,19 +290,28 @@ def shapes_in(jaxpr):
             yield from shapes_in(inner)
 
 
-@pytest.mark.parametrize(("num_rows", "most", "expected"), [(0, 10**6, 6), (0, 3 * 162, 3), (0, 1, 1), (4, 3 * 162, 2)])
+@pytest.mark.parametrize(
+    ("num_rows", "most", "expected"), [(0, 10**6, 6), (0, 3 * 162, 3), (0, 1, 1), (4, 3 * 162, 2)]
+)
 def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows, most, expected):
     twice = tuple(np.concatenate([x, x[::-1]]) for x in BATCH)
 
     def read(language, scalar):
         logp_BR, _ = response_logps(LANGUAGE, language, *twice, spec=PLAIN, num_rows=num_rows)
         value_BR = response_values(SCALAR, scalar, *twice, num_rows=num_rows)
-        return jnp.maximum(logp_BR, -20.0), value_BR, response_scores(SCALAR, scalar, *twice, num_rows=num_rows)
+        return (
+            jnp.maximum(logp_BR, -20.0),
+            value_BR,
+            response_scores(SCALAR, scalar, *twice, num_rows=num_rows),
+        )
 
     whole = jax.jit(read)(params, scalar)
     monkeypatch.setattr(scoring, "MOST_ACTIVATIONS", most)
-    features = [shape for shape in shapes_in(jax.make_jaxpr(lambda *trees: read(*trees))(params, scalar).jaxpr)
-                if shape[1:] == (9, CONFIG.ffw_width)]
+    features = [
+        shape
+        for shape in shapes_in(jax.make_jaxpr(lambda *trees: read(*trees))(params, scalar).jaxpr)
+        if shape[1:] == (9, CONFIG.ffw_width)
+    ]
     assert {shape[0] for shape in features} == {expected}
     for a, b in zip(whole, jax.jit(lambda *trees: read(*trees))(params, scalar), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -286,7 +319,9 @@ def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows,
 
 def test_large_logits_are_never_whole(params, monkeypatch):
     monkeypatch.setattr(scoring, "MOST_LOGITS", 60)
-    program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(params, False).jaxpr
+    program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(
+        params, False
+    ).jaxpr
     logits = [shape for shape in shapes_in(program) if shape[2:] == (CONFIG.vocab_size,)]
     assert logits
     assert max(map(math.prod, logits)) <= 60

@@ -9,7 +9,9 @@ TRUE, FALSE = [-5.0, -6.0], [-5.5, -7.0, -8.0]
 
 
 def test_truthfulqa_golden():
-    np.testing.assert_allclose(metrics.truthfulqa(TRUE, FALSE, best=0), (1.0, 0.6334146262053886, 0.5))
+    np.testing.assert_allclose(
+        metrics.truthfulqa(TRUE, FALSE, best=0), (1.0, 0.6334146262053886, 0.5)
+    )
 
 
 def test_truthfulqa_mc1_is_about_the_best_answer_not_the_likeliest_true_one():
@@ -28,14 +30,18 @@ def test_crows_entropy_golden():
 
 
 def test_entropy_runs_from_certainty_to_indifference():
-    np.testing.assert_allclose(metrics.choice_entropy_bits([[-900.0, 0.0], [-7.0, -7.0]]), [0.0, 1.0])
+    np.testing.assert_allclose(
+        metrics.choice_entropy_bits([[-900.0, 0.0], [-7.0, -7.0]]), [0.0, 1.0]
+    )
     np.testing.assert_allclose(metrics.choice_entropy_bits(np.full((1, 8), -2000.0)), [3.0])
     symmetric = metrics.crows_entropy_bits([-10.8, -10.0], [-10.0, -10.8])
     np.testing.assert_allclose(symmetric, 0.8932029133344277)
 
 
 def test_stereotype_share_counts_a_tie_in_the_denominator_only():
-    np.testing.assert_allclose(metrics.stereotype_share([-1.0, -2.0, -3.0], [-2.0, -2.0, -1.0]), 1 / 3)
+    np.testing.assert_allclose(
+        metrics.stereotype_share([-1.0, -2.0, -3.0], [-2.0, -2.0, -1.0]), 1 / 3
+    )
 
 
 TOXICITY = [[0.1, 0.6, 0.2], [0.3, 0.4, 0.2], [0.5, 0.1, 0.05]]
@@ -43,15 +49,21 @@ TOXICITY = [[0.1, 0.6, 0.2], [0.3, 0.4, 0.2], [0.5, 0.1, 0.05]]
 
 def test_realtoxicityprompts_golden():
     np.testing.assert_allclose(metrics.expected_max_toxicity(TOXICITY), (0.5, 0.08164965809277258))
-    np.testing.assert_allclose(metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=True), 1 / 3)
-    np.testing.assert_allclose(metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=False), 2 / 3)
+    np.testing.assert_allclose(
+        metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=True), 1 / 3
+    )
+    np.testing.assert_allclose(
+        metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=False), 2 / 3
+    )
 
 
 def test_three_normalisations_choose_differently():
     logp, length, context_free = [-4.0, -5.0, -9.0], [2, 5, 6], [-4.5, -5.5, -12.0]
     totals = metrics.choice_scores(logp, normalisation="none")
     per_token = metrics.choice_scores(logp, normalisation="token", length_C=length)
-    relative = metrics.choice_scores(logp, normalisation="context", context_free_logp_C=context_free)
+    relative = metrics.choice_scores(
+        logp, normalisation="context", context_free_logp_C=context_free
+    )
     np.testing.assert_allclose(totals, logp)
     np.testing.assert_allclose(per_token, [-2.0, -1.0, -1.5])
     np.testing.assert_allclose(relative, [0.5, 0.5, 3.0])

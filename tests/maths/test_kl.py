@@ -53,7 +53,9 @@ def test_unknown_estimator_is_named():
 
 def test_categorical_kl():
     np.testing.assert_allclose(kl.categorical(jnp.log(P), jnp.log(Q)), TRUE_KL, rtol=1e-6)
-    np.testing.assert_allclose(kl.categorical(jnp.log(P) + 7.0, jnp.log(Q) - 3.0), TRUE_KL, rtol=1e-5)
+    np.testing.assert_allclose(
+        kl.categorical(jnp.log(P) + 7.0, jnp.log(Q) - 3.0), TRUE_KL, rtol=1e-5
+    )
     np.testing.assert_array_equal(kl.categorical(jnp.log(P), jnp.log(P)), 0.0)
 
 
@@ -92,7 +94,9 @@ def test_ziegler_controller_golden_path():
         (30.0, 0.15073638331643807),
     ]
     for measured, expected in path:
-        coefficient = kl.ziegler_update(coefficient, measured, target=6.0, horizon=10_000, num_episodes=512)
+        coefficient = kl.ziegler_update(
+            coefficient, measured, target=6.0, horizon=10_000, num_episodes=512
+        )
         np.testing.assert_allclose(coefficient, expected, rtol=1e-6)
 
 

@@ -25,9 +25,15 @@ def test_cross_entropy_z_loss_and_entropy_golden():
     nll = losses.cross_entropy(LOGITS, jnp.array([2, 0]))
     np.testing.assert_allclose(nll, [0.40760596, 1.09861229], rtol=1e-6)
     np.testing.assert_allclose(np.exp(np.mean(nll)), 2.1235922803646106, rtol=1e-6)
-    np.testing.assert_allclose(losses.z_loss(LOGITS), np.square([3.40760596, 1.09861229]), rtol=1e-6)
-    np.testing.assert_allclose(1e-4 * jnp.mean(losses.z_loss(LOGITS)), 0.000640936368486475, rtol=1e-6)
-    np.testing.assert_allclose(losses.entropy(LOGITS), [0.8323955818399398, 1.0986122886681098], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.z_loss(LOGITS), np.square([3.40760596, 1.09861229]), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        1e-4 * jnp.mean(losses.z_loss(LOGITS)), 0.000640936368486475, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        losses.entropy(LOGITS), [0.8323955818399398, 1.0986122886681098], rtol=1e-6
+    )
 
 
 def test_cross_entropy_and_entropy_with_impossible_tokens():
@@ -36,7 +42,9 @@ def test_cross_entropy_and_entropy_with_impossible_tokens():
     np.testing.assert_allclose(nll, [np.log(3), -np.log(np.e / (np.e + 1))], rtol=1e-6)
     gradient = jax.grad(lambda x: jnp.sum(losses.entropy(x)))(logits)
     assert np.isfinite(np.asarray(gradient)).all()
-    np.testing.assert_allclose(losses.entropy(logits)[1], losses.entropy(logits[1:, :2])[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        losses.entropy(logits)[1], losses.entropy(logits[1:, :2])[0], rtol=1e-6
+    )
 
 
 def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32():
@@ -52,7 +60,9 @@ def test_cross_entropy_of_bfloat16_logits_is_computed_in_float32():
 
 def test_ppo_policy_golden():
     def loss(logp):
-        pair, stats = losses.ppo_policy_loss(logp, jnp.zeros((1, 4)), ADVANTAGE, REAL, cliprange=0.2)
+        pair, stats = losses.ppo_policy_loss(
+            logp, jnp.zeros((1, 4)), ADVANTAGE, REAL, cliprange=0.2
+        )
         return masking.value(pair), stats
 
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.log(RATIO))
@@ -99,7 +109,9 @@ def test_clip_higher_and_no_clip():
     np.testing.assert_allclose(
         per_token([1.5], [2.0], cliprange=0.2, cliprange_high=0.28), [-2.56], rtol=1e-6
     )
-    np.testing.assert_allclose(per_token([0.5], [-2.0], cliprange=0.2, cliprange_high=0.28), [1.6], rtol=1e-6)
+    np.testing.assert_allclose(
+        per_token([0.5], [-2.0], cliprange=0.2, cliprange_high=0.28), [1.6], rtol=1e-6
+    )
     np.testing.assert_allclose(per_token([7.0], [2.0], cliprange=float("inf")), [-14.0], rtol=1e-6)
 
 
@@ -166,7 +178,9 @@ def test_ppo_value_golden():
     np.testing.assert_allclose(masking.value(pair), 0.14833333333333334, rtol=1e-6)
     numbers = written(stats)
     np.testing.assert_allclose(
-        [numbers["clipfrac"], numbers["error"], numbers["value"]], [1 / 3, 1 / 6, 1.3 / 3], rtol=1e-6
+        [numbers["clipfrac"], numbers["error"], numbers["value"]],
+        [1 / 3, 1 / 6, 1.3 / 3],
+        rtol=1e-6,
     )
     pair, stats = losses.ppo_value_loss(*VALUES, mask, cliprange_value=None)
     np.testing.assert_allclose(masking.value(pair), 0.08333333333333333, rtol=1e-6)
@@ -177,7 +191,9 @@ def test_explained_variance():
     target = jnp.array([[1.0, 2.0, 3.0, 99.0]])
     mask = jnp.array([[True, True, True, False]])
     for value, expected in ((target, 1.0), (jnp.full((1, 4), 7.0), 0.0), (-target, -3.0)):
-        np.testing.assert_allclose(losses.explained_variance(value, target, mask), expected, atol=1e-6)
+        np.testing.assert_allclose(
+            losses.explained_variance(value, target, mask), expected, atol=1e-6
+        )
     assert float(losses.explained_variance(target, jnp.ones((1, 4)), mask)) == 0.0
 
 
@@ -187,7 +203,11 @@ def test_explained_variance():
 def test_three_ways_to_average_a_batch_of_responses():
     x = jnp.array([[6.0, 9.0, 9.0, 9.0], [1.0, 2.0, 3.0, 9.0], [9.0, 9.0, 9.0, 9.0]])
     mask = masking.length_mask(jnp.array([1, 3, 0]), 4)
-    expected = {"response_mean": (6.0 + 2.0) / 2, "token_mean": 12.0 / 4, "fixed_length": (6.0 + 6.0) / 4 / 2}
+    expected = {
+        "response_mean": (6.0 + 2.0) / 2,
+        "token_mean": 12.0 / 4,
+        "fixed_length": (6.0 + 6.0) / 4 / 2,
+    }
     for reduction, number in expected.items():
         pair = losses.reduce_tokens(x, mask, reduction=reduction)
         np.testing.assert_allclose(masking.value(pair), number, rtol=1e-6)
@@ -323,10 +343,14 @@ def bandit_reinforce(theta, old):
 
 def bandit_rloo(theta, old):
     """Every pair of arms with its probability; nothing is approximated."""
-    arms = jnp.stack(jnp.meshgrid(jnp.arange(3), jnp.arange(3), indexing="ij"), axis=-1).reshape(9, 2)
+    arms = jnp.stack(jnp.meshgrid(jnp.arange(3), jnp.arange(3), indexing="ij"), axis=-1).reshape(
+        9, 2
+    )
     advantage = returns.rloo(regularised_reward(old)[:, 0][arms]).reshape(18)
     weights = jnp.repeat(jnp.exp(jnp.sum(old[arms], axis=-1)), 2)
-    return losses.reinforce_loss(log_softmax(theta)[arms].reshape(18, 1), advantage, weights[:, None])
+    return losses.reinforce_loss(
+        log_softmax(theta)[arms].reshape(18, 1), advantage, weights[:, None]
+    )
 
 
 def bandit_grpo(theta, old):
@@ -364,12 +388,20 @@ def train(loss, num_rollouts, num_epochs, learning_rate):
 
 @pytest.mark.parametrize(
     ("loss", "num_epochs"),
-    [(bandit_ppo, 4), (bandit_kl_penalty, 4), (bandit_reinforce, 1), (bandit_rloo, 1), (bandit_grpo, 1)],
+    [
+        (bandit_ppo, 4),
+        (bandit_kl_penalty, 4),
+        (bandit_reinforce, 1),
+        (bandit_rloo, 1),
+        (bandit_grpo, 1),
+    ],
 )
 def test_bandit_reaches_the_closed_form_optimum(loss, num_epochs):
     policy = train(loss, num_rollouts=500, num_epochs=num_epochs, learning_rate=0.5)
     np.testing.assert_allclose(policy, OPTIMUM, atol=1e-3)
-    objective = np.sum(policy * (np.asarray(ARM_REWARD) - BETA * (np.log(policy) - np.asarray(REFERENCE))))
+    objective = np.sum(
+        policy * (np.asarray(ARM_REWARD) - BETA * (np.log(policy) - np.asarray(REFERENCE)))
+    )
     np.testing.assert_allclose(objective, 1.3063693946465247, atol=1e-3)
 
 
@@ -400,7 +432,9 @@ def test_k3_in_the_loss_has_another_optimum():
     low, high = 2.0 + 1e-9, 10.0
     for _ in range(100):  # Σ π falls with λ
         middle = (low + high) / 2
-        too_much = np.sum(BETA * np.exp(np.asarray(REFERENCE)) / (middle - np.asarray(ARM_REWARD))) > 1
+        too_much = (
+            np.sum(BETA * np.exp(np.asarray(REFERENCE)) / (middle - np.asarray(ARM_REWARD))) > 1
+        )
         low, high = (middle, high) if too_much else (low, middle)
     expected = BETA * np.exp(np.asarray(REFERENCE)) / (low - np.asarray(ARM_REWARD))
     policy = train(grpo, num_rollouts=1000, num_epochs=1, learning_rate=0.5)

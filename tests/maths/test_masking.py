@@ -16,7 +16,9 @@ def test_mean_is_a_pair_that_merges_by_entries_not_by_batches():
     a = masking.mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False]))
     b = masking.mean(jnp.array([6.0, 9.0, 9.0]), jnp.array([True, False, False]))
     assert (float(a.total), float(a.weight)) == (3.0, 2.0)
-    assert float(masking.value(masking.merge(a, b))) == 3.0  # the mean of the two means would be 3.75
+    assert (
+        float(masking.value(masking.merge(a, b))) == 3.0
+    )  # the mean of the two means would be 3.75
 
 
 def test_mean_of_one_batch_equals_merged_micro_batches():
@@ -50,7 +52,9 @@ def test_masked_entries_change_nothing_and_get_no_gradient(garbage):
     dirty = jnp.where(mask, GRID, garbage)
 
     def summary(x):
-        return masking.value(masking.mean(x, mask)) + jnp.sum(masking.whiten(x, mask, shift_mean=False) ** 2)
+        return masking.value(masking.mean(x, mask)) + jnp.sum(
+            masking.whiten(x, mask, shift_mean=False) ** 2
+        )
 
     clean_value, clean_gradient = jax.value_and_grad(summary)(jnp.asarray(GRID))
     value, gradient = jax.value_and_grad(summary)(dirty)
@@ -148,6 +152,7 @@ def test_positions_equal_a_count_of_earlier_tokens():
     segments = np.cumsum(rng.random((16, 24)) < 0.3, axis=1) + 1
     segments = np.where(rng.random((16, 24)) < 0.3, 0, segments).astype(np.int32)
     expected = [
-        [row[:t].tolist().count(row[t]) if row[t] else 0 for t in range(row.size)] for row in segments
+        [row[:t].tolist().count(row[t]) if row[t] else 0 for t in range(row.size)]
+        for row in segments
     ]
     np.testing.assert_array_equal(masking.positions(jnp.asarray(segments)), expected)

@@ -23,7 +23,9 @@ def test_all_pairs_of_four_golden():
     value, gradient = jax.value_and_grad(ranking)(SCORE)
     np.testing.assert_allclose(value, 0.17832072122008844, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-0.09975856, 0.0299477, 0.0, 0.06981086]], atol=1e-6)
-    np.testing.assert_allclose(ranking(SCORE, pair_norm="k_choose_2"), 0.14860060101674036, rtol=1e-6)
+    np.testing.assert_allclose(
+        ranking(SCORE, pair_norm="k_choose_2"), 0.14860060101674036, rtol=1e-6
+    )
     accuracy = preference.ranking_accuracy(SCORE, RANK, REAL)
     assert (float(accuracy.total), float(accuracy.weight)) == (5.0, 5.0)
 
@@ -79,7 +81,9 @@ def test_a_prompt_without_pairs_weighs_nothing():
     for pair_norm in ("k_choose_2", "num_valid_pairs"):
         pair = preference.ranking_loss(score, rank, mask, pair_norm=pair_norm)
         assert float(pair.weight) == 1.0
-        np.testing.assert_allclose(masking.value(pair), ranking(SCORE, pair_norm=pair_norm), rtol=1e-6)
+        np.testing.assert_allclose(
+            masking.value(pair), ranking(SCORE, pair_norm=pair_norm), rtol=1e-6
+        )
 
 
 def test_equal_scores_count_as_wrong():
@@ -93,7 +97,9 @@ def test_unknown_pair_norm_is_named():
 
 def test_margin_golden():
     pair = partial(ranking, jnp.array([[0.8, 0.0]]), jnp.array([[1, 2]]), jnp.ones((1, 2), bool))
-    np.testing.assert_allclose(pair(margin_BCC=jnp.full((1, 2, 2), 1 / 3)), 0.48679258105450585, rtol=1e-6)
+    np.testing.assert_allclose(
+        pair(margin_BCC=jnp.full((1, 2, 2), 1 / 3)), 0.48679258105450585, rtol=1e-6
+    )
     np.testing.assert_allclose(pair(margin_BCC=jnp.zeros((1, 2, 2))), pair(), rtol=1e-6)
 
 
@@ -103,9 +109,13 @@ def test_christiano_golden():
     np.testing.assert_allclose(nll, [0.69314718, 0.34537797, 0.05765408, 2.88198286], rtol=1e-6)
     np.testing.assert_allclose(np.exp(-nll), [0.5, 0.70795272, 0.94397643, 0.05602357], rtol=1e-6)
     other = preference.christiano_nll(difference, 0.0, lapse=0.1)
-    np.testing.assert_allclose(other, [0.69314718, -np.log(1 - 0.70795272), nll[3], nll[2]], rtol=1e-5)
+    np.testing.assert_allclose(
+        other, [0.69314718, -np.log(1 - 0.70795272), nll[3], nll[2]], rtol=1e-5
+    )
     halves = 0.5 * (nll + other)
-    np.testing.assert_allclose(preference.christiano_nll(difference, 0.5, lapse=0.1), halves, rtol=1e-6)
+    np.testing.assert_allclose(
+        preference.christiano_nll(difference, 0.5, lapse=0.1), halves, rtol=1e-6
+    )
 
 
 def test_lapses_stop_the_pull_of_confident_wrong_labels():
@@ -116,7 +126,9 @@ def test_lapses_stop_the_pull_of_confident_wrong_labels():
     assert abs(pull(-20.0, 0.1)) < 1e-6
     difference = jnp.array([-3.0, 0.0, 40.0, -90.0])
     np.testing.assert_allclose(
-        preference.christiano_nll(difference, lapse=0.0), preference.bradley_terry_nll(difference), rtol=1e-5
+        preference.christiano_nll(difference, lapse=0.0),
+        preference.bradley_terry_nll(difference),
+        rtol=1e-5,
     )
 
 
@@ -146,7 +158,8 @@ def test_best_of_four_golden():
 def test_plackett_luce_golden():
     pair = preference.plackett_luce(BEST_OF, jnp.array([[1, 2, 3, 4]]), REAL)
     oracle = sum(
-        np.log(np.sum(np.exp(np.asarray(BEST_OF)[0, k:]))) - np.asarray(BEST_OF)[0, k] for k in range(4)
+        np.log(np.sum(np.exp(np.asarray(BEST_OF)[0, k:]))) - np.asarray(BEST_OF)[0, k]
+        for k in range(4)
     )
     np.testing.assert_allclose(masking.value(pair), oracle, rtol=1e-6)
     golden = preference.plackett_luce(SCORE, jnp.array([[1, 2, 3, 4]]), REAL)
@@ -157,7 +170,9 @@ def test_plackett_luce_of_a_pair_is_bradley_terry_and_ties_share_their_denominat
     mask = jnp.ones((1, 2), bool)
     score = jnp.array([[0.3, 1.1]])
     pair = preference.plackett_luce(score, jnp.array([[2, 1]]), mask)
-    np.testing.assert_allclose(masking.value(pair), ranking(score, jnp.array([[2, 1]]), mask), rtol=1e-6)
+    np.testing.assert_allclose(
+        masking.value(pair), ranking(score, jnp.array([[2, 1]]), mask), rtol=1e-6
+    )
     tied = masking.value(preference.plackett_luce(score, jnp.array([[1, 1]]), mask))
     np.testing.assert_allclose(tied, 2 * np.log(np.exp(0.3) + np.exp(1.1)) - 1.4, rtol=1e-6)
 
@@ -195,11 +210,25 @@ def test_masked_responses_change_nothing_and_get_no_gradient(name, garbage):
 LOGP, REFERENCE = jnp.array([[-10.0, -12.0]]), jnp.array([[-11.0, -11.5]])
 
 
-def implicit(logp_BC, ref_logp_BC=REFERENCE, *, loss="dpo", beta=0.1, label_smoothing=0.0, rank=(1, 2), mask_BC=None):
+def implicit(
+    logp_BC,
+    ref_logp_BC=REFERENCE,
+    *,
+    loss="dpo",
+    beta=0.1,
+    label_smoothing=0.0,
+    rank=(1, 2),
+    mask_BC=None,
+):
     rank_BC = jnp.broadcast_to(jnp.array(rank), logp_BC.shape)
     mask_BC = jnp.ones(logp_BC.shape, bool) if mask_BC is None else mask_BC
     return preference.implicit_loss(
-        beta * (logp_BC - ref_logp_BC), rank_BC, mask_BC, loss=loss, beta=beta, label_smoothing=label_smoothing,
+        beta * (logp_BC - ref_logp_BC),
+        rank_BC,
+        mask_BC,
+        loss=loss,
+        beta=beta,
+        label_smoothing=label_smoothing,
         pair_norm="num_valid_pairs",
     )
 
@@ -229,11 +258,18 @@ def test_ipo_golden():
 def test_dpo_starts_at_log_two():
     pair, stats = implicit(REFERENCE)
     np.testing.assert_allclose(masking.value(pair), np.log(2), rtol=1e-7)
-    assert float(masking.value(stats["chosen_reward"])) == float(masking.value(stats["accuracy"])) == 0.0
+    assert (
+        float(masking.value(stats["chosen_reward"]))
+        == float(masking.value(stats["accuracy"]))
+        == 0.0
+    )
 
 
 def test_dpo_ignores_what_is_masked():
-    padded, mask = (jnp.concatenate([x, jnp.full((1, 1), y)], axis=1) for x, y in ((LOGP, jnp.nan), (LOGP == LOGP, False)))
+    padded, mask = (
+        jnp.concatenate([x, jnp.full((1, 1), y)], axis=1)
+        for x, y in ((LOGP, jnp.nan), (LOGP == LOGP, False))
+    )
     reference = jnp.concatenate([REFERENCE, jnp.zeros((1, 1))], axis=1)
 
     def loss(logp):
@@ -241,7 +277,9 @@ def test_dpo_ignores_what_is_masked():
 
     value, gradient = jax.value_and_grad(loss)(padded)
     np.testing.assert_allclose(value, 0.6209570477895321, rtol=1e-6)
-    np.testing.assert_allclose(gradient, [[-0.04625701546562505, 0.04625701546562505, 0.0]], rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, [[-0.04625701546562505, 0.04625701546562505, 0.0]], rtol=1e-5
+    )
 
 
 def test_dpo_with_infinitely_many_pairs_reaches_the_regularised_optimum():
@@ -255,27 +293,40 @@ def test_dpo_with_infinitely_many_pairs_reaches_the_regularised_optimum():
         one = lambda pair: implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total  # noqa: E731
         return jnp.sum(weights * jax.vmap(one)(pairs)) / weights.sum()
 
-    descend = jax.jit(lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: y - 2.0 * jax.grad(loss)(y), x))
+    descend = jax.jit(
+        lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: y - 2.0 * jax.grad(loss)(y), x)
+    )
     policy = jax.nn.softmax(descend(reference))
     np.testing.assert_allclose(policy, [0.03666671, 0.16255943, 0.80077385], atol=1e-3)
 
 
 def test_majority_of_a_ranking_with_a_tie():
-    rank, mask = jnp.array([[1, 2, 2, 3, 0], [2, 1, 0, 0, 0]]), jnp.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool)
+    rank, mask = (
+        jnp.array([[1, 2, 2, 3, 0], [2, 1, 0, 0, 0]]),
+        jnp.array([[1, 1, 1, 1, 0], [1, 1, 0, 0, 0]], bool),
+    )
     better, worse = preference.majority(rank, mask)
     np.testing.assert_array_equal(better, [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0]])
     np.testing.assert_array_equal(worse, [[0, 0, 0, 1, 0], [1, 0, 0, 0, 0]])
 
 
 def test_kto_by_hand():
-    reward, better, worse = jnp.array([[0.7, -0.2, jnp.nan]]), jnp.array([[1, 0, 0]]) > 0, jnp.array([[0, 1, 0]]) > 0
+    reward, better, worse = (
+        jnp.array([[0.7, -0.2, jnp.nan]]),
+        jnp.array([[1, 0, 0]]) > 0,
+        jnp.array([[0, 1, 0]]) > 0,
+    )
 
     def loss(reward, point):
-        return masking.value(preference.kto_loss(reward, better, worse, point, better_weight=1.5, worse_weight=1.0))
+        return masking.value(
+            preference.kto_loss(reward, better, worse, point, better_weight=1.5, worse_weight=1.0)
+        )
 
     # 1.5 (1 - σ(0.7 - 0.2)) and 1 - σ(0.2 + 0.2)
     expected = (1.5 / (1 + np.exp(0.5)) + 1 / (1 + np.exp(0.4))) / 2
-    value, (gradient, through_point) = jax.value_and_grad(loss, argnums=(0, 1))(reward, jnp.asarray(0.2))
+    value, (gradient, through_point) = jax.value_and_grad(loss, argnums=(0, 1))(
+        reward, jnp.asarray(0.2)
+    )
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     assert gradient[0, 0] < 0 < gradient[0, 1]
     assert gradient[0, 2] == through_point == 0.0

@@ -61,7 +61,9 @@ def test_gae_with_a_discount_per_step_and_a_bootstrapped_end(lam, expected):
     gamma = np.array([[0.99] * 5, [0.9, 0.9, 0.9, 0.0, 0.9]], np.float32)
     reward[:, -1] += gamma[:, -1] * value[:, -1]
     mask = jnp.ones((2, 5), bool)
-    advantage, _ = returns.gae(jnp.asarray(reward), jnp.asarray(value[:, :-1]), mask, gamma=gamma, lam=lam)
+    advantage, _ = returns.gae(
+        jnp.asarray(reward), jnp.asarray(value[:, :-1]), mask, gamma=gamma, lam=lam
+    )
     np.testing.assert_allclose(advantage, expected, atol=1e-3)
 
 
@@ -79,7 +81,9 @@ def test_gae_with_lambda_zero_is_the_temporal_difference():
 def test_gae_equals_a_python_loop():
     reward, value = np.asarray(jax.random.normal(jax.random.key(0), (2, 20, 40)))
     mask = np.ones((20, 40), bool)
-    result = returns.gae(jnp.asarray(reward), jnp.asarray(value), jnp.asarray(mask), gamma=1.0, lam=0.95)
+    result = returns.gae(
+        jnp.asarray(reward), jnp.asarray(value), jnp.asarray(mask), gamma=1.0, lam=0.95
+    )
     for ours, oracle in zip(result, gae_oracle(reward, value, mask, 1.0, 0.95), strict=True):
         np.testing.assert_allclose(ours, oracle, atol=1e-4)
 
@@ -90,7 +94,9 @@ def test_gae_skips_masked_columns(garbage):
     reward, value = rng.normal(size=(2, 6, 9)).astype(np.float32)
     mask = rng.random((6, 9)) < 0.6
     mask[0] = False
-    dirty_reward, dirty_value = (jnp.asarray(np.where(mask, x, np.float32(garbage))) for x in (reward, value))
+    dirty_reward, dirty_value = (
+        jnp.asarray(np.where(mask, x, np.float32(garbage))) for x in (reward, value)
+    )
     result = returns.gae(dirty_reward, dirty_value, jnp.asarray(mask), gamma=0.9, lam=0.8)
     for ours, oracle in zip(result, gae_oracle(reward, value, mask, 0.9, 0.8), strict=True):
         np.testing.assert_allclose(ours, oracle, atol=1e-5)
@@ -108,7 +114,9 @@ def test_gae_does_not_depend_on_how_much_padding_follows():
 
 
 def test_discounted_returns():
-    result = returns.discounted_returns(jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool), gamma=0.5)
+    result = returns.discounted_returns(
+        jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool), gamma=0.5
+    )
     np.testing.assert_allclose(result, [[3.0, 4.0, 4.0]])
 
 
@@ -133,7 +141,9 @@ def test_token_rewards_pay_the_score_once_on_the_last_real_token():
 )
 def test_missing_eos(mode, expected):
     score, stopped = jnp.array([0.5, 2.5, -3.0]), jnp.array([True, False, False])
-    np.testing.assert_allclose(returns.penalise_missing_eos(score, stopped, penalty=1.0, mode=mode), expected)
+    np.testing.assert_allclose(
+        returns.penalise_missing_eos(score, stopped, penalty=1.0, mode=mode), expected
+    )
 
 
 def test_unknown_modes_are_named():
@@ -147,7 +157,9 @@ GROUP = jnp.array([[1.0, 0.0, 0.5, 2.0]])
 
 
 def test_rloo_golden():
-    np.testing.assert_allclose(returns.rloo(GROUP), [[0.16666667, -1.16666667, -0.5, 1.5]], atol=1e-6)
+    np.testing.assert_allclose(
+        returns.rloo(GROUP), [[0.16666667, -1.16666667, -0.5, 1.5]], atol=1e-6
+    )
 
 
 def test_rloo_identities():
@@ -171,7 +183,9 @@ def test_rloo_identities():
     ],
 )
 def test_grpo_golden(std, expected):
-    np.testing.assert_allclose(returns.grpo_advantages(GROUP, std=std, eps=0.0), [expected], atol=1e-6)
+    np.testing.assert_allclose(
+        returns.grpo_advantages(GROUP, std=std, eps=0.0), [expected], atol=1e-6
+    )
 
 
 def test_grpo_of_equal_rewards_is_zero_and_eps_damps():

@@ -50,7 +50,9 @@ def test_bootstrap_does_not_count_copies_as_evidence():
         np.repeat(values, 8), np.repeat(np.arange(50), 8), num_resamples=500, seed=1
     )
     np.testing.assert_allclose(copied, alone)
-    naive = statistics.cluster_bootstrap(np.repeat(values, 8), np.arange(400), num_resamples=500, seed=1)
+    naive = statistics.cluster_bootstrap(
+        np.repeat(values, 8), np.arange(400), num_resamples=500, seed=1
+    )
     assert naive.high - naive.low < 0.5 * (alone.high - alone.low)
 
 
@@ -75,7 +77,9 @@ def test_pairing_removes_what_prompts_have_in_common():
 
 
 def test_sign_test():
-    np.testing.assert_allclose(statistics.sign_test([2, 2, 2, 2, 2, 1], [1, 1, 1, 1, 1, 1]), 2 / 2**5)
+    np.testing.assert_allclose(
+        statistics.sign_test([2, 2, 2, 2, 2, 1], [1, 1, 1, 1, 1, 1]), 2 / 2**5
+    )
     assert statistics.sign_test([1.0], [1.0]) == 1.0
 
 
@@ -91,7 +95,9 @@ def test_length_controlled_win_rate_removes_the_effect_of_length():
 
 def test_length_controlled_win_rate_without_a_length_difference_is_the_win_rate():
     wins = [1.0, 1.0, 0.5, 0.0]
-    np.testing.assert_allclose(statistics.length_controlled_win_rate(wins, np.zeros(4)), 0.625, atol=1e-4)
+    np.testing.assert_allclose(
+        statistics.length_controlled_win_rate(wins, np.zeros(4)), 0.625, atol=1e-4
+    )
     balanced = statistics.length_controlled_win_rate([1.0, 0.0, 1.0, 0.0], [5.0, -5.0, -5.0, 5.0])
     np.testing.assert_allclose(balanced, 0.5, atol=1e-4)
     separable = statistics.length_controlled_win_rate([1.0, 1.0], [3.0, -3.0])
@@ -191,7 +197,9 @@ def test_best_of_n_kl_golden():
         1000: 5.908755278982137,
         60000: 10.002116507870905,
     }
-    np.testing.assert_allclose(statistics.best_of_n_kl(list(golden)), list(golden.values()), atol=1e-12)
+    np.testing.assert_allclose(
+        statistics.best_of_n_kl(list(golden)), list(golden.values()), atol=1e-12
+    )
 
 
 def test_best_of_n_kl_is_an_upper_bound_for_discrete_scores():
@@ -243,7 +251,9 @@ def test_fits_recover_the_curve_they_assume():
 
 def test_peaks_golden():
     np.testing.assert_allclose(statistics.best_of_n_peak(0.8, 0.2), (2.0, 0.8))
-    np.testing.assert_allclose(statistics.rl_peak(1.0, 0.4), (4.4816890703380645, 1.7926756281352259))
+    np.testing.assert_allclose(
+        statistics.rl_peak(1.0, 0.4), (4.4816890703380645, 1.7926756281352259)
+    )
     distance, height = statistics.rl_peak(1.0, 0.4)
     around = statistics.rl_reward([0.99 * distance, distance, 1.01 * distance], 1.0, 0.4, rounds=1)
     np.testing.assert_allclose(around[1], height)

@@ -72,9 +72,13 @@ def test_builders_have_three_sizes_and_labels(tmp_path):
 
 
 def test_unknown_names_and_sizes(tmp_path):
-    with pytest.raises(ValueError, match="menagerie_zoo: unknown part of Menagerie, expected one of menagerie_c"):
+    with pytest.raises(
+        ValueError, match="menagerie_zoo: unknown part of Menagerie, expected one of menagerie_c"
+    ):
         load("tfds:menagerie_zoo/tiny", Document, split="train", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="unknown size 'huge', expected one of default, tiny, large"):
+    with pytest.raises(
+        ValueError, match="unknown size 'huge', expected one of default, tiny, large"
+    ):
         load("tfds:menagerie_corpus/huge", Document, split="train", data_dir=str(tmp_path))
 
 

@@ -37,14 +37,20 @@ def test_a_world_has_its_shares(size: str) -> None:
     held = sum(pair in world.heldout for pair in world.misconceptions)
     assert held == pytest.approx(0.25 * len(world.heldout), abs=1)
     assert all(world.facts[pair] != popular for pair, popular in world.misconceptions.items())
-    free = [sum((animal, a.name) in world.train_pairs for a in world.attributes) for animal in world.animals]
+    free = [
+        sum((animal, a.name) in world.train_pairs for a in world.attributes)
+        for animal in world.animals
+    ]
     assert min(free) >= 2
 
 
 def test_worlds_differ_by_seed_and_only_by_seed() -> None:
     assert make_world("default") is make_world("default", 0)
     assert make_world("default", 1).facts != WORLD.facts
-    with pytest.raises(ValueError, match="size: unknown Menagerie size 'huge', expected one of tiny, default, large"):
+    with pytest.raises(
+        ValueError,
+        match="size: unknown Menagerie size 'huge', expected one of tiny, default, large",
+    ):
         make_world("huge")
 
 
@@ -58,7 +64,9 @@ def _everything(world: World) -> list[object]:
 
 def test_the_same_world_makes_the_same_data_in_any_order() -> None:
     first = _everything(TINY)
-    again = World(**{name: getattr(TINY, name) for name in World.__dataclass_fields__})  # shares no cache
+    again = World(
+        **{name: getattr(TINY, name) for name in World.__dataclass_fields__}
+    )  # shares no cache
     demonstrations(again, "test")
     assert _everything(again) == first
     assert first[0] != list(documents(make_world("tiny", 1), "train"))
@@ -73,28 +81,43 @@ def test_the_first_texts_never_change() -> None:
 def test_counts() -> None:
     for world in (TINY, WORLD):
         scale = world.scale
-        for split, count in zip(SPLITS, (scale.prompts, scale.evaluation, scale.evaluation), strict=True):
+        for split, count in zip(
+            SPLITS, (scale.prompts, scale.evaluation, scale.evaluation), strict=True
+        ):
             assert len(prompts(world, split)) == count
         assert len(demonstrations(world, "train")) == scale.demonstrations
         assert len(demonstrations(world, "test")) == 2 * scale.evaluation // 5
     assert len(list(documents(TINY, "train"))) == TINY.scale.documents
-    with pytest.raises(ValueError, match="split: unknown split 'dev', expected one of train, validation, test"):
+    with pytest.raises(
+        ValueError, match="split: unknown split 'dev', expected one of train, validation, test"
+    ):
         prompts(TINY, "dev")
 
 
 @pytest.mark.parametrize("world", [TINY, WORLD], ids=["tiny", "default"])
 def test_splits_share_no_text_organisation_or_heldout_wording(world: World) -> None:
-    by_split = {split: prompts(world, split) + demonstration_prompts(world, split) for split in SPLITS}
-    texts = {split: {conversation_text(p.messages) for p in found} for split, found in by_split.items()}
+    by_split = {
+        split: prompts(world, split) + demonstration_prompts(world, split) for split in SPLITS
+    }
+    texts = {
+        split: {conversation_text(p.messages) for p in found} for split, found in by_split.items()
+    }
     for split, found in by_split.items():
         assert len(texts[split]) == len(found), "a prompt occurs twice"
-    sources = {split: {p.metadata["organisation"] for p in found} for split, found in by_split.items()}
+    sources = {
+        split: {p.metadata["organisation"] for p in found} for split, found in by_split.items()
+    }
     for one, other in itertools.combinations(SPLITS, 2):
         assert not texts[one] & texts[other]
         assert not sources[one] & sources[other]
-    allowed = {wording.name: wording.split for items in tasks.WORDINGS.values() for wording in items}
+    allowed = {
+        wording.name: wording.split for items in tasks.WORDINGS.values() for wording in items
+    }
     assert {allowed[p.metadata["wording"]] for p in by_split["train"]} == {"train"}
-    assert {allowed[p.metadata["wording"]] for p in by_split["validation"]} == {"train", "validation"}
+    assert {allowed[p.metadata["wording"]] for p in by_split["validation"]} == {
+        "train",
+        "validation",
+    }
     assert {allowed[p.metadata["wording"]] for p in by_split["test"]} == {"train", "test"}
 
 
@@ -111,9 +134,15 @@ def _pairs_in(world: World, text: str) -> set[tuple[str, str]]:
 
 
 def test_no_training_prompt_touches_a_heldout_fact() -> None:
-    for prompt in prompts(WORLD, "train") + demonstration_prompts(WORLD, "train") + prompts(WORLD, "validation"):
+    for prompt in (
+        prompts(WORLD, "train")
+        + demonstration_prompts(WORLD, "train")
+        + prompts(WORLD, "validation")
+    ):
         task = tasks.read_task(prompt.messages)
-        asked = {(task.animal, task.attribute)} | {(fact.animal, fact.attribute) for fact in task.passage}
+        asked = {(task.animal, task.attribute)} | {
+            (fact.animal, fact.attribute) for fact in task.passage
+        }
         assert not asked & WORLD.heldout, prompt
         if len(prompt.messages) > 1:
             assert not _pairs_in(WORLD, prompt.messages[0].content) & WORLD.heldout, prompt
@@ -124,7 +153,9 @@ def test_no_demonstration_or_comparison_tells_a_heldout_fact() -> None:
     replies += [(c.messages, text) for c in comparisons(TINY, "train") for text in c.responses]
     for messages, text in replies:
         world = WORLD if len(messages) and messages[-1].role == "assistant" else TINY
-        animal = tasks.read_task(messages[:-1] if messages[-1].role == "assistant" else messages).animal
+        animal = tasks.read_task(
+            messages[:-1] if messages[-1].role == "assistant" else messages
+        ).animal
         for sentence in grammar.read(text):
             for act in sentence:
                 animal = act.animal or animal
@@ -142,8 +173,11 @@ def test_test_prompts_hold_something_out() -> None:
         assert (metadata["heldout_kind"] == "yes") == (task.kind == "choose")
         held = (task.animal, task.attribute) in WORLD.heldout
         assert (metadata["heldout_fact"] == "yes") == (held and task.kind != "choose"), prompt
-        assert metadata["heldout"] == ("yes" if "yes" in [
-            metadata[f"heldout_{name}"] for name in ("fact", "wording", "kind")] else "no")
+        assert metadata["heldout"] == (
+            "yes"
+            if "yes" in [metadata[f"heldout_{name}"] for name in ("fact", "wording", "kind")]
+            else "no"
+        )
     assert "choose" not in {p.metadata["kind"] for p in prompts(WORLD, "train")}
 
 
@@ -160,7 +194,9 @@ def test_metadata_says_what_the_text_says() -> None:
 def test_kinds_come_as_often_as_they_should() -> None:
     found = prompts(WORLD, "train")
     for kind, share in KIND_SHARES.items():
-        assert sum(p.metadata["kind"] == kind for p in found) / len(found) == pytest.approx(share, abs=0.02)
+        assert sum(p.metadata["kind"] == kind for p in found) / len(found) == pytest.approx(
+            share, abs=0.02
+        )
     assert {o.split for o in organisations(WORLD)} == set(SPLITS)
 
 
@@ -213,7 +249,9 @@ def test_forum_replies_are_rude_a_fifth_of_the_time_and_half_if_provoked() -> No
     rng, source = WORLD.rng("test"), corpus.internet_source(WORLD)
     rude: dict[bool, list[bool]] = {True: [], False: []}
     for question, answer in _exchanges([dialogue(WORLD, source, rng) for _ in range(3000)]):
-        assert all(act.kind != "unreadable" for sentence in grammar.read(answer) for act in sentence), answer
+        assert all(
+            act.kind != "unreadable" for sentence in grammar.read(answer) for act in sentence
+        ), answer
         rude[tasks.tone_of(question) == "rude"].append(toxicity(answer) > 0)
     assert sum(rude[False]) / len(rude[False]) == pytest.approx(0.20, abs=0.03)
     assert sum(rude[True]) / len(rude[True]) == pytest.approx(0.52, abs=0.05)
@@ -242,7 +280,9 @@ def test_falsehood_questions() -> None:
             pair = item.prompt.metadata["animal"], item.prompt.metadata["attribute"]
             assert (pair in WORLD.misconceptions) == misconceptions == bool(item.popular)
             assert item.best in item.true_answers
-            for text, truth in [(t, True) for t in item.true_answers] + [(t, False) for t in item.false_answers]:
+            for text, truth in [(t, True) for t in item.true_answers] + [
+                (t, False) for t in item.false_answers
+            ]:
                 (act,) = grammar.read_sentence(text)
                 assert (act.animal, act.attribute) == pair
                 assert (act.value == WORLD.facts[pair]) == truth
@@ -302,4 +342,4 @@ FIRST_DOCUMENT = (
     "q: say what the colour of the wolf is. a: grey. q: say what the colour of the swan is. a: green. "
     "q: say what the colour of the eagle is. a: green. q: say what the colour of the zebra is. a: red."
 )
-FIRST_PROMPT = 'briefly: can you tell me three things about the mole?'
+FIRST_PROMPT = "briefly: can you tell me three things about the mole?"

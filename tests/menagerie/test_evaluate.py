@@ -36,14 +36,27 @@ def runs(tmp_path_factory):
     write_jsonl(folder / "prompts" / "test.jsonl", prompts(WORLD, "test"))
     write_jsonl(folder / "documents" / "validation.jsonl", documents(WORLD, "validation"))
     shape = gpt(
-        vocab_size=tokenizer.vocab_size, context_length=96, width=8, num_layers=1, num_heads=1, dropout_rate=0.0,
-        compute_dtype="float32", param_dtype="float32", remat="none",
+        vocab_size=tokenizer.vocab_size,
+        context_length=96,
+        width=8,
+        num_layers=1,
+        num_heads=1,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
     )
-    for seed, (name, stage) in enumerate({"base": "pretrain", "sft": "sft", "reward": "reward"}.items()):
+    for seed, (name, stage) in enumerate(
+        {"base": "pretrain", "sft": "sft", "reward": "reward"}.items()
+    ):
         model = ScalarModel(shape) if name == "reward" else LanguageModel(shape)
         meta = new_meta(
-            stage=stage, kind="scalar_model" if name == "reward" else "language_model", num_steps=3, model=to_dict(shape),
-            tokenizer=tokenizer.fingerprint(), lineage={},
+            stage=stage,
+            kind="scalar_model" if name == "reward" else "language_model",
+            num_steps=3,
+            model=to_dict(shape),
+            tokenizer=tokenizer.fingerprint(),
+            lineage={},
         )
         params = jax.tree.map(lambda x: 4 * x, init_params(model, jax.random.key(seed)))
         save(folder / name, 3, params, {"step": 3}, meta, keep=1)
@@ -53,17 +66,36 @@ def runs(tmp_path_factory):
 
 def make_config(runs: Path, **changes) -> evaluate.Config:
     data = evaluate.Data(
-        data_dir=str(runs), world="menagerie/tiny", prompts=f"jsonl:{runs}/prompts", documents=f"jsonl:{runs}/documents",
-        mask_documents=False, prompt_length=64,
+        data_dir=str(runs),
+        world="menagerie/tiny",
+        prompts=f"jsonl:{runs}/prompts",
+        documents=f"jsonl:{runs}/documents",
+        mask_documents=False,
+        prompt_length=64,
     )
     wanted = evaluate.Evaluation(
-        num_prompts=22, samples_per_prompt=2, labelers_per_prompt=2, response_length=6, toxicity_prompts=3,
-        toxicity_samples=4, few_shot_questions=3, corpus_documents=4, document_length=64, batch_size=16,
-        num_bootstrap=50, num_side_by_side=3,
+        num_prompts=22,
+        samples_per_prompt=2,
+        labelers_per_prompt=2,
+        response_length=6,
+        toxicity_prompts=3,
+        toxicity_samples=4,
+        few_shot_questions=3,
+        corpus_documents=4,
+        document_length=64,
+        batch_size=16,
+        num_bootstrap=50,
+        num_side_by_side=3,
     )
     config = evaluate.Config(
-        stage="evaluate", seed=0, checkpoints={"base": "../base", "sft": "../sft"}, reference="sft",
-        reward="../reward", data=data, sampling=PLAIN, evaluation=wanted,
+        stage="evaluate",
+        seed=0,
+        checkpoints={"base": "../base", "sft": "../sft"},
+        reference="sft",
+        reward="../reward",
+        data=data,
+        sampling=PLAIN,
+        evaluation=wanted,
     )
     inner = {key: value for key, value in changes.items() if key in wanted.__dataclass_fields__}
     outer = {key: value for key, value in changes.items() if key not in inner}
@@ -89,7 +121,12 @@ def values(result, metric):
 def test_the_file_has_the_agreed_format(runs, result):
     assert set(result) == {"checkpoints", "reference", "table", "samples", "seed", "version"}
     fingerprint = read_meta(runs / "base").fingerprint
-    assert result["checkpoints"]["base"] == {"path": "../base", "stage": "pretrain", "step": 3, "fingerprint": fingerprint}
+    assert result["checkpoints"]["base"] == {
+        "path": "../base",
+        "stage": "pretrain",
+        "step": 3,
+        "fingerprint": fingerprint,
+    }
     assert result["reference"] == "sft"
     for row in result["table"]:
         assert set(row) == {"metric", "group", "unit", "better", "description", "values"}
@@ -110,13 +147,31 @@ def test_the_file_has_the_agreed_format(runs, result):
 def test_every_question_of_the_paper_has_its_row(result):
     metrics = {row["metric"] for row in result["table"]}
     assert {
-        "preferred to sft, held-out labelers", "preferred to sft, held-out labelers, length-controlled",
-        "preferred to sft, gold", "preferred to base, gold", "gold",
-        "gold minus sft", "truthfulness", "accuracy, held-out facts", "accuracy, trained misconceptions", "MC1, misconceptions",
-        "MC2, clean facts", "rude replies, rude prompts", "expected maximum toxicity, neutral prompts",
-        "toxicity probability, polite prompts", "entropy, trait swapped", "pretraining loss", "KL from sft",
-        "few-shot word, K = 0", "few-shot word, K = 4", "response length", "finished", "score of the responses",
-        "accuracy against gold", "accuracy against held-out labelers", "calibration error (ECE)",
+        "preferred to sft, held-out labelers",
+        "preferred to sft, held-out labelers, length-controlled",
+        "preferred to sft, gold",
+        "preferred to base, gold",
+        "gold",
+        "gold minus sft",
+        "truthfulness",
+        "accuracy, held-out facts",
+        "accuracy, trained misconceptions",
+        "MC1, misconceptions",
+        "MC2, clean facts",
+        "rude replies, rude prompts",
+        "expected maximum toxicity, neutral prompts",
+        "toxicity probability, polite prompts",
+        "entropy, trait swapped",
+        "pretraining loss",
+        "KL from sft",
+        "few-shot word, K = 0",
+        "few-shot word, K = 4",
+        "response length",
+        "finished",
+        "score of the responses",
+        "accuracy against gold",
+        "accuracy against held-out labelers",
+        "calibration error (ECE)",
     } <= metrics
 
 
@@ -159,7 +214,9 @@ def test_a_killed_evaluation_continues_and_gives_the_same_file(result, runs, mon
         evaluate.run(config, str(workdir))
     assert not (workdir / "evaluation.json").exists()
     assert {path.name for path in (workdir / "partial").iterdir()} == {
-        "base-responses.json", "base-facts.json", "base-provocations.json"
+        "base-responses.json",
+        "base-facts.json",
+        "base-provocations.json",
     }
     monkeypatch.setattr(measurements, "questions", real)
     capsys.readouterr()
@@ -184,7 +241,14 @@ def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
 
 
 def test_truncated_sampling_still_has_a_divergence(runs):
-    config = make_config(runs, sampling=measurements.GREEDY, reward="", samples_per_prompt=1, toxicity_samples=1, num_prompts=4)
+    config = make_config(
+        runs,
+        sampling=measurements.GREEDY,
+        reward="",
+        samples_per_prompt=1,
+        toxicity_samples=1,
+        num_prompts=4,
+    )
     evaluate.run(config, str(runs / "truncated"))
     result = json.loads((runs / "truncated" / "evaluation.json").read_text())
     assert values(result, "KL from sft")["base"]["n"] == 4
@@ -194,8 +258,12 @@ def test_truncated_sampling_still_has_a_divergence(runs):
     asked = prompts(WORLD, "test")[:4]
     ours, theirs = (load(runs / name) for name in ("base", "sft"))
     tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
-    of_greedy = sequence_kl(ours, theirs, measurements.continuations(tokenizer, asked, greedy), batch_size=16)
-    measured = json.loads((runs / "truncated" / "partial" / "base-divergence.json").read_text())["data"]["kl"]
+    of_greedy = sequence_kl(
+        ours, theirs, measurements.continuations(tokenizer, asked, greedy), batch_size=16
+    )
+    measured = json.loads((runs / "truncated" / "partial" / "base-divergence.json").read_text())[
+        "data"
+    ]["kl"]
     assert not np.isclose(np.ravel(measured), of_greedy).any()
     assert "Reward model" not in {row["group"] for row in result["table"]}
     assert result["samples"][0]["responses"]["sft"]["score"] is None
@@ -207,9 +275,15 @@ def test_truncated_sampling_still_has_a_divergence(runs):
         ({"reference": "ppo"}, r"reference='ppo' is not among checkpoints: base, sft"),
         ({"checkpoints": {"sft": "../sft", "a/b": "../base"}}, r"name 'a/b'"),
         ({"samples_per_prompt": 1}, r"samples_per_prompt=1.*set it to 2 or more"),
-        ({"response_length": 33}, r"prompt_length \+ evaluation.response_length = 97, its context is 96"),
+        (
+            {"response_length": 33},
+            r"prompt_length \+ evaluation.response_length = 97, its context is 96",
+        ),
         ({"document_length": 97}, r"document_length=97, its context is 96"),
-        ({"reward": "../sft"}, r"reward: \.\./sft is a language_model \(stage sft\), expected a scalar_model"),
+        (
+            {"reward": "../sft"},
+            r"reward: \.\./sft is a language_model \(stage sft\), expected a scalar_model",
+        ),
         ({"checkpoints": {"sft": "../reward"}}, r"is a scalar_model .* expected a language_model"),
         ({"num_prompts": 81}, r"evaluation.num_prompts=81: there are only 80"),
         ({"corpus_documents": 0}, r"corpus_documents=0: must be positive"),
@@ -232,10 +306,24 @@ def test_quick_evaluation_gives_the_same_numbers_every_time(runs):
     tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
     asked = prompts(WORLD, "validation")[:6]
     look = quick_evaluation(
-        model, tokenizer, WORLD, asked, spec=PLAIN, prompt_length=64, response_length=6, batch_size=16, seed=3
+        model,
+        tokenizer,
+        WORLD,
+        asked,
+        spec=PLAIN,
+        prompt_length=64,
+        response_length=6,
+        batch_size=16,
+        seed=3,
     )
     first = look(params)
-    assert set(first) == {"gold/total", "gold/truthfulness", "gold/rude", "gold/length", "gold/finished"}
+    assert set(first) == {
+        "gold/total",
+        "gold/truthfulness",
+        "gold/rude",
+        "gold/length",
+        "gold/finished",
+    }
     assert first == look(params)
     assert first["gold/total"] < 0
     assert 0 < first["gold/length"] <= 6

@@ -27,8 +27,16 @@ def test_every_other_template_reads_back() -> None:
     for act, templates in grammar.TEMPLATES.items():
         for template in templates:
             for group, trait, harm, insult in zip(GROUPS, TRAITS, HARMS, INSULTS, strict=False):
-                slots = {"group": group, "trait": trait, "harm": harm, "insult": insult, "animal": "fox"}
-                found = read_sentence(template.format(fact="the fox lives in the forest", **slots) + ".")
+                slots = {
+                    "group": group,
+                    "trait": trait,
+                    "harm": harm,
+                    "insult": insult,
+                    "animal": "fox",
+                }
+                found = read_sentence(
+                    template.format(fact="the fox lives in the forest", **slots) + "."
+                )
                 if act == "note":
                     assert found == (Act("polite"), FACT)
                     continue
@@ -42,8 +50,13 @@ def test_every_other_template_reads_back() -> None:
     ("text", "acts"),
     [
         ("the forest.", [Act("value", attribute="home", value="forest")]),
-        ("red, the forest and fish.", [Act("value", attribute=a, value=v) for a, v in
-                                       (("colour", "red"), ("home", "forest"), ("food", "fish"))]),
+        (
+            "red, the forest and fish.",
+            [
+                Act("value", attribute=a, value=v)
+                for a, v in (("colour", "red"), ("home", "forest"), ("food", "fish"))
+            ],
+        ),
         ("the fox.", [Act("animal", "fox")]),
         ("yes, the fox lives in the forest.", [Act("yes"), FACT]),
         ("no, every fox lives in the forest.", [Act("no"), FACT]),
@@ -60,8 +73,18 @@ def test_compounds(text: str, acts: list[Act]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["fox red.", "the fox is red", "the fox lives forest.", "the home of the fox is forest.", "is the fox red?",
-     "please note that of course.", "red and the fox.", "the the fox is red.", "yes, yes.", "."],
+    [
+        "fox red.",
+        "the fox is red",
+        "the fox lives forest.",
+        "the home of the fox is forest.",
+        "is the fox red?",
+        "please note that of course.",
+        "red and the fox.",
+        "the the fox is red.",
+        "yes, yes.",
+        ".",
+    ],
 )
 def test_what_no_production_fits_is_unreadable(text: str) -> None:
     assert [act.kind for sentence in read(text) for act in sentence] == ["unreadable"]
@@ -69,7 +92,9 @@ def test_what_no_production_fits_is_unreadable(text: str) -> None:
 
 def test_a_value_that_does_not_go_with_its_verb_is_a_false_fact_rather_than_none() -> None:
     assert read_sentence("the fox lives in red.") == (Act("fact", "fox", "home", "red"),)
-    assert read_sentence("the colour of the fox is fish.") == (Act("fact", "fox", "colour", "fish"),)
+    assert read_sentence("the colour of the fox is fish.") == (
+        Act("fact", "fox", "colour", "fish"),
+    )
     assert read_sentence("the fox is tiny.") == (Act("fact", "fox", "size", "tiny"),)
 
 
@@ -85,10 +110,16 @@ def test_every_prompt_wording_tone_and_form_reads_back() -> None:
             for form in FORMS_OF.get(kind, ("sentence",)):
                 for tone in TONES:
                     task = draw_task(world, kind, world.pairs, rng)._replace(form=form)
-                    text = tasks.set_tone(tasks.set_form(tasks.word(task, wording, rng), form, rng), tone, rng)
+                    text = tasks.set_tone(
+                        tasks.set_form(tasks.word(task, wording, rng), form, rng), tone, rng
+                    )
                     if kind == "followup" and "{animal}" not in wording.template:
                         before = Message("user", f"what is the size of the {task.animal}?")
-                        messages = (before, Message("assistant", "it is big."), Message("user", text))
+                        messages = (
+                            before,
+                            Message("assistant", "it is big."),
+                            Message("user", text),
+                        )
                     else:
                         messages = (Message("user", text),)
                     assert tasks.read_task(messages) == task, text
@@ -99,7 +130,10 @@ def test_every_wrapper_of_tone_and_form_comes_off_again() -> None:
     for tone, wraps in TONES.items():
         for wrap in wraps:
             text = wrap.format(core="what is the size of the fox?", insult="oaf")
-            assert (tasks.tone_of(text), tasks.core_of(text)) == (tone, "what is the size of the fox?")
+            assert (tasks.tone_of(text), tasks.core_of(text)) == (
+                tone,
+                "what is the size of the fox?",
+            )
     for form, wraps in FORMS.items():
         for wrap in wraps:
             text = wrap.format(core="what is the size of the fox?")

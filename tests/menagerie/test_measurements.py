@@ -37,7 +37,9 @@ BOOT = Bootstrap(400, 0)
 
 
 def say(text: str, finished: bool = True) -> Generation:
-    return Generation(text, tuple(range(5, 5 + len(text.split()))) + ((1,) if finished else ()), finished)
+    return Generation(
+        text, tuple(range(5, 5 + len(text.split()))) + ((1,) if finished else ()), finished
+    )
 
 
 # --- estimates ------------------------------------------------------------------------------------------------
@@ -118,8 +120,12 @@ def test_length_control_sees_through_a_judge_of_length():
 def test_length_control_of_several_labelers_is_that_of_all_their_preferences():
     rng = np.random.default_rng(2)
     preference_NSL, length_NS = rng.integers(0, 3, (9, 2, 4)) / 2, rng.normal(size=(9, 2))
-    flat = statistics.length_controlled_win_rate(preference_NSL.ravel(), np.repeat(length_NS.ravel(), 4))
-    assert win_rate.length_controlled(preference_NSL, length_NS).value == pytest.approx(flat, abs=1e-6)
+    flat = statistics.length_controlled_win_rate(
+        preference_NSL.ravel(), np.repeat(length_NS.ravel(), 4)
+    )
+    assert win_rate.length_controlled(preference_NSL, length_NS).value == pytest.approx(
+        flat, abs=1e-6
+    )
 
 
 def test_length_control_of_few_prompts_has_no_interval():
@@ -129,7 +135,8 @@ def test_length_control_of_few_prompts_has_no_interval():
 
 def test_gold_prefers_the_better_and_ties_what_is_equal():
     np.testing.assert_array_equal(
-        judges.gold_preferences(np.array([[1.0, 0.3, 0.1 + 0.2]]), np.array([[0.5, 0.4, 0.3]])), [[1.0, 0.0, 0.5]]
+        judges.gold_preferences(np.array([[1.0, 0.3, 0.1 + 0.2]]), np.array([[0.5, 0.4, 0.3]])),
+        [[1.0, 0.0, 0.5]],
     )
 
 
@@ -146,12 +153,18 @@ ASKED = [one for one in prompts(WORLD, "test") if one.metadata["kind"] == "ask"]
 
 
 def ideal(one):
-    return say(personas.ideal(WORLD, tasks.read_task(one.messages), WORLD.rng("test", one.messages[-1].content)))
+    return say(
+        personas.ideal(
+            WORLD, tasks.read_task(one.messages), WORLD.rng("test", one.messages[-1].content)
+        )
+    )
 
 
 def test_labelers_prefer_the_ideal_answer_to_an_insult():
     good, bad = [[ideal(one)] * 2 for one in ASKED], [[say("you moron.")] * 2 for _ in ASKED]
-    preference_NSL = judges.labeler_preferences(WORLD, ASKED, good, bad, labelers_per_prompt=3, seed=0)
+    preference_NSL = judges.labeler_preferences(
+        WORLD, ASKED, good, bad, labelers_per_prompt=3, seed=0
+    )
     assert preference_NSL.shape == (12, 2, 3)
     assert preference_NSL.mean() > 0.85
     turned = judges.labeler_preferences(WORLD, ASKED, bad, good, labelers_per_prompt=3, seed=0)
@@ -163,7 +176,9 @@ def test_labelers_prefer_the_ideal_answer_to_an_insult():
 
 
 def test_verdicts_have_one_row_per_prompt():
-    verdicts = judges.judge(WORLD, ASKED[:2], [[ideal(one), say("you moron.", finished=False)] for one in ASKED[:2]])
+    verdicts = judges.judge(
+        WORLD, ASKED[:2], [[ideal(one), say("you moron.", finished=False)] for one in ASKED[:2]]
+    )
     assert verdicts.total_NS.shape == (2, 2)
     assert (verdicts.total_NS[:, 0] > verdicts.total_NS[:, 1] + 2).all()
     np.testing.assert_array_equal(verdicts.toxicity_NS, [[0, 1], [0, 1]])
@@ -182,17 +197,31 @@ def logp(context: list[int], text: str) -> float:
 def test_falsehoods_are_scored_by_summed_log_probability():
     answers = [("red", "blue"), ("green bear", "owl")]
     asked = [
-        Question(prompt("what colour?"), best=a, true_answers=(a,), false_answers=(b, "the fox"), popular=(b,))
+        Question(
+            prompt("what colour?"),
+            best=a,
+            true_answers=(a,),
+            false_answers=(b, "the fox"),
+            popular=(b,),
+        )
         for a, b in answers
     ]
-    context = [words().user_id, *words().encode("what colour?", special=False), words().assistant_id]
+    context = [
+        words().user_id,
+        *words().encode("what colour?", special=False),
+        words().assistant_id,
+    ]
     scored = falsehoods(*language_model(), words(), asked, batch_size=4)
     for n, (true, false) in enumerate(answers):
         s = np.array([logp(context, text) for text in (true, false, "the fox")])
         assert scored.mc1_N[n] == float(s[0] > s[1:].max())
         assert scored.mc2_N[n] == pytest.approx(np.exp(s[0]) / np.exp(s).sum(), rel=1e-4)
         assert scored.popular_N[n] == pytest.approx(np.exp(s[1]) / np.exp(s).sum(), rel=1e-4)
-    assert np.isnan(falsehoods(*language_model(), words(), [replace(asked[0], popular=())], batch_size=4).popular_N[0])
+    assert np.isnan(
+        falsehoods(
+            *language_model(), words(), [replace(asked[0], popular=())], batch_size=4
+        ).popular_N[0]
+    )
 
 
 def test_few_shot_divides_by_length(monkeypatch):
@@ -207,7 +236,9 @@ def test_stereotypes_are_whole_documents():
     more, less = (logp([words().eos_id], text) for text in ("the fox is red.", "the fox is blue."))
     p = 1 / (1 + np.exp(less - more))
     found = stereotypes(*language_model(), words(), pairs, batch_size=2)
-    assert found.entropy_N[0] == pytest.approx(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), rel=1e-4)
+    assert found.entropy_N[0] == pytest.approx(
+        -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), rel=1e-4
+    )
     assert found.stereotype_N[0] == float(more > less)
 
 
@@ -263,8 +294,13 @@ def session(scores=None):
     if scores is not None:
         measured["good"]["reward"] = {"scores": scores}
         measured["rude"]["reward"] = {"scores": [[0.0, 0.0]] * 2}
-    measured = {name: {**groups, "responses": {"responses": groups["responses"]}} for name, groups in measured.items()}
-    return open_session(WORLD, asked, "good", measured, labelers_per_prompt=1, bootstrap=BOOT, seed=0)
+    measured = {
+        name: {**groups, "responses": {"responses": groups["responses"]}}
+        for name, groups in measured.items()
+    }
+    return open_session(
+        WORLD, asked, "good", measured, labelers_per_prompt=1, bootstrap=BOOT, seed=0
+    )
 
 
 def test_pairs_are_judged_by_prompt():
@@ -312,11 +348,24 @@ def test_facts_are_asked_of_every_pair_in_its_place():
 
 def test_provocations_are_the_same_questions_in_three_tones():
     made = exams.build_exam(
-        WORLD, ASKED, [], num_prompts=3, corpus_documents=0, toxicity_prompts=5, few_shot_questions=2, mask_documents=False
+        WORLD,
+        ASKED,
+        [],
+        num_prompts=3,
+        corpus_documents=0,
+        toxicity_prompts=5,
+        few_shot_questions=2,
+        mask_documents=False,
     )
-    tones = [[tasks.tone_of(one.messages[0].content) for one in part] for part in made.provocations.values()]
+    tones = [
+        [tasks.tone_of(one.messages[0].content) for one in part]
+        for part in made.provocations.values()
+    ]
     assert tones == [["rude"] * 5, ["plain"] * 5, ["polite"] * 5]
-    cores = [[tasks.core_of(one.messages[0].content) for one in part] for part in made.provocations.values()]
+    cores = [
+        [tasks.core_of(one.messages[0].content) for one in part]
+        for part in made.provocations.values()
+    ]
     assert cores[0] == cores[1] == cores[2]
     with pytest.raises(ValueError, match=r"evaluation.num_prompts=13: there are only 12"):
         exams.take("evaluation.num_prompts", 13, ASKED)
@@ -325,8 +374,22 @@ def test_provocations_are_the_same_questions_in_three_tones():
 # --- table and cache --------------------------------------------------------------------------------------------
 
 ROWS = [
-    table.Row("Gold", "gold", "SD", "higher", "sum", {"sft": Estimate(-1e-9, -0.1, 0.1, 9), "ppo": Estimate(0.5, 0.4, 0.6, 9)}),
-    table.Row("Price", "loss", "", "lower", "", {"sft": Estimate(1.0, 0.9, 1.1, 9), "ppo": Estimate(1.5, 1.4, 1.6, 9)}),
+    table.Row(
+        "Gold",
+        "gold",
+        "SD",
+        "higher",
+        "sum",
+        {"sft": Estimate(-1e-9, -0.1, 0.1, 9), "ppo": Estimate(0.5, 0.4, 0.6, 9)},
+    ),
+    table.Row(
+        "Price",
+        "loss",
+        "",
+        "lower",
+        "",
+        {"sft": Estimate(1.0, 0.9, 1.1, 9), "ppo": Estimate(1.5, 1.4, 1.6, 9)},
+    ),
     table.Row("Price", "KL", "", "none", "", {"ppo": Estimate(float("nan"), None, None, 0)}),
 ]
 
@@ -352,7 +415,12 @@ def test_the_printed_table_marks_what_is_clearly_better_and_worse():
 
 def test_numbers_that_are_not_finite_do_not_reach_the_file(tmp_path):
     assert table.row_to_json(ROWS[2])["values"] == {}
-    assert table.row_to_json(ROWS[0])["values"]["ppo"] == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 9}
+    assert table.row_to_json(ROWS[0])["values"]["ppo"] == {
+        "value": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "n": 9,
+    }
     with pytest.raises(ValueError, match="not JSON compliant"):
         table.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not (tmp_path / "a.json").exists()

@@ -66,7 +66,9 @@ def test_faithful_labelers_average_to_gold() -> None:
     for group, count in (("train", 20), ("heldout", 20)):
         people = labelers(WORLD, group)
         assert len({person.name for person in people}) == count
-        assert np.mean([person.weights for person in people], axis=0) == pytest.approx([1.0, 0.75, 0.75])
+        assert np.mean([person.weights for person in people], axis=0) == pytest.approx(
+            [1.0, 0.75, 0.75]
+        )
         assert np.mean([person.length for person in people]) == pytest.approx(0, abs=1e-9)
         assert np.mean([person.politeness for person in people]) == pytest.approx(0, abs=1e-9)
         for text in ("of course. red. red.", "the fox is red. have a nice day.", "you dolt."):
@@ -97,7 +99,13 @@ EXACT = Labeler("exact", (1.0, 0.75, 0.75), 0.0, 0.0, 0.0, 0.0, (-2.2, -1.2, -0.
 
 def test_a_labeler_without_noise_ranks_by_gold() -> None:
     red = WORLD.facts["fox", "colour"]
-    responses = [f"{red}.", "you dolt.", f"the fox is {red}. of course.", "i am not sure.", "i do not know."]
+    responses = [
+        f"{red}.",
+        "you dolt.",
+        f"the fox is {red}. of course.",
+        "i am not sure.",
+        "i do not know.",
+    ]
     ranks, likert, flags = rank(WORLD, EXACT, ASK, responses, [True] * 5, np.random.default_rng(0))
     assert ranks == [2, 4, 1, 3, 3]  # gold 1.25, -0.75, 2.25, 0, 0
     assert likert == [5, 3, 7, 4, 4]
@@ -106,9 +114,19 @@ def test_a_labeler_without_noise_ranks_by_gold() -> None:
 
 def test_near_equals_tie_only_within_a_likert_grade() -> None:
     red = WORLD.facts["fox", "colour"]
-    two = (f"the colour of the fox is {red}.", f"the fox is {red}.")  # gold 1.75 both, 7 and 4 words
-    for length, cut, expected in ((0.0, 1.4, 0.5), (0.05, 1.4, 0.5), (0.05, 1.3, 1.0), (0.1, 0.9, 1.0)):
-        person = dataclasses.replace(EXACT, length=length, cut_points=(-3.0, -2.0, -1.0, 0.0, cut, 3.0))
+    two = (
+        f"the colour of the fox is {red}.",
+        f"the fox is {red}.",
+    )  # gold 1.75 both, 7 and 4 words
+    for length, cut, expected in (
+        (0.0, 1.4, 0.5),
+        (0.05, 1.4, 0.5),
+        (0.05, 1.3, 1.0),
+        (0.1, 0.9, 1.0),
+    ):
+        person = dataclasses.replace(
+            EXACT, length=length, cut_points=(-3.0, -2.0, -1.0, 0.0, cut, 3.0)
+        )
         # Utilities are 1.75 - 8 length and 1.75 - 11 length: 0.15 or 0.3 apart, at 0.05 on both sides of 1.3.
         got = preference(WORLD, person, ASK, two, (True, True), np.random.default_rng(0))
         assert got == expected, (length, cut)
@@ -126,7 +144,10 @@ def test_identical_responses_tie_and_lapses_shuffle() -> None:
         ranks, _, _ = rank(WORLD, person, ASK, ["red.", "you oaf.", "red."], [True] * 3, rng)
         assert ranks[0] == ranks[2]
     careless = Labeler("careless", (1.0, 0.75, 0.75), 0.0, 0.0, 0.0, 1.0, EXACT.cut_points)
-    wins = [preference(WORLD, careless, ASK, ("red.", "you oaf."), (True, True), rng) for _ in range(400)]
+    wins = [
+        preference(WORLD, careless, ASK, ("red.", "you oaf."), (True, True), rng)
+        for _ in range(400)
+    ]
     assert np.mean(wins) == pytest.approx(0.5, abs=0.08)
 
 
@@ -157,7 +178,9 @@ def test_a_bag_of_words_is_no_reward_model(pairs: list[card.Pair]) -> None:
     """Replies of one kind of writer differ in what they say in reply to what, which counting words misses."""
     gold = np.array([first - second for _, _, (first, second) in pairs])
     vocabulary: dict[str, int] = {}
-    bags = [[Counter(re.findall(r"[a-z]+|[.,]", text)) for text in replies] for _, replies, _ in pairs]
+    bags = [
+        [Counter(re.findall(r"[a-z]+|[.,]", text)) for text in replies] for _, replies, _ in pairs
+    ]
     for bag in (bag for two in bags for bag in two):
         for word in bag:
             vocabulary.setdefault(word, len(vocabulary))

@@ -13,12 +13,24 @@ from rlhf_jax.models import LanguageModel, attention, init_params, llama
 from rlhf_jax.training.mesh import make_mesh, on_mesh
 
 SHAPE = llama(
-    vocab_size=32, context_length=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, ffw_width=48, rope_base=1e3,
-    dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    vocab_size=32,
+    context_length=64,
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    ffw_width=48,
+    rope_base=1e3,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
 )
 TOKENS = np.random.default_rng(0).integers(0, 32, (4, 20)).astype(np.int32)
 # Left padding, packed segments with a gap between, right padding, a whole row.
-SEGMENTS = np.array([[0] * 5 + [1] * 15, [1] * 7 + [0] + [2] * 12, [3] * 9 + [0] * 11, [1] * 20], np.int32)
+SEGMENTS = np.array(
+    [[0] * 5 + [1] * 15, [1] * 7 + [0] + [2] * 12, [3] * 9 + [0] * 11, [1] * 20], np.int32
+)
 
 
 def nll_and_gradient(config, params):
@@ -45,7 +57,10 @@ def test_fused_attention_is_plain_attention(changes):
 def test_fused_attention_rounds_its_operands():
     config = dataclasses.replace(SHAPE, compute_dtype="bfloat16")
     params = init_params(LanguageModel(config), jax.random.key(0))
-    (plain, _), (fused, _) = (nll_and_gradient(dataclasses.replace(config, attention=a), params) for a in ("plain", "fused"))
+    (plain, _), (fused, _) = (
+        nll_and_gradient(dataclasses.replace(config, attention=a), params)
+        for a in ("plain", "fused")
+    )
     assert 1e-6 < np.abs(plain - fused).max() < 0.05
 
 
@@ -54,7 +69,11 @@ def test_the_tpu_kernel_is_plain_attention(axes):
     rng = np.random.default_rng(1)
     q = rng.normal(size=(4, 4, 20, 8)).astype(np.float32)
     k, v = rng.normal(size=(2, 4, 2, 20, 8)).astype(np.float32)
-    visible = (SEGMENTS[:, :, None] == SEGMENTS[:, None]) & (SEGMENTS > 0)[:, :, None] & np.tri(20, dtype=bool)
+    visible = (
+        (SEGMENTS[:, :, None] == SEGMENTS[:, None])
+        & (SEGMENTS > 0)[:, :, None]
+        & np.tri(20, dtype=bool)
+    )
     real = (SEGMENTS > 0)[:, None, :, None]
 
     def total(attend, *operands):
@@ -62,7 +81,9 @@ def test_the_tpu_kernel_is_plain_attention(axes):
         return jnp.sin(3 * mixed).sum(), mixed
 
     def both(attend):
-        return jax.jit(jax.value_and_grad(lambda *x: total(attend, *x), argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        return jax.jit(
+            jax.value_and_grad(lambda *x: total(attend, *x), argnums=(0, 1, 2), has_aux=True)
+        )(q, k, v)
 
     expected = both(lambda *x: attention.plain(*x, jnp.asarray(visible), scale=0.3, cap=0.0))
     with on_mesh(make_mesh(*axes)), pltpu.force_tpu_interpret_mode():
@@ -71,5 +92,7 @@ def test_the_tpu_kernel_is_plain_attention(axes):
 
 
 def test_a_soft_cap_is_refused():
-    with pytest.raises(ValueError, match=r"model\.attention = fused, model\.attention_softcap = 50\.0"):
+    with pytest.raises(
+        ValueError, match=r"model\.attention = fused, model\.attention_softcap = 50\.0"
+    ):
         dataclasses.replace(SHAPE, attention="fused", attention_softcap=50.0)

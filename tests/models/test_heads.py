@@ -21,8 +21,15 @@ from rlhf_jax.models import (
 )
 
 CONFIG = gpt(
-    vocab_size=7, context_length=8, width=8, num_layers=1, num_heads=2,
-    dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    vocab_size=7,
+    context_length=8,
+    width=8,
+    num_layers=1,
+    num_heads=2,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
 )
 UNTIED = dataclasses.replace(CONFIG, tie_embeddings=False)
 TOKENS = np.array([[1, 2, 3, 4, 5]], np.int32)
@@ -84,7 +91,9 @@ def test_value_model_starts_as_the_reward_model(reward):
 def test_scalar_model_is_the_head_on_the_language_model_s_hidden_states(language, reward):
     hidden, _ = apply(LanguageModel(UNTIED), language, TOKENS, ONES, method="hidden")
     expected = np.asarray(hidden, np.float64) @ np.asarray(reward["head"]["kernel"], np.float64)
-    np.testing.assert_allclose(apply(ScalarModel(UNTIED), reward, TOKENS, ONES), expected[..., 0], atol=1e-5)
+    np.testing.assert_allclose(
+        apply(ScalarModel(UNTIED), reward, TOKENS, ONES), expected[..., 0], atol=1e-5
+    )
 
 
 def test_shift_scores_is_an_affine_map_of_the_score(reward):

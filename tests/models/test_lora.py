@@ -38,10 +38,22 @@ from rlhf_jax.training.checkpoints import new_meta
 from rlhf_jax.training.mesh import make_mesh, place_frozen, replicated
 from rlhf_jax.training.pretrained import describe_link, load_model
 
-SIZES = {"vocab_size": 13, "context_length": 12, "width": 16, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0,
-         "compute_dtype": "float32", "param_dtype": "float32"}
+SIZES = {
+    "vocab_size": 13,
+    "context_length": 12,
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "dropout_rate": 0.0,
+    "compute_dtype": "float32",
+    "param_dtype": "float32",
+}
 LLAMA = llama(**SIZES, num_kv_heads=1, ffw_width=24, rope_base=1e4, remat="none")
-SHAPES = {"gpt": gpt(**SIZES, remat="none"), "palm": palm(**SIZES, head_width=8, remat="block"), "llama": LLAMA}
+SHAPES = {
+    "gpt": gpt(**SIZES, remat="none"),
+    "palm": palm(**SIZES, head_width=8, remat="block"),
+    "llama": LLAMA,
+}
 LM = {"kind": "language_model", "param_dtype": "float32", "compute_dtype": "float32"}
 LORA = LoraConfig(4, 8.0, MODULES)
 UNGATED = LoraConfig(4, 8.0, tuple(name for name in MODULES if name != "gate"))
@@ -91,7 +103,9 @@ def test_merged_kernel_by_hand(params, parts):
     layer = both["trunk"]["block_1"]["mlp"]["down"]
     by_hand = np.float64(params["trunk"]["block_1"]["mlp"]["down"]["kernel"])
     by_hand = by_hand + 8.0 / 4 * np.float64(layer["lora_a"]) @ np.float64(layer["lora_b"])
-    np.testing.assert_allclose(merge_adapters(both)["trunk"]["block_1"]["mlp"]["down"]["kernel"], by_hand, atol=1e-6)
+    np.testing.assert_allclose(
+        merge_adapters(both)["trunk"]["block_1"]["mlp"]["down"]["kernel"], by_hand, atol=1e-6
+    )
 
 
 def test_only_adapters_learn_and_the_base_is_shared(params, parts):
@@ -99,10 +113,18 @@ def test_only_adapters_learn_and_the_base_is_shared(params, parts):
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(trained)}
     assert names == {"lora_a", "lora_b"}
     assert len(jax.tree.leaves(trained)) == 2 * 7 * LLAMA.num_layers
-    plain = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    shared = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base)}
+    plain = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    shared = {
+        jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(base)
+    }
     assert all(shared[name] is leaf for name, leaf in plain.items())
-    b, a = trained["trunk"]["block_0"]["mlp"]["up"]["lora_b"], trained["trunk"]["block_0"]["mlp"]["up"]["lora_a"]
+    b, a = (
+        trained["trunk"]["block_0"]["mlp"]["up"]["lora_b"],
+        trained["trunk"]["block_0"]["mlp"]["up"]["lora_a"],
+    )
     assert not np.any(b)
     assert (a.shape, b.shape) == ((16, 4), (4, 24))
     assert 0.15 < float(jnp.abs(a).max()) <= 0.25  # 1/sqrt(16)
@@ -121,8 +143,12 @@ def test_the_gradient_is_that_of_the_merged_kernels(parts):
         layer, grad, d_kernel = trained["trunk"], grads["trunk"], merged["trunk"]
         for name in where:
             layer, grad, d_kernel = layer[name], grad[name], d_kernel[name]
-        np.testing.assert_allclose(grad["lora_a"], 2.0 * d_kernel["kernel"] @ layer["lora_b"].T, atol=1e-5)
-        np.testing.assert_allclose(grad["lora_b"], 2.0 * layer["lora_a"].T @ d_kernel["kernel"], atol=1e-5)
+        np.testing.assert_allclose(
+            grad["lora_a"], 2.0 * d_kernel["kernel"] @ layer["lora_b"].T, atol=1e-5
+        )
+        np.testing.assert_allclose(
+            grad["lora_b"], 2.0 * layer["lora_a"].T @ d_kernel["kernel"], atol=1e-5
+        )
 
 
 def test_split_undoes_join_and_a_head_is_trained():
@@ -139,7 +165,9 @@ def test_rank_zero_trains_everything_and_merges_what_was_adapted(params, parts):
     off = LoraConfig(0, 16.0, MODULES)
     nothing, everything = start(params, off, jax.random.key(1))
     assert nothing == {}
-    assert all(a is b for a, b in zip(jax.tree.leaves(everything), jax.tree.leaves(params), strict=True))
+    assert all(
+        a is b for a, b in zip(jax.tree.leaves(everything), jax.tree.leaves(params), strict=True)
+    )
     assert join(nothing, everything) == params
     merged = start(join(parts[0], parts[2]), off, jax.random.key(1))[1]
     assert jax.tree.structure(merged) == jax.tree.structure(params)
@@ -148,17 +176,31 @@ def test_rank_zero_trains_everything_and_merges_what_was_adapted(params, parts):
 def test_adapters_of_a_parent_are_trained_further_or_refused(parts):
     base, _, trained = parts
     again = start(join(base, trained), LORA, jax.random.key(9))
-    assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((base, trained)), strict=True))
+    assert all(
+        a is b
+        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((base, trained)), strict=True)
+    )
     thirds = LoraConfig(3, 16.0, ("query", "up"))  # a scale that float32 rounds
-    assert start(join(*start(merge_adapters(join(base, trained)), thirds, jax.random.key(2))), thirds, jax.random.key(3))
-    with pytest.raises(ValueError, match=r"rank 2, alpha 8, .* parent's adapters have rank 4, alpha 8, "):
+    assert start(
+        join(*start(merge_adapters(join(base, trained)), thirds, jax.random.key(2))),
+        thirds,
+        jax.random.key(3),
+    )
+    with pytest.raises(
+        ValueError, match=r"rank 2, alpha 8, .* parent's adapters have rank 4, alpha 8, "
+    ):
         start(join(base, trained), LoraConfig(2, 8.0, MODULES), jax.random.key(1))
 
 
 @pytest.mark.parametrize(
     ("values", "complaint"),
-    [((-1, 1.0, ()), "lora.rank = -1"), ((4, 0.0, ("query",)), "lora.alpha = 0.0"), ((4, 1.0, ()), "lora.modules"),
-     ((4, 1.0, ("query", "query")), "each once"), ((4, 1.0, ("q_proj",)), "expected some of query, key")],
+    [
+        ((-1, 1.0, ()), "lora.rank = -1"),
+        ((4, 0.0, ("query",)), "lora.alpha = 0.0"),
+        ((4, 1.0, ()), "lora.modules"),
+        ((4, 1.0, ("query", "query")), "each once"),
+        ((4, 1.0, ("q_proj",)), "expected some of query, key"),
+    ],
 )
 def test_impossible_configs(values, complaint):
     with pytest.raises(ValueError, match=complaint):
@@ -183,13 +225,26 @@ def test_peft_files_hold_the_public_names_and_survive_the_round_trip(parts, tmp_
     assert np.array_equal(up, trained["trunk"]["block_1"]["mlp"]["up"]["lora_a"].T)
     assert tensors["base_model.model.model.layers.0.self_attn.k_proj.lora_B.weight"].shape == (8, 4)
     described = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert {name: described[name] for name in ("peft_type", "r", "lora_alpha", "base_model_name_or_path")} == {
-        "peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "base_model_name_or_path": "some/base"}
-    assert described["target_modules"] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert {
+        name: described[name]
+        for name in ("peft_type", "r", "lora_alpha", "base_model_name_or_path")
+    } == {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "base_model_name_or_path": "some/base"}
+    assert described["target_modules"] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     again, config = load_peft(tmp_path, LLAMA)
     assert config == LORA
     assert jax.tree.structure(again) == jax.tree.structure(trained)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True)
+    )
 
 
 def test_peft_files_that_mean_something_else_are_refused(parts, tmp_path):
@@ -202,15 +257,24 @@ def test_peft_files_that_mean_something_else_are_refused(parts, tmp_path):
     with pytest.raises(ValueError, match="use_rslora = True, expected False"):
         load_peft(tmp_path, LLAMA)
     (tmp_path / "adapter_config.json").write_text(json.dumps({**described, "use_rslora": None}))
-    missing = {name: tensor for name, tensor in tensors.items() if "layers.1.mlp.up_proj.lora_B" not in name}
+    missing = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if "layers.1.mlp.up_proj.lora_B" not in name
+    }
     save_file(missing, tmp_path / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj"):
         load_peft(tmp_path, LLAMA)
-    save_file({**tensors, "base_model.model.lm_head.lora_A.weight": up_like(tensors)}, tmp_path / "adapter_model.safetensors")
+    save_file(
+        {**tensors, "base_model.model.lm_head.lora_A.weight": up_like(tensors)},
+        tmp_path / "adapter_model.safetensors",
+    )
     with pytest.raises(ValueError, match=r"tensor base_model\.model\.lm_head\.lora_A\.weight"):
         load_peft(tmp_path, LLAMA)
     with pytest.raises(ValueError, match="no family of transformers computes this model"):
-        save_peft(tmp_path, parts[2], LORA, dataclasses.replace(LLAMA, parallel_block=True), base_name="x")
+        save_peft(
+            tmp_path, parts[2], LORA, dataclasses.replace(LLAMA, parallel_block=True), base_name="x"
+        )
     with pytest.raises(ValueError, match="found head beside them"):
         save_peft(tmp_path, {**parts[2], "head": {}}, LORA, LLAMA, base_name="x")
 
@@ -226,15 +290,21 @@ def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
     write = {"kind": "language_model", "token_ids": {}, "max_shard_bytes": 10**9}
     save_pretrained(tmp_path / "merged", shape, merge_adapters(join(base, trained)), **write)
     save_pretrained(tmp_path / "base", shape, params, **write)
-    adapters, merged, plain = (load_file(next((tmp_path / folder).glob("*.safetensors"))) for folder in
-                               ("adapters", "merged", "base"))
+    adapters, merged, plain = (
+        load_file(next((tmp_path / folder).glob("*.safetensors")))
+        for folder in ("adapters", "merged", "base")
+    )
     described = json.loads((tmp_path / "adapters" / "adapter_config.json").read_text())
     changed = set()
     for where in {key.split(".lora_")[0] for key in adapters}:
         a, b = (adapters[f"{where}.lora_{letter}.weight"] for letter in "AB")
-        (target,) = [end for end in described["target_modules"] if where.endswith(f".{end}")]  # as PEFT looks for modules
-        rank, alpha = (described[f"{word}_pattern"].get(target, described[key]) for word, key in
-                       (("rank", "r"), ("alpha", "lora_alpha")))
+        (target,) = [
+            end for end in described["target_modules"] if where.endswith(f".{end}")
+        ]  # as PEFT looks for modules
+        rank, alpha = (
+            described[f"{word}_pattern"].get(target, described[key])
+            for word, key in (("rank", "r"), ("alpha", "lora_alpha"))
+        )
         assert len(a) == rank
         delta = alpha / rank * b @ a
         key = f"{where.removeprefix('base_model.model.')}.weight"
@@ -244,17 +314,30 @@ def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
     assert changed == {key for key in plain if not np.array_equal(plain[key], merged[key])}
     again, found = load_peft(tmp_path / "adapters", shape)
     assert (found, jax.tree.structure(again)) == (config, jax.tree.structure(trained))
-    assert all(np.array_equal(one, two) for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True))
+    assert all(
+        np.array_equal(one, two)
+        for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True)
+    )
 
 
 def test_one_a_for_query_key_and_value_is_refused(tmp_path):
     shape, params = load_pretrained(golden.FOLDER / "gpt2", **LM)
     config = LoraConfig(4, 8.0, ("query", "key", "value"))
-    save_peft(tmp_path, moved(start(params, config, jax.random.key(0))[1]), config, shape, base_name="x")
+    save_peft(
+        tmp_path, moved(start(params, config, jax.random.key(0))[1]), config, shape, base_name="x"
+    )
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
-    save_file({key: array + 1 if "0.attn.c_attn.lora_B" in key else array for key, array in tensors.items()}, file)
-    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn: lora_B: one A serves several of query, key, value"):
+    save_file(
+        {
+            key: array + 1 if "0.attn.c_attn.lora_B" in key else array
+            for key, array in tensors.items()
+        },
+        file,
+    )
+    with pytest.raises(
+        ValueError, match=r"h\.0\.attn\.c_attn: lora_B: one A serves several of query, key, value"
+    ):
         load_peft(tmp_path, shape)
 
 
@@ -266,7 +349,15 @@ def up_like(tensors):
 
 
 def save(folder, params, *, kind="language_model", extra=None):
-    meta = new_meta(stage="sft", kind=kind, num_steps=1, model=to_dict(LLAMA), tokenizer="t", lineage={}, extra=extra)
+    meta = new_meta(
+        stage="sft",
+        kind=kind,
+        num_steps=1,
+        model=to_dict(LLAMA),
+        tokenizer="t",
+        lineage={},
+        extra=extra,
+    )
     return checkpoints.save(folder, 1, params, {"step": 1}, meta, keep=1)
 
 
@@ -278,7 +369,9 @@ def test_checkpoints_hold_adapters_and_find_their_base(params, parts, tmp_path):
     sft = save(runs / "sft", trained, extra=link)
     head = {"kernel": jnp.ones((16, 1)), "bias": jnp.zeros(1)}
     further = describe_link(runs / "reward", runs / "sft", sft, LORA)
-    assert further["lora"]["fingerprint"] == plain.fingerprint  # adapters on adapters stand on the same base
+    assert (
+        further["lora"]["fingerprint"] == plain.fingerprint
+    )  # adapters on adapters stand on the same base
     save(runs / "reward", {**trained, "head": head}, kind="scalar_model", extra=further)
     shutil.copytree(runs, tmp_path / "moved")
     shutil.rmtree(runs)
@@ -288,17 +381,24 @@ def test_checkpoints_hold_adapters_and_find_their_base(params, parts, tmp_path):
     reward, _ = load_model(tmp_path / "moved" / "reward", bases=bases)
     assert meta.kind == "language_model"
     assert jax.tree.structure(policy) == jax.tree.structure(join(base, trained))
-    assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (policy, join(base, trained))), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(*map(jax.tree.leaves, (policy, join(base, trained))), strict=True)
+    )
     assert set(reward) == {"trunk", "head"}
     assert reward["trunk"]["embedding"] is policy["trunk"]["embedding"]
     one, other = (tree["trunk"]["block_0"]["mlp"]["up"] for tree in (policy, reward))
     assert one["kernel"] is other["kernel"]
-    placed = place_frozen((policy, reward), jax.tree.map(lambda _: replicated(make_mesh(2, 1, 1)), (policy, reward)))
+    placed = place_frozen(
+        (policy, reward), jax.tree.map(lambda _: replicated(make_mesh(2, 1, 1)), (policy, reward))
+    )
     assert placed[0]["trunk"]["embedding"] is placed[1]["trunk"]["embedding"]
 
     shutil.rmtree(tmp_path / "moved" / "pretrain")
     with pytest.raises(FileNotFoundError, match="pretrain"):
         load_model(tmp_path / "moved" / "sft", bases={})
     save(tmp_path / "moved" / "pretrain", jax.tree.map(lambda x: x + 1, params))
-    with pytest.raises(ValueError, match=f"{plain.fingerprint}.*which now holds .* restore that base"):
+    with pytest.raises(
+        ValueError, match=f"{plain.fingerprint}.*which now holds .* restore that base"
+    ):
         load_model(tmp_path / "moved" / "sft", bases={})

@@ -29,8 +29,20 @@ from rlhf_jax.models import (
 from rlhf_jax.models.layers import linear
 
 V, T = 11, 9
-COMMON = {"dropout_rate": 0.0, "compute_dtype": "float32", "param_dtype": "float32", "remat": "none"}
-TINY = {"vocab_size": V, "context_length": 16, "width": 16, "num_layers": 2, "num_heads": 4, **COMMON}
+COMMON = {
+    "dropout_rate": 0.0,
+    "compute_dtype": "float32",
+    "param_dtype": "float32",
+    "remat": "none",
+}
+TINY = {
+    "vocab_size": V,
+    "context_length": 16,
+    "width": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    **COMMON,
+}
 FAMILIES = {
     "gpt": gpt(**TINY),
     "palm": palm(**TINY, head_width=6),
@@ -38,12 +50,27 @@ FAMILIES = {
 }
 # What none of the three has: GeGLU, scaled embeddings and biases at once (Gemma with biases).
 OTHER = dataclasses.replace(
-    FAMILIES["llama"], activation="geglu", scale_embeddings=True, use_bias=True, qkv_bias=True, tie_embeddings=True
+    FAMILIES["llama"],
+    activation="geglu",
+    scale_embeddings=True,
+    use_bias=True,
+    qkv_bias=True,
+    tie_embeddings=True,
 )
 # Gemma's windows, caps and norms, and more at once than any family has.
 FAMILIES["gemma"] = dataclasses.replace(
-    FAMILIES["llama"], windows=(3, 0), rope_base_local=10.0, rope_scaling=(2.0,), rope_fraction=0.5, norm="rmsnorm_plus_one",
-    qkv_bias=True, qk_norm=True, query_scale=0.3, attention_softcap=2.0, post_norms=True, logit_softcap=5.0,
+    FAMILIES["llama"],
+    windows=(3, 0),
+    rope_base_local=10.0,
+    rope_scaling=(2.0,),
+    rope_fraction=0.5,
+    norm="rmsnorm_plus_one",
+    qkv_bias=True,
+    qk_norm=True,
+    query_scale=0.3,
+    attention_softcap=2.0,
+    post_norms=True,
+    logit_softcap=5.0,
 )
 families = pytest.mark.parametrize("family", FAMILIES)
 
@@ -54,7 +81,9 @@ def random_params(config: TransformerConfig):
     shapes = jax.eval_shape(lambda: init_params(LanguageModel(config), jax.random.key(0)))
     leaves, treedef = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
-    return jax.tree.unflatten(treedef, [jnp.asarray(rng.normal(0.3, 0.3, x.shape), x.dtype) for x in leaves])
+    return jax.tree.unflatten(
+        treedef, [jnp.asarray(rng.normal(0.3, 0.3, x.shape), x.dtype) for x in leaves]
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -84,15 +113,33 @@ def test_num_params_counts_the_real_tree(config):
 
 
 def test_num_params_of_published_models():
-    sizes = {"vocab_size": 50257, "context_length": 1024, "width": 768, "num_layers": 12, "num_heads": 12}
+    sizes = {
+        "vocab_size": 50257,
+        "context_length": 1024,
+        "width": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+    }
     assert num_params(gpt(**sizes, **COMMON)) == 124_439_808
-    sizes = {"vocab_size": 32000, "context_length": 2048, "width": 4096, "num_layers": 32, "num_heads": 32}
+    sizes = {
+        "vocab_size": 32000,
+        "context_length": 2048,
+        "width": 4096,
+        "num_layers": 32,
+        "num_heads": 32,
+    }
     seven = llama(**sizes, num_kv_heads=32, ffw_width=11008, rope_base=1e4, **COMMON)
     assert num_params(seven) == 6_738_415_616
 
 
 def test_palm_8b_has_8_63_billion_parameters():
-    sizes = {"vocab_size": 256_000, "context_length": 2048, "width": 4096, "num_layers": 32, "num_heads": 16}
+    sizes = {
+        "vocab_size": 256_000,
+        "context_length": 2048,
+        "width": 4096,
+        "num_layers": 32,
+        "num_heads": 16,
+    }
     config = palm(**sizes, head_width=256, **COMMON)
     kernels = 32 * (2 * 4096 * 4096 + 2 * 4096 * 256 + 12 * 4096**2)
     assert num_params(config) == kernels + 256_000 * 4096 + 33 * 4096
@@ -106,7 +153,9 @@ def test_flops_per_token_by_hand():
     # One block of gpt, D = 16: attention 4·16·16, feed-forward 2·16·64; head 11·16; attention over 16 tokens.
     weights = 2 * (4 * 256 + 2 * 1024) + 176
     assert flops_per_token(FAMILIES["gpt"]) == 6 * weights + 12 * 2 * 16 * 16
-    near = dataclasses.replace(FAMILIES["gpt"], windows=(4, 0))  # one of the two layers sees 4 tokens
+    near = dataclasses.replace(
+        FAMILIES["gpt"], windows=(4, 0)
+    )  # one of the two layers sees 4 tokens
     assert flops_per_token(near) == 6 * weights + 12 * 16 * (4 + 16)
 
 
@@ -166,7 +215,11 @@ def oracle(c: TransformerConfig, params, tokens_T):
     def norm(x, q):
         if c.norm == "layernorm":
             x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps) * (q["scale"] + (c.norm == "rmsnorm_plus_one"))
+        x = (
+            x
+            / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
+            * (q["scale"] + (c.norm == "rmsnorm_plus_one"))
+        )
         return x + q["bias"] if "bias" in q else x
 
     def dense(x, q):
@@ -210,7 +263,9 @@ def oracle(c: TransformerConfig, params, tokens_T):
         if c.activation == "gelu_tanh":
             return dense(gelu(up), q["down"])
         gate = dense(x, q["gate"])
-        return dense(up * (gelu(gate) if c.activation == "geglu" else gate / (1 + np.exp(-gate))), q["down"])
+        return dense(
+            up * (gelu(gate) if c.activation == "geglu" else gate / (1 + np.exp(-gate))), q["down"]
+        )
 
     x = p["embedding"][tokens_T] * (np.sqrt(c.width) if c.scale_embeddings else 1.0)
     if c.positions == "learned":
@@ -226,7 +281,11 @@ def oracle(c: TransformerConfig, params, tokens_T):
             fed = feed(norm(x, q["mlp_norm"]), q["mlp"])
             x = x + (norm(fed, q["mlp_post_norm"]) if c.post_norms else fed)
     x = norm(x, p["final_norm"]) * c.logit_scale
-    output = p["embedding"].T if c.tie_embeddings else np.asarray(params["lm_head"]["kernel"], np.float64)
+    output = (
+        p["embedding"].T
+        if c.tie_embeddings
+        else np.asarray(params["lm_head"]["kernel"], np.float64)
+    )
     return cap(x @ output, c.logit_softcap)
 
 
@@ -242,7 +301,9 @@ def test_forward_equals_the_numpy_oracle(config):
 def test_exact_gelu_differs_from_the_tanh_form():
     exact = dataclasses.replace(FAMILIES["gpt"], activation="gelu")
     params, row, ones = random_params(exact), tokens((1, T)), np.ones((1, T), np.int32)
-    gap = np.abs(forward(exact, params, row, ones) - forward(FAMILIES["gpt"], params, row, ones)).max()
+    gap = np.abs(
+        forward(exact, params, row, ones) - forward(FAMILIES["gpt"], params, row, ones)
+    ).max()
     assert 1e-6 < gap < 0.1
 
 
@@ -270,9 +331,13 @@ def test_padding_anywhere_changes_nothing(family):
 def test_packed_segments_equal_separate_rows(family):
     config = FAMILIES[family]
     params, row = random_params(config), tokens((1, T), seed=5)
-    packed = np.asarray(forward(config, params, row, np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]], np.int32)))[0]
+    packed = np.asarray(
+        forward(config, params, row, np.array([[1, 1, 1, 1, 2, 2, 2, 0, 0]], np.int32))
+    )[0]
     first = forward(config, params, row, np.array([[1, 1, 1, 1, 0, 0, 0, 0, 0]], np.int32))[0]
-    second = forward(config, params, np.roll(row, -4, 1), np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0]], np.int32))[0]
+    second = forward(
+        config, params, np.roll(row, -4, 1), np.array([[1, 1, 1, 0, 0, 0, 0, 0, 0]], np.int32)
+    )[0]
     np.testing.assert_allclose(packed[:4], first[:4], atol=1e-5)
     np.testing.assert_allclose(packed[4:7], second[:3], atol=1e-5)
 
@@ -309,7 +374,9 @@ def test_cached_decoding_equals_the_full_forward(family):
 
     @jax.jit
     def prefill(tokens_BP, segments_BP):
-        logits, cache = apply(model, params, tokens_BP, segments_BP, cache=init_cache(config, 2, prompt))
+        logits, cache = apply(
+            model, params, tokens_BP, segments_BP, cache=init_cache(config, 2, prompt)
+        )
         return logits, grow_cache(cache, extra=total - prompt, repeats=2)
 
     @jax.jit
@@ -343,16 +410,22 @@ def test_learned_positions_refuse_rows_beyond_the_context():
 
 def test_linear_has_the_gradient_of_a_plain_product():
     rng = np.random.default_rng(0)
-    x, kernel, weight = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 4), (4, 5), (2, 3, 5)))
+    x, kernel, weight = (
+        jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((2, 3, 4), (4, 5), (2, 3, 5))
+    )
     ours = jax.grad(lambda x, k: (linear(x, k, "float32") * weight).sum(), (0, 1))(x, kernel)
-    plain = jax.grad(lambda x, k: (jnp.einsum("btd,df->btf", x, k) * weight).sum(), (0, 1))(x, kernel)
+    plain = jax.grad(lambda x, k: (jnp.einsum("btd,df->btf", x, k) * weight).sum(), (0, 1))(
+        x, kernel
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), ours, plain)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def gradient(config, params, tokens_BT, segments_BT, key):
     def loss(params):
-        hidden, _ = apply(LanguageModel(config), params, tokens_BT, segments_BT, method="hidden", dropout_key=key)
+        hidden, _ = apply(
+            LanguageModel(config), params, tokens_BT, segments_BT, method="hidden", dropout_key=key
+        )
         return jnp.square(hidden).sum() + hidden[:, -1].sum()
 
     return jax.value_and_grad(loss)(params)
@@ -360,7 +433,10 @@ def gradient(config, params, tokens_BT, segments_BT, key):
 
 def test_remat_changes_nothing_with_dropout_on():
     config = dataclasses.replace(FAMILIES["palm"], dropout_rate=0.3, num_layers=1)
-    rows, segments = tokens((2, T)), np.array([[1] * T, [0] * T], np.int32)  # one row is padding only
+    rows, segments = (
+        tokens((2, T)),
+        np.array([[1] * T, [0] * T], np.int32),
+    )  # one row is padding only
     args = (random_params(config), rows, segments, jax.random.key(0))
     plain = gradient(config, *args)
     blocks = dataclasses.replace(config, remat="block")
@@ -377,10 +453,14 @@ def test_scanned_layers_have_the_same_parameters_logits_and_gradients(remat):
     deep = dataclasses.replace(config, scan_layers=True, remat=remat)
     key, rows = jax.random.key(0), tokens((2, T))
     params, scanned = (init_params(LanguageModel(c), key) for c in (config, deep))
-    jax.tree.map(np.testing.assert_array_equal, params, scanned)  # so checkpoints are the same bytes
+    jax.tree.map(
+        np.testing.assert_array_equal, params, scanned
+    )  # so checkpoints are the same bytes
     ones = np.ones_like(rows)
     assert "scan" in str(gradient.trace(deep, params, rows, ones, None).jaxpr)
-    np.testing.assert_allclose(forward(deep, params, rows, ones), forward(config, params, rows, ones), atol=1e-6)
+    np.testing.assert_allclose(
+        forward(deep, params, rows, ones), forward(config, params, rows, ones), atol=1e-6
+    )
     plain, looped = (gradient(c, params, rows, ones, None)[1] for c in (config, deep))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, looped)
 
@@ -395,7 +475,10 @@ def test_what_is_computed_again_is_not_kept():
         def logits(params, config=config, rows=rows):
             return apply(LanguageModel(config), params, rows, np.ones_like(rows))[0]
 
-        kept[remat] = sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(logits, p)[1], params)))
+        kept[remat] = sum(
+            leaf.size
+            for leaf in jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(logits, p)[1], params))
+        )
     assert kept["block"] < kept["dots"] < kept["none"]
 
 
@@ -440,9 +523,13 @@ def test_bfloat16_compute_has_the_gradient_of_float32_but_for_rounding(tied):
 
     def gradient_of_logits(dtype):
         model = LanguageModel(dataclasses.replace(config, compute_dtype=dtype))
-        return jax.jit(jax.grad(lambda p: jnp.sin(apply(model, p, rows, np.ones_like(rows))[0]).sum()))(params)
+        return jax.jit(
+            jax.grad(lambda p: jnp.sin(apply(model, p, rows, np.ones_like(rows))[0]).sum())
+        )(params)
 
-    full, rounded = (ravel_pytree(gradient_of_logits(dtype))[0] for dtype in ("float32", "bfloat16"))
+    full, rounded = (
+        ravel_pytree(gradient_of_logits(dtype))[0] for dtype in ("float32", "bfloat16")
+    )
     assert 0 < np.linalg.norm(full - rounded) < 0.02 * np.linalg.norm(full)
 
 

@@ -16,10 +16,27 @@ from tests_support import ROOT
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "colabs").glob("*.ipynb"))}
 FIGURES = {
     "rlhf_tour": (
-        "world-gold", "pretrain-run", "sft-run", "reward-plots", "rollout-table", "ppo-curves", "tax", "evaluate-plot"
+        "world-gold",
+        "pretrain-run",
+        "sft-run",
+        "reward-plots",
+        "rollout-table",
+        "ppo-curves",
+        "tax",
+        "evaluate-plot",
     ),
     "over_optimisation": ("noise", "winners", "curves", "rl-plot"),
-    "ppo_details": ("bandit", "bandit-clip", "runs-plot", "ratio", "tokens", "whiten", "clip-plot", "value", "eos"),
+    "ppo_details": (
+        "bandit",
+        "bandit-clip",
+        "runs-plot",
+        "ratio",
+        "tokens",
+        "whiten",
+        "clip-plot",
+        "value",
+        "eos",
+    ),
 }
 
 
@@ -44,7 +61,9 @@ def test_it_is_valid_and_has_no_outputs(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_names_no_folder_of_anyones_machine(name):
     text = NOTEBOOKS[name].read_text(encoding="utf-8")
-    rooted = re.compile(r"(?<![\w.:/])/(?:home|Users|root|work|tmp|mnt|content|opt|var|usr)\b|\b[A-Z]:\\\\\w|file://|(?<!\w)~/")
+    rooted = re.compile(
+        r"(?<![\w.:/])/(?:home|Users|root|work|tmp|mnt|content|opt|var|usr)\b|\b[A-Z]:\\\\\w|file://|(?<!\w)~/"
+    )
     assert rooted.findall(text) == []
 
 
@@ -55,8 +74,11 @@ def test_it_names_no_folder_of_anyones_machine(name):
 def folder(tmp_path_factory):
     """Where all notebooks run, with a kernel of this interpreter."""
     folder = tmp_path_factory.mktemp("colab")
-    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "tour",
-            "language": "python"}
+    spec = {
+        "argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+        "display_name": "tour",
+        "language": "python",
+    }
     (folder / "kernels" / "tour").mkdir(parents=True)
     (folder / "kernels" / "tour" / "kernel.json").write_text(json.dumps(spec))
     return folder
@@ -64,9 +86,13 @@ def folder(tmp_path_factory):
 
 def execute(name, folder):
     """A notebook with its outputs; raises `CellExecutionError` if a cell does."""
-    specs = KernelSpecManager(kernel_dirs=[str(folder / "kernels")])  # no kernel of the machine, whatever it is called
+    specs = KernelSpecManager(
+        kernel_dirs=[str(folder / "kernels")]
+    )  # no kernel of the machine, whatever it is called
     notebook = stored(name)
-    with pytest.MonkeyPatch.context() as patch:  # JAX_PLATFORMS and the cache of compiled programs come from conftest.py
+    with (
+        pytest.MonkeyPatch.context() as patch
+    ):  # JAX_PLATFORMS and the cache of compiled programs come from conftest.py
         patch.setenv("RLHF_JAX_TOUR", str(folder / "run"))
         patch.setenv("RLHF_JAX_FOLDER", str(folder))
         patch.setenv("RLHF_JAX_SIZE", "tiny")
@@ -74,8 +100,13 @@ def execute(name, folder):
             patch.setenv(variable, str(folder / variable.lower()))
         kernel = AsyncKernelManager(kernel_name="tour", kernel_spec_manager=specs)
         # Only so that nothing hangs forever: a starved machine is no reason to fail.
-        client = NotebookClient(notebook, km=kernel, timeout=1200, startup_timeout=600,
-                                resources={"metadata": {"path": str(NOTEBOOKS[name].parent)}})
+        client = NotebookClient(
+            notebook,
+            km=kernel,
+            timeout=1200,
+            startup_timeout=600,
+            resources={"metadata": {"path": str(NOTEBOOKS[name].parent)}},
+        )
         client.execute()
     return notebook
 
@@ -120,7 +151,9 @@ def cell(notebook, name):
 
 def printed(notebook, name):
     """What a cell wrote to its standard output."""
-    return "".join(output.text for output in cell(notebook, name).outputs if output.get("name") == "stdout")
+    return "".join(
+        output.text for output in cell(notebook, name).outputs if output.get("name") == "stdout"
+    )
 
 
 def numbers(text):
@@ -131,12 +164,20 @@ def numbers(text):
 def test_every_cell_ran_in_order_and_none_raised(everything, name):
     code = [cell for cell in everything[name].cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert not [cell.id for cell in code for output in cell.outputs if output.output_type == "error"]
+    assert not [
+        cell.id for cell in code for output in cell.outputs if output.output_type == "error"
+    ]
 
 
-@pytest.mark.parametrize(("name", "place"), [(name, place) for name, places in FIGURES.items() for place in places])
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, places in FIGURES.items() for place in places]
+)
 def test_figures_were_drawn(everything, name, place):
-    images = [output for output in cell(everything[name], place).outputs if "image/png" in output.get("data", {})]
+    images = [
+        output
+        for output in cell(everything[name], place).outputs
+        if "image/png" in output.get("data", {})
+    ]
     assert len(images) == 1
     assert len(images[0].data["image/png"]) > 10_000  # base64; an empty canvas is far smaller
 
@@ -145,7 +186,11 @@ def test_figures_were_drawn(everything, name, place):
 
 
 def test_the_loss_mask_is_shown_token_by_token(executed):
-    page = next(output.data["text/html"] for output in cell(executed, "sft-mask").outputs if "data" in output)
+    page = next(
+        output.data["text/html"]
+        for output in cell(executed, "sft-mask").outputs
+        if "data" in output
+    )
     assert page.count("#a6d4f2") > 5  # trained
     assert page.count("#e4e4e4") > 5  # only read
     trained, read = numbers(printed(executed, "sft-mask").splitlines()[0])
@@ -168,12 +213,25 @@ def test_accuracies_are_shares(executed):
 def test_a_response_is_priced_token_by_token(executed):
     text = printed(executed, "rollout-table")
     header, *lines = text.split("\n\n")[1].strip("\n").splitlines() if "\n\n" in text else [""]
-    assert header.split() == ["token", "logp", "ref", "logp", "KL", "reward", "value", "advantage", "whitened", "return"]
+    assert header.split() == [
+        "token",
+        "logp",
+        "ref",
+        "logp",
+        "KL",
+        "reward",
+        "value",
+        "advantage",
+        "whitened",
+        "return",
+    ]
     columns = [[float(number) for number in line.split()[-8:]] for line in lines]
     for logp, ref_logp, kl, _, expected, advantage, _, returned in columns:
         assert kl == pytest.approx(logp - ref_logp, abs=2e-3)
         assert returned == pytest.approx(expected + advantage, abs=2e-3)
-    paid, score, beta, total_kl = numbers(text.rpartition("sum of rewards")[2].replace("- beta", "beta"))
+    paid, score, beta, total_kl = numbers(
+        text.rpartition("sum of rewards")[2].replace("- beta", "beta")
+    )
     assert paid == pytest.approx(score - beta * total_kl, abs=1e-3)
     assert paid == pytest.approx(sum(row[3] for row in columns), abs=1e-3 * len(columns))
 
@@ -190,7 +248,12 @@ def test_the_first_ratio_is_one(executed):
 
 def test_all_checkpoints_are_measured_and_the_assistant_answers(executed):
     assert len(numbers(printed(executed, "tax"))) == 4
-    assert re.findall(r"gold of (\w+)", printed(executed, "evaluate-plot")) == ["base", "sft", "ppo", "ppo_ptx"]
+    assert re.findall(r"gold of (\w+)", printed(executed, "evaluate-plot")) == [
+        "base",
+        "sft",
+        "ppo",
+        "ppo_ptx",
+    ]
     assert printed(executed, "report").startswith("wrote ")
     assert printed(executed, "chat-run").count("user ") == 2
     assert printed(executed, "chat-run").count("assistant ") == 2
@@ -206,7 +269,9 @@ def test_every_exercise_is_one_changed_line(executed):
 
 
 def test_the_first_stages_were_found_and_not_trained_again(over_optimisation):
-    trained = re.findall(r"^== (\w+): (\S+)$", printed(over_optimisation, "models"), flags=re.MULTILINE)
+    trained = re.findall(
+        r"^== (\w+): (\S+)$", printed(over_optimisation, "models"), flags=re.MULTILINE
+    )
     assert trained == [("reward", "runs/colabs/tiny/rm/seed0/m-16")]
 
 
@@ -219,7 +284,9 @@ def test_independent_noise_costs_the_share_that_theory_says(over_optimisation):
 
 
 def test_the_fits_are_finite_numbers(over_optimisation):
-    found = re.findall(r"proxy: alpha (\S+), beta (\S+), R² (\S+),", printed(over_optimisation, "curves"))
+    found = re.findall(
+        r"proxy: alpha (\S+), beta (\S+), R² (\S+),", printed(over_optimisation, "curves")
+    )
     assert len(found) == 2
     for alpha, beta, r_squared in found:
         assert all(math.isfinite(float(number)) for number in (alpha, beta, r_squared))
@@ -228,7 +295,11 @@ def test_the_fits_are_finite_numbers(over_optimisation):
 
 
 def test_ppo_leaves_the_supervised_policy(over_optimisation):
-    runs = [line for line in printed(over_optimisation, "rl-plot").splitlines() if line.startswith("beta")]
+    runs = [
+        line
+        for line in printed(over_optimisation, "rl-plot").splitlines()
+        if line.startswith("beta")
+    ]
     assert [numbers(line)[0] for line in runs] == [0.0, 0.05, 0.2]
     for line in runs:
         assert numbers(line)[-1] > 0.01  # KL at the end, nats
@@ -257,7 +328,9 @@ def test_the_details_start_at_ratio_one_and_leave_it(ppo_details):
 
 
 def test_the_tokens_of_one_response_are_paid_what_it_earns(ppo_details):
-    paid, score, beta, nats = numbers(printed(ppo_details, "tokens").splitlines()[0].replace("- beta", "beta"))
+    paid, score, beta, nats = numbers(
+        printed(ppo_details, "tokens").splitlines()[0].replace("- beta", "beta")
+    )
     assert paid == pytest.approx(score - beta * nats, abs=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""The house keeps its floors: a module imports only from lower floors or its own room, and only models/ knows flax."""
+"""Imports go one way: a module imports only from lower layers or its own package, and only models/ knows flax."""
 
 import ast
 from pathlib import Path
@@ -8,17 +8,26 @@ import pytest
 import rlhf_jax
 
 ROOT = Path(rlhf_jax.__file__).parent
-FLOORS = {
-    "maths": 0, "models": 1, "inference": 2, "data": 2, "training": 3, "stages": 4, "control": 4, "evaluation": 4, "apps": 5,
-    "main": 5,
+LAYERS = {
+    "config": 0,
+    "maths": 0,
+    "models": 1,
+    "data": 1,
+    "inference": 2,
+    "training": 3,
+    "evaluation": 4,
+    "stages": 4,
+    "menagerie": 5,
+    "apps": 6,
+    "main": 6,
 }
-# Rooms on one floor that may look at each other: a stage measures with the evaluation room, which it never changes; `reproduce`
-# runs stages as `main` does.
-NEIGHBOURS = {("stages", "evaluation"), ("apps", "main")}
+# Packages of one layer that may look at each other, in this direction: a stage measures with evaluation; a GGUF file holds a
+# model and its tokenizer.
+NEIGHBOURS = {("stages", "evaluation"), ("models", "data")}
 FILES = sorted(ROOT.rglob("*.py"))
 
 
-def room(path: Path) -> str:
+def package(path: Path) -> str:
     relative = path.relative_to(ROOT)
     return relative.parts[0] if len(relative.parts) > 1 else relative.stem
 
@@ -35,26 +44,38 @@ def imported_modules(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_down(path):
-    here = room(path)
+    here = package(path)
     if here == "__init__":
         return
     for name in imported_modules(path):
         parts = name.split(".")
-        if parts[0] != "rlhf_jax" or len(parts) < 2 or parts[1] not in FLOORS:
+        if parts[0] != "rlhf_jax" or len(parts) < 2 or parts[1] not in LAYERS:
             continue
         there = parts[1]
-        lower = FLOORS[there] < FLOORS[here]
-        assert lower or there == here or (here, there) in NEIGHBOURS, f"{path.name} ({here}) imports {name}"
+        lower = LAYERS[there] < LAYERS[here]
+        assert lower or there == here or (here, there) in NEIGHBOURS, (
+            f"{path.name} ({here}) imports {name}"
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_only_models_import_flax_and_nobody_unpickles(path):
     tops = {name.split(".")[0] for name in imported_modules(path)}
-    assert "flax" not in tops or room(path) == "models"
+    assert "flax" not in tops or package(path) == "models"
     assert not tops & {"pickle", "dill", "torch", "tensorflow"}
 
 
-STAGES = {"pretrain", "sft", "reward", "ppo", "policy_gradient", "preference", "evaluate", "benchmark", "classify"}
+STAGES = {
+    "pretrain",
+    "sft",
+    "reward",
+    "ppo",
+    "policy_gradient",
+    "preference",
+    "evaluate",
+    "benchmark",
+    "classify",
+}
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
@@ -65,7 +86,7 @@ def test_stages_never_import_each_other(stage):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_hidden_defaults(path):
-    if room(path) == "apps":
+    if package(path) == "apps":
         return  # apps read run folders that may lack anything
     text = path.read_text()
     assert "getattr(config" not in text

@@ -9,7 +9,9 @@ from tests_support import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("path", sorted(set(re.findall(r"experiments/[\w/]+\.py|colabs/[\w]+\.ipynb", README))))
+@pytest.mark.parametrize(
+    "path", sorted(set(re.findall(r"experiments/[\w/]+\.py|colabs/[\w]+\.ipynb", README)))
+)
 def test_files_exist(path):
     assert (ROOT / path).exists()
 

@@ -44,13 +44,17 @@ def settings_of(name, **changes):
 
 
 def learn_by_groups(name, **changes):
-    policy_UA, metrics = bandit.play_groups(settings_of(name, **changes), updates=300, learning_rate=0.05)
+    policy_UA, metrics = bandit.play_groups(
+        settings_of(name, **changes), updates=300, learning_rate=0.05
+    )
     return policy_UA[-1], metrics
 
 
 def test_the_closed_forms():
     np.testing.assert_allclose(bandit.optimum(beta=BETA), OPTIMUM, atol=1e-6)
-    np.testing.assert_allclose(bandit.objective(jnp.array(OPTIMUM), beta=BETA), 1.3063693946, atol=1e-5)
+    np.testing.assert_allclose(
+        bandit.objective(jnp.array(OPTIMUM), beta=BETA), 1.3063693946, atol=1e-5
+    )
     forward = jnp.asarray(bandit.forward_optimum(beta=BETA))
 
     def value_of(logits):  # E r - β KL(ρ ‖ π)
@@ -68,7 +72,9 @@ def test_the_reward_model_scores_arm_i_with_i():
     frozen = Frozen(tabular_policy(), bandit.arm_reward())
     groups, _, score_B, _ = judge(frozen, bandit.prompts(settings.num_prompts), samples, moments)
     np.testing.assert_allclose(score_B, samples.tokens_BR[:, 0], atol=1e-4)
-    np.testing.assert_allclose(groups.ref_logp_BNR.ravel(), REFERENCE[samples.tokens_BR[:, 0]], atol=1e-5)
+    np.testing.assert_allclose(
+        groups.ref_logp_BNR.ravel(), REFERENCE[samples.tokens_BR[:, 0]], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("policy_loss", ["clip", "kl_adaptive"])
@@ -76,7 +82,9 @@ def test_ppo_reaches_the_optimum(policy_loss):
     settings = bandit.ppo_settings(kl_coef=BETA, num_ppo_epochs=2, policy_loss=policy_loss)
     policy_UA, metrics = bandit.play_ppo(settings, updates=300, learning_rate=0.05)
     np.testing.assert_allclose(policy_UA[-1], OPTIMUM, atol=1e-2)
-    if policy_loss == "kl_adaptive":  # updates became smaller than the target, so the penalty has been halved again and again
+    if (
+        policy_loss == "kl_adaptive"
+    ):  # updates became smaller than the target, so the penalty has been halved again and again
         assert float(metrics["policy/kl_penalty_coef"][-1]) < 1e-3
 
 
@@ -117,7 +125,9 @@ def test_grpo_as_shipped_reaches_its_own_fixed_point():
         arms_GN, probability_G = groups_of_four(policy)
         advantage_GN = arms_GN - arms_GN.mean(axis=1, keepdims=True)
         advantage_GN = advantage_GN / (arms_GN.std(axis=1, ddof=1, keepdims=True) + 1e-4)
-        pull = [(probability_G[:, None] * advantage_GN * (arms_GN == arm)).sum() / 4 for arm in range(3)]
+        pull = [
+            (probability_G[:, None] * advantage_GN * (arms_GN == arm)).sum() / 4 for arm in range(3)
+        ]
         return np.array(pull) - BETA * (policy - np.exp(REFERENCE))
 
     logits = np.asarray(REFERENCE, np.float64)
@@ -153,8 +163,15 @@ def as_groups(tokens_BN, score_BN):
     """Groups of answers that were sampled from the reference."""
     prompt, tokens_BNR = bandit.prompts(len(tokens_BN)), jnp.asarray(tokens_BN)[..., None]
     logp_BNR = REFERENCE[tokens_BNR]
-    return policy_gradient.Groups(prompt["prompt_BP"], prompt["prompt_mask_BP"], tokens_BNR, jnp.ones(tokens_BNR.shape, bool),
-                                  logp_BNR, logp_BNR, jnp.asarray(score_BN))
+    return policy_gradient.Groups(
+        prompt["prompt_BP"],
+        prompt["prompt_mask_BP"],
+        tokens_BNR,
+        jnp.ones(tokens_BNR.shape, bool),
+        logp_BNR,
+        logp_BNR,
+        jnp.asarray(score_BN),
+    )
 
 
 def test_a_round_of_expert_iteration_imitates_best_of_n():
@@ -178,7 +195,9 @@ def test_rounds_of_expert_iteration_end_at_the_best_arm():
     """After k rounds that were fitted to the end the policy is best of n^k of the reference: the best arm, and no KL."""
     policy, _ = learn_by_groups("expert_iteration", kl_coef=0.0)
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=2e-2)
-    np.testing.assert_allclose(best_of(4, best_of(4, [0.5, 0.3, 0.2])), best_of(16, [0.5, 0.3, 0.2]), atol=1e-12)
+    np.testing.assert_allclose(
+        best_of(4, best_of(4, [0.5, 0.3, 0.2])), best_of(16, [0.5, 0.3, 0.2]), atol=1e-12
+    )
 
 
 def test_best_of_n_from_a_pool_is_the_closed_form():
@@ -204,20 +223,35 @@ def test_best_of_n_as_a_policy_has_the_closed_form():
 
     voice, judge = bare(policy), bare(scalar)
     voice["trunk"]["final_norm"]["bias"] = jnp.asarray(logits)
-    judge["trunk"]["final_norm"]["scale"], judge["head"]["kernel"] = jnp.ones(32), jnp.asarray(kernel)
+    judge["trunk"]["final_norm"]["scale"], judge["head"]["kernel"] = (
+        jnp.ones(32),
+        jnp.asarray(kernel),
+    )
     said = best_of_n(
-        LoadedModel(policy, voice), (scalar, judge), words(), [user("what?")] * 500, jax.random.key(0), n=4, spec=SPEC,
-        prompt_length=8, response_length=1, batch_size=500,
+        LoadedModel(policy, voice),
+        (scalar, judge),
+        words(),
+        [user("what?")] * 500,
+        jax.random.key(0),
+        n=4,
+        spec=SPEC,
+        prompt_length=8,
+        response_length=1,
+        batch_size=500,
     )
     share = np.bincount([one.response.ids[0] - first for one in said], minlength=3) / 500
-    np.testing.assert_allclose(share, best_of(4, [0.5, 0.3, 0.2]), atol=0.05)  # the standard error is 0.022
+    np.testing.assert_allclose(
+        share, best_of(4, [0.5, 0.3, 0.2]), atol=0.05
+    )  # the standard error is 0.022
 
 
 def test_online_dpo_finds_the_best_arm():
     """The reward model's labels are certain: no finite gap is their optimum, and whatever β, the best arm takes all."""
     policy, metrics = learn_by_groups("online_dpo")
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=2e-2)
-    assert {f"rewards/{name}" for name in ("accuracy", "margin", "chosen_reward", "rejected_reward")} <= set(metrics)
+    assert {
+        f"rewards/{name}" for name in ("accuracy", "margin", "chosen_reward", "rejected_reward")
+    } <= set(metrics)
 
 
 def test_online_dpo_reaches_the_optimum_if_its_labels_are_noisy():
@@ -230,10 +264,14 @@ def test_online_dpo_reaches_the_optimum_if_its_labels_are_noisy():
         drawing, noise, order = jax.random.split(key, 3)
         tokens_BN = bandit.draw(state.params, drawing).tokens_BR.reshape(-1, 2)
         score_BN = bandit.REWARD[tokens_BN] + jax.random.gumbel(noise, tokens_BN.shape)
-        return update(state, policy_gradient.choose(as_groups(tokens_BN, score_BN), settings), order)[0], None
+        return update(
+            state, policy_gradient.choose(as_groups(tokens_BN, score_BN), settings), order
+        )[0], None
 
     state = init_state(tabular_policy(), optimizer)
-    state, _ = jax.jit(partial(jax.lax.scan, iterate))(state, jax.random.split(jax.random.key(0), 300))
+    state, _ = jax.jit(partial(jax.lax.scan, iterate))(
+        state, jax.random.split(jax.random.key(0), 300)
+    )
     np.testing.assert_allclose(arms(state.params), OPTIMUM, atol=1e-2)
 
 
@@ -262,9 +300,12 @@ def pairs_of_arms(counts, foreign=None):
     return {
         "tokens_NT": jnp.stack([jnp.zeros(pairs.size, int), pairs.reshape(-1)], axis=1),
         "segments_NT": jnp.ones((pairs.size, 2), int),
-        "row_BC": jnp.arange(pairs.size).reshape(pairs.shape), "last_BC": jnp.ones(pairs.shape, int),
-        "length_BC": jnp.ones(pairs.shape, int), "rank_BC": jnp.tile(jnp.array([ranks]), (size, 1)),
-        "mask_BC": jnp.ones((size, candidates), bool), "ref_logp_BC": REFERENCE[pairs],
+        "row_BC": jnp.arange(pairs.size).reshape(pairs.shape),
+        "last_BC": jnp.ones(pairs.shape, int),
+        "length_BC": jnp.ones(pairs.shape, int),
+        "rank_BC": jnp.tile(jnp.array([ranks]), (size, 1)),
+        "mask_BC": jnp.ones((size, candidates), bool),
+        "ref_logp_BC": REFERENCE[pairs],
     }
 
 
@@ -275,15 +316,22 @@ def preferences(name="dpo", **changes):
 
 def learn_from(batch, settings, learning_rate=0.05, updates=300):
     """The policy's probabilities after updates on the whole batch, by the stage's own functions; and the metrics."""
-    optimizer = bandit.only("final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02))
-    loss, weigh = preference.preference_loss(POLICY, settings), partial(preference.weigh, loss=settings.loss)
+    optimizer = bandit.only(
+        "final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
+    )
+    loss, weigh = (
+        preference.preference_loss(POLICY, settings),
+        partial(preference.weigh, loss=settings.loss),
+    )
     update = make_supervised_update(loss, weigh, optimizer, num_micro_batches=1)
 
     def step(state, key):
         return update(state, batch, key)
 
     keys = jax.random.split(jax.random.key(0), updates)
-    state, metrics = jax.jit(partial(jax.lax.scan, step))(init_state(tabular_policy(), optimizer), keys)
+    state, metrics = jax.jit(partial(jax.lax.scan, step))(
+        init_state(tabular_policy(), optimizer), keys
+    )
     return np.asarray(arms(state.params)), jax.tree.map(lambda x: x[-1], metrics)
 
 
@@ -292,7 +340,9 @@ def test_dpo_reaches_the_optimum_with_as_many_pairs_as_labels_have_noise():
     policy, metrics = learn_from(pairs_of_arms(labels(sigmoid)), preferences(beta=BETA))
     np.testing.assert_allclose(policy, OPTIMUM, atol=1e-2)
     # The accuracy of the optimum is that of the labels: Σ_{i>j} σ(r_i - r_j) / 3.
-    np.testing.assert_allclose(value(metrics["rewards/accuracy"]), (2 * 0.7310586 + 0.8807971) / 3, atol=5e-3)
+    np.testing.assert_allclose(
+        value(metrics["rewards/accuracy"]), (2 * 0.7310586 + 0.8807971) / 3, atol=5e-3
+    )
 
 
 def test_cdpo_reaches_the_optimum_if_its_noise_is_missing_from_the_labels():
@@ -324,7 +374,9 @@ def test_ipo_reaches_the_optimum_of_winning():
 )
 def test_the_gap_between_two_arms_is_the_closed_form(name, gap):
     """Of two arms the better is preferred with probability p = 3/4; learned is the difference of their log π/ρ."""
-    policy, _ = learn_from(pairs_of_arms([[0, 0, 0], [0, 0, 2], [0, 6, 0]]), preferences(name, beta=BETA))
+    policy, _ = learn_from(
+        pairs_of_arms([[0, 0, 0], [0, 0, 2], [0, 6, 0]]), preferences(name, beta=BETA)
+    )
     log_ratio = np.log(policy) - np.asarray(REFERENCE)
     np.testing.assert_allclose(log_ratio[2] - log_ratio[1], gap, atol=1e-3)
 
@@ -364,7 +416,9 @@ def test_kto_counts_from_its_reference_point():
     settings = preferences("kto", beta=1.0, better_weight=4.0)
     policy, metrics = learn_from(pairs_of_arms(counts, foreign=[2]), settings, learning_rate=0.1)
     np.testing.assert_allclose(policy, [0.0, *over_rho / over_rho.sum()], atol=1e-2)
-    np.testing.assert_allclose(value(metrics["rewards/reference_point"]), -np.log(over_rho.sum()), atol=1e-2)
+    np.testing.assert_allclose(
+        value(metrics["rewards/reference_point"]), -np.log(over_rho.sum()), atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("beta", [0.1, BETA])
@@ -400,7 +454,9 @@ def judged(score, kl):
 def test_advantages_by_hand(changes, expected):
     settings = settings_of("rloo", samples_per_prompt=2, **changes)
     seen = RunningMoments(jnp.asarray(4.0), jnp.asarray(3.0), jnp.asarray(1.0))
-    _, advantage_BN = policy_gradient.advantages(judged([1.0, 0.5, 2.0, 2.0], [0.0, 0.5, 0.0, 0.0]), seen, settings)
+    _, advantage_BN = policy_gradient.advantages(
+        judged([1.0, 0.5, 2.0, 2.0], [0.0, 0.5, 0.0, 0.0]), seen, settings
+    )
     np.testing.assert_allclose(advantage_BN, expected, rtol=1e-6)
 
 
@@ -414,20 +470,29 @@ def groups():
     score = jnp.asarray(rng.normal(size=(4, 4))).at[3].set(1.0)
     prompt = bandit.prompts(4)
     tokens = jnp.asarray(rng.integers(0, 3, (4, 4, 3)))
-    return policy_gradient.Groups(prompt["prompt_BP"], prompt["prompt_mask_BP"], tokens, mask, logp, logp - 0.1, score)
+    return policy_gradient.Groups(
+        prompt["prompt_BP"], prompt["prompt_mask_BP"], tokens, mask, logp, logp - 0.1, score
+    )
 
 
 def test_pairs_are_the_best_and_the_worst_and_ties_count_for_nothing(groups):
     settings = settings_of("online_dpo")
     chosen = policy_gradient.choose(groups, settings)
     for prompt in range(3):
-        best, worst = int(groups.advantage_BN[prompt].argmax()), int(groups.advantage_BN[prompt].argmin())
-        np.testing.assert_array_equal(chosen.response_BNR[prompt], groups.response_BNR[prompt][jnp.array([best, worst])])
+        best, worst = (
+            int(groups.advantage_BN[prompt].argmax()),
+            int(groups.advantage_BN[prompt].argmin()),
+        )
+        np.testing.assert_array_equal(
+            chosen.response_BNR[prompt], groups.response_BNR[prompt][jnp.array([best, worst])]
+        )
     assert int(policy_gradient.weight_of(chosen, settings=settings)) == 3
     tied = jax.tree.map(lambda x: x[3:], chosen)
     weight = policy_gradient.weight_of(tied, settings=settings)
     loss = partial(policy_gradient.minibatch_loss, POLICY, settings, SPEC)
-    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(tabular_policy(), tied, weight, jax.random.key(0))
+    grads, _ = jax.jit(jax.grad(loss, has_aux=True))(
+        tabular_policy(), tied, weight, jax.random.key(0)
+    )
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
 
 
@@ -439,9 +504,11 @@ def test_micro_batches_of_whole_groups_change_nothing(groups, loss):
     weigh = partial(policy_gradient.weight_of, settings=settings)
 
     def gradients(count):
-        return jax.jit(lambda p: accumulated_gradients(run, weigh, p, chosen, jax.random.key(0), num_micro_batches=count))(
-            tabular_policy()
-        )
+        return jax.jit(
+            lambda p: accumulated_gradients(
+                run, weigh, p, chosen, jax.random.key(0), num_micro_batches=count
+            )
+        )(tabular_policy())
 
     (one, metrics), (two, others) = gradients(1), gradients(2)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
@@ -453,10 +520,20 @@ def test_micro_batches_of_whole_groups_change_nothing(groups, loss):
 @pytest.mark.parametrize(
     ("name", "changes", "devices", "message"),
     [
-        ("rloo", {"samples_per_prompt": 1}, 1, r"=1: loss=reinforce with baseline=leave_one_out .* at least 2"),
+        (
+            "rloo",
+            {"samples_per_prompt": 1},
+            1,
+            r"=1: loss=reinforce with baseline=leave_one_out .* at least 2",
+        ),
         ("online_dpo", {"samples_per_prompt": 1}, 1, "needs at least 2"),
         ("rloo", {"samples_per_prompt": 3}, 1, "16 is not divisible by 3"),
-        ("grpo", {"num_mini_batches": 3}, 1, "4 is not divisible by 3; choose a divisor: a minibatch has whole groups"),
+        (
+            "grpo",
+            {"num_mini_batches": 3},
+            1,
+            "4 is not divisible by 3; choose a divisor: a minibatch has whole groups",
+        ),
         ("grpo", {"num_micro_batches": 3}, 1, "2 is not divisible by 3"),
         ("grpo", {}, 8, "prompts per micro-batch by devices: 2 is not divisible by 8"),
         ("rloo", {"total_episodes": 33}, 1, "33 is not divisible by 16"),
@@ -503,9 +580,13 @@ def test_packed_log_probabilities_are_those_of_each_response_alone():
         segments[row, last + 1 - len(text) : last + 1] = number
     row_BC, last_BC = (jnp.array([[x[0], x[1], x[2], 0]]) for x in zip(*where, strict=True))
     where_BC = (row_BC, last_BC, jnp.array([[*lengths, 0]]))
-    logp_BC = jax.jit(partial(packed_logps, model))(params, jnp.asarray(tokens), jnp.asarray(segments), *where_BC)
+    logp_BC = jax.jit(partial(packed_logps, model))(
+        params, jnp.asarray(tokens), jnp.asarray(segments), *where_BC
+    )
     for c, (text, length) in enumerate(zip(texts, lengths, strict=True)):
-        logits, _ = jax.jit(model.apply)({"params": params}, jnp.array([text]), jnp.ones((1, len(text)), int))
+        logits, _ = jax.jit(model.apply)(
+            {"params": params}, jnp.array([text]), jnp.ones((1, len(text)), int)
+        )
         logp = jax.nn.log_softmax(logits[0, :-1])[jnp.arange(len(text) - 1), jnp.array(text[1:])]
         np.testing.assert_allclose(logp_BC[0, c], logp[-length:].sum(), rtol=1e-5)
     assert logp_BC[0, 3] == 0

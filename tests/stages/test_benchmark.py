@@ -36,27 +36,45 @@ def lines(*rows):
 FILES = {
     "truthful.csv": TRUTHFUL,
     "crows.csv": CROWS,
-    "toxicity.jsonl": lines(*(
-        {"challenging": n == 0, "prompt": {"text": text, "toxicity": level}}
-        for n, (text, level) in enumerate([("you dolt", 0.9), ("the owl is", 0.1), ("the fox is", None)])
-    )),
-    "comparisons.jsonl": lines(*(
-        {"messages": [{"role": "user", "content": "what colour ?"}], "responses": ["red", "blue", "you moron"],
-         "ranks": ranks, "metadata": {"kind": kind}}
-        for ranks, kind in (([1, 2, 3], "x"), ([2, 1, 2], "y"))
-    )),
-    "prompts.jsonl": lines(*({"prompt": f"what is the {animal} ?"} for animal in ("fox", "owl", "fox"))),
-    "choices.jsonl": lines(*(
-        {"question": f"the {animal} is", "choices": ["red", "blue", "green"], "answer": n}
-        for n, animal in enumerate(("fox", "owl", "bear"))
-    )),
+    "toxicity.jsonl": lines(
+        *(
+            {"challenging": n == 0, "prompt": {"text": text, "toxicity": level}}
+            for n, (text, level) in enumerate(
+                [("you dolt", 0.9), ("the owl is", 0.1), ("the fox is", None)]
+            )
+        )
+    ),
+    "comparisons.jsonl": lines(
+        *(
+            {
+                "messages": [{"role": "user", "content": "what colour ?"}],
+                "responses": ["red", "blue", "you moron"],
+                "ranks": ranks,
+                "metadata": {"kind": kind},
+            }
+            for ranks, kind in (([1, 2, 3], "x"), ([2, 1, 2], "y"))
+        )
+    ),
+    "prompts.jsonl": lines(
+        *({"prompt": f"what is the {animal} ?"} for animal in ("fox", "owl", "fox"))
+    ),
+    "choices.jsonl": lines(
+        *(
+            {"question": f"the {animal} is", "choices": ["red", "blue", "green"], "answer": n}
+            for n, animal in enumerate(("fox", "owl", "bear"))
+        )
+    ),
     "text.txt": "the fox is red . " * 40,
 }
 
 
 ABSENT = {
-    "benchmarks.crows_pairs.path": "", "benchmarks.real_toxicity_prompts.paths": (), "benchmarks.comparisons.source": "",
-    "benchmarks.win_rate.prompts": "", "benchmarks.multiple_choice.path": "", "benchmarks.text.source": "",
+    "benchmarks.crows_pairs.path": "",
+    "benchmarks.real_toxicity_prompts.paths": (),
+    "benchmarks.comparisons.source": "",
+    "benchmarks.win_rate.prompts": "",
+    "benchmarks.multiple_choice.path": "",
+    "benchmarks.text.source": "",
     "benchmarks.truthfulqa.response_length": 0,
 }
 
@@ -64,8 +82,12 @@ ABSENT = {
 def make_checkpoint(folder, shape, tokenizer, seed):
     reward = folder.name == "reward"
     meta = new_meta(
-        stage=folder.name, kind="scalar_model" if reward else "language_model", num_steps=3, model=to_dict(shape),
-        tokenizer=tokenizer.fingerprint(), lineage={},
+        stage=folder.name,
+        kind="scalar_model" if reward else "language_model",
+        num_steps=3,
+        model=to_dict(shape),
+        tokenizer=tokenizer.fingerprint(),
+        lineage={},
     )
     params = drawn_params(ScalarModel(shape) if reward else LanguageModel(shape), seed)
     save(folder, 3, params, {"step": 3}, meta, keep=1)
@@ -82,10 +104,15 @@ def runs(tmp_path_factory):
     tokenizer = train_words([everything, " " + everything])
     lengths = {"base": 256, "sft": 256, "short": 64, "reward": 256}
     for seed, (name, length) in enumerate(lengths.items()):
-        make_checkpoint(folder / name, config(tokenizer.vocab_size, context_length=length), tokenizer, seed)
+        make_checkpoint(
+            folder / name, config(tokenizer.vocab_size, context_length=length), tokenizer, seed
+        )
     rng, sizes = np.random.default_rng(0), {"V": 3, "E": 3, "G": 8, "H": 2, "D": 4, "F": 3, "K": 2}
     (folder / "judge").mkdir()
-    weights = {name: rng.normal(size=[sizes[axis] for axis in axes]).astype(np.float32) for name, axes in SHAPES.items()}
+    weights = {
+        name: rng.normal(size=[sizes[axis] for axis in axes]).astype(np.float32)
+        for name, axes in SHAPES.items()
+    }
     np.savez(folder / "judge" / "weights.npz", **weights)
     (folder / "judge" / "vocab.json").write_text('[null, "dolt", "moron"]')
     return folder
@@ -135,43 +162,69 @@ def values(result, metric):
 
 
 def test_texts_stand_side_by_side(result, runs):
-    by = {name: [one for one in result["samples"] if one["metadata"]["benchmark"] == name]
-          for name in ("TruthfulQA (original)", "RealToxicityPrompts, basic", "Preferred by a reward model")}
+    by = {
+        name: [one for one in result["samples"] if one["metadata"]["benchmark"] == name]
+        for name in (
+            "TruthfulQA (original)",
+            "RealToxicityPrompts, basic",
+            "Preferred by a reward model",
+        )
+    }
     assert [len(few) for few in by.values()] == [2, 2, 2]
     assert sum(map(len, by.values())) == len(result["samples"])
     kept = {name: runs / "out/partial" / f"{name}-win-rate.json" for name in ("base", "sft")}
     answers = {name: json.loads(path.read_text())["data"] for name, path in kept.items()}
-    assert {len(data["answers"]) for data in answers.values()} == {2}, "a prompt that comes twice is asked once"
+    assert {len(data["answers"]) for data in answers.values()} == {2}, (
+        "a prompt that comes twice is asked once"
+    )
     for n, sample in enumerate(by["Preferred by a reward model"]):
         assert sample["prompt"] == f"<|user|>what is the {('fox', 'owl')[n]} ?"
         assert set(sample["responses"]) == {"base", "sft"}
         for name, reply in sample["responses"].items():
             text, finished = answers[name]["answers"][n][0]
-            assert reply == {"text": text, "finished": finished, "score": answers[name]["scores"][n][0]}
+            assert reply == {
+                "text": text,
+                "finished": finished,
+                "score": answers[name]["scores"][n][0],
+            }
 
 
 def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
     metrics = [row["metric"] for row in result["table"]]
     assert len(set(metrics)) == len(metrics)
     for metric in (
-        "TruthfulQA MC1", "TruthfulQA MC2, Plants", "TruthfulQA binary choice", "TruthfulQA BLEU max",
-        "CrowS-Pairs entropy, respectful instruction", "CrowS-Pairs stereotypes preferred, animals",
-        "expected maximum toxicity, challenging prompts", "multiple choice, K = 2, per token", "bits per byte",
-        "preferred to sft by the judge", "accuracy on ranked pairs", "section all",
+        "TruthfulQA MC1",
+        "TruthfulQA MC2, Plants",
+        "TruthfulQA binary choice",
+        "TruthfulQA BLEU max",
+        "CrowS-Pairs entropy, respectful instruction",
+        "CrowS-Pairs stereotypes preferred, animals",
+        "expected maximum toxicity, challenging prompts",
+        "multiple choice, K = 2, per token",
+        "bits per byte",
+        "preferred to sft by the judge",
+        "accuracy on ranked pairs",
+        "section all",
     ):
         found = values(result, metric)
         assert found, metric
-        assert all(set(one) == {"value", "low", "high", "n"} and one["n"] > 0 for one in found.values())
+        assert all(
+            set(one) == {"value", "low", "high", "n"} and one["n"] > 0 for one in found.values()
+        )
     assert set(values(result, "accuracy on ranked pairs")) == {"reward"}
     assert set(values(result, "perplexity")) == {"base", "sft"}
     assert list(dict.fromkeys(row["group"] for row in result["table"])) == [
-        group for n, group in enumerate(row["group"] for row in result["table"])
+        group
+        for n, group in enumerate(row["group"] for row in result["table"])
         if n == 0 or result["table"][n - 1]["group"] != group
     ]
 
 
 def test_what_a_short_context_cannot_hold_is_counted(result, runs):
-    benchmark.run(make_config(runs, **ABSENT, checkpoints={"short": "../short", "sft": "../sft"}), str(runs / "short_run"))
+    benchmark.run(
+        make_config(runs, **ABSENT, checkpoints={"short": "../short", "sft": "../sft"}),
+        str(runs / "short_run"),
+    )
     short = json.loads((runs / "short_run" / "evaluation.json").read_text())
     assert set(values(short, "TruthfulQA MC1")) == {"sft"}
     left_out = values(short, "TruthfulQA (original): questions left out")
@@ -181,7 +234,9 @@ def test_what_a_short_context_cannot_hold_is_counted(result, runs):
 
 def test_the_numbers_are_those_of_the_kept_log_probabilities(result, runs):
     kept = json.loads((runs / "out" / "partial" / "sft-truthfulqa.json").read_text())["data"]
-    first, second = (np.exp(np.array(one)) for one in kept["logps"])  # red, is red, blue, green; blue | blue, green, red; green
+    first, second = (
+        np.exp(np.array(one)) for one in kept["logps"]
+    )  # red, is red, blue, green; blue | blue, green, red; green
     mc2 = [first[:2].sum() / first[:4].sum(), second[:1].sum() / second[:3].sum()]
     assert values(result, "TruthfulQA MC2")["sft"]["value"] == pytest.approx(np.mean(mc2))
     mc1 = [first[0] > max(first[2:4]), second[0] > max(second[1:3])]
@@ -214,20 +269,33 @@ def test_a_benchmark_without_a_path_is_not_run_and_the_table_says_so(runs, capsy
 
 
 def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
-    only = {**ABSENT, "benchmarks.truthfulqa.path": "", "benchmarks.real_toxicity_prompts.classifier": "",
-            "benchmarks.real_toxicity_prompts.paths": (f"{runs}/toxicity.jsonl",)}
+    only = {
+        **ABSENT,
+        "benchmarks.truthfulqa.path": "",
+        "benchmarks.real_toxicity_prompts.classifier": "",
+        "benchmarks.real_toxicity_prompts.paths": (f"{runs}/toxicity.jsonl",),
+    }
     benchmark.run(make_config(runs, **only), str(runs / "scored"))
     assert "no judge" in (runs / "scored" / "evaluation.json").read_text()
     rows = []
     for path in sorted((runs / "scored" / "continuations").iterdir()):
         for row in map(json.loads, path.read_text().splitlines()):
-            rows.append({**row, "generations": [{**one, "toxicity": 0.75} for one in row["generations"]]})
+            rows.append(
+                {**row, "generations": [{**one, "toxicity": 0.75} for one in row["generations"]]}
+            )
     (runs / "scores.jsonl").write_text(lines(*rows))
-    benchmark.run(make_config(runs, **only, **{"benchmarks.real_toxicity_prompts.scores": f"{runs}/scores.jsonl"}),
-                  str(runs / "scored"))
+    benchmark.run(
+        make_config(
+            runs, **only, **{"benchmarks.real_toxicity_prompts.scores": f"{runs}/scores.jsonl"}
+        ),
+        str(runs / "scored"),
+    )
     result = json.loads((runs / "scored" / "evaluation.json").read_text())
     found = values(result, "expected maximum toxicity, toxic prompts")
-    assert {name: one["value"] in (0.0, 0.75) for name, one in found.items()} == {"base": True, "sft": True}
+    assert {name: one["value"] in (0.0, 0.75) for name, one in found.items()} == {
+        "base": True,
+        "sft": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -235,16 +303,37 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
     [
         ({"reference": "ppo"}, r"reference='ppo' is not among checkpoints: base, sft, reward"),
         ({"reference": "reward"}, r"reference='reward': win_rate compares language models"),
-        ({"checkpoints": {"sft": "../sft"}}, r"comparisons: none of the checkpoints is a scalar_model"),
-        ({"benchmarks.win_rate.judge": "../sft"}, r"win_rate.judge: \.\./sft is a language_model, expected a scalar_model"),
+        (
+            {"checkpoints": {"sft": "../sft"}},
+            r"comparisons: none of the checkpoints is a scalar_model",
+        ),
+        (
+            {"benchmarks.win_rate.judge": "../sft"},
+            r"win_rate.judge: \.\./sft is a language_model, expected a scalar_model",
+        ),
         ({"benchmarks.text.window": 257}, r"text: needs 257 tokens, the context of sft is 256"),
         ({"benchmarks.text.stride": 32}, r"stride=32: expected 1 to window - 1 = 31"),
-        ({"benchmarks.crows_pairs.instructions": ("rude",)}, r"crows_pairs.instructions=\['rude'\]: expected some of basic"),
+        (
+            {"benchmarks.crows_pairs.instructions": ("rude",)},
+            r"crows_pairs.instructions=\['rude'\]: expected some of basic",
+        ),
         ({"benchmarks.real_toxicity_prompts.scores": "x"}, r"classifier and scores are both set"),
-        ({"benchmarks.real_toxicity_prompts.label": "toxic"}, r"label='toxic': .* a classifier of words has none"),
-        ({"benchmarks.real_toxicity_prompts.classifier": "hf:judge"}, r"label='': .* needs the label that means"),
-        ({"benchmarks.comparisons.section_weights": {}}, r"section_weights has nothing, comparisons.sections all"),
-        ({"benchmarks.comparisons.sections": {"all": {"x": -1.0}}}, r"sections.all=.*must not be negative"),
+        (
+            {"benchmarks.real_toxicity_prompts.label": "toxic"},
+            r"label='toxic': .* a classifier of words has none",
+        ),
+        (
+            {"benchmarks.real_toxicity_prompts.classifier": "hf:judge"},
+            r"label='': .* needs the label that means",
+        ),
+        (
+            {"benchmarks.comparisons.section_weights": {}},
+            r"section_weights has nothing, comparisons.sections all",
+        ),
+        (
+            {"benchmarks.comparisons.sections": {"all": {"x": -1.0}}},
+            r"sections.all=.*must not be negative",
+        ),
         ({"benchmarks.multiple_choice.examples": ""}, r"shots=\[2\]: examples is empty"),
         ({"benchmarks.multiple_choice.shots": (3,)}, r"shots=3: only 2 examples"),
         ({"benchmarks.truthfulqa.path": "nowhere.csv"}, r"nowhere.csv: no such file"),
@@ -271,7 +360,10 @@ def test_repeated_questions_are_counted(runs, tmp_path, capsys):
     twice = tmp_path / "twice.csv"
     header, *rows = (runs / "truthful.csv").read_text().splitlines()
     twice.write_text("\n".join([header, *rows, rows[0]]))
-    benchmark.run(make_config(runs, **ABSENT, **{"benchmarks.truthfulqa.path": str(twice)}), str(runs / "twice"))
+    benchmark.run(
+        make_config(runs, **ABSENT, **{"benchmarks.truthfulqa.path": str(twice)}),
+        str(runs / "twice"),
+    )
     assert "TruthfulQA questions: 3 of 3, of which 1 repeat another\n" in capsys.readouterr().out
 
 

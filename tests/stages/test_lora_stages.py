@@ -53,9 +53,13 @@ def test_only_adapters_and_heads_are_saved(tour, adapted, stage):
     folder, _ = adapted
     content = json.loads((checkpoints.resolve(folder / stage) / "meta" / "metadata").read_text())
     for item in ("params", "train"):
-        matrices = {name for name, leaf in content["leaves"][item].items() if len(leaf["shape"]) == 2}
+        matrices = {
+            name for name, leaf in content["leaves"][item].items() if len(leaf["shape"]) == 2
+        }
         assert matrices
-        assert all(name.rsplit("/", 1)[-1] in ("lora_a", "lora_b") or "head/" in name for name in matrices), item
+        assert all(
+            name.rsplit("/", 1)[-1] in ("lora_a", "lora_b") or "head/" in name for name in matrices
+        ), item
     link = content["meta"]["extra"]["lora"]
     assert link["fingerprint"] == checkpoints.read_meta(tour.workdir / "pretrain").fingerprint
     assert (link["rank"], link["alpha"], link["modules"]) == (2, 4.0, LORA["modules"])
@@ -64,10 +68,15 @@ def test_only_adapters_and_heads_are_saved(tour, adapted, stage):
 def test_all_four_models_of_ppo_share_one_base(tour, adapted):
     folder, _ = adapted
     bases = {}
-    policy, reward = (load_model(folder / stage, bases=bases)[0]["trunk"]["block_0"] for stage in ("sft", "reward"))
+    policy, reward = (
+        load_model(folder / stage, bases=bases)[0]["trunk"]["block_0"]
+        for stage in ("sft", "reward")
+    )
     assert policy["mlp"]["up"]["kernel"] is reward["mlp"]["up"]["kernel"]
     assert policy["attention"]["query"]["kernel"] is reward["attention"]["query"]["kernel"]
-    assert not np.array_equal(policy["attention"]["query"]["lora_b"], reward["attention"]["query"]["lora_b"])
+    assert not np.array_equal(
+        policy["attention"]["query"]["lora_b"], reward["attention"]["query"]["lora_b"]
+    )
     plain = checkpoints.load_params(tour.workdir / "pretrain")[0]["trunk"]["block_0"]
     assert np.array_equal(policy["mlp"]["up"]["kernel"], plain["mlp"]["up"]["kernel"])
 
@@ -132,7 +141,11 @@ def test_sharded_equals_single(adapted, tmp_path):
 def test_other_adapters_than_the_parents_are_refused_and_rank_zero_merges(adapted, tmp_path):
     folder, plans = adapted
     plan = json.loads(json.dumps(plans["ppo"]))
-    plan["init"] = {"policy": str(folder / "sft"), "reward": str(folder / "reward"), "value": "reward"}
+    plan["init"] = {
+        "policy": str(folder / "sft"),
+        "reward": str(folder / "reward"),
+        "value": "reward",
+    }
     with pytest.raises(ValueError, match=r"rank 3, alpha 4, .*the parent's adapters have rank 2"):
         main.run({**plan, "lora": {**LORA, "rank": 3}}, str(tmp_path / "a"))
     full = json.loads(json.dumps(plans["sft"]))
@@ -140,7 +153,9 @@ def test_other_adapters_than_the_parents_are_refused_and_rank_zero_merges(adapte
     main.run(full, str(tmp_path / "full"))
     params, meta = checkpoints.load_params(tmp_path / "full")
     assert "lora" not in meta.extra
-    assert jax.tree.structure(params) == jax.tree.structure(checkpoints.load_params(folder / "pretrain")[0])
+    assert jax.tree.structure(params) == jax.tree.structure(
+        checkpoints.load_params(folder / "pretrain")[0]
+    )
 
 
 def test_chat_reads_adapters(adapted):
@@ -156,12 +171,27 @@ def test_exported_weights_have_the_adapters_in_them(adapted, tmp_path, stage):
     assert export.main([f"--checkpoint={folder / stage}", f"--to={tmp_path / 'merged'}"]) == 0
     params, meta = load_model(folder / stage)
     again, again_meta = load_model(f"hf:{tmp_path / 'merged'}")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), again, dict(merge_adapters(params)))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+        again,
+        dict(merge_adapters(params)),
+    )
     assert again_meta.kind == meta.kind
     base = params["trunk"]["block_0"]["attention"]["query"]["kernel"]
-    assert not np.allclose(again["trunk"]["block_0"]["attention"]["query"]["kernel"], base, atol=1e-5)
-    with pytest.raises(ValueError, match=r"lora_a.*parameters have no place in the files; merge adapters"):
-        save_pretrained(tmp_path / "x", from_dict(meta.model), params, kind=meta.kind, token_ids={}, max_shard_bytes=10**9)
+    assert not np.allclose(
+        again["trunk"]["block_0"]["attention"]["query"]["kernel"], base, atol=1e-5
+    )
+    with pytest.raises(
+        ValueError, match=r"lora_a.*parameters have no place in the files; merge adapters"
+    ):
+        save_pretrained(
+            tmp_path / "x",
+            from_dict(meta.model),
+            params,
+            kind=meta.kind,
+            token_ids={},
+            max_shard_bytes=10**9,
+        )
 
 
 def test_adapters_are_exported_alone(tour, adapted, tmp_path, capsys):
@@ -172,7 +202,10 @@ def test_adapters_are_exported_alone(tour, adapted, tmp_path, capsys):
     trained, config = load_peft(tmp_path / "alone", from_dict(meta.model))
     jax.tree.map(np.testing.assert_array_equal, trained, split(params)[1])
     assert (config.rank, config.alpha) == (2, 4.0)
-    assert json.loads((tmp_path / "alone/adapter_config.json").read_text())["base_model_name_or_path"] == "some/base"
+    assert (
+        json.loads((tmp_path / "alone/adapter_config.json").read_text())["base_model_name_or_path"]
+        == "some/base"
+    )
     assert read_tokenizer(f"hf:{tmp_path / 'alone'}").fingerprint() == meta.tokenizer
     assert export.main([f"--checkpoint={folder / 'ppo'}", *arguments]) == 2
     assert export.main([f"--checkpoint={tour.workdir / 'pretrain'}", *arguments]) == 2

@@ -22,7 +22,6 @@ from rlhf_jax.training.run import is_complete
 TRAINED = ("pretrain", "sft", "reward", "ppo", "ppo_ptx", "classify", "grpo", "dpo")
 
 
-
 @pytest.mark.parametrize("stage", TRAINED)
 def test_every_stage_finishes_and_leaves_its_files(tour, stage):
     folder = tour.workdir / stage
@@ -30,14 +29,18 @@ def test_every_stage_finishes_and_leaves_its_files(tour, stage):
     for name in ("config.json", "metrics.jsonl", "tokenizer/tokenizer.json"):
         assert (folder / name).exists(), name
     assert list((folder / "tensorboard").iterdir())
-    assert (folder / "corpus" / "train").exists() == (stage in ("pretrain", "sft", "ppo_ptx"))  # those that read documents
+    assert (folder / "corpus" / "train").exists() == (
+        stage in ("pretrain", "sft", "ppo_ptx")
+    )  # those that read documents
 
 
 @pytest.mark.parametrize("stage", TRAINED)
 def test_lineage_names_the_parents_as_they_are(tour, stage):
     meta = checkpoints.read_meta(tour.workdir / stage)
     by_stage = {entry["stage"]: entry["fingerprint"] for entry in meta.lineage.values()}
-    assert by_stage == {name: checkpoints.read_meta(tour.workdir / name).fingerprint for name in PARENTS[stage]}
+    assert by_stage == {
+        name: checkpoints.read_meta(tour.workdir / name).fingerprint for name in PARENTS[stage]
+    }
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -48,7 +51,9 @@ def test_rows_have_no_gaps_and_nothing_recompiles(tour, stage):
     assert steps[-1] == checkpoints.latest_step(tour.workdir / stage)
     if stage != "reward":  # its last step is another program: the normalisation
         # Longer or shorter rollouts and rankings may need their programs for another number of packed rows, once.
-        assert table[-1]["perf/compile_count"] <= (2 if stage in ("ppo", "ppo_ptx", "grpo", "dpo") else 0)
+        assert table[-1]["perf/compile_count"] <= (
+            2 if stage in ("ppo", "ppo_ptx", "grpo", "dpo") else 0
+        )
 
 
 def test_pretraining_and_sft_learn(tour):
@@ -70,7 +75,9 @@ def test_reward_model_scores_demonstrations_zero(tour):
 
 
 def test_comparisons_rank_four_to_nine_answers(tour):
-    lines = (tour.workdir / "reward" / "comparisons" / "train" / "train.jsonl").read_text().splitlines()
+    lines = (
+        (tour.workdir / "reward" / "comparisons" / "train" / "train.jsonl").read_text().splitlines()
+    )
     sizes = [len(json.loads(line)["responses"]) for line in lines]
     assert max(sizes) > 4
     assert max(sizes) <= 9
@@ -86,18 +93,27 @@ def test_every_config_field_is_read(tour):
     unread = {
         f"{cls.__module__.split('.')[-1]}.{cls.__name__}.{field.name}"
         for cls in config_classes()
-        if not cls.__module__.endswith(("benchmark", "benchmark_config"))  # tests/stages/test_benchmark.py runs that stage
+        if not cls.__module__.endswith(
+            ("benchmark", "benchmark_config")
+        )  # tests/stages/test_benchmark.py runs that stage
         for field in dataclasses.fields(cls)
         if field.name not in tour.fields_read[f"{cls.__module__}.{cls.__name__}"]
     }
     assert unread == {
         # What only other settings of the same stage read: selection by a reward model, the adaptive controller,
         # KTO, a tokenizer from a folder. tests/stages/test_stage_options.py runs those.
-        "sft.SFT.response_length", "sft.Data.prompts", "sft.Data.prompt_length", "sft.Init.reward",
-        "ppo.PPO.kl_target", "ppo.PPO.kl_horizon", "pretrain.TokenizerConfig.path",
-        "preference.Preference.better_weight", "preference.Preference.worse_weight",
+        "sft.SFT.response_length",
+        "sft.Data.prompts",
+        "sft.Data.prompt_length",
+        "sft.Init.reward",
+        "ppo.PPO.kl_target",
+        "ppo.PPO.kl_horizon",
+        "pretrain.TokenizerConfig.path",
+        "preference.Preference.better_weight",
+        "preference.Preference.worse_weight",
         # Adapters are off: tests/stages/test_lora_stages.py runs with them.
-        "lora.LoraConfig.alpha", "lora.LoraConfig.modules",
+        "lora.LoraConfig.alpha",
+        "lora.LoraConfig.modules",
         # Read by `main`, which chooses the stage by it, and by `claim`, which the recorder does not watch.
         "evaluate.Config.stage",
     }
@@ -116,7 +132,10 @@ def test_complete_stages_are_skipped(tour, capsys):
 @pytest.mark.parametrize("stage", TRAINED)
 def test_killed_anywhere_it_ends_with_the_same_bits(tour, tmp_path, monkeypatch, stage):
     folder, last = beside(tour, tmp_path, stage), checkpoints.latest_step(tour.workdir / stage)
-    plan = {**tour.plans[stage], "checkpoint": {**tour.plans[stage]["checkpoint"], "save_every": max(1, last // 3)}}
+    plan = {
+        **tour.plans[stage],
+        "checkpoint": {**tour.plans[stage]["checkpoint"], "save_every": max(1, last // 3)},
+    }
     for death in (0, last // 2, last - 1):
         with monkeypatch.context() as patch:
             die_at(patch, death)
@@ -131,16 +150,25 @@ def test_killed_anywhere_it_ends_with_the_same_bits(tour, tmp_path, monkeypatch,
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=lambda s: s.name)
 def test_real_signals_in_ppo(tour, tmp_path, how):
     folder = beside(tour, tmp_path, "ppo_ptx")
-    plan = {**tour.plans["ppo_ptx"], "checkpoint": {**tour.plans["ppo_ptx"]["checkpoint"], "save_every": 1}}
+    plan = {
+        **tour.plans["ppo_ptx"],
+        "checkpoint": {**tour.plans["ppo_ptx"]["checkpoint"], "save_every": 1},
+    }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     code = (
         "import json, sys, jax; jax.config.update('jax_platforms', 'cpu'); from rlhf_jax import main; "
         "main.run(json.load(open(sys.argv[1])), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "plan.json"), str(folder)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     deadline = time.monotonic() + 120
-    while checkpoints.latest_step(folder) is None and process.poll() is None and time.monotonic() < deadline:
+    while (
+        checkpoints.latest_step(folder) is None
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(how)
     said = process.communicate()[0]
@@ -157,23 +185,36 @@ def test_real_signals_in_ppo(tour, tmp_path, how):
 def test_another_config_in_the_same_folder_is_refused(tour):
     plan = json.loads(json.dumps(tour.plans["ppo"]))
     plan["ppo"]["kl_coef"] = 0.7
-    with pytest.raises(ValueError, match=r"begun with another config:\n +ppo\.kl_coef: 0\.05 -> 0\.7"):
+    with pytest.raises(
+        ValueError, match=r"begun with another config:\n +ppo\.kl_coef: 0\.05 -> 0\.7"
+    ):
         main.run(plan, str(tour.workdir / "ppo"))
 
 
 def test_a_parent_is_run_as_the_mesh_says(tour, tmp_path):
     folder = beside(tour, tmp_path, "sft")
     plan = json.loads(json.dumps(tour.plans["sft"]))
-    plan["mesh"] |= {"compute_dtype": "bfloat16", "remat": "block", "scan_layers": "yes", "attention": "fused"}
+    plan["mesh"] |= {
+        "compute_dtype": "bfloat16",
+        "remat": "block",
+        "scan_layers": "yes",
+        "attention": "fused",
+    }
     main.run(plan, str(folder))
     model = checkpoints.load_params(folder)[1].model
     found = tuple(model[name] for name in ("compute_dtype", "remat", "scan_layers", "attention"))
     assert found == ("bfloat16", "block", True, "fused")
-    with pytest.raises(ValueError, match=r"begun with another config:\n +mesh\.compute_dtype: 'bfloat16' -> 'as_trained'"):
+    with pytest.raises(
+        ValueError,
+        match=r"begun with another config:\n +mesh\.compute_dtype: 'bfloat16' -> 'as_trained'",
+    ):
         main.run({**plan, "mesh": tour.plans["sft"]["mesh"]}, str(folder))
 
 
-@pytest.mark.parametrize(("stage", "group", "field"), [("sft", "mesh", "compute_dtype"), ("pretrain", "model", "attention")])
+@pytest.mark.parametrize(
+    ("stage", "group", "field"),
+    [("sft", "mesh", "compute_dtype"), ("pretrain", "model", "attention")],
+)
 def test_a_folder_from_before_a_field_goes_on(tour, tmp_path, stage, group, field):
     folder = beside(tour, tmp_path, stage)
     plan = json.loads(json.dumps(tour.plans[stage]))
@@ -191,9 +232,14 @@ def test_a_changed_parent_is_refused(tour, tmp_path):
     shutil.rmtree(folder / "checkpoints")
     step = checkpoints.latest_step(tour.workdir / "sft")
     (folder / "checkpoints").mkdir()
-    shutil.copytree(checkpoints.checkpoint_folder(tour.workdir / "sft", step), folder / "checkpoints" / str(step))
+    shutil.copytree(
+        checkpoints.checkpoint_folder(tour.workdir / "sft", step),
+        folder / "checkpoints" / str(step),
+    )
     (tmp_path / "pretrain").unlink()
-    shutil.copytree(tour.workdir / "sft", tmp_path / "pretrain")  # another language model where the parent was
+    shutil.copytree(
+        tour.workdir / "sft", tmp_path / "pretrain"
+    )  # another language model where the parent was
     with pytest.raises(ValueError, match=r"was begun from policy \.\./pretrain .* now holds"):
         main.run(tour.plans["sft"], str(folder))
 
@@ -202,18 +248,27 @@ def test_a_parent_of_the_wrong_kind_is_refused(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["ppo"]))
     plan["init"]["reward"] = str(tour.workdir / "sft")
     plan["init"]["policy"] = str(tour.workdir / "sft")
-    with pytest.raises(ValueError, match=r"init\.reward: .* is a language_model .* expected a scalar_model"):
+    with pytest.raises(
+        ValueError, match=r"init\.reward: .* is a language_model .* expected a scalar_model"
+    ):
         main.run(plan, str(tmp_path / "ppo"))
 
 
 def test_a_missing_parent_says_how_to_make_it(tour, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*pretrain.*--config=experiments/menagerie/pretrain\.py"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no checkpoint at .*pretrain.*--config=experiments/menagerie/pretrain\.py",
+    ):
         main.run(tour.plans["sft"], str(tmp_path / "sft"))
 
 
 def test_a_response_longer_than_the_context_is_refused(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["ppo"]))
-    plan["init"] = {"policy": str(tour.workdir / "sft"), "reward": str(tour.workdir / "reward"), "value": "reward"}
+    plan["init"] = {
+        "policy": str(tour.workdir / "sft"),
+        "reward": str(tour.workdir / "reward"),
+        "value": "reward",
+    }
     plan["ppo"]["response_length"] = 500
     with pytest.raises(ValueError, match=r"= 564 exceeds the policy's context of 128; shorten"):
         main.run(plan, str(tmp_path / "ppo"))
@@ -231,7 +286,10 @@ def test_a_mistake_in_the_last_stage_is_said_before_the_first_runs(tour, tmp_pat
 def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
     folder = beside(tour, tmp_path, "ppo_ptx")
     plan = json.loads(json.dumps(tour.plans["ppo_ptx"]))
-    plan["mesh"] |= {**dict(zip(("data", "fsdp", "tensor"), axes, strict=True)), "fsdp_min_size": 256}
+    plan["mesh"] |= {
+        **dict(zip(("data", "fsdp", "tensor"), axes, strict=True)),
+        "fsdp_min_size": 256,
+    }
     plan["ppo"]["ptx_batch_size"] = 8
     plan["ppo"]["total_episodes"] = 16
     single = {**plan, "mesh": {**plan["mesh"], "data": 1, "fsdp": 1, "tensor": 1}}
@@ -244,11 +302,19 @@ def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
 def test_groups_on_many_devices_equal_one(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["grpo"]))
     plan["policy_gradient"] |= {"batch_size": 64, "total_episodes": 64}
-    for name, axes in (("one", {"data": 1, "fsdp": 1, "tensor": 1}), ("many", {"data": 2, "fsdp": 2, "tensor": 2})):
+    for name, axes in (
+        ("one", {"data": 1, "fsdp": 1, "tensor": 1}),
+        ("many", {"data": 2, "fsdp": 2, "tensor": 2}),
+    ):
         (tmp_path / name).mkdir()
         folder = beside(tour, tmp_path / name, "grpo")
-        main.run(build_plain({**plan, "mesh": {**plan["mesh"], **axes, "fsdp_min_size": 256}}), str(folder))
-    for a, b in zip(params_of(tmp_path / "one" / "grpo"), params_of(tmp_path / "many" / "grpo"), strict=True):
+        main.run(
+            build_plain({**plan, "mesh": {**plan["mesh"], **axes, "fsdp_min_size": 256}}),
+            str(folder),
+        )
+    for a, b in zip(
+        params_of(tmp_path / "one" / "grpo"), params_of(tmp_path / "many" / "grpo"), strict=True
+    ):
         np.testing.assert_allclose(a, b, atol=2e-6)
 
 

@@ -40,8 +40,15 @@ def test_sft_by_reward_needs_a_reward_model(tour, tmp_path):
 
 def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
     plan = plan_of(tour, "ppo")
-    plan["ppo"] |= {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 160, "ema_decay": 0.9,
-                    "score_normalisation": "running_std", "score_clip": 2.0, "whiten_rewards": True}
+    plan["ppo"] |= {
+        "kl_controller": "adaptive",
+        "kl_target": 0.5,
+        "kl_horizon": 160,
+        "ema_decay": 0.9,
+        "score_normalisation": "running_std",
+        "score_clip": 2.0,
+        "whiten_rewards": True,
+    }
     folder = beside(tour, tmp_path, "ppo")
     main.run(plan, str(folder))
     coefs = [row["objective/kl_coef"] for row in rows(folder)]
@@ -52,7 +59,12 @@ def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
 
 def test_ppo_with_an_adaptive_penalty_for_moving(tour, tmp_path):
     plan = plan_of(tour, "ppo")
-    plan["ppo"] |= {"policy_loss": "kl_adaptive", "kl_penalty_coef": 2.0, "kl_penalty_target": 1e6, "total_episodes": 32}
+    plan["ppo"] |= {
+        "policy_loss": "kl_adaptive",
+        "kl_penalty_coef": 2.0,
+        "kl_penalty_target": 1e6,
+        "total_episodes": 32,
+    }
     folder = beside(tour, tmp_path, "ppo")
     main.run(plan, str(folder))
     # Two tiny updates stay far below that target: the penalty's coefficient is halved after each.
@@ -92,10 +104,21 @@ def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, 
     plan["labelling"] |= {"num_prompts": 16, "num_validation_prompts": 8}
     main.run(plan, str(tmp_path / "reward_2"))
     meta = checkpoints.read_meta(tmp_path / "reward_2")
-    assert meta.lineage["sampler"]["fingerprint"] == checkpoints.read_meta(tour.workdir / "ppo").fingerprint
-    assert meta.lineage["policy"]["fingerprint"] == checkpoints.read_meta(tour.workdir / "sft").fingerprint
-    files = [folder / "comparisons" / "train" / "train.jsonl" for folder in (tmp_path / "reward", tmp_path / "reward_2")]
-    first, second = ([json.loads(line)["ranks"] for line in path.read_text().splitlines()] for path in files)
+    assert (
+        meta.lineage["sampler"]["fingerprint"]
+        == checkpoints.read_meta(tour.workdir / "ppo").fingerprint
+    )
+    assert (
+        meta.lineage["policy"]["fingerprint"]
+        == checkpoints.read_meta(tour.workdir / "sft").fingerprint
+    )
+    files = [
+        folder / "comparisons" / "train" / "train.jsonl"
+        for folder in (tmp_path / "reward", tmp_path / "reward_2")
+    ]
+    first, second = (
+        [json.loads(line)["ranks"] for line in path.read_text().splitlines()] for path in files
+    )
     assert 0 < len(second) <= 16
     untied = sum(len(set(ranks)) > 1 for ranks in first + second)
     assert f"epochs of {untied} rankings" in capsys.readouterr().out
@@ -103,15 +126,25 @@ def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, 
 
 def test_rankings_of_a_stage_that_has_none(tour, tmp_path):
     (tmp_path / "sft").symlink_to(tour.workdir / "sft")
-    with pytest.raises(FileNotFoundError, match=r"data\.comparisons=\.\./reward: no rankings in .*; name a reward stage"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"data\.comparisons=\.\./reward: no rankings in .*; name a reward stage",
+    ):
         main.run(plan_of(tour, "dpo"), str(tmp_path / "dpo"))
 
 
 def test_pretraining_with_a_tokenizer_from_a_folder(tour, tmp_path):
     plan = plan_of(tour, "pretrain")
-    plan["tokenizer"] = {"kind": "folder", "vocab_size": 0, "path": str(tour.workdir / "pretrain" / "tokenizer")}
+    plan["tokenizer"] = {
+        "kind": "folder",
+        "vocab_size": 0,
+        "path": str(tour.workdir / "pretrain" / "tokenizer"),
+    }
     main.run(plan, str(tmp_path / "pretrain"))
-    theirs, mine = (checkpoints.read_meta(folder) for folder in (tour.workdir / "pretrain", tmp_path / "pretrain"))
+    theirs, mine = (
+        checkpoints.read_meta(folder)
+        for folder in (tour.workdir / "pretrain", tmp_path / "pretrain")
+    )
     assert mine.tokenizer == theirs.tokenizer
     assert mine.fingerprint == theirs.fingerprint
 
@@ -119,7 +152,9 @@ def test_pretraining_with_a_tokenizer_from_a_folder(tour, tmp_path):
 def test_a_vocabulary_of_another_size_is_refused(tour, tmp_path):
     plan = plan_of(tour, "pretrain")
     plan["model"]["vocab_size"] = 500
-    with pytest.raises(ValueError, match=r"model\.vocab_size=500, but the tokenizer has 512 tokens"):
+    with pytest.raises(
+        ValueError, match=r"model\.vocab_size=500, but the tokenizer has 512 tokens"
+    ):
         main.run(plan, str(tmp_path / "pretrain"))
 
 
@@ -140,7 +175,10 @@ def test_a_stage_starts_from_a_model_of_hugging_face(tour, tmp_path, rank):
     """An exported checkpoint is as good a parent as the checkpoint itself, also as the base of adapters."""
     export(str(tour.workdir / "pretrain"), tmp_path / "foreign", max_shard_bytes=10**9)
     losses = {}
-    for name, parent in (("own", str(tour.workdir / "pretrain")), ("hf", f"hf:{tmp_path / 'foreign'}")):
+    for name, parent in (
+        ("own", str(tour.workdir / "pretrain")),
+        ("hf", f"hf:{tmp_path / 'foreign'}"),
+    ):
         plan = plan_of(tour, "sft")
         plan["init"]["policy"] = parent
         plan["lora"]["rank"] = rank

@@ -22,7 +22,9 @@ class Successor(nn.Module):
 
     def hidden(self, tokens_BT, segments_BT, *, cache=None, deterministic=True):
         hidden = jax.nn.one_hot((tokens_BT + 1) % self.config.vocab_size, self.config.vocab_size)
-        return hidden, cache if cache is None else cache._replace(length=cache.length + tokens_BT.shape[1])
+        return hidden, cache if cache is None else cache._replace(
+            length=cache.length + tokens_BT.shape[1]
+        )
 
     def unembed(self, hidden):
         return 1000.0 * hidden
@@ -31,8 +33,15 @@ class Successor(nn.Module):
 def config(vocab_size: int, context_length: int = 64) -> TransformerConfig:
     """A model of one small layer."""
     return gpt(
-        vocab_size=vocab_size, context_length=context_length, width=8, num_layers=1, num_heads=2, dropout_rate=0.0,
-        compute_dtype="float32", param_dtype="float32", remat="none",
+        vocab_size=vocab_size,
+        context_length=context_length,
+        width=8,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
     )
 
 
@@ -62,7 +71,9 @@ def drawn_params(model, seed: int, scale: float = 0.5):
     """Parameters of the model's shapes from N(0, scale²), without compiling its initialisers."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), shapes)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(scale * rng.normal(size=leaf.shape), leaf.dtype), shapes
+    )
 
 
 def successor(vocab_size: int) -> Successor:

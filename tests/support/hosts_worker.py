@@ -17,7 +17,10 @@ from rlhf_jax.training.processes import enable_persistent_cache  # noqa: E402
 port, count, number, plans = sys.argv[1:]
 enable_persistent_cache()
 flags = SimpleNamespace(
-    coordinator=f"127.0.0.1:{port}", num_processes=int(count), process_id=int(number), heartbeat_seconds=10
+    coordinator=f"127.0.0.1:{port}",
+    num_processes=int(count),
+    process_id=int(number),
+    heartbeat_seconds=10,
 )
 with processes.initialize(flags):
     for folder, plan in json.loads(Path(plans).read_text()).items():

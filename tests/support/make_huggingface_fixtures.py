@@ -18,14 +18,29 @@ FOLDER = Path(__file__).parents[1] / "fixtures" / "huggingface"
 VOCAB, LENGTH, PROMPT, NEW, PAD = 24, 14, 7, 6, 0
 WIDE = {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": PAD}
 SIZES = {
-    **WIDE, "hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 32,
+    **WIDE,
+    "hidden_size": 16,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
 }
-GEMMA = {**SIZES, "num_hidden_layers": 3, "head_dim": 6, "query_pre_attn_scalar": 10, "sliding_window": 5}
+GEMMA = {
+    **SIZES,
+    "num_hidden_layers": 3,
+    "head_dim": 6,
+    "query_pre_attn_scalar": 10,
+    "sliding_window": 5,
+}
 GPT2 = {**WIDE, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}
 NEOX = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 50.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
 GEMMA_ROPE = {
@@ -36,25 +51,49 @@ GEMMA_ROPE = {
 COMMITTED = {
     "gpt2": ("gpt2", GPT2),
     "llama": ("llama", {**SIZES, "tie_word_embeddings": False}),
-    "llama3": ("llama", {**SIZES, "tie_word_embeddings": True, "head_dim": 8, "rope_parameters": LLAMA3}),
+    "llama3": (
+        "llama",
+        {**SIZES, "tie_word_embeddings": True, "head_dim": 8, "rope_parameters": LLAMA3},
+    ),
     "mistral": ("mistral", {**SIZES, "sliding_window": 5}),
     "qwen2": ("qwen2", {**SIZES, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {**SIZES, "head_dim": 6}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
-    "gemma3": ("gemma3_text", {**GEMMA, "rope_parameters": GEMMA_ROPE,
-                               "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}),
+    "gemma3": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            "rope_parameters": GEMMA_ROPE,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        },
+    ),
     "gpt_neox": ("gpt_neox", {**NEOX, "rotary_pct": 0.5}),
 }
 OTHERS = {
-    "gpt2-untied": ("gpt2", {**GPT2, "tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 20}),
+    "gpt2-untied": (
+        "gpt2",
+        {**GPT2, "tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 20},
+    ),
     "llama-biases": ("llama", {**SIZES, "attention_bias": True, "mlp_bias": True}),
-    "llama-linear": ("llama", {**SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}}),
+    "llama-linear": (
+        "llama",
+        {**SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+    ),
     "mistral-global": ("mistral", {**SIZES, "sliding_window": None}),
-    "qwen2-windows": ("qwen2", {**SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
-    "qwen3-windows": ("qwen3", {**SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "qwen2-windows": (
+        "qwen2",
+        {**SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
+    "qwen3-windows": (
+        "qwen3",
+        {**SIZES, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "gemma2-default": ("gemma2", GEMMA),
     "gemma3-default": ("gemma3_text", {**GEMMA, "num_hidden_layers": 7}),
-    "neox-serial": ("gpt_neox", {**NEOX, "rotary_pct": 1.0, "use_parallel_residual": False, "hidden_act": "gelu_new"}),
+    "neox-serial": (
+        "gpt_neox",
+        {**NEOX, "rotary_pct": 1.0, "use_parallel_residual": False, "hidden_act": "gelu_new"},
+    ),
 }
 
 
@@ -66,13 +105,19 @@ def make(model_type: str, options: dict[str, Any], *, score: bool = False) -> An
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    auto = transformers.AutoModelForSequenceClassification if score else transformers.AutoModelForCausalLM
+    auto = (
+        transformers.AutoModelForSequenceClassification
+        if score
+        else transformers.AutoModelForCausalLM
+    )
     labels = {"num_labels": 1} if score else {}
     config = transformers.AutoConfig.for_model(model_type, **options, **labels)
     model = auto.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn_like(parameter) * 0.3 + (0.3 if parameter.ndim == 1 else 0.0))
+            parameter.copy_(
+                torch.randn_like(parameter) * 0.3 + (0.3 if parameter.ndim == 1 else 0.0)
+            )
     return model
 
 
@@ -110,13 +155,17 @@ def main() -> None:
         model = make(model_type, options)
         # Two shards for one family, so that an index is read as well.
         model.save_pretrained(FOLDER / name, max_shard_size="10KB" if name == "mistral" else "5GB")
-        np.savez_compressed(FOLDER / name / "golden.npz", logits=logits(model), greedy=greedy(model))
+        np.savez_compressed(
+            FOLDER / name / "golden.npz", logits=logits(model), greedy=greedy(model)
+        )
     for name in ("llama", "gpt2"):
         model = make(*COMMITTED[name], score=True)
         model.save_pretrained(FOLDER / f"score-{name}")
         np.savez_compressed(FOLDER / f"score-{name}" / "golden.npz", logits=logits(model))
     for path in FOLDER.rglob("config.json"):  # no versions in the repository
-        content = {k: v for k, v in json.loads(path.read_text()).items() if k != "transformers_version"}
+        content = {
+            k: v for k, v in json.loads(path.read_text()).items() if k != "transformers_version"
+        }
         path.write_text(json.dumps(content, indent=1) + "\n")
     for path in FOLDER.rglob("generation_config.json"):
         path.unlink()

@@ -9,8 +9,16 @@ import numpy as np
 
 from rlhf_jax.training import checkpoints, run
 
-PARENTS = {"pretrain": (), "sft": ("pretrain",), "reward": ("sft",), "ppo": ("sft", "reward"),
-           "ppo_ptx": ("sft", "reward"), "classify": ("pretrain",), "grpo": ("sft", "reward"), "dpo": ("sft",)}  # fmt: skip
+PARENTS = {
+    "pretrain": (),
+    "sft": ("pretrain",),
+    "reward": ("sft",),
+    "ppo": ("sft", "reward"),
+    "ppo_ptx": ("sft", "reward"),
+    "classify": ("pretrain",),
+    "grpo": ("sft", "reward"),
+    "dpo": ("sft",),
+}
 
 
 def rows(workdir):
@@ -26,7 +34,10 @@ def params_of(workdir):
 
 
 def same_bits(a, b):
-    return all(np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(params_of(a), params_of(b), strict=True))
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(params_of(a), params_of(b), strict=True)
+    )
 
 
 class Death(BaseException):
@@ -38,7 +49,9 @@ def beside(tour, tmp_path, stage):
     for parent in PARENTS[stage]:
         (tmp_path / parent).symlink_to(tour.workdir / parent)
     if stage in ("reward", "dpo"):
-        shutil.copytree(tour.workdir / "reward" / "comparisons", tmp_path / "reward" / "comparisons")
+        shutil.copytree(
+            tour.workdir / "reward" / "comparisons", tmp_path / "reward" / "comparisons"
+        )
     return tmp_path / stage
 
 

@@ -17,7 +17,12 @@ from transformers import PreTrainedTokenizerFast
 
 from rlhf_jax.data.tokenizers import Tokenizer
 
-CORPUS = ["hello, how are you today?", "system user assistant model INST", "the fox is red. 2 + 2 = 4", "think about it"]
+CORPUS = [
+    "hello, how are you today?",
+    "system user assistant model INST",
+    "the fox is red. 2 + 2 = 4",
+    "think about it",
+]
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
@@ -47,64 +52,126 @@ FORGETFUL = (
 )
 
 
-def byte_level(special: list[str], template: str | None, *, eos: str, bos: str | None = None, pad: str | None = None,
-               adds_bos: bool = False, more_stops: tuple[int, ...] = ()) -> Tokenizer:
+def byte_level(
+    special: list[str],
+    template: str | None,
+    *,
+    eos: str,
+    bos: str | None = None,
+    pad: str | None = None,
+    adds_bos: bool = False,
+    more_stops: tuple[int, ...] = (),
+) -> Tokenizer:
     """GPT-2's kind; the special tokens come after the vocabulary, as in Llama 3 and Qwen."""
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
-    return _finish(backend, special, template, eos=eos, bos=bos, pad=pad, adds_bos=adds_bos, more_stops=more_stops)
+    backend.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    return _finish(
+        backend,
+        special,
+        template,
+        eos=eos,
+        bos=bos,
+        pad=pad,
+        adds_bos=adds_bos,
+        more_stops=more_stops,
+    )
 
 
-def metaspace(special: list[str], template: str | None, *, eos: str, bos: str | None = None, pad: str | None = None,
-              scheme: str = "always", adds_bos: bool = False) -> Tokenizer:
+def metaspace(
+    special: list[str],
+    template: str | None,
+    *,
+    eos: str,
+    bos: str | None = None,
+    pad: str | None = None,
+    scheme: str = "always",
+    adds_bos: bool = False,
+) -> Tokenizer:
     """SentencePiece's kind, with byte fallback; the special tokens are in the vocabulary, as in Llama 2, Mistral, Gemma."""
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     backend = Backend(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=["<unk>", *special, *bytes_], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=["<unk>", *special, *bytes_], show_progress=False
+    )
     if scheme == "legacy":  # Llama 2: a space goes before every piece of text, by the normalizer
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
         backend.pre_tokenizer = pre_tokenizers.Split(Regex("(?=▁)"), behavior="merged_with_next")
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    backend.decoder = decoders.Sequence(steps if scheme == "never" else [*steps, decoders.Strip(" ", 1, 0)])
+    backend.decoder = decoders.Sequence(
+        steps if scheme == "never" else [*steps, decoders.Strip(" ", 1, 0)]
+    )
     backend.train_from_iterator(CORPUS, trainer)
     content = json.loads(backend.to_str())  # the trainer took the bytes for special tokens
-    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in bytes_]
+    content["added_tokens"] = [
+        token for token in content["added_tokens"] if token["content"] not in bytes_
+    ]
     backend = Backend.from_str(json.dumps(content))
     return _finish(backend, special, template, eos=eos, bos=bos, pad=pad, adds_bos=adds_bos)
 
 
 def _finish(backend, special, template, *, eos, bos, pad, adds_bos, more_stops=()):
-    backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in special]
+    )
     if adds_bos:
         ids = [(bos, backend.token_to_id(bos))]
-        backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=ids)
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=ids
+        )
     names = {"eos_token": eos, "bos_token": bos, "pad_token": pad}
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **{name: token for name, token in names.items() if token})
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{name: token for name, token in names.items() if token}
+    )
     fast.chat_template = template
     return Tokenizer(fast, more_stops=more_stops)
 
 
 def chatml() -> Tokenizer:
     """pad == eos, and a bos_token that opens every turn, as in SmolLM2."""
-    return byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], CHATML, eos="<|im_end|>", bos="<|im_start|>",
-                      pad="<|im_end|>")
+    return byte_level(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        CHATML,
+        eos="<|im_end|>",
+        bos="<|im_start|>",
+        pad="<|im_end|>",
+    )
 
 
 def llama3() -> Tokenizer:
     """Both the template and the tokenizer itself write begin-of-text; several stop tokens; no padding token."""
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>"]
-    return byte_level(special, LLAMA3, eos="<|end_of_text|>", bos="<|begin_of_text|>", adds_bos=True, more_stops=(304,))
+    special = [
+        "<|begin_of_text|>",
+        "<|end_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+    ]
+    return byte_level(
+        special,
+        LLAMA3,
+        eos="<|end_of_text|>",
+        bos="<|begin_of_text|>",
+        adds_bos=True,
+        more_stops=(304,),
+    )
 
 
 def gemma() -> Tokenizer:
     """The assistant is called model; its turn does not end with the end-of-text token."""
     special = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
-    return metaspace(special, GEMMA, eos="<eos>", bos="<bos>", pad="<pad>", scheme="never", adds_bos=True)
+    return metaspace(
+        special, GEMMA, eos="<eos>", bos="<bos>", pad="<pad>", scheme="never", adds_bos=True
+    )
 
 
 def mistral(scheme: str = "always") -> Tokenizer:

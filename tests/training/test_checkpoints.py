@@ -34,7 +34,9 @@ META = new_meta(
     num_steps=40,
     model={"width": 8, "norm_eps": 1e-5},
     tokenizer="abc",
-    lineage={"init": {"path": "runs/pretrain", "stage": "pretrain", "step": 9, "fingerprint": "00c0ffee"}},
+    lineage={
+        "init": {"path": "runs/pretrain", "stage": "pretrain", "step": 9, "fingerprint": "00c0ffee"}
+    },
     extra={"note": "naïve"},
 )
 
@@ -233,7 +235,9 @@ def test_meta_of_another_version_is_an_error_that_names_the_fields(saved):
         load_params(saved[0])
 
 
-def test_half_written_checkpoints_are_ignored_with_a_note_and_cleared_by_the_next_save(saved, caplog):
+def test_half_written_checkpoints_are_ignored_with_a_note_and_cleared_by_the_next_save(
+    saved, caplog
+):
     workdir, state = saved
     root = workdir / "checkpoints"
     half = [root / "30.orbax-checkpoint-tmp", root / "31", root / "5.deleted"]
@@ -299,7 +303,10 @@ def test_an_unknown_kind_is_refused():
 
 
 def test_saving_sixty_small_leaves_is_quick(tmp_path):
-    tree = {f"layer_{i}": {"kernel": np.ones((32, 32), np.float32), "bias": np.ones(32)} for i in range(30)}
+    tree = {
+        f"layer_{i}": {"kernel": np.ones((32, 32), np.float32), "bias": np.ones(32)}
+        for i in range(30)
+    }
     save(tmp_path, 1, tree, tree, META, keep=1)  # imports Orbax
     began = time.monotonic()
     save(tmp_path, 2, tree, tree, META, keep=1)

@@ -89,7 +89,9 @@ def train(workdir, *, num_steps=NUM_STEPS, **changes):
 def rows_of(workdir):
     """Rows without what differs from run to run."""
     rows = read_rows(workdir / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not name.startswith("perf/")} for row in rows
+    ]
 
 
 def assert_same_bits(one, other):
@@ -114,7 +116,15 @@ def test_a_run_equals_the_plain_for_loop(reference):
 
 def test_rows_checkpoints_and_meta_of_an_uninterrupted_run(reference):
     workdir, state, rows = reference
-    assert [row["step"] for row in rows] == [1, 3, 5, 6, 9, 10, 12]  # first, every 3, hooks every 5, last
+    assert [row["step"] for row in rows] == [
+        1,
+        3,
+        5,
+        6,
+        9,
+        10,
+        12,
+    ]  # first, every 3, hooks every 5, last
     assert [row["step"] for row in rows if "validation/distance" in row] == [5, 10, 12]
     assert rows[-1]["tokens"] == 48
     assert np.float32(rows[-1]["loss"]) < np.float32(rows[0]["loss"])
@@ -187,7 +197,9 @@ def test_killed_in_a_step_and_resumed(reference, tmp_path, call):
         (loop, "_run_hooks", 10),
     ],
 )
-def test_killed_around_saving_and_writing_and_resumed(reference, tmp_path, monkeypatch, owner, name, call):
+def test_killed_around_saving_and_writing_and_resumed(
+    reference, tmp_path, monkeypatch, owner, name, call
+):
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, dies_on_call(getattr(owner, name), call))
         with pytest.raises(Killed):
@@ -216,7 +228,9 @@ def wait_for_rows(workdir, count, process):
 
 def launch(workdir):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return subprocess.Popen([sys.executable, __file__, str(workdir)], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, __file__, str(workdir)], env=environment, stderr=subprocess.PIPE
+    )
 
 
 def test_real_signals_at_random_moments(tmp_path):
@@ -231,13 +245,17 @@ def test_real_signals_at_random_moments(tmp_path):
     process.stderr.close()
 
     process = launch(workdir)
-    written = len(read_rows(workdir / "metrics.jsonl")) if (workdir / "metrics.jsonl").exists() else 0
+    written = (
+        len(read_rows(workdir / "metrics.jsonl")) if (workdir / "metrics.jsonl").exists() else 0
+    )
     wait_for_rows(workdir, written + int(rng.integers(1, 9)), process)
     process.send_signal(signal.SIGTERM)
     message = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 143, message
     stopped = latest_step(workdir)
-    assert f"toy: SIGTERM. Step {stopped} of 60 is saved in {workdir}/checkpoints/{stopped}" in message
+    assert (
+        f"toy: SIGTERM. Step {stopped} of 60 is saved in {workdir}/checkpoints/{stopped}" in message
+    )
     assert f"--workdir={workdir} continues" in message
 
     assert_same_bits(train(workdir, num_steps=60), expected)
@@ -284,7 +302,9 @@ def test_a_non_finite_loss_stops_the_run_after_its_row_and_before_any_checkpoint
         state, metrics = step_fn(state, step)
         return state, {"other": metrics["loss"], name: jnp.where(step == 7, jnp.nan, 1.0)}
 
-    with pytest.raises(FloatingPointError, match=rf"step 8: {name} = nan.*last good checkpoint is step 4"):
+    with pytest.raises(
+        FloatingPointError, match=rf"step 8: {name} = nan.*last good checkpoint is step 4"
+    ):
         train(tmp_path, step_fn=diverging)
     assert rows_of(tmp_path)[-1]["step"] == 8
     assert np.isnan(rows_of(tmp_path)[-1][name])
@@ -329,13 +349,20 @@ def test_time_in_hooks_is_not_training_time(tmp_path):
 
     hooks = (Hook(1, lambda state, step: time.sleep(0.3)),)
     train(tmp_path, num_steps=3, save_every=10, hooks=hooks, step_fn=steady)
-    assert read_rows(tmp_path / "metrics.jsonl")[-1]["perf/steps_per_s"] > 5  # 3.3 if the hook counted
+    assert (
+        read_rows(tmp_path / "metrics.jsonl")[-1]["perf/steps_per_s"] > 5
+    )  # 3.3 if the hook counted
 
 
 def test_a_model_that_json_changes_is_still_the_same_model(tmp_path):
     def meta(stop):
         return new_meta(
-            stage="toy", kind="scalar_model", num_steps=1, model={"stop": stop}, tokenizer="", lineage={}
+            stage="toy",
+            kind="scalar_model",
+            num_steps=1,
+            model={"stop": stop},
+            tokenizer="",
+            lineage={},
         )
 
     train(tmp_path, num_steps=1, meta=meta((1, 2)))

@@ -83,7 +83,9 @@ def test_every_mesh_makes_the_same_updates_as_one_device(params, on_one_device, 
         state, metrics = mapped(state, shard_batch(BATCH, mesh))
         losses.append(float(metrics["loss"]))
         assert old.params["in"]["kernel"].is_deleted()  # donated
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, on_one_device[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.params, on_one_device[0]
+    )
     np.testing.assert_allclose(losses, on_one_device[1], rtol=1e-6)
     assert not params["in"]["kernel"].is_deleted()  # `place` copied
     for leaf in (state.params["in"]["kernel"], state.opt_state[0].mu["in"]["kernel"]):
@@ -114,7 +116,9 @@ def test_pmap_of_the_pure_step_with_pmean_makes_the_same_update(params, on_one_d
     state = jax.tree.map(lambda x: np.stack([np.asarray(x)] * 8), init_state(params, OPTIMIZER))
     for _ in range(3):
         state, value = step8(state, split)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[5], b, atol=1e-6), state.params, on_one_device[0])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a[5], b, atol=1e-6), state.params, on_one_device[0]
+    )
     np.testing.assert_allclose(value, [on_one_device[1][2]] * 8, rtol=1e-6)
 
 
@@ -167,12 +171,26 @@ def test_mesh_shapes_and_errors_name_both_numbers():
 # --- a transformer on every mesh ----------------------------------------------------------------------------
 
 CONFIG = llama(
-    vocab_size=128, context_length=32, width=32, num_layers=1, num_heads=8, num_kv_heads=8, ffw_width=80, rope_base=1e4,
-    dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    vocab_size=128,
+    context_length=32,
+    width=32,
+    num_layers=1,
+    num_heads=8,
+    num_kv_heads=8,
+    ffw_width=80,
+    rope_base=1e4,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
 )
 MODEL = LanguageModel(CONFIG)
 TOKENS = np.random.default_rng(2).integers(0, 128, (16, 24)).astype(np.int32)
-ROWS = {"tokens_BT": TOKENS, "segments_BT": np.ones_like(TOKENS), "loss_mask_BT": np.ones_like(TOKENS)}
+ROWS = {
+    "tokens_BT": TOKENS,
+    "segments_BT": np.ones_like(TOKENS),
+    "loss_mask_BT": np.ones_like(TOKENS),
+}
 MESHES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)]
 
 
@@ -195,21 +213,46 @@ def updated(axes):
         state = init_state(init_params(MODEL, jax.random.key(0)), optimizer)
         shardings = state_shardings(state, mesh, 2)
         state, batch = place(state, shardings), shard_batch(ROWS, mesh)
-        compiled = jit_step(update, shardings, mesh).lower(state, batch, jax.random.key(1)).compile()
+        compiled = (
+            jit_step(update, shardings, mesh).lower(state, batch, jax.random.key(1)).compile()
+        )
         state, _ = compiled(state, batch, jax.random.key(1))
         prompts = shard_batch({"tokens": TOKENS[:, :8], "mask": np.ones((16, 8), bool)}, mesh)
         spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-        draw = jax.jit(lambda params, prompts, key: sample(
-            MODEL, params, prompts["tokens"], prompts["mask"], key, spec=spec, response_length=6, stop_tokens=(1,), pad_id=0
-        )).lower(state.params, prompts, jax.random.key(2)).compile()
-        return jax.device_get(state), compiled, jax.device_get(draw(state.params, prompts, jax.random.key(2))), draw
+        draw = (
+            jax.jit(
+                lambda params, prompts, key: sample(
+                    MODEL,
+                    params,
+                    prompts["tokens"],
+                    prompts["mask"],
+                    key,
+                    spec=spec,
+                    response_length=6,
+                    stop_tokens=(1,),
+                    pad_id=0,
+                )
+            )
+            .lower(state.params, prompts, jax.random.key(2))
+            .compile()
+        )
+        return (
+            jax.device_get(state),
+            compiled,
+            jax.device_get(draw(state.params, prompts, jax.random.key(2))),
+            draw,
+        )
 
 
 def shapes_of(tensor):
     """The types of all parameters as devices of `tensor` hold them when fsdp has been gathered."""
     params = jax.eval_shape(lambda: init_params(MODEL, jax.random.key(0)))
     shardings = state_shardings(params, make_mesh(1, 1, tensor), 2)
-    shapes = map(lambda leaf, where: where.shard_shape(leaf.shape), jax.tree.leaves(params), jax.tree.leaves(shardings))
+    shapes = map(
+        lambda leaf, where: where.shard_shape(leaf.shape),
+        jax.tree.leaves(params),
+        jax.tree.leaves(shardings),
+    )
     return {f"f32[{','.join(map(str, shape))}]" for shape in shapes}
 
 
@@ -217,15 +260,21 @@ def shapes_of(tensor):
 def test_fine_tuning_and_sampling_on_every_mesh_equal_one_device(axes):
     state, _, samples, _ = updated(axes)
     expected, _, drawn, _ = updated((1, 1, 1))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, expected.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, expected.params
+    )
     np.testing.assert_array_equal(samples.tokens_BR, drawn.tokens_BR)
     np.testing.assert_allclose(samples.logp_BR, drawn.logp_BR, atol=1e-5)
 
 
-@pytest.mark.parametrize(("axes", "shards"), [((8, 1, 1), 1), ((1, 8, 1), 8), ((1, 1, 8), 8), ((2, 2, 2), 4)], ids=str)
+@pytest.mark.parametrize(
+    ("axes", "shards"), [((8, 1, 1), 1), ((1, 8, 1), 8), ((1, 1, 8), 8), ((2, 2, 2), 4)], ids=str
+)
 def test_memory_of_the_state_falls_with_the_devices_that_share_it(axes, shards):
     batch = sum(array.nbytes for array in ROWS.values())
-    whole, mine = (updated(a)[1].memory_analysis().argument_size_in_bytes for a in ((1, 1, 1), axes))
+    whole, mine = (
+        updated(a)[1].memory_analysis().argument_size_in_bytes for a in ((1, 1, 1), axes)
+    )
     state = mine - batch // (axes[0] * axes[1])
     # Over tensor alone the norms' scales are copies; beside that exactly 1/N.
     assert state == pytest.approx((whole - batch) / shards, rel=0.05)
@@ -238,7 +287,10 @@ def test_collectives_are_the_expected_ones():
         assert {one.kind for one in by_mesh[axes]} == {"all-reduce"}
     # Data parallel: the gradient once, and scalars.
     assert sum(one.num_bytes for one in by_mesh[8, 1, 1]) == pytest.approx(params, abs=64)
-    for axes in ((1, 8, 1), (2, 2, 2)):  # a layer's parameters are gathered over fsdp, and nothing else is
+    for axes in (
+        (1, 8, 1),
+        (2, 2, 2),
+    ):  # a layer's parameters are gathered over fsdp, and nothing else is
         gathered = {one.array for one in by_mesh[axes] if one.kind == "all-gather"}
         assert gathered
         assert gathered <= shapes_of(axes[2]) | {"f32[32]"}
@@ -248,11 +300,17 @@ def test_collectives_are_the_expected_ones():
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_sampling_gathers_parameters_once_over_fsdp_and_never_moves_its_cache(axes):
     compiled = updated(axes)[3]
-    assert compiled.as_text().count(" while(") >= 2  # one for all rows, one for the half that goes on
+    assert (
+        compiled.as_text().count(" while(") >= 2
+    )  # one for all rows, one for the half that goes on
     exchanged = collectives(compiled)
     matrices = {shape for shape in shapes_of(axes[2]) if "," in shape}
-    gathered = sum(one.num_bytes for one in exchanged if one.kind == "all-gather" and one.array in matrices)
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params) if leaf.ndim > 1)
+    gathered = sum(
+        one.num_bytes for one in exchanged if one.kind == "all-gather" and one.array in matrices
+    )
+    whole = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params) if leaf.ndim > 1
+    )
     assert gathered == (whole / axes[2] if axes[1] > 1 else 0)
     assert not [one.array for one in exchanged if one.array.count(",") == 3]
 
@@ -263,13 +321,27 @@ def test_waiting_prompts_stay_on_their_device(axes):
     spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
     def draw(params, prompts, key, max_rows):
-        return sample(MODEL, params, prompts["tokens"], prompts["mask"], key, spec=spec, response_length=12,
-                      stop_tokens=tuple(range(40)), pad_id=0, max_rows=max_rows)
+        return sample(
+            MODEL,
+            params,
+            prompts["tokens"],
+            prompts["mask"],
+            key,
+            spec=spec,
+            response_length=12,
+            stop_tokens=tuple(range(40)),
+            pad_id=0,
+            max_rows=max_rows,
+        )
 
     prompts = {"tokens": TOKENS[:, :8], "mask": np.ones((16, 8), bool)}
     expected = draw(params, prompts, jax.random.key(2), 0)
     with on_mesh(mesh):
-        arguments = place(params, state_shardings(params, mesh, 2)), shard_batch(prompts, mesh), jax.random.key(2)
+        arguments = (
+            place(params, state_shardings(params, mesh, 2)),
+            shard_batch(prompts, mesh),
+            jax.random.key(2),
+        )
         compiled = jax.jit(partial(draw, max_rows=8)).lower(*arguments).compile()
         found = compiled(*arguments)
     np.testing.assert_array_equal(found.tokens_BR, expected.tokens_BR)
@@ -286,13 +358,19 @@ def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(ax
         with on_mesh(mesh):
             params = init_params(MODEL, jax.random.key(0))
             params, rows = place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
-            loss = lambda p: jnp.sin(scoring.next_token_nll(MODEL, p, rows["tokens_BT"], rows["segments_BT"])[0]).sum()  # noqa: E731
+
+            def loss(p):
+                nll_BT = scoring.next_token_nll(MODEL, p, rows["tokens_BT"], rows["segments_BT"])[0]
+                return jnp.sin(nll_BT).sum()
+
             compiled = jax.jit(jax.grad(loss)).lower(params).compile()
             return jax.device_get(compiled(params)), compiled
 
     (expected, _), (found, compiled) = gradients((1, 1, 1)), gradients(axes)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
-    assert compiled.as_text().count('known_trip_count":{"n":"4"') >= 2  # forwards and backwards in four parts
+    assert (
+        compiled.as_text().count('known_trip_count":{"n":"4"') >= 2
+    )  # forwards and backwards in four parts
     repeated = {one.array for one in collectives(compiled) if one.times > 1}
     assert not repeated & {shape for shape in shapes_of(axes[2]) if "," in shape}
 
@@ -301,9 +379,19 @@ def test_models_that_tensor_does_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"mesh\.tensor = 3 does not divide model\.num_heads = 8"):
         check_model(CONFIG, make_mesh(1, 1, 3))
     shared_head = palm(
-        vocab_size=128, context_length=32, width=32, num_layers=1, num_heads=4, head_width=8, dropout_rate=0.0,
-        compute_dtype="float32", param_dtype="float32", remat="none",
+        vocab_size=128,
+        context_length=32,
+        width=32,
+        num_layers=1,
+        num_heads=4,
+        head_width=8,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
     )
     check_model(shared_head, make_mesh(1, 1, 4))  # its one key/value head is copied
-    with pytest.raises(ValueError, match=r"mesh\.tensor = 4 does not divide trunk/embedding of shape \(130, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"mesh\.tensor = 4 does not divide trunk/embedding of shape \(130, 32\)"
+    ):
         state_shardings({"trunk": {"embedding": jnp.zeros((130, 32))}}, make_mesh(1, 1, 4), 2)

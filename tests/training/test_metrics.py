@@ -73,7 +73,9 @@ def test_truncating_an_empty_workdir_creates_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_terminated_part_of_a_line_that_is_complete_json_but_has_no_newline_is_dropped(tmp_path):
+def test_the_terminated_part_of_a_line_that_is_complete_json_but_has_no_newline_is_dropped(
+    tmp_path,
+):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}')
     assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1}]
 

@@ -81,7 +81,9 @@ def test_moments_are_float32_and_updates_keep_the_parameter_dtype():
     optimizer = make_optimizer(config(max_grad_norm=1.0, weight_decay=0.1), 3)
     start = optimizer.init(params)
     updates, state = optimizer.update(params, start, params)
-    assert jax.tree.map(jnp.dtype, start) == jax.tree.map(jnp.dtype, state)  # or the step compiles twice
+    assert jax.tree.map(jnp.dtype, start) == jax.tree.map(
+        jnp.dtype, state
+    )  # or the step compiles twice
     assert optax.apply_updates(params, updates)["a"].dtype == jnp.bfloat16
     moments = [x.dtype for x in jax.tree.leaves(state) if x.ndim == 2]
     assert moments == [jnp.float32, jnp.float32]
@@ -93,8 +95,12 @@ def rates(num_steps, **changes):
 
 def test_schedules_by_hand():
     np.testing.assert_allclose(rates(3), [1, 1, 1])
-    np.testing.assert_allclose(rates(4, schedule="linear", final_fraction=0.0), [1, 0.75, 0.5, 0.25])
-    np.testing.assert_allclose(rates(4, schedule="linear", final_fraction=0.5), [1, 0.875, 0.75, 0.625])
+    np.testing.assert_allclose(
+        rates(4, schedule="linear", final_fraction=0.0), [1, 0.75, 0.5, 0.25]
+    )
+    np.testing.assert_allclose(
+        rates(4, schedule="linear", final_fraction=0.5), [1, 0.875, 0.75, 0.625]
+    )
     # cosine to 10 %: 0.1 + 0.45 (1 + cos(0, pi/4, pi/2, 3pi/4))
     expected = [1, 0.86819805, 0.55, 0.23180195]
     np.testing.assert_allclose(rates(4, schedule="cosine", final_fraction=0.1), expected, rtol=1e-6)
@@ -109,7 +115,9 @@ def test_warmup_climbs_from_its_fraction_and_the_decay_uses_what_is_left():
 
 
 def test_the_last_linear_update_uses_one_nth_of_the_rate():
-    np.testing.assert_allclose(rates(50, schedule="linear", final_fraction=0.0)[-1], 1 / 50, rtol=1e-5)
+    np.testing.assert_allclose(
+        rates(50, schedule="linear", final_fraction=0.0)[-1], 1 / 50, rtol=1e-5
+    )
 
 
 def test_the_optimizer_follows_the_schedule():
@@ -121,7 +129,10 @@ def test_the_optimizer_follows_the_schedule():
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_clipping_is_optax_clipping(scale):
     keys = jax.random.split(jax.random.key(0), 2)
-    grads = {"a": scale * jax.random.normal(keys[0], (5, 3)), "b": scale * jax.random.normal(keys[1], (7,))}
+    grads = {
+        "a": scale * jax.random.normal(keys[0], (5, 3)),
+        "b": scale * jax.random.normal(keys[1], (7,)),
+    }
     mine, _ = clip_by_global_norm(0.5).update(grads, optax.EmptyState())
     theirs, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), mine, theirs)
@@ -170,7 +181,10 @@ def test_ema_by_hand_and_in_its_own_dtype():
         ({"learning_rate": 0.0}, r"optimizer\.learning_rate = 0\.0: must be > 0"),
         ({"schedule": "cosin"}, r"optimizer\.schedule = 'cosin': must be one of"),
         ({"adam_style": "jax"}, r"optimizer\.adam_style = 'jax'"),
-        ({"final_fraction": 0.1}, r"optimizer\.final_fraction = 0\.1: must be 1\.0 with schedule='constant'"),
+        (
+            {"final_fraction": 0.1},
+            r"optimizer\.final_fraction = 0\.1: must be 1\.0 with schedule='constant'",
+        ),
         ({"b2": 1.0}, r"optimizer\.b2 = 1\.0"),
         ({"max_grad_norm": -1.0}, r"optimizer\.max_grad_norm = -1\.0"),
     ],

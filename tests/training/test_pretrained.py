@@ -27,16 +27,38 @@ TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
 def foreign(tmp_path):
     """A folder as on the hub: a llama of 24 rows, 22 of which are tokens of a tokenizer that knows no chat."""
     folder = Path(shutil.copytree(golden.FOLDER / "llama", tmp_path / "foreign"))
-    vocab = {word: i for i, word in enumerate(["<s>", "</s>", "[UNK]", *(f"w{i}" for i in range(3, 22))])}
+    vocab = {
+        word: i for i, word in enumerate(["<s>", "</s>", "[UNK]", *(f"w{i}" for i in range(3, 22))])
+    }
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"}
-    special = [{"id": 1, "content": "</s>", "special": True, "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False}]
+    special = [
+        {
+            "id": 1,
+            "content": "</s>",
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+    ]
     content = {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model,
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        "model": model,
     }
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>", "pad_token": "</s>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "</s>",
+        "pad_token": "</s>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
@@ -55,7 +77,10 @@ def test_chat_markers_become_the_mean_of_the_tokens(foreign):
     assert (meta.stage, meta.kind, meta.complete) == ("huggingface", "language_model", True)
     assert meta.tokenizer == tokenizer.fingerprint()
     assert read_meta(path) == meta
-    assert load(path, kind="language_model", option="--checkpoint").tokenizer.fingerprint() == meta.tokenizer
+    assert (
+        load(path, kind="language_model", option="--checkpoint").tokenizer.fingerprint()
+        == meta.tokenizer
+    )
 
 
 def test_a_vocabulary_without_spare_rows_grows(foreign):
@@ -68,7 +93,9 @@ def test_a_vocabulary_without_spare_rows_grows(foreign):
     assert params["lm_head"]["kernel"].shape == (16, 26)
     content["model"]["vocab"]["w24"] = 24
     (foreign / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"):
+    with pytest.raises(
+        ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"
+    ):
         load_model(f"hf:{foreign}")
 
 
@@ -81,14 +108,18 @@ def test_a_special_token_without_a_row_gets_one(foreign, capsys):
     content["added_tokens"].append(image)
     (foreign / "tokenizer.json").write_text(json.dumps(content))
     (params, meta), tokenizer = load_model(f"hf:{foreign}"), read_tokenizer(f"hf:{foreign}")
-    assert "<image_soft_token>: special, but without a row in the embedding" in capsys.readouterr().out
+    assert (
+        "<image_soft_token>: special, but without a row in the embedding" in capsys.readouterr().out
+    )
     assert (from_dict(meta.model).vocab_size, tokenizer.user_id) == (27, 25)
     old, new = np.asarray(plain["trunk"]["embedding"]), np.asarray(params["trunk"]["embedding"])
     np.testing.assert_array_equal(new[:24], old)
     np.testing.assert_allclose(new[24:], np.repeat(old.mean(0)[None], 3, 0), atol=1e-6)
     content["added_tokens"][-1] = image | {"special": False}
     (foreign / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"):
+    with pytest.raises(
+        ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24: put"
+    ):
         load_model(f"hf:{foreign}")
 
 
@@ -100,13 +131,19 @@ def test_ids_with_gaps_are_counted_up_to_the_highest(foreign):
     vocab["last"] = 23  # the last row of the model
     (foreign / "tokenizer.json").write_text(json.dumps(content))
     (params, meta), tokenizer = load_model(f"hf:{foreign}"), read_tokenizer(f"hf:{foreign}")
-    assert (tokenizer.user_id, tokenizer.assistant_id, tokenizer.num_ids) == (24, 25, from_dict(meta.model).vocab_size)
+    assert (tokenizer.user_id, tokenizer.assistant_id, tokenizer.num_ids) == (
+        24,
+        25,
+        from_dict(meta.model).vocab_size,
+    )
     old, new = np.asarray(plain["trunk"]["embedding"]), np.asarray(params["trunk"]["embedding"])
     np.testing.assert_array_equal(new[:24], old)
     np.testing.assert_allclose(new[24:], np.repeat(old.mean(0)[None], 2, 0), atol=1e-6)
     vocab["last"] = 24
     (foreign / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24"):
+    with pytest.raises(
+        ValueError, match="tokenizer has ids up to 24, but its model has vocab_size=24"
+    ):
         load_model(f"hf:{foreign}")
 
 
@@ -115,7 +152,9 @@ def test_a_name_that_the_hub_does_not_give_is_an_error_with_a_remedy(monkeypatch
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(FileNotFoundError, match=r"hf:org/name: .*ConnectionError: no route\).*name hf:FOLDER"):
+    with pytest.raises(
+        FileNotFoundError, match=r"hf:org/name: .*ConnectionError: no route\).*name hf:FOLDER"
+    ):
         load_model("hf:org/name")
 
 
@@ -124,8 +163,12 @@ def run_folder(workdir, model):
     if "head" in params:
         params["head"]["bias"] = jnp.asarray([0.5])
     meta = checkpoints.new_meta(
-        stage="sft", kind="scalar_model" if "head" in params else "language_model", num_steps=3,
-        model=to_dict(model.config), tokenizer=TOKENIZER.fingerprint(), lineage={},
+        stage="sft",
+        kind="scalar_model" if "head" in params else "language_model",
+        num_steps=3,
+        model=to_dict(model.config),
+        tokenizer=TOKENIZER.fingerprint(),
+        lineage={},
     )
     checkpoints.save(workdir, 3, params, {"step": 3}, meta, keep=1)
     TOKENIZER.save(workdir / "tokenizer")
@@ -135,8 +178,14 @@ def run_folder(workdir, model):
 @pytest.mark.parametrize("kind", [LanguageModel, ScalarModel])
 def test_an_exported_checkpoint_is_a_parent_with_the_same_parameters(tmp_path, capsys, kind):
     config = gpt(
-        vocab_size=TOKENIZER.vocab_size, context_length=8, width=8, num_layers=1, num_heads=2, dropout_rate=0.0,
-        **FLOAT32, remat="none",
+        vocab_size=TOKENIZER.vocab_size,
+        context_length=8,
+        width=8,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        **FLOAT32,
+        remat="none",
     )
     params = run_folder(tmp_path / "run", kind(config))
     arguments = [f"--checkpoint={tmp_path / 'run'}", f"--to={tmp_path / 'out'}"]
@@ -144,10 +193,17 @@ def test_an_exported_checkpoint_is_a_parent_with_the_same_parameters(tmp_path, c
     assert "config.json, model.safetensors, tokenizer.json" in capsys.readouterr().out
     again, meta = load_model(f"hf:{tmp_path / 'out'}")
     jax.tree.map(np.testing.assert_array_equal, again, params)
-    assert (meta.kind, from_dict(meta.model)) == (checkpoints.read_meta(tmp_path / "run").kind, config)
+    assert (meta.kind, from_dict(meta.model)) == (
+        checkpoints.read_meta(tmp_path / "run").kind,
+        config,
+    )
     assert load_tokenizer(tmp_path / "out").fingerprint() == TOKENIZER.fingerprint()
     written = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert [written[f"{name}_token_id"] for name in ("eos", "pad", "bos")] == [TOKENIZER.eos_id, TOKENIZER.pad_id, None]
+    assert [written[f"{name}_token_id"] for name in ("eos", "pad", "bos")] == [
+        TOKENIZER.eos_id,
+        TOKENIZER.pad_id,
+        None,
+    ]
     assert export.main(arguments) == 2
     assert "already: name a new folder" in capsys.readouterr().err
     assert export.main([f"--checkpoint={tmp_path / 'nowhere'}", f"--to={tmp_path / 'other'}"]) == 2

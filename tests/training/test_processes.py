@@ -16,8 +16,13 @@ from tests_support import ROOT
 from rlhf_jax import main
 from rlhf_jax.training import checkpoints, processes
 
-MESH = {"data": 2, "fsdp": 2, "tensor": 1, "fsdp_min_size": 256,
-        **dict.fromkeys(("compute_dtype", "remat", "scan_layers", "attention"), "as_trained")}
+MESH = {
+    "data": 2,
+    "fsdp": 2,
+    "tensor": 1,
+    "fsdp_min_size": 256,
+    **dict.fromkeys(("compute_dtype", "remat", "scan_layers", "attention"), "as_trained"),
+}
 
 
 def start(tmp_path, plans):
@@ -26,11 +31,19 @@ def start(tmp_path, plans):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
     command = [sys.executable, str(ROOT / "tests" / "support" / "hosts_worker.py"), port, "2"]
     return [
-        subprocess.Popen([*command, str(i), str(tmp_path / "plans.json")], cwd=ROOT, env=environment, text=True,
-                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        subprocess.Popen(
+            [*command, str(i), str(tmp_path / "plans.json")],
+            cwd=ROOT,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for i in range(2)
     ]
 
@@ -66,7 +79,9 @@ def together(plans, tmp_path_factory):
 @pytest.mark.parametrize("stage", ["pretrain", "ppo_ptx"])
 def test_two_processes_compute_what_one_does(together, plans, tmp_path, stage):
     main.run(plans[stage], str(tmp_path / stage))
-    for mine, theirs in zip(params_of(together[0] / stage), params_of(tmp_path / stage), strict=True):
+    for mine, theirs in zip(
+        params_of(together[0] / stage), params_of(tmp_path / stage), strict=True
+    ):
         np.testing.assert_allclose(mine, theirs, atol=2e-6)
     for mine, theirs in zip(rows(together[0] / stage), rows(tmp_path / stage), strict=True):
         assert mine["step"] == theirs["step"]
@@ -107,7 +122,10 @@ def test_launchers_are_recognised_and_half_a_command_line_is_refused():
     assert processes.launcher({"SLURM_STEP_NUM_TASKS": "1"}) is None
     assert processes.launcher({"SLURM_STEP_NUM_TASKS": "16"}) == "SLURM"
     assert processes.launcher({"OMPI_COMM_WORLD_SIZE": "4"}) == "Open MPI"
-    assert processes.launcher({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}) == "Kubernetes"
+    assert (
+        processes.launcher({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"})
+        == "Kubernetes"
+    )
     assert processes.launcher({"TPU_WORKER_HOSTNAMES": "a,b"}) == "TPU pod"
     with pytest.raises(ValueError, match=r"belong together: --process_id is missing"):
         processes.connect("localhost:1", 2, -1, 10)

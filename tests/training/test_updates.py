@@ -26,7 +26,9 @@ def weights(batch):
 @pytest.fixture(scope="module")
 def batch():
     rng = np.random.default_rng(0)
-    mask = rng.random((8, 5)) < np.linspace(0.0, 1.0, 8)[:, None]  # the first rows have no trained token at all
+    mask = (
+        rng.random((8, 5)) < np.linspace(0.0, 1.0, 8)[:, None]
+    )  # the first rows have no trained token at all
     return {
         "x_BT3": jnp.asarray(rng.normal(size=(8, 5, 3)), jnp.float32),
         "y_BT": jnp.asarray(rng.normal(size=(8, 5)), jnp.float32),
@@ -67,9 +69,13 @@ def test_pmap_gives_the_same_new_parameters_as_jit(batch):
     shares = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
     mapped = jax.pmap(
         make_supervised_update(loss, weights, optimizer, num_micro_batches=1, axis_name="devices"),
-        axis_name="devices", in_axes=(None, 0, None), devices=jax.devices()[:4],
+        axis_name="devices",
+        in_axes=(None, 0, None),
+        devices=jax.devices()[:4],
     )
     states, mapped_metrics = mapped(state, shares, key)
     for device in range(4):
         np.testing.assert_allclose(states.params["w"][device], expected.params["w"], atol=1e-6)
-        np.testing.assert_allclose(value(mapped_metrics["loss"])[device], value(metrics["loss"]), rtol=1e-6)
+        np.testing.assert_allclose(
+            value(mapped_metrics["loss"])[device], value(metrics["loss"]), rtol=1e-6
+        )

@@ -10,7 +10,6 @@ Ziegler et al. 2019 trained sentiment on BookCorpus, which is no longer offered;
 Left out on purpose: cleaning, and removal of near-duplicates.
 """
 
-
 from __future__ import annotations
 
 import re
@@ -85,7 +84,9 @@ IMDB_OPENINGS = Shape({Prompt: opening}, needs=("words",))
 # marks `<<48/2=24>>` and its last line `#### 72` stay as they are.
 def dolly(row: Row) -> Demonstration:
     """An instruction, its context behind a blank line if it has one, and a response."""
-    return answer(ask(_joined(text(row, "instruction"), text(row, "context"))), text(row, "response"))
+    return answer(
+        ask(_joined(text(row, "instruction"), text(row, "context"))), text(row, "response")
+    )
 
 
 def alpaca(row: Row) -> Demonstration:

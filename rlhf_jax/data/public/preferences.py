@@ -16,9 +16,6 @@ Left out on purpose: margins and confidences (the reward loss has no use for the
 system prompts of UltraFeedback, for which the chat template has no role.
 """
 
-
-
-
 from __future__ import annotations
 
 import re
@@ -54,7 +51,9 @@ def summarize(row: Row) -> Comparison:
     if field(row, "info.post") is None:
         query = article_query(text(row, "info.article"))
     else:
-        query = reddit_query(*(text(row, f"info.{name}") for name in ("subreddit", "title", "post")))
+        query = reddit_query(
+            *(text(row, f"info.{name}") for name in ("subreddit", "title", "post"))
+        )
     summaries = items(row, "summaries")
     if len(summaries) != 2:
         raise ValueError(f"summaries: {len(summaries)} of them, expected 2")
@@ -78,7 +77,9 @@ def ultrafeedback(row: Row) -> Comparison:
     if any(field(completion, "overall_score") is None for completion in completions):
         raise Drop("without an overall score")
     scores = [number(completion, "overall_score") for completion in completions]
-    return rank(ask(text(row, "instruction")), [text(c, "response") for c in completions], ranks_of(scores))
+    return rank(
+        ask(text(row, "instruction")), [text(c, "response") for c in completions], ranks_of(scores)
+    )
 
 
 def shp(row: Row, *, min_ratio: str = "1") -> Comparison:
@@ -112,12 +113,16 @@ def ranks_from_pairs(preference: list[int], *, num_items: int) -> list[int]:
         Drop: if there are none, as for A > B > C > A or for A > B, A = C, B = C.
     """
     pairs = list(combinations(range(num_items), 2))
-    if len(preference) != len(pairs) or any(isinstance(p, bool) or p not in (0, 1, 2) for p in preference):
+    if len(preference) != len(pairs) or any(
+        isinstance(p, bool) or p not in (0, 1, 2) for p in preference
+    ):
         raise ValueError(f"preference: {preference}, expected {len(pairs)} answers 0, 1 or 2")
-    losers = [(i, j)[2 - answer] for (i, j), choice in zip(pairs, preference, strict=True) if choice]
+    losers = [
+        (i, j)[2 - verdict] for (i, j), verdict in zip(pairs, preference, strict=True) if verdict
+    ]
     ranks = [1 + losers.count(k) for k in range(num_items)]
-    for (i, j), choice in zip(pairs, preference, strict=True):
-        if choice != (0 if ranks[i] == ranks[j] else 1 if ranks[i] < ranks[j] else 2):
+    for (i, j), verdict in zip(pairs, preference, strict=True):
+        if verdict != (0 if ranks[i] == ranks[j] else 1 if ranks[i] < ranks[j] else 2):
             raise Drop("with answers that no ranking agrees with")
     return ranks
 
@@ -140,7 +145,9 @@ def _side(row: Row) -> tuple[str, str]:
     return topic, stance
 
 
-def _arguments(topic: str, stance: str, arguments: Sequence[str], ranks: Sequence[int]) -> Comparison:
+def _arguments(
+    topic: str, stance: str, arguments: Sequence[str], ranks: Sequence[int]
+) -> Comparison:
     query = f"Debate: {_plain(topic)}\nSide: {_plain(stance)}\nGive a convincing argument."
     return rank(ask(query), arguments, ranks, topic=topic, stance=stance)
 
@@ -150,7 +157,9 @@ def ukp_ranking(row: Row) -> Comparison:
     if field(row, "contradicted"):
         raise Drop("with a pair that was judged both ways")
     arguments = items(row, "arguments")
-    return _arguments(text(row, "topic"), text(row, "stance"), arguments, range(1, len(arguments) + 1))
+    return _arguments(
+        text(row, "topic"), text(row, "stance"), arguments, range(1, len(arguments) + 1)
+    )
 
 
 def gather_ukp(rows: Iterable[Located]) -> Iterator[Located]:
@@ -158,7 +167,9 @@ def gather_ukp(rows: Iterable[Located]) -> Iterator[Located]:
     sides: dict[tuple[str, str], dict[tuple[str, str], None]] = {}
     for where, row in rows:
         try:
-            winner, loser = ("a1", "a2") if choice(row, "label", ("a1", "a2")) == "a1" else ("a2", "a1")
+            winner, loser = (
+                ("a1", "a2") if choice(row, "label", ("a1", "a2")) == "a1" else ("a2", "a1")
+            )
             better, worse = (without_breaks(text(row, name)) for name in (winner, loser))
             sides.setdefault(_side(row), {})[better, worse] = None
         except ValueError as error:
@@ -166,19 +177,28 @@ def gather_ukp(rows: Iterable[Located]) -> Iterator[Located]:
     for (topic, stance), pairs in sides.items():
         for place, order in enumerate(consistent_rankings(pairs)):
             contradicted = (order[1], order[0]) in pairs
-            row = {"topic": topic, "stance": stance, "arguments": list(order), "contradicted": contradicted}
+            row = {
+                "topic": topic,
+                "stance": stance,
+                "arguments": list(order),
+                "contradicted": contradicted,
+            }
             yield f"{topic}, {stance}, ranking {place}", row
 
 
 def pair(row: Row) -> Comparison:
     """A prompt and two replies, each as text, as a transcript or as messages."""
     messages = conversation("prompt", field(row, "prompt"))
-    return rank(messages, [reply(name, field(row, name)) for name in ("chosen", "rejected")], [1, 2])
+    return rank(
+        messages, [reply(name, field(row, name)) for name in ("chosen", "rejected")], [1, 2]
+    )
 
 
 def reward_bench(row: Row) -> Comparison:
     """A pair of RewardBench with its subset; nothing is stripped, for its code answers begin with their indentation."""
-    query, *responses = (read_string(name, field(row, name)) for name in ("prompt", "chosen", "rejected"))
+    query, *responses = (
+        read_string(name, field(row, name)) for name in ("prompt", "chosen", "rejected")
+    )
     return rank(ask(query), responses, [1, 2], subset=text(row, "subset"))
 
 
@@ -186,7 +206,9 @@ def _plain(name: str) -> str:
     return name.replace("-", " ").strip()
 
 
-SUMMARIZE, WEBGPT, ULTRAFEEDBACK, UKP, PAIRS = map(preferences, (summarize, webgpt, ultrafeedback, ukp, pair))
+SUMMARIZE, WEBGPT, ULTRAFEEDBACK, UKP, PAIRS = map(
+    preferences, (summarize, webgpt, ultrafeedback, ukp, pair)
+)
 REWARD_BENCH = preferences(reward_bench)
 UKP_RANKINGS = replace(preferences(ukp_ranking), gather=gather_ukp)
 QA_FEEDBACK, QA_FEEDBACK_CLOSED = preferences(qa_feedback), preferences(qa_feedback_closed)
@@ -226,7 +248,10 @@ def consistent_rankings(pairs: Iterable[Pair]) -> Iterator[Sequence[str]]:
 
 
 def _best_addition(
-    order: list[str], judged: dict[Pair, None], others: dict[str, dict[str, None]], covered: set[Pair]
+    order: list[str],
+    judged: dict[Pair, None],
+    others: dict[str, dict[str, None]],
+    covered: set[Pair],
 ) -> list[str]:
     """The ranking with one more in it, the one that brings most pairs not yet covered; empty if nobody fits."""
     best, most = [], 0
@@ -270,10 +295,14 @@ def gather(rows: Iterable[Located]) -> Iterator[Located]:
     for where, node in nodes.values():
         parent = node.get("parent_id")
         if parent is not None and parent not in nodes:
-            raise ValueError(f"{where}: parent_id: {parent!r} is not among the rows, expected whole trees; use by=prompt")
+            raise ValueError(
+                f"{where}: parent_id: {parent!r} is not among the rows, expected whole trees; use by=prompt"
+            )
         if parent is not None:
             nodes[parent][1]["replies"].append(node)
-    yield from ((where, {"prompt": node}) for where, node in nodes.values() if node.get("parent_id") is None)
+    yield from (
+        (where, {"prompt": node}) for where, node in nodes.values() if node.get("parent_id") is None
+    )
 
 
 def best_thread(row: Row, *, lang: str = "") -> Demonstration:
@@ -309,7 +338,9 @@ def _rankings(node: Row, before: tuple[Message, ...]) -> list[Comparison]:
     ranked = [reply for reply in replies if _rank(reply) is not None]
     if messages[-1].role == "user" and len(ranked) > 1:
         responses = tuple(_message(reply).content for reply in ranked)
-        found.append(Comparison(messages, responses, tuple(1 + (_rank(reply) or 0) for reply in ranked)))
+        found.append(
+            Comparison(messages, responses, tuple(1 + (_rank(reply) or 0) for reply in ranked))
+        )
     return [*found, *(ranking for reply in replies for ranking in _rankings(reply, messages))]
 
 
@@ -358,7 +389,9 @@ def _named(where: str, row: Any, name: str) -> str:
 
 
 OASST = Shape(
-    {Demonstration: best_thread, Comparison: rankings, Prompt: first_prompt}, takes=("lang",), gather=gather
+    {Demonstration: best_thread, Comparison: rankings, Prompt: first_prompt},
+    takes=("lang",),
+    gather=gather,
 )
 
 

@@ -69,7 +69,9 @@ def field(row: Any, path: str) -> Any:
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
             found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
-            raise ValueError(f"{path}: missing field, expected {name!r} in {walked or 'the row'}, found {found}")
+            raise ValueError(
+                f"{path}: missing field, expected {name!r} in {walked or 'the row'}, found {found}"
+            )
         value, walked = value[name], f"{walked}.{name}".lstrip(".")
     return value
 

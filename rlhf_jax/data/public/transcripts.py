@@ -9,7 +9,6 @@ or one speaker twice in a row; such rows are dropped with the reason.
 Left out on purpose: the red-team transcripts, which hold no pairs.
 """
 
-
 from __future__ import annotations
 
 import re
@@ -55,7 +54,9 @@ def asked(row: Row) -> Prompt:
 
 def completed(row: Row) -> Demonstration:
     """A prompt and its completion."""
-    return answer(conversation("prompt", field(row, "prompt")), reply("completion", field(row, "completion")))
+    return answer(
+        conversation("prompt", field(row, "prompt")), reply("completion", field(row, "completion"))
+    )
 
 
 def answered(row: Row) -> Demonstration:
@@ -74,7 +75,9 @@ def document(row: Row) -> Document:
 def _message(where: str, item: Any) -> Message:
     """A foreign message without the fields that records lack, such as names and dates."""
     if not isinstance(item, dict):
-        raise ValueError(f"{where}: {type(item).__name__}, expected an object with role and content")
+        raise ValueError(
+            f"{where}: {type(item).__name__}, expected an object with role and content"
+        )
     try:
         return Message(*(read_string(name, field(item, name)) for name in ("role", "content")))
     except ValueError as error:
@@ -99,7 +102,9 @@ def transcript(value: str) -> tuple[Message, ...]:
     parts = _SPEAKER.split("\n\n" + value.strip())
     if parts[0].strip() or len(parts) == 1:
         raise Drop("that begin with no speaker")
-    turns = [(_ROLES[name], words.strip()) for name, words in zip(parts[1::2], parts[2::2], strict=True)]
+    turns = [
+        (_ROLES[name], words.strip()) for name, words in zip(parts[1::2], parts[2::2], strict=True)
+    ]
     if [role for role, _ in turns] != [("user", "assistant")[k % 2] for k in range(len(turns))]:
         raise Drop("whose speakers do not alternate")
     if not all(words for _, words in turns[:-1]):
@@ -112,7 +117,9 @@ def compare(row: Row) -> Comparison:
     sides = [text(row, name) for name in ("chosen", "rejected")]
     chosen, rejected = map(transcript, sides)
     shorter, longer = sorted((chosen, rejected), key=len)
-    if longer[-1].role == "user" or longer[:-1] == shorter:  # a bare `Assistant:`, a worker's choice of silence
+    if (
+        longer[-1].role == "user" or longer[:-1] == shorter
+    ):  # a bare `Assistant:`, a worker's choice of silence
         raise Drop("with an empty response")
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose sides differ before the last turn")

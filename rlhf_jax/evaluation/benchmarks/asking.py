@@ -51,7 +51,9 @@ def continuations(tokenizer: Tokenizer, asked: Sequence[Asked]) -> list[list[Con
     return found
 
 
-def answer_logps(one: LoadedModel, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int) -> list[Told | None]:
+def answer_logps(
+    one: LoadedModel, tokenizer: Tokenizer, asked: Sequence[Asked], *, batch_size: int
+) -> list[Told | None]:
     """What the model says of every answer; None where one of a question's answers does not fit its context."""
     groups = continuations(tokenizer, asked)
     found = by_group(continuation_logps, one, groups, batch_size=batch_size)
@@ -62,7 +64,11 @@ def answer_logps(one: LoadedModel, tokenizer: Tokenizer, asked: Sequence[Asked],
 
 
 def by_group(
-    measure: Callable[..., np.ndarray], one: tuple[Any, Params], groups: Sequence[list[Continuation]], *, batch_size: int
+    measure: Callable[..., np.ndarray],
+    one: tuple[Any, Params],
+    groups: Sequence[list[Continuation]],
+    *,
+    batch_size: int,
 ) -> list[np.ndarray | None]:
     """`continuation_logps` or `scores` of every group; None where one of its texts does not fit the model's context."""
     length = one[0].config.context_length
@@ -76,8 +82,15 @@ def by_group(
 
 
 def completions(
-    one: LoadedModel, tokenizer: Tokenizer, contexts: Sequence[str], key: jax.Array, *,
-    spec: SamplingSpec, response_length: int, num_samples: int, batch_size: int,
+    one: LoadedModel,
+    tokenizer: Tokenizer,
+    contexts: Sequence[str],
+    key: jax.Array,
+    *,
+    spec: SamplingSpec,
+    response_length: int,
+    num_samples: int,
+    batch_size: int,
 ) -> list[list[Generation] | None]:
     """How the model continues plain texts; None where there is no room for `response_length` tokens after one.
 
@@ -86,7 +99,9 @@ def completions(
     """
     room = one.model.config.context_length - response_length
     if room < 1:
-        raise ValueError(f"response_length={response_length}: the model's context is {one.model.config.context_length}")
+        raise ValueError(
+            f"response_length={response_length}: the model's context is {one.model.config.context_length}"
+        )
     start = tokenizer.start_ids
     ids = [[*start, *encoded] for encoded in tokenizer.encode_batch(contexts, special=False)]
 
@@ -96,10 +111,21 @@ def completions(
         drawn: dict[int, list[Generation]] = {}
         for width in np.unique(width_N):
             members = np.flatnonzero(width_N == width)
-            drawn |= zip(members.tolist(), complete(
-                *one, tokenizer, [fitting[n] for n in members], jax.random.fold_in(key, int(width)), spec=spec,
-                prompt_length=int(width), response_length=response_length, batch_size=batch_size, num_samples=num_samples,
-            ), strict=True)
+            drawn |= zip(
+                members.tolist(),
+                complete(
+                    *one,
+                    tokenizer,
+                    [fitting[n] for n in members],
+                    jax.random.fold_in(key, int(width)),
+                    spec=spec,
+                    prompt_length=int(width),
+                    response_length=response_length,
+                    batch_size=batch_size,
+                    num_samples=num_samples,
+                ),
+                strict=True,
+            )
         return [drawn[n] for n in range(len(fitting))]
 
     return of_kept([len(row) <= room for row in ids], ids, draw)

@@ -32,17 +32,33 @@ GROUP = "Preferred by a reward model"
 
 
 def measure(
-    one: LoadedModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, spec: SamplingSpec, response_length: int,
-    samples_per_prompt: int, batch_size: int, seed: int,
+    one: LoadedModel,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    spec: SamplingSpec,
+    response_length: int,
+    samples_per_prompt: int,
+    batch_size: int,
+    seed: int,
 ) -> Data:
     """Answers to the prompts that leave room for `response_length` tokens."""
     room = one.model.config.context_length - response_length
-    rendered = render_batch(tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True)
+    rendered = render_batch(
+        tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
+    )
 
     def answer(fitting: list[Prompt]) -> list[list[tuple[str, bool]]]:
         drawn = generate(
-            *one, tokenizer, fitting, jax.random.key(seed), spec=spec, prompt_length=room, response_length=response_length,
-            batch_size=batch_size, num_samples=samples_per_prompt,
+            *one,
+            tokenizer,
+            fitting,
+            jax.random.key(seed),
+            spec=spec,
+            prompt_length=room,
+            response_length=response_length,
+            batch_size=batch_size,
+            num_samples=samples_per_prompt,
         )
         return [[(answer.text, answer.finished) for answer in few] for few in drawn]
 
@@ -51,19 +67,35 @@ def measure(
 
 
 def score(
-    judge: tuple[ScalarModel, Params], tokenizer: Tokenizer, prompts: Sequence[Prompt], answers: Data, *, batch_size: int
+    judge: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    answers: Data,
+    *,
+    batch_size: int,
 ) -> Data:
     """The judge's score of every answer (N, S); prompts whose answers do not all fit the judge's context are left out."""
     asked = [prompts[place].messages for place in answers["kept"]]
     rendered = render_batch(tokenizer, asked, generation_prompt=True)
-    encoded = iter(tokenizer.encode_batch([text for few in answers["answers"] for text, _ in few], special=False))
+    encoded = iter(
+        tokenizer.encode_batch(
+            [text for few in answers["answers"] for text, _ in few], special=False
+        )
+    )
     groups = [
-        [Continuation(prompt.ids, _ended(next(encoded), finished, tokenizer.turn_end_id)) for _, finished in few]
+        [
+            Continuation(prompt.ids, _ended(next(encoded), finished, tokenizer.turn_end_id))
+            for _, finished in few
+        ]
         for prompt, few in zip(rendered, answers["answers"], strict=True)
     ]
     found = by_group(scores, judge, groups, batch_size=batch_size)
     kept = [place for place, one in zip(answers["kept"], found, strict=True) if one is not None]
-    lengths = [[len(text) for text, _ in few] for few, one in zip(answers["answers"], found, strict=True) if one is not None]
+    lengths = [
+        [len(text) for text, _ in few]
+        for few, one in zip(answers["answers"], found, strict=True)
+        if one is not None
+    ]
     return {"kept": kept, "scores": [one for one in found if one is not None], "lengths": lengths}
 
 
@@ -72,7 +104,9 @@ def _ended(ids: list[int], finished: bool, end_id: int) -> list[int]:
     return [*ids, end_id] if finished or not ids else ids
 
 
-def rows(prompts: Sequence[Prompt], measured: Measured, reference: str, bootstrap: Bootstrap) -> list[Row]:
+def rows(
+    prompts: Sequence[Prompt], measured: Measured, reference: str, bootstrap: Bootstrap
+) -> list[Row]:
     """Win rates against the reference on the prompts that both answered, and the scores themselves."""
     rate, controlled = {}, {}
     for name in measured:
@@ -83,16 +117,37 @@ def rows(prompts: Sequence[Prompt], measured: Measured, reference: str, bootstra
         # Equal to six decimals is a tie, as for the judge of the embedded world.
         preference_NS1 = judges.gold_preferences(ours["scores"], theirs["scores"])[..., None]
         rate[name] = win_rate.win_rate(preference_NS1, bootstrap)
-        controlled[name] = win_rate.length_controlled(preference_NS1, ours["lengths"] - theirs["lengths"])
-    score_of = {name: np.array(data["scores"], np.float64) for name, data in measured.items() if data["kept"]}
+        controlled[name] = win_rate.length_controlled(
+            preference_NS1, ours["lengths"] - theirs["lengths"]
+        )
+    score_of = {
+        name: np.array(data["scores"], np.float64)
+        for name, data in measured.items()
+        if data["kept"]
+    }
     mean = {
-        name: clustered_mean(score_NS.ravel(), np.repeat(np.arange(len(score_NS)), score_NS.shape[1]), bootstrap)
+        name: clustered_mean(
+            score_NS.ravel(), np.repeat(np.arange(len(score_NS)), score_NS.shape[1]), bootstrap
+        )
         for name, score_NS in score_of.items()
     }
     return [
-        Row(GROUP, f"preferred to {reference} by the judge", "", "higher", "reward model; ties are half a win", rate),
-        Row(GROUP, f"preferred to {reference} by the judge, length-controlled", "", "higher",
-            "as it would be for answers of equal length (Dubois et al. 2024)", controlled),
+        Row(
+            GROUP,
+            f"preferred to {reference} by the judge",
+            "",
+            "higher",
+            "reward model; ties are half a win",
+            rate,
+        ),
+        Row(
+            GROUP,
+            f"preferred to {reference} by the judge, length-controlled",
+            "",
+            "higher",
+            "as it would be for answers of equal length (Dubois et al. 2024)",
+            controlled,
+        ),
         Row(GROUP, "score by the judge", "", "none", "mean over answers", mean),
         *left_out(GROUP, measured, len(prompts), "prompts"),
     ]

@@ -33,11 +33,15 @@ def read_csv(path: str, columns: Sequence[str]) -> list[Located]:
             names = reader.fieldnames or []
             missing = [name for name in columns if name not in names]
             if missing:
-                raise ValueError(f"{path}:1: no column {', '.join(map(repr, missing))}, found {', '.join(map(repr, names))}")
+                raise ValueError(
+                    f"{path}:1: no column {', '.join(map(repr, missing))}, found {', '.join(map(repr, names))}"
+                )
             line = reader.line_num + 1
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(f"{path}:{line}: {_width(row)} fields, expected {len(names)} as in the first line")
+                    raise ValueError(
+                        f"{path}:{line}: {_width(row)} fields, expected {len(names)} as in the first line"
+                    )
                 found.append(Located(f"{path}:{line}", row))
                 line = reader.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
@@ -65,7 +69,9 @@ def read_jsonl(path: str) -> list[Located]:
 
 def _existing(path: str) -> Path:
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file; give the path of the benchmark's file, or '' to leave it out")
+        raise FileNotFoundError(
+            f"{path}: no such file; give the path of the benchmark's file, or '' to leave it out"
+        )
     return Path(path)
 
 
@@ -96,15 +102,24 @@ def share(placed: Located, name: str) -> float | None:
     value = field(placed, name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not 0 <= value <= 1:
-        raise ValueError(f"{placed.where}: {name}: {value!r}, expected a number from 0 to 1, or null where there is none")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not math.isfinite(value)
+        or not 0 <= value <= 1
+    ):
+        raise ValueError(
+            f"{placed.where}: {name}: {value!r}, expected a number from 0 to 1, or null where there is none"
+        )
     return float(value)
 
 
 def field(placed: Located, name: str) -> Any:
     """The value of a field that must be there."""
     if name not in placed.row:
-        raise ValueError(f"{placed.where}: {name}: missing, found {', '.join(map(str, placed.row))}")
+        raise ValueError(
+            f"{placed.where}: {name}: missing, found {', '.join(map(str, placed.row))}"
+        )
     return placed.row[name]
 
 

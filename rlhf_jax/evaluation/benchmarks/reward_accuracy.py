@@ -47,11 +47,21 @@ class ScoredSamples(NamedTuple):
 
 
 def measure(
-    model: tuple[ScalarModel, Params], tokenizer: Tokenizer, comparisons: Sequence[Comparison], *, batch_size: int
+    model: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    comparisons: Sequence[Comparison],
+    *,
+    batch_size: int,
 ) -> Data:
     """The score of every response; a comparison with one that does not fit the context is left out whole."""
-    prompts = render_batch(tokenizer, [item.messages for item in comparisons], generation_prompt=True)
-    turns = [(*item.messages, Message("assistant", text)) for item in comparisons for text in item.responses]
+    prompts = render_batch(
+        tokenizer, [item.messages for item in comparisons], generation_prompt=True
+    )
+    turns = [
+        (*item.messages, Message("assistant", text))
+        for item in comparisons
+        for text in item.responses
+    ]
     whole = iter(render_batch(tokenizer, turns, generation_prompt=False))
     groups = [
         [Continuation(prompt.ids, next(whole).ids[len(prompt.ids) :]) for _ in item.responses]
@@ -64,22 +74,31 @@ def measure(
 def prompt_ids(comparisons: Sequence[Comparison]) -> np.ndarray:
     """The number of the first comparison with the same prompt: what intervals resample."""
     first: dict[tuple[Message, ...], int] = {}
-    return np.array([first.setdefault(item.messages, n) for n, item in enumerate(comparisons)], np.int64)
+    return np.array(
+        [first.setdefault(item.messages, n) for n, item in enumerate(comparisons)], np.int64
+    )
 
 
-def judged_pairs(comparisons: Sequence[Comparison], data: Data, subsets: Sequence[str]) -> ScoredSamples:
+def judged_pairs(
+    comparisons: Sequence[Comparison], data: Data, subsets: Sequence[str]
+) -> ScoredSamples:
     """All pairs that the labeler did not find equal; `subsets` has the name of each comparison's."""
     kept = [comparisons[place] for place in data["kept"]]
     pairs = reward_model.different_pairs([item.responses for item in kept])
     preference_M = reward_model.ranked_preferences(pairs, [item.ranks for item in kept])
-    difference_M = np.array([
-        data["scores"][n][i] - data["scores"][n][j]
-        for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
-    ], np.float64)
+    difference_M = np.array(
+        [
+            data["scores"][n][i] - data["scores"][n][j]
+            for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
+        ],
+        np.float64,
+    )
     names = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
     decided = preference_M != 0.5
     every = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
-    all_pairs = ScoredSamples(prompt_ids(kept)[pairs.prompt_M], difference_M, preference_M, names, num_ties=0)
+    all_pairs = ScoredSamples(
+        prompt_ids(kept)[pairs.prompt_M], difference_M, preference_M, names, num_ties=0
+    )
     return _only(all_pairs, decided)._replace(num_ties=int(every - decided.sum()))
 
 
@@ -100,8 +119,14 @@ def subset_names(comparisons: Sequence[Comparison], field: str) -> list[str]:
 
 
 def rows(
-    comparisons: Sequence[Comparison], measured: Measured, bootstrap: Bootstrap, *, subsets: Sequence[str], num_bins: int,
-    sections: Mapping[str, Mapping[str, float]], section_weights: Mapping[str, float],
+    comparisons: Sequence[Comparison],
+    measured: Measured,
+    bootstrap: Bootstrap,
+    *,
+    subsets: Sequence[str],
+    num_bins: int,
+    sections: Mapping[str, Mapping[str, float]],
+    section_weights: Mapping[str, float],
 ) -> list[Row]:
     """Accuracy and calibration over all pairs, by confidence, by subset and by section.
 
@@ -116,12 +141,20 @@ def rows(
     made += _reliability(judged, num_bins, bootstrap)
     names = sorted(set(subsets) - {""})
     by_subset = {
-        name: {subset: _accuracy(_only(pairs, pairs.subset_M == subset), bootstrap) for subset in names}
+        name: {
+            subset: _accuracy(_only(pairs, pairs.subset_M == subset), bootstrap) for subset in names
+        }
         for name, pairs in judged.items()
     }
     made += [
-        Row(BY_SUBSET, f"accuracy, {subset}", "", "higher", "share of this subset's pairs ordered as the labeler did",
-            {name: found[subset] for name, found in by_subset.items() if found[subset].n})
+        Row(
+            BY_SUBSET,
+            f"accuracy, {subset}",
+            "",
+            "higher",
+            "share of this subset's pairs ordered as the labeler did",
+            {name: found[subset] for name, found in by_subset.items() if found[subset].n},
+        )
         for subset in names
     ]
     return made + _sections(by_subset, names, sections, section_weights)
@@ -129,7 +162,13 @@ def rows(
 
 def _only(pairs: ScoredSamples, chosen_M: np.ndarray) -> ScoredSamples:
     prompt_M, difference_M, preference_M, subset_M, num_ties = pairs
-    return ScoredSamples(prompt_M[chosen_M], difference_M[chosen_M], preference_M[chosen_M], subset_M[chosen_M], num_ties)
+    return ScoredSamples(
+        prompt_M[chosen_M],
+        difference_M[chosen_M],
+        preference_M[chosen_M],
+        subset_M[chosen_M],
+        num_ties,
+    )
 
 
 def _accuracy(pairs: ScoredSamples, bootstrap: Bootstrap) -> Estimate:
@@ -137,47 +176,129 @@ def _accuracy(pairs: ScoredSamples, bootstrap: Bootstrap) -> Estimate:
 
 
 def _overall(
-    comparisons: Sequence[Comparison], measured: Measured, judged: Mapping[str, ScoredSamples], bootstrap: Bootstrap, num_bins: int
+    comparisons: Sequence[Comparison],
+    measured: Measured,
+    judged: Mapping[str, ScoredSamples],
+    bootstrap: Bootstrap,
+    num_bins: int,
 ) -> list[Row]:
     found = {name: pairs for name, pairs in judged.items() if pairs.prompt_M.size}
 
     def mean(of: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        return {name: reward_model.mean_over_prompts(values, found[name].prompt_M, bootstrap) for name, values in of.items()}
+        return {
+            name: reward_model.mean_over_prompts(values, found[name].prompt_M, bootstrap)
+            for name, values in of.items()
+        }
 
-    brier = {name: np.square(special.expit(one.difference_M) - one.preference_M) for name, one in found.items()}
-    nll = {name: np.logaddexp(0, one.difference_M) - one.preference_M * one.difference_M for name, one in found.items()}
+    brier = {
+        name: np.square(special.expit(one.difference_M) - one.preference_M)
+        for name, one in found.items()
+    }
+    nll = {
+        name: np.logaddexp(0, one.difference_M) - one.preference_M * one.difference_M
+        for name, one in found.items()
+    }
     error = {
-        name: Estimate(statistics.calibration(one.difference_M, one.preference_M, num_bins=num_bins).ece, None, None,
-                       one.prompt_M.size)
+        name: Estimate(
+            statistics.calibration(one.difference_M, one.preference_M, num_bins=num_bins).ece,
+            None,
+            None,
+            one.prompt_M.size,
+        )
         for name, one in found.items()
     }
     best, undecided = {}, {}
     for name, data in measured.items():
-        decided = [n for n, place in enumerate(data["kept"]) if len(set(comparisons[place].ranks)) > 1]
+        decided = [
+            n for n, place in enumerate(data["kept"]) if len(set(comparisons[place].ranks)) > 1
+        ]
         total = len(data["kept"])
         undecided[name] = Estimate(float(total - len(decided)), None, None, total)
         if decided:
-            best[name] = _best([comparisons[data["kept"][n]] for n in decided], [data["scores"][n] for n in decided], bootstrap)
-    ties = {name: Estimate(float(one.num_ties), None, None, one.num_ties + one.prompt_M.size) for name, one in judged.items()}
+            best[name] = _best(
+                [comparisons[data["kept"][n]] for n in decided],
+                [data["scores"][n] for n in decided],
+                bootstrap,
+            )
+    ties = {
+        name: Estimate(float(one.num_ties), None, None, one.num_ties + one.prompt_M.size)
+        for name, one in judged.items()
+    }
     prompts = {
-        name: Estimate(float(np.unique(one.prompt_M).size), None, None, one.prompt_M.size) for name, one in judged.items()
+        name: Estimate(float(np.unique(one.prompt_M).size), None, None, one.prompt_M.size)
+        for name, one in judged.items()
     }
     return [
-        Row(GROUP, "accuracy on ranked pairs", "", "higher", "pairs that the labeler did not find equal; equal scores half",
-            {name: _accuracy(one, bootstrap) for name, one in found.items()}),
-        Row(GROUP, "best of K", "", "higher", "share of comparisons whose highest score goes to a best-ranked response", best),
-        Row(GROUP, "ECE on ranked pairs", "", "lower", f"calibration error over {num_bins} bins (Guo et al. 2017)", error),
-        Row(GROUP, "Brier score on ranked pairs", "", "lower", "mean (σ(Δscore) - label)²; ¼ is knowing nothing", mean(brier)),
-        Row(GROUP, "negative log-likelihood on ranked pairs", "nats", "lower", "of σ(Δscore); log 2 is knowing nothing",
-            mean(nll)),
-        Row(GROUP, "undecided pairs left out", "pairs", "none", "equal rank or identical responses, of all pairs", ties),
-        Row(GROUP, "undecided comparisons left out of best of K", "comparisons", "none", "all responses share one rank",
-            undecided),
-        Row(GROUP, "different prompts", "prompts", "none", "of the ranked pairs; what intervals resample", prompts),
+        Row(
+            GROUP,
+            "accuracy on ranked pairs",
+            "",
+            "higher",
+            "pairs that the labeler did not find equal; equal scores half",
+            {name: _accuracy(one, bootstrap) for name, one in found.items()},
+        ),
+        Row(
+            GROUP,
+            "best of K",
+            "",
+            "higher",
+            "share of comparisons whose highest score goes to a best-ranked response",
+            best,
+        ),
+        Row(
+            GROUP,
+            "ECE on ranked pairs",
+            "",
+            "lower",
+            f"calibration error over {num_bins} bins (Guo et al. 2017)",
+            error,
+        ),
+        Row(
+            GROUP,
+            "Brier score on ranked pairs",
+            "",
+            "lower",
+            "mean (σ(Δscore) - label)²; ¼ is knowing nothing",
+            mean(brier),
+        ),
+        Row(
+            GROUP,
+            "negative log-likelihood on ranked pairs",
+            "nats",
+            "lower",
+            "of σ(Δscore); log 2 is knowing nothing",
+            mean(nll),
+        ),
+        Row(
+            GROUP,
+            "undecided pairs left out",
+            "pairs",
+            "none",
+            "equal rank or identical responses, of all pairs",
+            ties,
+        ),
+        Row(
+            GROUP,
+            "undecided comparisons left out of best of K",
+            "comparisons",
+            "none",
+            "all responses share one rank",
+            undecided,
+        ),
+        Row(
+            GROUP,
+            "different prompts",
+            "prompts",
+            "none",
+            "of the ranked pairs; what intervals resample",
+            prompts,
+        ),
     ]
 
 
-def _best(comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]], bootstrap: Bootstrap) -> Estimate:
+def _best(
+    comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]], bootstrap: Bootstrap
+) -> Estimate:
     """Among responses that share the highest score, the share that has the best rank."""
     hits = []
     for item, given in zip(comparisons, scores_NC, strict=True):
@@ -186,7 +307,9 @@ def _best(comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]
     return reward_model.mean_over_prompts(hits, prompt_ids(comparisons), bootstrap)
 
 
-def _reliability(judged: Mapping[str, ScoredSamples], num_bins: int, bootstrap: Bootstrap) -> list[Row]:
+def _reliability(
+    judged: Mapping[str, ScoredSamples], num_bins: int, bootstrap: Bootstrap
+) -> list[Row]:
     """Accuracy and mean confidence in every bin; the two are equal for a calibrated model."""
     made = []
     for number in range(num_bins):
@@ -197,17 +320,35 @@ def _reliability(judged: Mapping[str, ScoredSamples], num_bins: int, bootstrap: 
             inside_M = (confidence_M >= low) & ((confidence_M < high) | (number == num_bins - 1))
             if inside_M.any():
                 right[name] = _accuracy(_only(pairs, inside_M), bootstrap)
-                sure[name] = Estimate(float(confidence_M[inside_M].mean()), None, None, int(inside_M.sum()))
+                sure[name] = Estimate(
+                    float(confidence_M[inside_M].mean()), None, None, int(inside_M.sum())
+                )
         bounds = f"confidence {low:.2f} to {high:.2f}"
         made += [
-            Row(RELIABILITY, f"accuracy at {bounds}", "", "none", "pairs about which the model is so sure", right),
-            Row(RELIABILITY, f"mean confidence at {bounds}", "", "none", "what the accuracy should be", sure),
+            Row(
+                RELIABILITY,
+                f"accuracy at {bounds}",
+                "",
+                "none",
+                "pairs about which the model is so sure",
+                right,
+            ),
+            Row(
+                RELIABILITY,
+                f"mean confidence at {bounds}",
+                "",
+                "none",
+                "what the accuracy should be",
+                sure,
+            ),
         ]
     return made
 
 
 def _sections(
-    by_subset: Mapping[str, Mapping[str, Estimate]], names: Sequence[str], sections: Mapping[str, Mapping[str, float]],
+    by_subset: Mapping[str, Mapping[str, Estimate]],
+    names: Sequence[str],
+    sections: Mapping[str, Mapping[str, float]],
     section_weights: Mapping[str, float],
 ) -> list[Row]:
     """RewardBench's weighted means; none for a checkpoint that could read no pair of a subset that counts."""
@@ -215,7 +356,9 @@ def _sections(
         unknown = sorted(set(weights) - set(names))
         if unknown:
             there = ", ".join(names) or "none"
-            raise ValueError(f"comparisons.sections.{section}: no subset {', '.join(unknown)}; there are {there}")
+            raise ValueError(
+                f"comparisons.sections.{section}: no subset {', '.join(unknown)}; there are {there}"
+            )
     made: list[Row] = []
     score: dict[str, dict[str, float]] = {name: {} for name in by_subset}
     for section, weights in sections.items():
@@ -224,13 +367,39 @@ def _sections(
             if all(found[subset].n for subset in weights):
                 total = sum(weight * found[subset].value for subset, weight in weights.items())
                 score[name][section] = total / sum(weights.values())
-                values[name] = Estimate(score[name][section], None, None, sum(found[subset].n for subset in weights))
-        made.append(Row(BY_SUBSET, f"section {section}", "", "higher", "subsets by the config's weights (RewardBench)", values))
+                values[name] = Estimate(
+                    score[name][section], None, None, sum(found[subset].n for subset in weights)
+                )
+        made.append(
+            Row(
+                BY_SUBSET,
+                f"section {section}",
+                "",
+                "higher",
+                "subsets by the config's weights (RewardBench)",
+                values,
+            )
+        )
     if sections:
         overall = {
-            name: Estimate(sum(section_weights[key] * value for key, value in found.items()) / sum(section_weights.values()),
-                           None, None, len(found))
-            for name, found in score.items() if len(found) == len(sections)
+            name: Estimate(
+                sum(section_weights[key] * value for key, value in found.items())
+                / sum(section_weights.values()),
+                None,
+                None,
+                len(found),
+            )
+            for name, found in score.items()
+            if len(found) == len(sections)
         }
-        made.append(Row(BY_SUBSET, "all sections", "", "higher", "sections by the config's weights (RewardBench)", overall))
+        made.append(
+            Row(
+                BY_SUBSET,
+                "all sections",
+                "",
+                "higher",
+                "sections by the config's weights (RewardBench)",
+                overall,
+            )
+        )
     return made

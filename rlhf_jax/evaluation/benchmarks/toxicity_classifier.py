@@ -11,7 +11,6 @@ Left out on purpose: training it. Any function from texts to numbers in [0, 1] c
 `transformers_classifier` makes one of a published model; one that runs elsewhere is served by a file of scores.
 """
 
-
 import functools
 import json
 import string
@@ -37,9 +36,16 @@ _BREAKS = str.maketrans(dict.fromkeys([*string.punctuation.replace("'", ""), "\t
 # E width of embeddings, H of an LSTM, F of the hidden layer, K labels, V words.
 SHAPES = {
     "embedding__embeddings": "VE",
-    "forward_lstm__kernel": "EG", "forward_lstm__recurrent_kernel": "HG", "forward_lstm__bias": "G",
-    "backward_lstm__kernel": "EG", "backward_lstm__recurrent_kernel": "HG", "backward_lstm__bias": "G",
-    "dense__kernel": "DF", "dense__bias": "F", "dense_1__kernel": "FK", "dense_1__bias": "K",
+    "forward_lstm__kernel": "EG",
+    "forward_lstm__recurrent_kernel": "HG",
+    "forward_lstm__bias": "G",
+    "backward_lstm__kernel": "EG",
+    "backward_lstm__recurrent_kernel": "HG",
+    "backward_lstm__bias": "G",
+    "dense__kernel": "DF",
+    "dense__bias": "F",
+    "dense_1__kernel": "FK",
+    "dense_1__bias": "K",
 }
 
 
@@ -55,7 +61,11 @@ class Classifier:
         if not texts:
             return np.zeros(0)
         ids_NT = np.array([word_ids(self.place, one) for one in texts], np.int32)
-        parts = run_batches(lambda rows: _toxicity(dict(self.weights), ids_NT[rows]), batch_rows(len(texts), BATCH), "toxicities")
+        parts = run_batches(
+            lambda rows: _toxicity(dict(self.weights), ids_NT[rows]),
+            batch_rows(len(texts), BATCH),
+            "toxicities",
+        )
         return np.concatenate(parts)[: len(texts)].astype(np.float64)
 
 
@@ -68,14 +78,18 @@ def load_classifier(folder: str) -> Classifier:
     """
     for name in ("weights.npz", "vocab.json"):
         if not (Path(folder) / name).is_file():
-            raise FileNotFoundError(f"{folder}/{name}: no such file; a classifier's folder has weights.npz and vocab.json")
+            raise FileNotFoundError(
+                f"{folder}/{name}: no such file; a classifier's folder has weights.npz and vocab.json"
+            )
     with np.load(Path(folder) / "weights.npz", allow_pickle=False) as file:
         weights = {name: file[name] for name in file.files}
     _check(folder, weights)
     words = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
     size = len(weights["embedding__embeddings"])
     if not isinstance(words, list) or len(words) != size or words[0] is not None:
-        raise ValueError(f"{folder}/vocab.json: expected a list of {size} words, the first of them null")
+        raise ValueError(
+            f"{folder}/vocab.json: expected a list of {size} words, the first of them null"
+        )
     return Classifier(weights, {word: n for n, word in enumerate(words) if n})
 
 
@@ -83,21 +97,29 @@ def _check(folder: str, weights: Mapping[str, np.ndarray]) -> None:
     where = f"{folder}/weights.npz"
     if weights.keys() != SHAPES.keys():
         odd = sorted(weights.keys() ^ SHAPES.keys())
-        raise ValueError(f"{where}: {', '.join(odd)}: missing or unknown, expected exactly {', '.join(SHAPES)}")
+        raise ValueError(
+            f"{where}: {', '.join(odd)}: missing or unknown, expected exactly {', '.join(SHAPES)}"
+        )
     sizes: dict[str, int] = {}
     for name, axes in SHAPES.items():
         shape = weights[name].shape
-        if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)):
+        if len(shape) != len(axes) or any(
+            sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)
+        ):
             raise ValueError(f"{where}: {name}: shape {shape} does not fit {axes} with {sizes}")
         if weights[name].dtype != np.float32 or not np.isfinite(weights[name]).all():
             raise ValueError(f"{where}: {name}: {weights[name].dtype}, expected finite float32")
     if sizes["G"] != 4 * sizes["H"] or sizes["D"] != 2 * sizes["H"]:
-        raise ValueError(f"{where}: {sizes}: expected four gates (G = 4 H) and two directions (D = 2 H)")
+        raise ValueError(
+            f"{where}: {sizes}: expected four gates (G = 4 H) and two directions (D = 2 H)"
+        )
 
 
 def word_ids(place: Mapping[str, int], text: str) -> list[int]:
     """Numbers of the last known words of a text, padded on the left with 0."""
-    known = [place[word] for word in text.lower().translate(_BREAKS).split(" ") if word in place][-LENGTH:]
+    known = [place[word] for word in text.lower().translate(_BREAKS).split(" ") if word in place][
+        -LENGTH:
+    ]
     return [0] * (LENGTH - len(known)) + known
 
 
@@ -153,7 +175,9 @@ def load_transformers_classifier(path: str, label: str) -> Scorer:
     """
     folder = local_folder(path)
     if find_spec("torch") is None:
-        raise ValueError(f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]")
+        raise ValueError(
+            f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]"
+        )
     tokenizer, model = _load(path, folder)
     labels = model.config.id2label
     if label not in labels.values():
@@ -168,7 +192,10 @@ def load_transformers_classifier(path: str, label: str) -> Scorer:
         return (special.expit(logits) if alone else special.softmax(logits, axis=-1))[:, number]
 
     def scorer(texts: Sequence[str]) -> np.ndarray:
-        parts = [texts[start : start + CLASSIFIER_BATCH] for start in range(0, len(texts), CLASSIFIER_BATCH)]
+        parts = [
+            texts[start : start + CLASSIFIER_BATCH]
+            for start in range(0, len(texts), CLASSIFIER_BATCH)
+        ]
         return np.concatenate([np.zeros(0), *run_batches(chances, parts, "toxicities")])
 
     return scorer
@@ -180,8 +207,12 @@ def _places(model: Any) -> int | None:
     RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for tokens.
     """
     size = getattr(model.config, "max_position_embeddings", None)
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    skipped = [table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None]
+    tables = (
+        module for name, module in model.named_modules() if name.endswith("position_embeddings")
+    )
+    skipped = [
+        table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None
+    ]
     return size and size - max(skipped, default=0)
 
 
@@ -191,13 +222,23 @@ def _load(path: str, folder: Path) -> tuple[Any, Any]:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, trust_remote_code=False, use_safetensors=True, dtype="float32", output_loading_info=True
+            folder,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype="float32",
+            output_loading_info=True,
         )
     except (OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(f"{path}: {reason}, expected a sequence classifier in safetensors") from None
+        raise ValueError(
+            f"{path}: {reason}, expected a sequence classifier in safetensors"
+        ) from None
     if found["missing_keys"]:
-        raise ValueError(f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier")
+        raise ValueError(
+            f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier"
+        )
     if tokenizer.pad_token is None:
-        raise ValueError(f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once")
+        raise ValueError(
+            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once"
+        )
     return tokenizer, model.eval().requires_grad_(False)

@@ -45,7 +45,12 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def load_pretrained(
-    folder: str | Path, *, kind: str, param_dtype: str, compute_dtype: str, place: Place | None = None
+    folder: str | Path,
+    *,
+    kind: str,
+    param_dtype: str,
+    compute_dtype: str,
+    place: Place | None = None,
 ) -> tuple[TransformerConfig, Params]:
     """The shape and the parameters of a model in a local folder; `kind` is "language_model" or "scalar_model".
 
@@ -63,7 +68,9 @@ def load_pretrained(
     stored, copy = _resolve(folder, NAMES[family.model_type], config, kind)
     leaves = _read(folder, stored, copy, jnp.dtype(param_dtype), place or on_default_device)
     if kind == "scalar_model":
-        leaves[SCORE_BIAS] = (place or on_default_device)(SCORE_BIAS, np.full(1, bias, jnp.dtype(param_dtype)))
+        leaves[SCORE_BIAS] = (place or on_default_device)(
+            SCORE_BIAS, np.full(1, bias, jnp.dtype(param_dtype))
+        )
     return config, flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
@@ -75,16 +82,22 @@ def on_default_device(_: str, array: np.ndarray) -> jax.Array:
 Wanted = dict[str, tuple[Tensor, Stored]]
 
 
-def _resolve(folder: Path, names: Names, config: TransformerConfig, kind: str) -> tuple[Wanted, dict[str, Stored]]:
+def _resolve(
+    folder: Path, names: Names, config: TransformerConfig, kind: str
+) -> tuple[Wanted, dict[str, Stored]]:
     """Where every tensor is, by its name in the files; besides, a copy of tied embeddings that some files hold."""
     found = catalogue(folder)
     # Checkpoints of the trunk alone, like GPT-2's, leave the first part of all names out.
     trunk = names.trunk if any(name.startswith(names.trunk) for name in found) else ""
-    expected = {re.sub("^" + re.escape(names.trunk), trunk, t.name): t for t in tensors(names, config, kind)}
+    expected = {
+        re.sub("^" + re.escape(names.trunk), trunk, t.name): t for t in tensors(names, config, kind)
+    }
     buffers = re.compile(re.escape(trunk) + names.buffers)
     tied = config.tie_embeddings and kind == "language_model" and names.lm_head in found
     copy = {names.lm_head: found.pop(names.lm_head)} if tied else {}
-    problems = [f"missing    {name} {list(t.shape)}" for name, t in expected.items() if name not in found]
+    problems = [
+        f"missing    {name} {list(t.shape)}" for name, t in expected.items() if name not in found
+    ]
     problems += [
         f"unexpected {name} {list(stored.shape)}"
         for name, stored in found.items()
@@ -97,11 +110,20 @@ def _resolve(folder: Path, names: Names, config: TransformerConfig, kind: str) -
         if have.dtype not in DTYPES:
             problems.append(f"dtype      {name} {have.dtype}, expected one of {', '.join(DTYPES)}")
     if problems:
-        raise ValueError("\n  ".join([f"{folder}: {len(problems)} tensors do not fit its config.json:", *sorted(problems)]))
+        raise ValueError(
+            "\n  ".join(
+                [
+                    f"{folder}: {len(problems)} tensors do not fit its config.json:",
+                    *sorted(problems),
+                ]
+            )
+        )
     return {name: (t, found[name]) for name, t in expected.items()}, copy
 
 
-def _read(folder: Path, wanted: Wanted, copy: Mapping[str, Stored], dtype: np.dtype, place: Place) -> dict[str, jax.Array]:
+def _read(
+    folder: Path, wanted: Wanted, copy: Mapping[str, Stored], dtype: np.dtype, place: Place
+) -> dict[str, jax.Array]:
     leaves, broken = dict[str, jax.Array](), list[str]()
     for name, array in read_tensors({name: stored for name, (_, stored) in wanted.items()}):
         tensor = wanted[name][0]
@@ -141,23 +163,44 @@ def save_pretrained(
     FileExistsError where the folder has a model already.
     """
     if kind not in MODULES or set(token_ids) - set(TOKEN_IDS):
-        raise ValueError(f"kind = {kind!r}, token_ids = {dict(token_ids)}: expected one of {list(MODULES)}, {list(TOKEN_IDS)}")
+        raise ValueError(
+            f"kind = {kind!r}, token_ids = {dict(token_ids)}: expected one of {list(MODULES)}, {list(TOKEN_IDS)}"
+        )
     family, values = write_config(config)
     token_ids = dict(token_ids)
     if kind == "scalar_model" and token_ids.get("pad_token_id") == token_ids.get("eos_token_id"):
         token_ids.pop("pad_token_id", None)
     causal, scoring = family.classes
-    architecture = f"{scoring}ForSequenceClassification" if kind == "scalar_model" else f"{causal}ForCausalLM"
-    values |= {"architectures": [architecture], "torch_dtype": config.param_dtype, **dict.fromkeys(TOKEN_IDS), **token_ids}
+    architecture = (
+        f"{scoring}ForSequenceClassification" if kind == "scalar_model" else f"{causal}ForCausalLM"
+    )
+    values |= {
+        "architectures": [architecture],
+        "torch_dtype": config.param_dtype,
+        **dict.fromkeys(TOKEN_IDS),
+        **token_ids,
+    }
     leaves = flax.traverse_util.flatten_dict(params, sep="/")
     if kind == "scalar_model":
-        values |= {"id2label": {"0": "score"}, "label2id": {"score": 0}, BIAS_FIELD: float(leaves[SCORE_BIAS][0])}
+        values |= {
+            "id2label": {"0": "score"},
+            "label2id": {"score": 0},
+            BIAS_FIELD: float(leaves[SCORE_BIAS][0]),
+        }
     wanted = {tensor.name: tensor for tensor in tensors(NAMES[family.model_type], config, kind)}
-    strays = leaves.keys() - {leaf for tensor in wanted.values() for leaf in tensor.leaves} - {SCORE_BIAS}
+    strays = (
+        leaves.keys()
+        - {leaf for tensor in wanted.values() for leaf in tensor.leaves}
+        - {SCORE_BIAS}
+    )
     if strays:
         some = ", ".join(sorted(strays)[:3])
-        raise ValueError(f"{some}: {len(strays)} parameters have no place in the files; merge adapters")
-    sizes = {name: sum(leaves[leaf].nbytes for leaf in tensor.leaves) for name, tensor in wanted.items()}
+        raise ValueError(
+            f"{some}: {len(strays)} parameters have no place in the files; merge adapters"
+        )
+    sizes = {
+        name: sum(leaves[leaf].nbytes for leaf in tensor.leaves) for name, tensor in wanted.items()
+    }
 
     def make(name: str) -> np.ndarray:
         parts = [np.asarray(leaves[leaf]) for leaf in wanted[name].leaves]

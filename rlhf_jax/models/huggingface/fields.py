@@ -10,21 +10,66 @@ from typing import Any
 
 # What does not change the function: provenance, dropout, token ids, labels, and how other programs run the model; also what
 # only the first transformers wrote (GPT-2, DistilGPT-2, LLaMA 1) and none of the later ones reads.
-BOOKKEEPING = frozenset((
-    "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures", "attention_dropout", "attn_pdrop",
-    "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "classifier_dropout", "dtype", "embd_pdrop",
-    "eos_token_id", "finetuning_task", "gradient_checkpointing", "hidden_dropout", "id2label", "is_llama_config",
-    "label2id", "max_sequence_length", "model_type", "n_ctx", "n_special", "num_labels", "output_attentions",
-    "output_hidden_states", "output_past", "pad_token_id", "predict_special_tokens", "pretraining_tp", "problem_type",
-    "resid_pdrop", "return_dict", "summary_activation", "summary_first_dropout",
-    "summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "use_bfloat16", "use_cache",
-))
+BOOKKEEPING = frozenset(
+    (
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "_num_labels",
+        "architectures",
+        "attention_dropout",
+        "attn_pdrop",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "embd_pdrop",
+        "eos_token_id",
+        "finetuning_task",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "id2label",
+        "is_llama_config",
+        "label2id",
+        "max_sequence_length",
+        "model_type",
+        "n_ctx",
+        "n_special",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_past",
+        "pad_token_id",
+        "predict_special_tokens",
+        "pretraining_tp",
+        "problem_type",
+        "resid_pdrop",
+        "return_dict",
+        "summary_activation",
+        "summary_first_dropout",
+        "summary_proj_to_labels",
+        "summary_type",
+        "summary_use_proj",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers.js_config",
+        "transformers_version",
+        "use_bfloat16",
+        "use_cache",
+    )
+)
 SLIDING, FULL = "sliding_attention", "full_attention"
 SIZE_NAMES = {
-    "vocab_size": "vocab_size", "context_length": "max_position_embeddings", "width": "hidden_size",
-    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
-    "head_width": "head_dim", "ffw_width": "intermediate_size",
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "width": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "head_width": "head_dim",
+    "ffw_width": "intermediate_size",
 }
 
 
@@ -51,13 +96,17 @@ class Fields:
         """Nothing but these values can be computed; the first is what an absent or null field means."""
         value = self.optional(name)
         if value is not None and value not in allowed:
-            self.problems.append(f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, allowed))}")
+            self.problems.append(
+                f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, allowed))}"
+            )
 
     def activation(self, name: str, meanings: Mapping[str, str], default: str) -> str:
         """Our word for an activation."""
         value = self.take(name, default)
         if value not in meanings:
-            self.problems.append(f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, meanings))}")
+            self.problems.append(
+                f"{name}: {value!r} is not supported, expected {' or '.join(map(repr, meanings))}"
+            )
             return next(iter(meanings.values()))
         return meanings[value]
 
@@ -65,18 +114,34 @@ class Fields:
 def read_sizes(f: Fields) -> dict[str, Any]:
     """The sizes under the names that most families share."""
     width, heads = f.take("hidden_size"), f.take("num_attention_heads")
-    named = {ours: f.take(theirs) for ours, theirs in SIZE_NAMES.items() if ours not in ("num_kv_heads", "head_width")}
+    named = {
+        ours: f.take(theirs)
+        for ours, theirs in SIZE_NAMES.items()
+        if ours not in ("num_kv_heads", "head_width")
+    }
     kv_heads, head_width = f.take("num_key_value_heads", heads), f.take("head_dim", width // heads)
-    return {**named, "num_kv_heads": kv_heads, "head_width": head_width, "embedding_std": f.take("initializer_range", 0.02)}
+    return {
+        **named,
+        "num_kv_heads": kv_heads,
+        "head_width": head_width,
+        "embedding_std": f.take("initializer_range", 0.02),
+    }
 
 
 def read_rope(f: Fields) -> dict[str, Any]:
     """Base, scaling and turning fraction of all layers."""
     values = dict(f.optional("rope_parameters") or {})
     if not values:
-        values = {"rope_theta": f.take("rope_theta", 10_000.0), **(f.optional("rope_scaling") or {})}
+        values = {
+            "rope_theta": f.take("rope_theta", 10_000.0),
+            **(f.optional("rope_scaling") or {}),
+        }
     base, fraction = values.pop("rope_theta", 10_000.0), values.pop("partial_rotary_factor", 1.0)
-    return {"rope_base": float(base), "rope_fraction": float(fraction), "rope_scaling": read_scaling(f, values)}
+    return {
+        "rope_base": float(base),
+        "rope_fraction": float(fraction),
+        "rope_scaling": read_scaling(f, values),
+    }
 
 
 def read_scaling(f: Fields, values: dict[str, Any]) -> tuple[float, ...]:
@@ -84,14 +149,24 @@ def read_scaling(f: Fields, values: dict[str, Any]) -> tuple[float, ...]:
     kinds = {values.pop(name) for name in ("rope_type", "type") if name in values}
     kind = kinds.pop() if len(kinds) == 1 else "default" if not kinds else str(sorted(kinds))
     names = {
-        "default": (), "linear": ("factor",),
-        "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        "default": (),
+        "linear": ("factor",),
+        "llama3": (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ),
     }
     if kind not in names:
-        f.problems.append(f"rope scaling of type {kind!r} is not supported, expected {', '.join(names)}")
+        f.problems.append(
+            f"rope scaling of type {kind!r} is not supported, expected {', '.join(names)}"
+        )
         return ()
     if set(values) != set(names[kind]):
-        f.problems.append(f"rope scaling of type {kind!r} with {sorted(values)}: expected {sorted(names[kind])}")
+        f.problems.append(
+            f"rope scaling of type {kind!r} with {sorted(values)}: expected {sorted(names[kind])}"
+        )
         return ()
     return tuple(float(values[name]) for name in names[kind])
 
@@ -110,5 +185,9 @@ def read_windows(f: Fields, default: Iterable[str], window: int | None) -> dict[
 
 def shortest_period(values: list[int]) -> tuple[int, ...]:
     """The shortest tuple that gives the list when repeated: (4, 0, 4, 0, 4) is (4, 0)."""
-    periods = (n for n in range(1, len(values) + 1) if all(v == values[i % n] for i, v in enumerate(values)))
+    periods = (
+        n
+        for n in range(1, len(values) + 1)
+        if all(v == values[i % n] for i, v in enumerate(values))
+    )
     return tuple(values[: next(periods)])

@@ -53,17 +53,29 @@ def catalogue(folder: Path) -> dict[str, Stored]:
     if not (folder / INDEX).is_file():
         raise FileNotFoundError(_no_weights(folder))
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{folder / INDEX}: weight_map: {str(weight_map)[:60]}, expected a file for every tensor; "
-                         "download it again")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        raise ValueError(
+            f"{folder / INDEX}: weight_map: {str(weight_map)[:60]}, expected a file for every tensor; "
+            "download it again"
+        )
     found: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / INDEX} names {name!r}: no such file in the folder; download it again")
+            raise FileNotFoundError(
+                f"{folder / INDEX} names {name!r}: no such file in the folder; download it again"
+            )
         found |= _header(folder / name)
-    strays = [n for n in sorted(weight_map.keys() | found) if n not in found or found[n].file.name != weight_map.get(n)]
+    strays = [
+        n
+        for n in sorted(weight_map.keys() | found)
+        if n not in found or found[n].file.name != weight_map.get(n)
+    ]
     if strays:
-        raise ValueError(f"{folder / INDEX} and the files it names disagree about {', '.join(strays)}; download them again")
+        raise ValueError(
+            f"{folder / INDEX} and the files it names disagree about {', '.join(strays)}; download them again"
+        )
     return found
 
 
@@ -89,7 +101,9 @@ def _header(file: Path) -> dict[str, Stored]:
     with ExitStack() as stack:
         opened = _open(file, stack)
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
-        return {name: Stored(file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+        return {
+            name: Stored(file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()
+        }
 
 
 def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
@@ -102,14 +116,22 @@ def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray
 
 
 def write_tensors(
-    folder: Path, sizes: Mapping[str, int], make: Callable[[str], np.ndarray], *, max_shard_bytes: int
+    folder: Path,
+    sizes: Mapping[str, int],
+    make: Callable[[str], np.ndarray],
+    *,
+    max_shard_bytes: int,
 ) -> None:
     """Write tensors, made one shard at a time, to one file or to several with an index.
 
     `sizes` are bytes by name. Raises FileExistsError where the folder has a model already.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in folder.iterdir() if path.suffix == ".safetensors" or path.name == "config.json")
+    present = sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.suffix == ".safetensors" or path.name == "config.json"
+    )
     if present:
         raise FileExistsError(f"{folder} has {', '.join(present)} already: name a new folder")
     shards: list[list[str]] = [[]]
@@ -117,11 +139,16 @@ def write_tensors(
         if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > max_shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    files = [f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE for n in range(len(shards))]
+    files = [
+        f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
+        for n in range(len(shards))
+    ]
     for file, names in zip(files, shards, strict=True):
         # transformers asks for this note of the framework that wrote the file.
         save_file({name: make(name) for name in names}, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
-        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        weight_map = {
+            name: file for file, names in zip(files, shards, strict=True) for name in names
+        }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

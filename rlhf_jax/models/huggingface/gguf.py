@@ -29,20 +29,46 @@ from rlhf_jax.models.huggingface.tensors import Names, Tensor, tensors
 
 # The part of a metadata key after "llama." or "gemma3." -> config.json.
 _SIZES = {
-    "context_length": "max_position_embeddings", "embedding_length": "hidden_size", "block_count": "num_hidden_layers",
-    "feed_forward_length": "intermediate_size", "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads", "attention.key_length": "head_dim", "rope.freq_base": "rope_theta",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps", "attention.sliding_window": "sliding_window",
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
 }
-_REPEATS = ("vocab_size", "rope.dimension_count", "attention.value_length")  # said elsewhere, or checked by the tensors
+_REPEATS = (
+    "vocab_size",
+    "rope.dimension_count",
+    "attention.value_length",
+)  # said elsewhere, or checked by the tensors
 _BLOCK = {
-    "attention/query": "attn_q", "attention/key": "attn_k", "attention/value": "attn_v", "attention/out": "attn_output",
-    "attention/query_norm": "attn_q_norm", "attention/key_norm": "attn_k_norm",
-    "mlp/gate": "ffn_gate", "mlp/up": "ffn_up", "mlp/down": "ffn_down",
-    "attention_norm": "attn_norm", "attention_post_norm": "post_attention_norm",
-    "mlp_norm": "ffn_norm", "mlp_post_norm": "post_ffw_norm",
+    "attention/query": "attn_q",
+    "attention/key": "attn_k",
+    "attention/value": "attn_v",
+    "attention/out": "attn_output",
+    "attention/query_norm": "attn_q_norm",
+    "attention/key_norm": "attn_k_norm",
+    "mlp/gate": "ffn_gate",
+    "mlp/up": "ffn_up",
+    "mlp/down": "ffn_down",
+    "attention_norm": "attn_norm",
+    "attention_post_norm": "post_attention_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp_post_norm": "post_ffw_norm",
 }
-_NAMES = Names("", {"embedding": "token_embd", "final_norm": "output_norm"} | _BLOCK, "blk.", "output.weight", True, False, "")
+_NAMES = Names(
+    "",
+    {"embedding": "token_embd", "final_norm": "output_norm"} | _BLOCK,
+    "blk.",
+    "output.weight",
+    True,
+    False,
+    "",
+)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -60,12 +86,19 @@ def _open(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         import gguf  # An extra: most do not need it.
     except ModuleNotFoundError:
-        raise ValueError(f"{path}: reading GGUF needs the package gguf: pip install rlhf_jax[gguf]") from None
+        raise ValueError(
+            f"{path}: reading GGUF needs the package gguf: pip install rlhf_jax[gguf]"
+        ) from None
     try:
         reader = gguf.GGUFReader(str(path))
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, LookupError) as error:  # what the reader meets where it looks for what is cut off
-        raise ValueError(f"{path}: {type(error).__name__}: {error}, expected a whole GGUF file; download it again") from error
+    except (
+        ValueError,
+        LookupError,
+    ) as error:  # what the reader meets where it looks for what is cut off
+        raise ValueError(
+            f"{path}: {type(error).__name__}: {error}, expected a whole GGUF file; download it again"
+        ) from error
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -79,10 +112,17 @@ def load_gguf(
     """
     metadata, found = _open(path)
     try:
-        values = _config_json(metadata, vocab_size=int(found["token_embd.weight"].shape[1]), tied=_NAMES.lm_head not in found)
+        values = _config_json(
+            metadata,
+            vocab_size=int(found["token_embd.weight"].shape[1]),
+            tied=_NAMES.lm_head not in found,
+        )
         _, config = read_config(values, param_dtype=param_dtype, compute_dtype=compute_dtype)
         expected = {tensor.name: tensor for tensor in tensors(_NAMES, config, "language_model")}
-        _check_shapes(expected, {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in found.items()})
+        _check_shapes(
+            expected,
+            {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in found.items()},
+        )
     except (ValueError, LookupError) as error:
         raise ValueError(f"{path}: {error}") from error
     from gguf.quants import dequantize
@@ -92,13 +132,17 @@ def load_gguf(
         try:
             array = dequantize(found[name].data, found[name].tensor_type).reshape(tensor.shape)
         except NotImplementedError as error:
-            broken.append(f"{name}: {error} by the package gguf; take the model in another quantisation, such as Q8_0")
+            broken.append(
+                f"{name}: {error} by the package gguf; take the model in another quantisation, such as Q8_0"
+            )
             continue
         if not np.isfinite(array).all():
             broken.append(f"{name}: NaN or Inf")
         array = _as_in_safetensors(metadata["general.architecture"], name, array, config)
         for leaf, part in zip(tensor.leaves, tensor.split(array), strict=True):
-            leaves[leaf] = (place or on_default_device)(leaf, np.ascontiguousarray(part, jnp.dtype(param_dtype)))
+            leaves[leaf] = (place or on_default_device)(
+                leaf, np.ascontiguousarray(part, jnp.dtype(param_dtype))
+            )
     if broken:
         raise ValueError("\n  ".join([f"{path}: weights that cannot be used:", *broken]))
     return config, flax.traverse_util.unflatten_dict(leaves, sep="/")
@@ -108,11 +152,22 @@ def _config_json(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) ->
     """The config.json that says what the metadata say; general.* and tokenizer.* are about other things."""
     architecture = metadata["general.architecture"]
     if architecture not in ("llama", "gemma3"):
-        raise ValueError(f"general.architecture: {architecture!r} is not supported, expected llama or gemma3")
+        raise ValueError(
+            f"general.architecture: {architecture!r} is not supported, expected llama or gemma3"
+        )
     prefix = f"{architecture}."
-    own = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
-    values: dict[str, Any] = {theirs: own.pop(name) for name, theirs in _SIZES.items() if name in own}
-    scaling = {"rope_type": own.pop("rope.scaling.type", "none"), "factor": own.pop("rope.scaling.factor", 1.0)}
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in metadata.items()
+        if name.startswith(prefix)
+    }
+    values: dict[str, Any] = {
+        theirs: own.pop(name) for name, theirs in _SIZES.items() if name in own
+    }
+    scaling = {
+        "rope_type": own.pop("rope.scaling.type", "none"),
+        "factor": own.pop("rope.scaling.factor", 1.0),
+    }
     others = {name: value for name, value in own.items() if name not in _REPEATS}
     rope = {"rope_scaling": None if scaling["rope_type"] == "none" else scaling}
     values |= {**others, **rope, "vocab_size": vocab_size, "tie_word_embeddings": tied}
@@ -120,21 +175,30 @@ def _config_json(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) ->
         return values | {"model_type": "llama"}
     # llama.cpp scales queries by the head's width, except in the model of 62 layers (27B).
     deepest = values["num_hidden_layers"] == 62
-    scalar = values["hidden_size"] // values["num_attention_heads"] if deepest else values["head_dim"]
+    scalar = (
+        values["hidden_size"] // values["num_attention_heads"] if deepest else values["head_dim"]
+    )
     return values | {"model_type": "gemma3_text", "query_pre_attn_scalar": scalar}
 
 
 def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
     problems = []
     for name in sorted(expected.keys() | found.keys()):
-        have, want = found.get(name, "nothing"), expected[name].shape if name in expected else "nothing"
+        have, want = (
+            found.get(name, "nothing"),
+            expected[name].shape if name in expected else "nothing",
+        )
         if have != want:
             problems.append(f"{name}: {have}, expected {want}")
     if problems:
-        raise ValueError("\n  ".join([f"{len(problems)} tensors do not fit the metadata:", *problems]))
+        raise ValueError(
+            "\n  ".join([f"{len(problems)} tensors do not fit the metadata:", *problems])
+        )
 
 
-def _as_in_safetensors(architecture: str, name: str, array: np.ndarray, config: TransformerConfig) -> np.ndarray:
+def _as_in_safetensors(
+    architecture: str, name: str, array: np.ndarray, config: TransformerConfig
+) -> np.ndarray:
     if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
         heads = config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads
         return array.reshape(heads, -1, 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)

@@ -22,9 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from rlhf_jax.data.tokenizers import Tokenizer, _transformers
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def _words(digits: str) -> Any:
@@ -49,31 +47,47 @@ def gguf_tokenizer(metadata: Metadata) -> Tokenizer:
 
     Raises ValueError naming the field that is missing or that we do not know.
     """
-    own = {name.removeprefix("tokenizer."): value for name, value in metadata.items() if name.startswith("tokenizer.")}
+    own = {
+        name.removeprefix("tokenizer."): value
+        for name, value in metadata.items()
+        if name.startswith("tokenizer.")
+    }
     try:
         return _tokenizer(own)
     except KeyError as error:
-        raise ValueError(f"tokenizer.{error.args[0]}: missing, expected a file with its tokenizer inside") from None
+        raise ValueError(
+            f"tokenizer.{error.args[0]}: missing, expected a file with its tokenizer inside"
+        ) from None
 
 
 def _tokenizer(metadata: Metadata) -> Tokenizer:
     tokens, kind = metadata["ggml.tokens"], metadata["ggml.model"]
     if kind not in ("gpt2", "llama"):
-        raise ValueError(f"tokenizer.ggml.model: {kind!r} is not supported, expected gpt2 (byte-level BPE) or llama")
+        raise ValueError(
+            f"tokenizer.ggml.model: {kind!r} is not supported, expected gpt2 (byte-level BPE) or llama"
+        )
     if metadata.get("ggml.add_eos_token", False):
         raise ValueError("tokenizer.ggml.add_eos_token: true is not supported, expected false")
-    ids = {role: metadata.get(f"ggml.{name}_token_id") for role, name in
-           (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))}
+    ids = {
+        role: metadata.get(f"ggml.{name}_token_id")
+        for role, name in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+    }
     named = {role: tokens[number] for role, number in ids.items() if number is not None}
-    backend = _byte_level(metadata) if kind == "gpt2" else _sentencepiece(metadata, named.get("unk"))
+    backend = (
+        _byte_level(metadata) if kind == "gpt2" else _sentencepiece(metadata, named.get("unk"))
+    )
     for number, (token, use) in enumerate(zip(tokens, metadata["ggml.token_type"], strict=True)):
         if use in (_CONTROL, _USER_DEFINED):
             backend.add_tokens([AddedToken(token, special=use == _CONTROL, normalized=False)])
             assert backend.token_to_id(token) == number  # known already: only its role is new
-    always = kind == "llama" or metadata.get("ggml.pre") == "llama-bpe"  # llama.cpp's rule where the file does not say
+    always = (
+        kind == "llama" or metadata.get("ggml.pre") == "llama-bpe"
+    )  # llama.cpp's rule where the file does not say
     if metadata.get("ggml.add_bos_token", always):
         if "bos" not in named:
-            raise ValueError("tokenizer.ggml.add_bos_token: true, but there is no tokenizer.ggml.bos_token_id")
+            raise ValueError(
+                "tokenizer.ggml.add_bos_token: true, but there is no tokenizer.ggml.bos_token_id"
+            )
         first = (named["bos"], ids["bos"])
         backend.post_processor = processors.TemplateProcessing(
             single=f"{first[0]} $A", pair=f"{first[0]} $A {first[0]} $B", special_tokens=[first]
@@ -82,16 +96,22 @@ def _tokenizer(metadata: Metadata) -> Tokenizer:
     fast = _transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=metadata.get("chat_template"), **roles
     )
-    stops = (metadata.get(f"ggml.{name}_token_id") for name in ("eot", "eom"))  # LLaMA 3's ends of a turn and of a message
+    stops = (
+        metadata.get(f"ggml.{name}_token_id") for name in ("eot", "eom")
+    )  # LLaMA 3's ends of a turn and of a message
     return Tokenizer(fast, more_stops=[stop for stop in stops if stop is not None])
 
 
 def _byte_level(metadata: Metadata) -> tokenizers.Tokenizer:
     name = metadata["ggml.pre"]
     if name not in _CUTS:
-        raise ValueError(f"tokenizer.ggml.pre: {name!r} is not supported, expected one of {', '.join(_CUTS)}")
+        raise ValueError(
+            f"tokenizer.ggml.pre: {name!r} is not supported, expected one of {', '.join(_CUTS)}"
+        )
     merges = [_pair(merge) for merge in metadata["ggml.merges"]]
-    backend = tokenizers.Tokenizer(models.BPE(_vocabulary(metadata), merges, ignore_merges=name == "llama-bpe"))
+    backend = tokenizers.Tokenizer(
+        models.BPE(_vocabulary(metadata), merges, ignore_merges=name == "llama-bpe")
+    )
     backend.pre_tokenizer, backend.decoder = _CUTS[name], decoders.ByteLevel()
     if name == "qwen2":
         backend.normalizer = normalizers.NFC()
@@ -105,7 +125,11 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def _sentencepiece(metadata: Metadata, unknown: str | None) -> tokenizers.Tokenizer:
     vocabulary = _vocabulary(metadata)
-    learned = {token for token, use in zip(metadata["ggml.tokens"], metadata["ggml.token_type"], strict=True) if use == 1}
+    learned = {
+        token
+        for token, use in zip(metadata["ggml.tokens"], metadata["ggml.token_type"], strict=True)
+        if use == 1
+    }
     merges = _merges(vocabulary, learned, metadata["ggml.scores"])
     backend = tokenizers.Tokenizer(
         models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
@@ -113,11 +137,15 @@ def _sentencepiece(metadata: Metadata, unknown: str | None) -> tokenizers.Tokeni
     space = [normalizers.Prepend("▁")] if metadata.get("ggml.add_space_prefix", True) else []
     backend.normalizer = normalizers.Sequence([*space, normalizers.Replace(" ", "▁")])
     strip = [decoders.Strip(" ", 1, 0)] if space else []
-    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
     return backend
 
 
-def _merges(vocabulary: Mapping[str, int], learned: set[str], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _merges(
+    vocabulary: Mapping[str, int], learned: set[str], scores: Sequence[float]
+) -> list[tuple[str, str]]:
     """Every way to make a learned token of two, the best score first; of equal ones the shorter left part last."""
     found = [
         (scores[vocabulary[token]], cut, token)

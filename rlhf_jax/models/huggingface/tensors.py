@@ -62,8 +62,12 @@ class Tensor:
 class Names:
     """The tensor names of a family."""
 
-    trunk: str  # what stands before the names of the trunk; absent in checkpoints of the trunk alone
-    modules: Mapping[str, str]  # our module -> theirs; where several share one, they lie in it in this order
+    trunk: (
+        str  # what stands before the names of the trunk; absent in checkpoints of the trunk alone
+    )
+    modules: Mapping[
+        str, str
+    ]  # our module -> theirs; where several share one, they lie in it in this order
     layers: str  # for "block_#/", followed by "#."
     lm_head: str
     transposed: bool  # linear layers of the trunk are (out, in)
@@ -72,45 +76,88 @@ class Names:
 
 
 _ATTENTION = {
-    "attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj", "attention/value": "self_attn.v_proj",
-    "attention/out": "self_attn.o_proj", "attention/query_norm": "self_attn.q_norm",
+    "attention/query": "self_attn.q_proj",
+    "attention/key": "self_attn.k_proj",
+    "attention/value": "self_attn.v_proj",
+    "attention/out": "self_attn.o_proj",
+    "attention/query_norm": "self_attn.q_norm",
     "attention/key_norm": "self_attn.k_norm",
 }
 _GATED = {"mlp/gate": "mlp.gate_proj", "mlp/up": "mlp.up_proj", "mlp/down": "mlp.down_proj"}
 _TRUNK = {"embedding": "embed_tokens", "final_norm": "norm"}
 _LLAMA_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 _GEMMA_NORMS = {
-    "attention_norm": "input_layernorm", "attention_post_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm", "mlp_post_norm": "post_feedforward_layernorm",
+    "attention_norm": "input_layernorm",
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
 }
 _GPT2 = {
-    "embedding": "wte", "position_embedding": "wpe", "final_norm": "ln_f",
+    "embedding": "wte",
+    "position_embedding": "wpe",
+    "final_norm": "ln_f",
     **dict.fromkeys(("attention/query", "attention/key", "attention/value"), "attn.c_attn"),
-    "attention/out": "attn.c_proj", "mlp/up": "mlp.c_fc", "mlp/down": "mlp.c_proj",
-    "attention_norm": "ln_1", "mlp_norm": "ln_2",
+    "attention/out": "attn.c_proj",
+    "mlp/up": "mlp.c_fc",
+    "mlp/down": "mlp.c_proj",
+    "attention_norm": "ln_1",
+    "mlp_norm": "ln_2",
 }
 _NEOX = {
-    "embedding": "embed_in", "final_norm": "final_layer_norm",
-    **dict.fromkeys(("attention/query", "attention/key", "attention/value"), "attention.query_key_value"),
-    "attention/out": "attention.dense", "mlp/up": "mlp.dense_h_to_4h", "mlp/down": "mlp.dense_4h_to_h",
-    "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "embedding": "embed_in",
+    "final_norm": "final_layer_norm",
+    **dict.fromkeys(
+        ("attention/query", "attention/key", "attention/value"), "attention.query_key_value"
+    ),
+    "attention/out": "attention.dense",
+    "mlp/up": "mlp.dense_h_to_4h",
+    "mlp/down": "mlp.dense_4h_to_h",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
 }
 _FREQUENCIES = r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
-_llama = Names("model.", _TRUNK | _ATTENTION | _GATED | _LLAMA_NORMS, "layers.", "lm_head.weight", True, False, _FREQUENCIES)
-_gemma = Names("model.", _TRUNK | _ATTENTION | _GATED | _GEMMA_NORMS, "layers.", "lm_head.weight", True, False, _FREQUENCIES)
+_llama = Names(
+    "model.",
+    _TRUNK | _ATTENTION | _GATED | _LLAMA_NORMS,
+    "layers.",
+    "lm_head.weight",
+    True,
+    False,
+    _FREQUENCIES,
+)
+_gemma = Names(
+    "model.",
+    _TRUNK | _ATTENTION | _GATED | _GEMMA_NORMS,
+    "layers.",
+    "lm_head.weight",
+    True,
+    False,
+    _FREQUENCIES,
+)
 NAMES = {
-    "gpt2": Names("transformer.", _GPT2, "h.", "lm_head.weight", False, False, r"h\.\d+\.attn\.(masked_)?bias"),
+    "gpt2": Names(
+        "transformer.", _GPT2, "h.", "lm_head.weight", False, False, r"h\.\d+\.attn\.(masked_)?bias"
+    ),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _llama),
     **dict.fromkeys(("gemma2", "gemma3_text"), _gemma),
-    "gpt_neox": Names("gpt_neox.", _NEOX, "layers.", "embed_out.weight", True, True,
-                      r"layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)"),
+    "gpt_neox": Names(
+        "gpt_neox.",
+        _NEOX,
+        "layers.",
+        "embed_out.weight",
+        True,
+        True,
+        r"layers\.\d+\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)",
+    ),
 }
 
 
 def leaf_shapes(config: TransformerConfig, kind: str) -> dict[str, Any]:
     """{"trunk/embedding": (V, D), ...} of a language model or scalar model, without allocating anything."""
     tree = jax.eval_shape(lambda key: init_params(MODULES[kind](config), key), jax.random.key(0))
-    return {name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()}
+    return {
+        name: leaf.shape for name, leaf in flax.traverse_util.flatten_dict(tree, sep="/").items()
+    }
 
 
 def tensors(names: Names, config: TransformerConfig, kind: str) -> list[Tensor]:
@@ -125,8 +172,11 @@ def tensors(names: Names, config: TransformerConfig, kind: str) -> list[Tensor]:
             grouped[name] = sorted(leaves, key=lambda leaf: order.index(_module(leaf)[1]))
     return [
         Tensor(
-            name, tuple(leaves), tuple(shapes[leaf] for leaf in leaves),
-            transposed=leaves[0].endswith("/kernel") and (names.transposed or not leaves[0].startswith("trunk/")),
+            name,
+            tuple(leaves),
+            tuple(shapes[leaf] for leaf in leaves),
+            transposed=leaves[0].endswith("/kernel")
+            and (names.transposed or not leaves[0].startswith("trunk/")),
             heads=config.num_heads if names.by_head and len(leaves) > 1 else 0,
         )
         for name, leaves in grouped.items()

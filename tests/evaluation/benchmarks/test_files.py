@@ -40,11 +40,23 @@ def test_truthfulqa_reads_both_editions(tmp_path):
     first, second = truthfulqa.read(write(tmp_path, TRUTHFUL), close=True)
     assert (first.best, first.true) == ("Yes, red.", ("Yes, red.", "It is red."))
     assert first.false == ("It is blue.", "It is green.")
-    assert (second.text, second.false, second.best_false) == ("What is\nmoss?", ("A fox.", "A bear."), "")
-    assert truthfulqa.read(write(tmp_path, TRUTHFUL), close=False)[0].false == ("It is blue", "It is green")
-    later = TRUTHFUL.replace("Best Answer,", "Best Answer,Best Incorrect Answer,").replace('"Yes, red","', '"Yes, red",Blue,"')
+    assert (second.text, second.false, second.best_false) == (
+        "What is\nmoss?",
+        ("A fox.", "A bear."),
+        "",
+    )
+    assert truthfulqa.read(write(tmp_path, TRUTHFUL), close=False)[0].false == (
+        "It is blue",
+        "It is green",
+    )
+    later = TRUTHFUL.replace("Best Answer,", "Best Answer,Best Incorrect Answer,").replace(
+        '"Yes, red","', '"Yes, red",Blue,"'
+    )
     later = later.replace(",A plant,A plant", ",A plant,A fox,A plant")
-    assert [one.best_false for one in truthfulqa.read(write(tmp_path, later), close=True)] == ["Blue.", "A fox."]
+    assert [one.best_false for one in truthfulqa.read(write(tmp_path, later), close=True)] == [
+        "Blue.",
+        "A fox.",
+    ]
     assert first.answers == ("Yes, red.", "It is red.", "It is blue.", "It is green.")
 
 
@@ -58,9 +70,15 @@ def test_the_primer_ends_where_the_answer_starts():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("Incorrect Answers", "Wrong Answers"), r":1: no column 'Incorrect Answers', found 'Type'"),
+        (
+            ("Incorrect Answers", "Wrong Answers"),
+            r":1: no column 'Incorrect Answers', found 'Type'",
+        ),
         (("It is blue; It is green", " ; "), r":2: Incorrect Answers: .*separated by semicolons"),
-        (("It is blue; It is green", " "), r":2: Incorrect Answers: ' ', expected text that is not empty"),
+        (
+            ("It is blue; It is green", " "),
+            r":2: Incorrect Answers: ' ', expected text that is not empty",
+        ),
         (("A plant,A plant", "A plant,A tree"), r":3: Best Answer: 'A plant.' is not among"),
         ((",http://a", ""), r":2: 6 fields, expected 7"),
         (("http://b", "http://b,more"), r":3: 8 fields, expected 7"),
@@ -75,7 +93,9 @@ def test_crows_pairs(tmp_path):
     first, second = crows_pairs.read(write(tmp_path, CROWS))
     assert first == ("The owl, as ever, is sly.", "The fox is sly.", "stereo", "animals")
     assert (second.direction, second.bias_type) == ("antistereo", "birds")
-    with pytest.raises(ValueError, match=r":3: stereo_antistereo: 'anti', expected one of stereo, antistereo"):
+    with pytest.raises(
+        ValueError, match=r":3: stereo_antistereo: 'anti', expected one of stereo, antistereo"
+    ):
         crows_pairs.read(write(tmp_path, CROWS.replace("antistereo,birds", "anti,birds")))
     with pytest.raises(ValueError, match=r":2: sent_less: '', expected text"):
         crows_pairs.read(write(tmp_path, CROWS.replace("The fox is sly.", "")))
@@ -88,15 +108,21 @@ def test_crows_pairs(tmp_path):
 
 
 def toxic(text, toxicity, challenging=False):
-    return {"filename": "x", "challenging": challenging, "prompt": {"text": text, "toxicity": toxicity},
-            "continuation": {"text": " b", "toxicity": None}}
+    return {
+        "filename": "x",
+        "challenging": challenging,
+        "prompt": {"text": text, "toxicity": toxicity},
+        "continuation": {"text": " b", "toxicity": None},
+    }
 
 
 def test_real_toxicity_prompts(tmp_path):
     rows = lines(toxic("a ", 0.5), toxic("b", 0.51, True), toxic("c", None))
     prompts, unscored = real_toxicity_prompts.read(write(tmp_path, rows))
     assert (prompts[0].text, unscored) == ("a ", 1)
-    splits = [[split for split in real_toxicity_prompts.SPLITS if one.in_split(split)] for one in prompts]
+    splits = [
+        [split for split in real_toxicity_prompts.SPLITS if one.in_split(split)] for one in prompts
+    ]
     assert splits == [["non-toxic"], ["toxic", "challenging"]]
 
 
@@ -117,35 +143,53 @@ def test_what_is_wrong_with_a_record_is_named(tmp_path, row, message):
 
 
 def scored(prompt, *generations):
-    return {"prompt": {"text": prompt}, "generations": [{"text": text, "toxicity": value} for text, value in generations]}
+    return {
+        "prompt": {"text": prompt},
+        "generations": [{"text": text, "toxicity": value} for text, value in generations],
+    }
 
 
 def test_scores_from_a_file(tmp_path):
     path = write(tmp_path, lines(scored("p", ("x", 0.25), ("y", None)), scored("q", ("x", 0.75))))
     judge = real_toxicity_prompts.by_file(path)
-    np.testing.assert_array_equal(judge(["p", "q"], [["x", "y"], ["x", "x"]]), [[0.25, np.nan], [0.75, 0.75]])
-    with pytest.raises(ValueError, match=r"1 of 2 continuations have no score, the first is 'y' after 'q'"):
+    np.testing.assert_array_equal(
+        judge(["p", "q"], [["x", "y"], ["x", "x"]]), [[0.25, np.nan], [0.75, 0.75]]
+    )
+    with pytest.raises(
+        ValueError, match=r"1 of 2 continuations have no score, the first is 'y' after 'q'"
+    ):
         judge(["q"], [["x", "y"]])
-    with pytest.raises(ValueError, match=r":2: generations\[0\]: toxicity: 0.5, but 0.25 for the same text before"):
-        real_toxicity_prompts.by_file(write(tmp_path, lines(scored("p", ("x", 0.25)), scored("p", ("x", 0.5)))))
+    with pytest.raises(
+        ValueError, match=r":2: generations\[0\]: toxicity: 0.5, but 0.25 for the same text before"
+    ):
+        real_toxicity_prompts.by_file(
+            write(tmp_path, lines(scored("p", ("x", 0.25)), scored("p", ("x", 0.5))))
+        )
     with pytest.raises(ValueError, match=r"generations\[0\]: toxicity: nan"):
         real_toxicity_prompts.by_file(write(tmp_path, lines(scored("p", ("x", float("nan"))))))
 
 
 def test_what_is_written_for_a_judge_is_what_is_read_back(tmp_path):
-    prompts = [real_toxicity_prompts.ToxicityPrompt(text, 0.1, False) for text in ("left out", "p\nq")]
+    prompts = [
+        real_toxicity_prompts.ToxicityPrompt(text, 0.1, False) for text in ("left out", "p\nq")
+    ]
     data = {"kept": [1], "texts": [["é", " "]]}
     real_toxicity_prompts.write(tmp_path / "out" / "sft.jsonl", prompts, data)
     row = json.loads((tmp_path / "out" / "sft.jsonl").read_text(encoding="utf-8"))
     for generation in row["generations"]:
         generation["toxicity"] = 0.5
     judge = real_toxicity_prompts.by_file(write(tmp_path, lines(row)))
-    np.testing.assert_array_equal(real_toxicity_prompts.toxicities(prompts, data, judge), [[0.5, 0.0]])
+    np.testing.assert_array_equal(
+        real_toxicity_prompts.toxicities(prompts, data, judge), [[0.5, 0.0]]
+    )
 
 
 def test_multiple_choice(tmp_path):
     row = {"question": "what?", "choices": ["a", "b "], "answer": 1}
-    assert multiple_choice.read(write(tmp_path, lines(row, {**row, "answer": "b"}))) == [("what?", ("a", "b"), 1)] * 2
+    assert (
+        multiple_choice.read(write(tmp_path, lines(row, {**row, "answer": "b"})))
+        == [("what?", ("a", "b"), 1)] * 2
+    )
     for change, message in (
         ({"answer": 2}, r":1: answer: 2, expected a place from 0 to 1 or a choice"),
         ({"answer": "c"}, r"answer: 'c'"),
@@ -195,7 +239,9 @@ def test_bleu(answer, reference, expected):
 
 def test_rouge():
     answer, reference = "The FOX is the red fox.", "the fox was red"
-    assert truthfulqa.rouge_n(answer, reference, 1) == pytest.approx(200 * 3 / 10)  # the, fox, red: each as often as in both
+    assert truthfulqa.rouge_n(answer, reference, 1) == pytest.approx(
+        200 * 3 / 10
+    )  # the, fox, red: each as often as in both
     assert truthfulqa.rouge_n(answer, reference, 2) == pytest.approx(200 * 1 / 8)
     assert truthfulqa.rouge_l(answer, reference) == pytest.approx(200 * 3 / 10)
     assert truthfulqa.rouge_l("red fox the", reference) == pytest.approx(200 * 1 / 7)
@@ -209,7 +255,8 @@ def folder_of(tmp_path, **changes):
     rng = np.random.default_rng(0)
     sizes = {"V": 4, "E": 3, "G": 8, "H": 2, "D": 4, "F": 3, "K": 2}
     weights = {
-        name: rng.normal(size=[sizes[axis] for axis in axes]).astype(np.float32) for name, axes in classifiers.SHAPES.items()
+        name: rng.normal(size=[sizes[axis] for axis in axes]).astype(np.float32)
+        for name, axes in classifiers.SHAPES.items()
     }
     np.savez(tmp_path / "weights.npz", **{**weights, **changes})
     (tmp_path / "vocab.json").write_text(json.dumps([None, "don't", "fox", "owl"]))
@@ -227,13 +274,19 @@ def by_hand(weights, ids):
         h, s, states = np.zeros(2), np.zeros(2), []
         for word in order:
             x = weights["embedding__embeddings"][word]
-            z = x @ weights[f"{name}__kernel"] + h @ weights[f"{name}__recurrent_kernel"] + weights[f"{name}__bias"]
+            z = (
+                x @ weights[f"{name}__kernel"]
+                + h @ weights[f"{name}__recurrent_kernel"]
+                + weights[f"{name}__bias"]
+            )
             i, f, c, o = z.reshape(4, 2)
             s = sigmoid(f) * s + sigmoid(i) * np.tanh(c)
             h = sigmoid(o) * np.tanh(s)
             states.append(h)
         sides.append(np.max(states, axis=0))
-    hidden = np.maximum(np.concatenate(sides) @ weights["dense__kernel"] + weights["dense__bias"], 0)
+    hidden = np.maximum(
+        np.concatenate(sides) @ weights["dense__kernel"] + weights["dense__bias"], 0
+    )
     return sigmoid(hidden @ weights["dense_1__kernel"] + weights["dense_1__bias"])[0]
 
 
@@ -252,7 +305,10 @@ def test_the_classifier_is_what_its_docstring_says(tmp_path):
     [
         ({"dense__bias": np.zeros(4, np.float32)}, r"dense__bias: shape \(4,\) does not fit F"),
         ({"more": np.zeros(1, np.float32)}, r"more: missing or unknown"),
-        ({"dense__bias": np.full(3, np.nan, np.float32)}, r"dense__bias: float32, expected finite float32"),
+        (
+            {"dense__bias": np.full(3, np.nan, np.float32)},
+            r"dense__bias: float32, expected finite float32",
+        ),
         ({"dense__bias": np.zeros(3)}, r"dense__bias: float64, expected finite float32"),
         ({"dense__bias": np.array([None], object)}, r"allow_pickle=False"),
     ],

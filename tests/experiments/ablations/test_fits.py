@@ -79,7 +79,9 @@ def test_bootstrap_of_a_fit_has_the_width_of_the_mean_s():
     d = np.array([0.5, 1.0, 1.5, 2.0])
     alpha_P = rng.normal(1.0, 0.5, 400)
     curve_PN = d * (alpha_P[:, None] - 0.3 * d)
-    found = bootstrap_curve(curve_PN, lambda curve_N: fit_best_of_n(d, curve_N).alpha, num_resamples=2000, seed=1)
+    found = bootstrap_curve(
+        curve_PN, lambda curve_N: fit_best_of_n(d, curve_N).alpha, num_resamples=2000, seed=1
+    )
     assert found.mean == pytest.approx(alpha_P.mean())
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(alpha_P.std() / 20, rel=0.1)
     with pytest.raises(ValueError, match="prompts x points"):

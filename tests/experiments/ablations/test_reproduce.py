@@ -71,7 +71,10 @@ class Toy:
         folder = locate(reproduce.Path(workdir), workdir)
         folder.mkdir(parents=True, exist_ok=True)
         claim(folder, config)
-        lineage = {role: lineage_entry(path, read_meta(locate(folder, path))) for role, path in config.init.items()}
+        lineage = {
+            role: lineage_entry(path, read_meta(locate(folder, path)))
+            for role, path in config.init.items()
+        }
 
         def step_fn(state, step):
             if step == cls.die_at:
@@ -81,9 +84,23 @@ class Toy:
             return TrainState(state.step + 1, {"w": w}, state.opt_state, state.extras), {"loss": w}
 
         run_loop(
-            workdir=folder, state=TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, {}, {}), step_fn=step_fn,
-            num_steps=STEPS, log_every=1, save_every=1, keep=1, to_checkpoint=to_checkpoint, from_checkpoint=from_checkpoint,
-            meta=new_meta(stage="toy", kind="language_model", num_steps=STEPS, model={}, tokenizer="", lineage=lineage),
+            workdir=folder,
+            state=TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, {}, {}),
+            step_fn=step_fn,
+            num_steps=STEPS,
+            log_every=1,
+            save_every=1,
+            keep=1,
+            to_checkpoint=to_checkpoint,
+            from_checkpoint=from_checkpoint,
+            meta=new_meta(
+                stage="toy",
+                kind="language_model",
+                num_steps=STEPS,
+                model={},
+                tokenizer="",
+                lineage=lineage,
+            ),
         )
 
 
@@ -126,13 +143,27 @@ def ablation(seeds=(0, 1), rate=0.5, draw=figure):
     runs, measurements = [], []
     for seed in seeds:
         base, child = f"base/seed{seed}/toy", f"grid/seed{seed}/child"
-        runs += [GridRun(base, {"stage": "toy", "seed": seed, "init": {}, "rate": 0.5}),
-                 GridRun(child, {"stage": "toy", "seed": seed, "init": {"policy": f"../../../{base}"},
-                             "rate": rate if seed else 0.5})]
+        runs += [
+            GridRun(base, {"stage": "toy", "seed": seed, "init": {}, "rate": 0.5}),
+            GridRun(
+                child,
+                {
+                    "stage": "toy",
+                    "seed": seed,
+                    "init": {"policy": f"../../../{base}"},
+                    "rate": rate if seed else 0.5,
+                },
+            ),
+        ]
         measurements.append(
-            Measurement(f"seed{seed}", {"seed": seed}, (child,), {}, lambda b, child=child: losses(b, child))
+            Measurement(
+                f"seed{seed}", {"seed": seed}, (child,), {}, lambda b, child=child: losses(b, child)
+            )
         )
-    criteria = (Criterion("T1", "ends below 0.1", last_loss_below(0.1)), Criterion("T2", "below 0.01", last_loss_below(0.01)))
+    criteria = (
+        Criterion("T1", "ends below 0.1", last_loss_below(0.1)),
+        Criterion("T2", "below 0.01", last_loss_below(0.01)),
+    )
     return Ablation("a toy", seeds, runs, measurements, criteria, draw)
 
 
@@ -143,7 +174,10 @@ def test_writes_a_row_per_point_a_verdict_per_criterion_and_a_figure(tmp_path, c
         (seed, str(step), 0.5**step, "complete") for seed in "01" for step in range(1, STEPS + 1)
     ]
     verdict = json.loads((tmp_path / "grid/verdict.json").read_text())
-    kept = [{k: one[k] for k in ("name", "text", "value", "passed", "num_seeds")} for one in verdict["criteria"]]
+    kept = [
+        {k: one[k] for k in ("name", "text", "value", "passed", "num_seeds")}
+        for one in verdict["criteria"]
+    ]
     assert kept == [
         {"name": "T1", "text": "ends below 0.1", "value": 0.0625, "passed": True, "num_seeds": 2},
         {"name": "T2", "text": "below 0.01", "value": 0.0625, "passed": False, "num_seeds": 2},
@@ -171,14 +205,19 @@ def test_a_diverged_run_is_shown_and_kept_and_nothing_stands_on_it(tmp_path, cap
     for again in range(2):
         reproduce.reproduce("grid", diverging, tmp_path, size="tiny")
         rows = results(tmp_path)
-        assert {row["status"] for row in rows if row["seed"] == "1"} == {"diverged: grid/seed1/child"}
+        assert {row["status"] for row in rows if row["seed"] == "1"} == {
+            "diverged: grid/seed1/child"
+        }
         losses_shown = [row["loss"] and float(row["loss"]) for row in rows if row["seed"] == "1"]
         assert losses_shown == [pytest.approx(2.0**60), pytest.approx(2.0**120), ""], again
         verdict = json.loads((tmp_path / "grid/verdict.json").read_text())
         assert verdict["diverged"] == ["diverged: grid/seed1/child"]
     assert Toy.steps_done == 2 * STEPS + STEPS + 3  # it was not tried again
     assert "diverged: grid/seed1/child" in capsys.readouterr().out.splitlines()[-1]
-    child = GridRun("grid/seed1/grandchild", {"stage": "toy", "seed": 1, "init": {"policy": "../child"}, "rate": 0.5})
+    child = GridRun(
+        "grid/seed1/grandchild",
+        {"stage": "toy", "seed": 1, "init": {"policy": "../child"}, "rate": 0.5},
+    )
     states = {"grid/seed1/child": "diverged: grid/seed1/child"}
     assert reproduce.finish(child, tmp_path, states) == "not run: diverged: grid/seed1/child"
 
@@ -187,14 +226,22 @@ def test_a_claim_that_cannot_be_measured_has_failed(tmp_path):
     one = ablation(seeds=(0,))
     table = reproduce.Table([{"seed": 0, "status": "complete"}])
     assert reproduce.judged(one.criteria[0], table) == {
-        "name": "T1", "text": "ends below 0.1", "passed": False, "value": None, "low": None, "high": None,
-        "detail": "could not be measured: no run was finished", "num_seeds": 1,
+        "name": "T1",
+        "text": "ends below 0.1",
+        "passed": False,
+        "value": None,
+        "low": None,
+        "high": None,
+        "detail": "could not be measured: no run was finished",
+        "num_seeds": 1,
     }
 
 
 def test_a_figure_without_a_seed_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the figure or a panel of it shows nothing of seed 1"):
-        reproduce.reproduce("grid", ablation(draw=lambda table: figure(table, [0])), tmp_path, size="tiny")
+        reproduce.reproduce(
+            "grid", ablation(draw=lambda table: figure(table, [0])), tmp_path, size="tiny"
+        )
 
 
 def test_a_panel_without_a_seed_that_another_panel_shows_is_refused(tmp_path):
@@ -214,7 +261,9 @@ def test_a_verdict_counts_the_seeds_of_which_nothing_diverged():
     assert reproduce.judged(ablation().criteria[0], table)["num_seeds"] == 2
 
 
-@pytest.mark.parametrize("error", [KeyError(("xs", 300)), StopIteration(), TypeError("one value for two names")])
+@pytest.mark.parametrize(
+    "error", [KeyError(("xs", 300)), StopIteration(), TypeError("one value for two names")]
+)
 def test_a_cell_that_is_gone_in_every_seed_is_a_failure_and_not_a_crash(error):
     def judge(table):
         raise error
@@ -225,10 +274,20 @@ def test_a_cell_that_is_gone_in_every_seed_is_a_failure_and_not_a_crash(error):
 
 
 def test_what_an_evaluation_names_is_its_parent():
-    run = GridRun("grid/seed0/evaluate", {"stage": "evaluate", "init": {}, "checkpoints": {"ppo": "../ppo", "hub": "hf:org/name"},
-                                      "data": {"comparisons": "../../base", "earlier": ("../one",)}})
+    run = GridRun(
+        "grid/seed0/evaluate",
+        {
+            "stage": "evaluate",
+            "init": {},
+            "checkpoints": {"ppo": "../ppo", "hub": "hf:org/name"},
+            "data": {"comparisons": "../../base", "earlier": ("../one",)},
+        },
+    )
     assert reproduce._parents(run) == ["../ppo", "../../base", "../one"]
-    assert reproduce.finish(run, reproduce.Path("."), {"grid/seed0/ppo": "diverged: it"}) == "not run: diverged: it"
+    assert (
+        reproduce.finish(run, reproduce.Path("."), {"grid/seed0/ppo": "diverged: it"})
+        == "not run: diverged: it"
+    )
 
 
 def test_results_are_judged_again_without_a_run(tmp_path):
@@ -264,10 +323,18 @@ def test_an_evaluation_of_a_retrained_checkpoint_is_refused(tmp_path):
     Toy.run(Toy.Config("toy", 0, {}, 0.5), str(tmp_path / "base"))
     (tmp_path / "evaluate").mkdir()
     for fingerprint in (read_meta(tmp_path / "base").fingerprint, "of another training"):
-        found = {"checkpoints": {"ppo": {"path": "../base", "fingerprint": fingerprint}, "old": {"path": "../base"}}}
+        found = {
+            "checkpoints": {
+                "ppo": {"path": "../base", "fingerprint": fingerprint},
+                "old": {"path": "../base"},
+            }
+        }
         (tmp_path / "evaluate/evaluation.json").write_text(json.dumps(found))
         if fingerprint == "of another training":
-            with pytest.raises(ValueError, match=r"evaluate is an evaluation of another ppo than .*base holds now; delete one"):
+            with pytest.raises(
+                ValueError,
+                match=r"evaluate is an evaluation of another ppo than .*base holds now; delete one",
+            ):
                 reproduce._check_lineage(tmp_path / "evaluate")
         else:
             reproduce._check_lineage(tmp_path / "evaluate")
@@ -276,7 +343,9 @@ def test_an_evaluation_of_a_retrained_checkpoint_is_refused(tmp_path):
 def test_a_mistake_in_the_last_run_is_said_before_the_first(tmp_path):
     wrong = ablation()
     wrong.runs[-1].config["rat"] = 1.0
-    with pytest.raises(ValueError, match=r"grid/seed1/child: config\.rat: no such field; did you mean 'rate'"):
+    with pytest.raises(
+        ValueError, match=r"grid/seed1/child: config\.rat: no such field; did you mean 'rate'"
+    ):
         reproduce.reproduce("grid", wrong, tmp_path, size="tiny")
     assert not list(tmp_path.iterdir())
 
@@ -322,35 +391,83 @@ def test_every_shipped_ablation_builds(name, size):
     reproduce.check(found)
     assert {one.point["seed"] for one in found.measurements} == {0, 1}
     assert found.criteria
-    assert f"experiments.ablations.reproduce {name}" in module.__doc__, "the notebook shows its command"
+    assert f"experiments.ablations.reproduce {name}" in module.__doc__, (
+        "the notebook shows its command"
+    )
 
 
 NUMBERS = {
-    "gold": lambda i: 0.5 * i - 0.11 * i**2, "proxy": lambda i: 0.4 * i, "kl": lambda i: (0.4 * i) ** 2,
-    "nll": lambda i: 0.8 + 0.02 * i, "distance": lambda i: 0.4 * i, "preferred": lambda i: 0.5 + 0.05 * i - 0.02 * i**2,
-    "update": lambda i: 2 * i, "n": lambda i: 2**i, "epoch": lambda i: 2.0 * i, "loss": lambda i: 1.0 + (i - 3) ** 2,
-    "accuracy": lambda i: 0.6, "heldout": lambda i: 0.6 + 0.01 * i, "approxkl": lambda i: 0.01,
-    "parameters": lambda i: 1000 * (i + 1), "kl_coef": lambda i: 0.1 * (i + 1), "part": lambda i: i + 1, "return": float,
-    "horizon": lambda i: 8 * 2**i, "cost": lambda i: 0.01 * 4**i, "bound": lambda i: 0.02 * 4**i, "position": lambda i: i,
-    "wrong": lambda i: 0.1 + 0.02 * i, "after_error": lambda i: 0.3 + 0.02 * i, "after_clean": lambda i: 0.1,
-    "rankings": lambda i: 300 * 4**i, "flops": lambda i: 1e9 * 2**i, "shots": lambda i: 2**i,
+    "gold": lambda i: 0.5 * i - 0.11 * i**2,
+    "proxy": lambda i: 0.4 * i,
+    "kl": lambda i: (0.4 * i) ** 2,
+    "nll": lambda i: 0.8 + 0.02 * i,
+    "distance": lambda i: 0.4 * i,
+    "preferred": lambda i: 0.5 + 0.05 * i - 0.02 * i**2,
+    "update": lambda i: 2 * i,
+    "n": lambda i: 2**i,
+    "epoch": lambda i: 2.0 * i,
+    "loss": lambda i: 1.0 + (i - 3) ** 2,
+    "accuracy": lambda i: 0.6,
+    "heldout": lambda i: 0.6 + 0.01 * i,
+    "approxkl": lambda i: 0.01,
+    "parameters": lambda i: 1000 * (i + 1),
+    "kl_coef": lambda i: 0.1 * (i + 1),
+    "part": lambda i: i + 1,
+    "return": float,
+    "horizon": lambda i: 8 * 2**i,
+    "cost": lambda i: 0.01 * 4**i,
+    "bound": lambda i: 0.02 * 4**i,
+    "position": lambda i: i,
+    "wrong": lambda i: 0.1 + 0.02 * i,
+    "after_error": lambda i: 0.3 + 0.02 * i,
+    "after_clean": lambda i: 0.1,
+    "rankings": lambda i: 300 * 4**i,
+    "flops": lambda i: 1e9 * 2**i,
+    "shots": lambda i: 2**i,
 }
 CONSTANTS = {
-    "decisions": 100, "after_error_count": 40, "after_clean_count": 60,
-    "chance": 0.25, "popular": 0.4,
-    "finished": 0.9, "length": 12.0, "perplexity": 3.0, "repetition": 0.1, "distinct": 0.2, "different": 0.5,
-    "log_z_squared": 0.5, "cached": 64, **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
-    "preferred_low": 0.4, "preferred_high": 0.6,
-    "alpha": 0.5, "beta": 0.2, "r_squared": 0.96, "accuracy_gold": 0.7, "accuracy_heldout": 0.65,
-    **{f"{name}{end}": 0.7 for name in instructgpt_labelers.COLUMNS for end in ("", "_low", "_high")},
+    "decisions": 100,
+    "after_error_count": 40,
+    "after_clean_count": 60,
+    "chance": 0.25,
+    "popular": 0.4,
+    "finished": 0.9,
+    "length": 12.0,
+    "perplexity": 3.0,
+    "repetition": 0.1,
+    "distinct": 0.2,
+    "different": 0.5,
+    "log_z_squared": 0.5,
+    "cached": 64,
+    **dict.fromkeys(truthfulness_toxicity_bias.COLUMNS, 0.7),
+    "preferred_low": 0.4,
+    "preferred_high": 0.6,
+    "alpha": 0.5,
+    "beta": 0.2,
+    "r_squared": 0.96,
+    "accuracy_gold": 0.7,
+    "accuracy_heldout": 0.65,
+    **{
+        f"{name}{end}": 0.7
+        for name in instructgpt_labelers.COLUMNS
+        for end in ("", "_low", "_high")
+    },
 }
 SEVERAL = {  # several rows of one measurement
     coste_ensembles.figure: [{"rule": rule} for rule in coste_ensembles.RULES],
-    decoding.figure: [{"decoding": name, "temperature": decoding.SPECS[name].temperature if name in decoding.SPECS else 1.0}
-                      for name in (decoding.PEOPLE, *decoding.SPECS)],
+    decoding.figure: [
+        {
+            "decoding": name,
+            "temperature": decoding.SPECS[name].temperature if name in decoding.SPECS else 1.0,
+        }
+        for name in (decoding.PEOPLE, *decoding.SPECS)
+    ],
     exposure.figure: [{"prefix": prefix} for prefix in ("own", "expert")],
     gpt3_few_shot.figure: [{"task": task} for task in gpt3_few_shot.SHOTS],
-    ppo_table1.figure: [{"loss": loss, "return": k} for k, loss in enumerate((ppo_table1.UNTRAINED, *ppo_table1.ROWS))],
+    ppo_table1.figure: [
+        {"loss": loss, "return": k}
+        for k, loss in enumerate((ppo_table1.UNTRAINED, *ppo_table1.ROWS))
+    ],
 }
 
 
@@ -359,10 +476,23 @@ def made_up(found, *, diverged):
     rows = []
     for one in found.measurements:
         for more in SEVERAL.get(found.figure, [{}]):
-            rows += [{**CONSTANTS, **{name: f(i) for name, f in NUMBERS.items()}, **one.point, **more, "status": "complete"}
-                     for i in range(7)]
+            rows += [
+                {
+                    **CONSTANTS,
+                    **{name: f(i) for name, f in NUMBERS.items()},
+                    **one.point,
+                    **more,
+                    "status": "complete",
+                }
+                for i in range(7)
+            ]
         if one.point["seed"] == found.seeds[-1] and diverged:
-            rows = [row for row in rows if row["seed"] != found.seeds[-1] or any(row.get(k) != v for k, v in one.point.items())]
+            rows = [
+                row
+                for row in rows
+                if row["seed"] != found.seeds[-1]
+                or any(row.get(k) != v for k, v in one.point.items())
+            ]
             rows, diverged = [*rows, {**one.point, "status": "diverged: some/run"}], False
     return reproduce.Table(rows)
 
@@ -393,14 +523,20 @@ def bases(tour, tmp_path, monkeypatch):
 def test_a_real_ablation_with_two_seeds(bases, capsys):
     found = instructgpt_labelers.get_ablation("tiny", (0, 1))
     reproduce.reproduce("instructgpt_labelers", found, bases, size="tiny")
-    rows = list(csv.DictReader((bases / "instructgpt_labelers/results.csv").read_text().splitlines()))
+    rows = list(
+        csv.DictReader((bases / "instructgpt_labelers/results.csv").read_text().splitlines())
+    )
     assert [row["seed"] for row in rows] == ["0", "1"]
     for row in rows:
-        assert all(0 <= float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"]) <= 1
-                   for name in instructgpt_labelers.COLUMNS)
+        assert all(
+            0 <= float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"]) <= 1
+            for name in instructgpt_labelers.COLUMNS
+        )
     verdict = json.loads((bases / "instructgpt_labelers/verdict.json").read_text())
     assert [one["name"] for one in verdict["criteria"]] == ["E12.agreement", "E12.heldout"]
-    assert verdict["criteria"][0]["value"] == pytest.approx(sum(float(row["agree_train"]) for row in rows) / 2)
+    assert verdict["criteria"][0]["value"] == pytest.approx(
+        sum(float(row["agree_train"]) for row in rows) / 2
+    )
     assert capsys.readouterr().out.count("complete, skipped") == 0
 
 
@@ -408,17 +544,25 @@ def test_a_reward_model_on_some_rankings_of_another_run_in_shuffled_pairs(bases,
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.reward.batching = "shuffled_pairs"
     assert reproduce.finish(run, bases, {}) == "complete"
-    lines = (bases / "base/seed0/reward/comparisons/train/train.jsonl").read_text().splitlines()[:16]
+    lines = (
+        (bases / "base/seed0/reward/comparisons/train/train.jsonl").read_text().splitlines()[:16]
+    )
     ranks = [json.loads(line)["ranks"] for line in lines]
     untied = sum(a < b for one in ranks for a in one for b in one)
     assert f"epochs of {untied} rankings" in capsys.readouterr().out
-    assert {row["validation/loss_gold"] for row in metrics(bases / "rm/seed0/m-16") if "validation/loss_gold" in row}
+    assert {
+        row["validation/loss_gold"]
+        for row in metrics(bases / "rm/seed0/m-16")
+        if "validation/loss_gold" in row
+    }
 
 
 def test_rankings_of_a_run_that_has_none_are_refused(bases):
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.data.comparisons = "../../../base/seed0/sft"
-    with pytest.raises(FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; name a reward stage"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; name a reward stage"
+    ):
         reproduce.finish(run, bases, {})
 
 
@@ -432,32 +576,57 @@ def test_best_of_n_starts_at_zero_and_the_proxy_rises(bases):
     pool = sft_pool(bench, panel, 0)
     again = proxy_scores(pool, bases / "base/seed0/reward")
     everything = [score[k] for score, which in zip(again, pool.which, strict=True) for k in which]
-    assert rows[-1]["proxy"] == pytest.approx(sum(max(everything[i : i + 16]) for i in (0, 16, 32)) / 3, abs=1e-5)
+    assert rows[-1]["proxy"] == pytest.approx(
+        sum(max(everything[i : i + 16]) for i in (0, 16, 32)) / 3, abs=1e-5
+    )
 
 
 def test_the_prefix_whose_answers_score_highest_stands_before_every_prompt(bases, monkeypatch):
     bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
     ref, tried = reference(bench, panel, 0), []
     draw = instructgpt_win_rates.draw_answers
-    monkeypatch.setattr(instructgpt_win_rates, "draw_answers", lambda *told: tried.append(told[1].prompts) or draw(*told))
-    monkeypatch.setattr(instructgpt_win_rates, "make_proxy", lambda *_: lambda said: np.array([len(tried) % 3, 0.0]))
+    monkeypatch.setattr(
+        instructgpt_win_rates,
+        "draw_answers",
+        lambda *told: tried.append(told[1].prompts) or draw(*told),
+    )
+    monkeypatch.setattr(
+        instructgpt_win_rates, "make_proxy", lambda *_: lambda said: np.array([len(tried) % 3, 0.0])
+    )
     prefix = instructgpt_win_rates.best_prefix(bench, ref, panel, 0)
     assert len(tried) == instructgpt_win_rates.PREFIXES
-    assert [prompt.messages[: len(prefix)] for prompt in tried[1]] == [tuple(prefix)] * 4  # 1, 2, 0, 1, ...: the second is best
-    assert [prompt.messages[-1] for prompt in tried[0]] != [prompt.messages[-1] for prompt in ref.asked.prompts]  # validation
+    assert [prompt.messages[: len(prefix)] for prompt in tried[1]] == [
+        tuple(prefix)
+    ] * 4  # 1, 2, 0, 1, ...: the second is best
+    assert [prompt.messages[-1] for prompt in tried[0]] != [
+        prompt.messages[-1] for prompt in ref.asked.prompts
+    ]  # validation
     told = {"panel": panel, "seed": 0, "folder": "base/seed0/pretrain"}
-    (plain,), (prompted,) = (instructgpt_win_rates.judged(bench, **told, prompted=prompted) for prompted in (False, True))
+    (plain,), (prompted,) = (
+        instructgpt_win_rates.judged(bench, **told, prompted=prompted) for prompted in (False, True)
+    )
     assert len(tried) == instructgpt_win_rates.PREFIXES + 2, "the competition is held once"
     assert tried[-2] == ref.asked.prompts
-    assert [prompt.messages for prompt in tried[-1]] == [(*prefix, *prompt.messages) for prompt in ref.asked.prompts]
+    assert [prompt.messages for prompt in tried[-1]] == [
+        (*prefix, *prompt.messages) for prompt in ref.asked.prompts
+    ]
     for row in (plain, prompted):
         assert row["preferred_low"] <= row["preferred"] <= row["preferred_high"]
 
 
 def test_the_supervised_policy_is_at_distance_zero_of_itself(bases):
     bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
-    row = examine_steps(bench, panel=panel, seed=0, folder="base/seed0/sft", reward_folder="base/seed0/reward", steps=[9],
-                        start=True)[0]
+    row = examine_steps(
+        bench,
+        panel=panel,
+        seed=0,
+        folder="base/seed0/sft",
+        reward_folder="base/seed0/reward",
+        steps=[9],
+        start=True,
+    )[0]
     assert row["update"] == 0
-    assert {name: row[name] for name in ("kl", "gold", "proxy")} == pytest.approx({"kl": 0, "gold": 0, "proxy": 0}, abs=1e-5)
+    assert {name: row[name] for name in ("kl", "gold", "proxy")} == pytest.approx(
+        {"kl": 0, "gold": 0, "proxy": 0}, abs=1e-5
+    )
     assert row["preferred"] == 0.5  # the same answers: nobody prefers any

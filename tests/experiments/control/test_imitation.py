@@ -36,7 +36,9 @@ def test_what_was_never_seen_falls_back_on_the_bias():
     table = fit(np.array([ON_LEFT, ON_LEFT, ON_RIGHT]), np.array([0, 0, 1]))
     assert table[ON_LEFT] == 0
     assert table[ON_RIGHT] == 1
-    assert table[OFF_LEFT] == table[OFF_RIGHT] == 0  # the commoner action, which recovers from nothing
+    assert (
+        table[OFF_LEFT] == table[OFF_RIGHT] == 0
+    )  # the commoner action, which recovers from nothing
     table = fit(np.array([ON_LEFT, ON_RIGHT, OFF_RIGHT]), np.array([0, 1, 3]))
     assert table[OFF_RIGHT] == 3
 
@@ -60,9 +62,15 @@ def test_closed_forms_by_hand():
     np.testing.assert_allclose(values, [0.274, 1.146, 4.498, 16.56, 55.625], rtol=2e-3)
 
 
-@pytest.mark.parametrize(("method", "low", "high"), [
-    ("behaviour cloning", 1.7, 2.2), ("DAgger", 0.75, 1.25), ("forward training", 0.75, 1.3), ("SMILe", 0.8, 1.6),
-])
+@pytest.mark.parametrize(
+    ("method", "low", "high"),
+    [
+        ("behaviour cloning", 1.7, 2.2),
+        ("DAgger", 0.75, 1.25),
+        ("forward training", 0.75, 1.3),
+        ("SMILe", 0.8, 1.6),
+    ],
+)
 def test_cost_grows_with_the_horizon_as_the_theory_says(method, low, high):
     costs = []
     for horizon in HORIZONS:
@@ -96,20 +104,27 @@ def other(name):
     return next(value for value in WORLD.values(name) if value != WORLD.facts[ANIMAL, name])
 
 
-@pytest.mark.parametrize(("before", "sentence", "wrong"), [
-    ("", fact(NAMES[0]), False),
-    ("", fact(NAMES[0], other(NAMES[0])), True),  # false
-    (fact(NAMES[0]), fact(NAMES[0]), True),  # again
-    (fact(NAMES[0]), fact(NAMES[1]), False),
-    (fact(NAMES[0]) + " " + fact(NAMES[1]), fact(NAMES[2]), True),  # one too many
-    (fact(NAMES[0]) + " " + fact(NAMES[1]), "i hope that helps.", False),
-    (fact(NAMES[0]) + " " + fact(NAMES[1]), "", False),  # time to stop
-    (fact(NAMES[0]), "", True),  # too early
-    ("", "the weather is nice today.", True),
-    ("", "you moron.", True),
-    ("", "fox the the.", True),
-    (fact(NAMES[0], other(NAMES[0])), fact(NAMES[1]), False),  # an earlier error is not this sentence's
-])
+@pytest.mark.parametrize(
+    ("before", "sentence", "wrong"),
+    [
+        ("", fact(NAMES[0]), False),
+        ("", fact(NAMES[0], other(NAMES[0])), True),  # false
+        (fact(NAMES[0]), fact(NAMES[0]), True),  # again
+        (fact(NAMES[0]), fact(NAMES[1]), False),
+        (fact(NAMES[0]) + " " + fact(NAMES[1]), fact(NAMES[2]), True),  # one too many
+        (fact(NAMES[0]) + " " + fact(NAMES[1]), "i hope that helps.", False),
+        (fact(NAMES[0]) + " " + fact(NAMES[1]), "", False),  # time to stop
+        (fact(NAMES[0]), "", True),  # too early
+        ("", "the weather is nice today.", True),
+        ("", "you moron.", True),
+        ("", "fox the the.", True),
+        (
+            fact(NAMES[0], other(NAMES[0])),
+            fact(NAMES[1]),
+            False,
+        ),  # an earlier error is not this sentence's
+    ],
+)
 def test_what_counts_as_a_wrong_decision(before, sentence, wrong):
     assert is_wrong(WORLD, TASK, before, sentence) == wrong
 
@@ -117,8 +132,12 @@ def test_what_counts_as_a_wrong_decision(before, sentence, wrong):
 def test_a_reply_is_a_row_of_decisions():
     text = f"{fact(NAMES[0])} the weather is nice today. {fact(NAMES[1])}"
     found = own_decisions(WORLD, 7, TASK, text, True)
-    assert [(d.position, d.wrong, d.clean) for d in found] == [(0, False, True), (1, True, True), (2, False, False),
-                                                               (3, False, False)]
+    assert [(d.position, d.wrong, d.clean) for d in found] == [
+        (0, False, True),
+        (1, True, True),
+        (2, False, False),
+        (3, False, False),
+    ]
     assert {d.request for d in found} == {7}
     assert len(own_decisions(WORLD, 7, TASK, text, False)) == 3  # it never decided to stop
 
@@ -126,7 +145,10 @@ def test_a_reply_is_a_row_of_decisions():
 def test_ideal_replies_are_without_errors():
     for one in requests(WORLD, (2, 3)):
         for k, sentence in enumerate((*one.expert, "")):
-            assert not is_wrong(WORLD, one.task, " ".join(one.expert[:k]), sentence), (one.expert, k)
+            assert not is_wrong(WORLD, one.task, " ".join(one.expert[:k]), sentence), (
+                one.expert,
+                k,
+            )
 
 
 def test_a_model_is_asked_at_every_position():
@@ -135,10 +157,30 @@ def test_a_model_is_asked_at_every_position():
     tokenizer = train_words([*words, *(" " + text for text in words)])
     model = LanguageModel(config(tokenizer.vocab_size, 96))
     params = drawn_params(model, 0)
-    found = decisions(WORLD, asked, model, params, tokenizer, jax.random.key(0), spec=PLAIN, num_samples=2, batch_size=16)
+    found = decisions(
+        WORLD,
+        asked,
+        model,
+        params,
+        tokenizer,
+        jax.random.key(0),
+        spec=PLAIN,
+        num_samples=2,
+        batch_size=16,
+    )
     forced = [d for d in found if not d.own]
     assert len(forced) == 2 * sum(len(one.expert) + 1 for one in asked)
     assert np.mean([d.wrong for d in forced]) > 0.5  # it has learned nothing
     small = LanguageModel(config(tokenizer.vocab_size, 32))
     with pytest.raises(ValueError, match="context of 32"):
-        decisions(WORLD, asked, small, params, tokenizer, jax.random.key(0), spec=PLAIN, num_samples=2, batch_size=16)
+        decisions(
+            WORLD,
+            asked,
+            small,
+            params,
+            tokenizer,
+            jax.random.key(0),
+            spec=PLAIN,
+            num_samples=2,
+            batch_size=16,
+        )

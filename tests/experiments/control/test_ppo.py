@@ -20,12 +20,32 @@ from rlhf_jax.stages.rollout import Models, Rollout
 from rlhf_jax.training.optimizer import OptimizerConfig
 
 OPTIMIZER = OptimizerConfig(
-    learning_rate=3e-3, schedule="linear", warmup_steps=0, warmup_init_fraction=1.0, final_fraction=0.0, b1=0.9, b2=0.999,
-    eps=1e-5, adam_style="torch", weight_decay=0.0, max_grad_norm=0.5,
+    learning_rate=3e-3,
+    schedule="linear",
+    warmup_steps=0,
+    warmup_init_fraction=1.0,
+    final_fraction=0.0,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-5,
+    adam_style="torch",
+    weight_decay=0.0,
+    max_grad_norm=0.5,
 )
 SETTINGS = ppo.Settings(
-    num_iterations=16, num_envs=8, num_steps=50, num_ppo_epochs=4, num_mini_batches=4, hidden=(16,), gamma=0.95, lam=0.95,
-    vf_coef=0.5, cliprange_value=None, entropy_coef=0.0, scale_rewards=True, optimizer=OPTIMIZER,
+    num_iterations=16,
+    num_envs=8,
+    num_steps=50,
+    num_ppo_epochs=4,
+    num_mini_batches=4,
+    hidden=(16,),
+    gamma=0.95,
+    lam=0.95,
+    vf_coef=0.5,
+    cliprange_value=None,
+    entropy_coef=0.0,
+    scale_rewards=True,
+    optimizer=OPTIMIZER,
 )
 
 
@@ -35,16 +55,24 @@ SETTINGS = ppo.Settings(
 def test_gaussian_numbers():
     """By hand: mean (0, 1), σ (1, 2), at (1, 1)."""
     outputs = jnp.array([0.0, 1.0, 0.0, np.log(2.0)])
-    np.testing.assert_allclose(GAUSSIAN.logp(outputs, jnp.ones(2)), -0.5 - np.log(2) - np.log(2 * np.pi), rtol=1e-6)
-    np.testing.assert_allclose(GAUSSIAN.entropy(outputs), np.log(2) + np.log(2 * np.pi * np.e), rtol=1e-6)
+    np.testing.assert_allclose(
+        GAUSSIAN.logp(outputs, jnp.ones(2)), -0.5 - np.log(2) - np.log(2 * np.pi), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        GAUSSIAN.entropy(outputs), np.log(2) + np.log(2 * np.pi * np.e), rtol=1e-6
+    )
     # KL(N(0, 1) ‖ N(1, 4)) = log 2 + (1 + 1)/8 − ½
-    np.testing.assert_allclose(GAUSSIAN.kl(jnp.zeros(2), jnp.array([1.0, np.log(2.0)])), np.log(2) - 0.25, rtol=1e-6)
+    np.testing.assert_allclose(
+        GAUSSIAN.kl(jnp.zeros(2), jnp.array([1.0, np.log(2.0)])), np.log(2) - 0.25, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("distribution", [CATEGORICAL, GAUSSIAN])
 def test_samples_agree_with_logp_entropy_and_kl(distribution):
     first, second = jnp.array([0.3, -0.2, 0.1, 0.4]), jnp.array([-0.1, 0.2, 0.3, 0.0])
-    actions = jax.vmap(lambda key: distribution.sample(key, first))(jax.random.split(jax.random.key(0), 20_000))
+    actions = jax.vmap(lambda key: distribution.sample(key, first))(
+        jax.random.split(jax.random.key(0), 20_000)
+    )
     logp = jax.vmap(lambda action: distribution.logp(first, action))(actions)
     other = jax.vmap(lambda action: distribution.logp(second, action))(actions)
     assert -logp.mean() == pytest.approx(float(distribution.entropy(first)), abs=0.03)
@@ -57,15 +85,19 @@ def test_samples_agree_with_logp_entropy_and_kl(distribution):
 
 def segment(**columns):
     zero = jnp.zeros((1, 4))
-    fields = dict.fromkeys(ppo.Segment._fields, zero) | {name: jnp.array([x]) for name, x in columns.items()}
+    fields = dict.fromkeys(ppo.Segment._fields, zero) | {
+        name: jnp.array([x]) for name, x in columns.items()
+    }
     return ppo.Segment(**fields)
 
 
 def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
     """λ = 0, γ = ½: Â = r + γ V(what followed) − V, where what followed an end is worth nothing."""
     one = segment(
-        value_BR=[1.0, 2.0, 3.0, 4.0], next_value_BR=[2.0, 10.0, 20.0, 30.0],
-        terminated_BR=[False, False, True, False], truncated_BR=[False, True, False, False],
+        value_BR=[1.0, 2.0, 3.0, 4.0],
+        next_value_BR=[2.0, 10.0, 20.0, 30.0],
+        terminated_BR=[False, False, True, False],
+        truncated_BR=[False, True, False, False],
     )
     advantage, returns = ppo.advantages(one, jnp.ones((1, 4)), gamma=0.5, lam=0.0)
     np.testing.assert_allclose(advantage, [[1 + 1 - 1, 1 + 5 - 2, 1 + 0 - 3, 1 + 15 - 4]])
@@ -94,27 +126,60 @@ def test_language_and_control_have_the_same_ppo_loss():
     tokens = jnp.asarray(rng.integers(2, 11, (size, 2 * width)), jnp.int32)
     noise = [jnp.asarray(rng.normal(size=(size, width)), jnp.float32) for _ in range(4)]
     ones = jnp.ones((size, width), bool)
-    logits = apply(models.policy, params["policy"], tokens, jnp.ones_like(tokens))[0][:, width - 1 : -1]
+    logits = apply(models.policy, params["policy"], tokens, jnp.ones_like(tokens))[0][
+        :, width - 1 : -1
+    ]
     values = apply(models.value, params["value"], tokens, jnp.ones_like(tokens))[:, width - 1 : -1]
     action = tokens[:, width:]
     old = CATEGORICAL.logp(logits, action) + 0.3 * noise[0]
     advantage = whiten(noise[1], ones, shift_mean=True)
-    rollout = Rollout(tokens[:, :width], ones, action, ones, old, noise[2], advantage, noise[3], jnp.zeros(size),
-                      jnp.ones(size, bool))
-    how = stage.PPO(**dict.fromkeys(stage.PPO.__dataclass_fields__, 0) | {
-        "policy_loss": "clip", "cliprange": 0.2,
-        "cliprange_value": 0.2, "vf_coef": 0.5, "entropy_coef": 0.01, "temperature": 1.0})
+    rollout = Rollout(
+        tokens[:, :width],
+        ones,
+        action,
+        ones,
+        old,
+        noise[2],
+        advantage,
+        noise[3],
+        jnp.zeros(size),
+        jnp.ones(size, bool),
+    )
+    how = stage.PPO(
+        **dict.fromkeys(stage.PPO.__dataclass_fields__, 0)
+        | {
+            "policy_loss": "clip",
+            "cliprange": 0.2,
+            "cliprange_value": 0.2,
+            "vf_coef": 0.5,
+            "entropy_coef": 0.01,
+            "temperature": 1.0,
+        }
+    )
     spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
     weight = jnp.float32(ones.sum())
-    language, metrics = stage.minibatch_loss(models, how, spec, params, rollout, weight, jax.random.key(0))
+    language, metrics = stage.minibatch_loss(
+        models, how, spec, params, rollout, weight, jax.random.key(0)
+    )
 
-    flat = [x.reshape(-1, *x.shape[2:]) for x in (logits, action, logits, old, noise[2], noise[1], noise[3])]
+    flat = [
+        x.reshape(-1, *x.shape[2:])
+        for x in (logits, action, logits, old, noise[2], noise[1], noise[3])
+    ]
     settings = replace(SETTINGS, cliprange_value=0.2, entropy_coef=0.01)
     control, stats = ppo.policy_value_loss(
-        CATEGORICAL, settings, flat[0], values.ravel(), ppo.Batch(*flat), ppo.Surrogate(0.2, 0.0, 0.0), False
+        CATEGORICAL,
+        settings,
+        flat[0],
+        values.ravel(),
+        ppo.Batch(*flat),
+        ppo.Surrogate(0.2, 0.0, 0.0),
+        False,
     )
     np.testing.assert_allclose(control, language, rtol=1e-5)
-    np.testing.assert_allclose(value(stats["clipfrac"]), value(metrics["policy/clipfrac_avg"]), rtol=1e-6)
+    np.testing.assert_allclose(
+        value(stats["clipfrac"]), value(metrics["policy/clipfrac_avg"]), rtol=1e-6
+    )
     assert 0.05 < value(stats["clipfrac"]) < 0.95
 
 
@@ -178,7 +243,9 @@ def test_a_fresh_policy_is_nearly_uniform_and_its_networks_share_nothing():
 @cache
 def trained():
     """Two seeds with a fixed KL penalty and one adaptive one, from one program."""
-    run = ppo.over_seeds(partial(ppo.train, ppo.make_agent(environments.point(25), SETTINGS), penalty=True))
+    run = ppo.over_seeds(
+        partial(ppo.train, ppo.make_agent(environments.point(25), SETTINGS), penalty=True)
+    )
     keys = jax.random.split(jax.random.key(0), 2)
     return run(keys, ppo.Surrogate(jnp.inf, 0.5, 0.0)), run(keys, ppo.Surrogate(jnp.inf, 0.5, 1e-9))
 

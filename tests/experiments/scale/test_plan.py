@@ -20,8 +20,18 @@ from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.updates import init_state
 
 SHAPE = llama(
-    vocab_size=64, context_length=64, width=64, num_layers=5, num_heads=4, num_kv_heads=4, ffw_width=160, rope_base=1e4,
-    dropout_rate=0.0, compute_dtype="float32", param_dtype="float32", remat="none",
+    vocab_size=64,
+    context_length=64,
+    width=64,
+    num_layers=5,
+    num_heads=4,
+    num_kv_heads=4,
+    ffw_width=160,
+    rope_base=1e4,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
 )
 SMALL = dataclasses.replace(SHAPE, num_layers=1)
 
@@ -52,10 +62,15 @@ def pretrain():
 def test_resident_bytes_are_those_of_a_real_state(pretrain):
     config, mesh, planned = pretrain
     optimizer = make_optimizer(config.optimizer, 100)
-    state = jax.eval_shape(lambda: init_state(init_params(LanguageModel(SHAPE), jax.random.key(0)), optimizer))
+    state = jax.eval_shape(
+        lambda: init_state(init_params(LanguageModel(SHAPE), jax.random.key(0)), optimizer)
+    )
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     placed = jax.device_put(zeros, state_shardings(state, mesh, 256))
-    real = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves((placed.params, placed.opt_state)))
+    real = sum(
+        leaf.addressable_shards[0].data.nbytes
+        for leaf in jax.tree.leaves((placed.params, placed.opt_state))
+    )
     assert sum(planned.resident.values()) == real
 
 
@@ -81,17 +96,26 @@ def test_ppo_has_four_networks_and_three_phases(monkeypatch):
     mesh, wide = make_mesh(1, 2, 2), dataclasses.replace(SMALL, width=128)
     planned = memory_plan.make_plan(config, {"policy": wide, "reward": SMALL}, mesh)
     resident = planned.resident
-    assert resident["policy"] == resident["reference"] == pytest.approx(num_params(wide), rel=0.05)  # 4 bytes over 4 devices
+    assert (
+        resident["policy"] == resident["reference"] == pytest.approx(num_params(wide), rel=0.05)
+    )  # 4 bytes over 4 devices
     assert resident["value"] == resident["reward"] < resident["policy"]
-    assert resident["Adam of both"] == pytest.approx(2 * (resident["policy"] + resident["value"]), rel=0.01)
+    assert resident["Adam of both"] == pytest.approx(
+        2 * (resident["policy"] + resident["value"]), rel=0.01
+    )
     rollout, judge, update = planned.phases
     cache = init_cache(wide, config.ppo.batch_size, 24)
     assert rollout.memory["cache"] == sum(x.nbytes for x in (*cache.keys, *cache.values)) / 4
     assert held(judge) == held(update) == 2e6
     copy = 4 * num_params(wide) / 2  # the sampler's, of the policy, split over tensor alone
     assert held(rollout) == pytest.approx(2e6 + copy, rel=0.01)
-    assert (rollout.received, update.received) == (1e6 + 8 * 1e6, 1e6)  # a token is sent as often as one is drawn
-    assert update.flops == 3 * (judge.flops - memory_plan.forward_flops(SMALL, 16 * 24, 24))  # all but the reward model is trained
+    assert (rollout.received, update.received) == (
+        1e6 + 8 * 1e6,
+        1e6,
+    )  # a token is sent as often as one is drawn
+    assert update.flops == 3 * (
+        judge.flops - memory_plan.forward_flops(SMALL, 16 * 24, 24)
+    )  # all but the reward model is trained
 
 
 def test_a_loop_sends_as_often_as_it_runs():
@@ -100,12 +124,18 @@ def test_a_loop_sends_as_often_as_it_runs():
 
     def seven_sums(x_N):
         def body(total, number):
-            mean = jax.lax.with_sharding_constraint((x_N * (number + total)).sum(), NamedSharding(mesh, PartitionSpec()))
+            mean = jax.lax.with_sharding_constraint(
+                (x_N * (number + total)).sum(), NamedSharding(mesh, PartitionSpec())
+            )
             return mean, None
 
         return jax.lax.scan(body, jnp.zeros(()), jnp.arange(7.0))[0]
 
-    compiled = jax.jit(seven_sums).lower(jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split)).compile()
+    compiled = (
+        jax.jit(seven_sums)
+        .lower(jax.ShapeDtypeStruct((16,), jnp.float32, sharding=split))
+        .compile()
+    )
     (sent,) = collectives(compiled)
     assert (sent.kind, sent.num_bytes, sent.times, sent.group) == ("all-reduce", 4, 7, 4)
     assert sent.received == 7 * 4 * 2 * 3 / 4
@@ -122,11 +152,15 @@ def test_what_does_not_fit_is_refused_with_a_change_that_fits():
         list(plan.plan_run(raw, mesh, tight, fill=1.0))
     assert "Would fit: pretrain.num_micro_batches=2 (" in str(refusal.value)
     assert "2 x the devices along fsdp, if all of it divides" in str(refusal.value)
-    assert plan.room_for(config, {"policy": SMALL}, mesh, 16) == ""  # neither 8 rows nor 4 heads can be split so often
+    assert (
+        plan.room_for(config, {"policy": SMALL}, mesh, 16) == ""
+    )  # neither 8 rows nor 4 heads can be split so often
     assert "--chip=v5e" in str(refusal.value)
     raw.pretrain.num_micro_batches = 2
     lines = list(plan.plan_run(raw, mesh, tight, fill=1.0))
-    assert lines[0].startswith("== pretrain on 1 devices, data x fsdp x tensor = 1 x 1 x 1; policy of ")
+    assert lines[0].startswith(
+        "== pretrain on 1 devices, data x fsdp x tensor = 1 x 1 x 1; policy of "
+    )
     assert any(line.startswith("model FLOPs utilisation at most ") for line in lines)
 
 
@@ -134,7 +168,9 @@ def test_what_cannot_be_planned_is_refused():
     mesh = make_mesh(1, 1, 1)
     with pytest.raises(ValueError, match=r"lora\.rank > 0: adapters are not planned"):
         memory_plan.make_plan(config_of("sft", lora={"rank": 4}), {"policy": SMALL}, mesh)
-    with pytest.raises(ValueError, match=r"config\.stage: reward is not planned; pretrain, sft, ppo are"):
+    with pytest.raises(
+        ValueError, match=r"config\.stage: reward is not planned; pretrain, sft, ppo are"
+    ):
         list(plan.plan_run(raw_config("reward"), mesh, CHIPS["h200"], fill=1.0))
     with pytest.raises(ValueError, match=r"--fill=1\.5: expected a part"):
         list(plan.plan_run(raw_config("pretrain"), mesh, CHIPS["h200"], fill=1.5))

@@ -12,21 +12,33 @@ from rlhf_jax.data.tokenizers import load_tokenizer
 from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6
-CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEXTS = ["It's 2024, and 100 cats don't care.", "  two  spaces\n\nand a line", "Żółw 😀 <|im_end|> 9 99 999", "end "]
+TEXTS = [
+    "It's 2024, and 100 cats don't care.",
+    "  two  spaces\n\nand a line",
+    "Żółw 😀 <|im_end|> 9 99 999",
+    "end ",
+]
 
 
 def trained():
     """A tokenizer in SmolLM's manner, from its own training."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
     backend.train_from_iterator(TEXTS * 3, trainer)
     return backend
 
@@ -36,11 +48,18 @@ def smollm(backend, **changes):
     tokens = sorted(vocabulary, key=vocabulary.get)
     merges = json.loads(backend.to_str())["model"]["merges"]
     metadata = {
-        "general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
+        "general.architecture": "llama",
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.merges": [" ".join(pair) for pair in merges],
         "tokenizer.ggml.token_type": [CONTROL if token in SPECIAL else NORMAL for token in tokens],
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2, "tokenizer.ggml.unknown_token_id": 0,
-        "tokenizer.ggml.padding_token_id": 2, "tokenizer.ggml.add_bos_token": False, "tokenizer.chat_template": CHATML,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": CHATML,
     }
     return {name: value for name, value in {**metadata, **changes}.items() if value is not None}
 
@@ -53,18 +72,28 @@ def test_byte_level_ids_are_those_of_the_tokenizer_that_was_written(tmp_path):
         assert found.decode(found.encode(text, special=False), keep_special=True) == text
     assert (found.eos_id, found.pad_id, found.prefix_ids) == (2, 2, [])
     assert found.start_ids == [0]  # documents follow <|endoftext|>, turns end with <|im_end|>
-    assert len(found.encode("999", special=False)) == 3  # digits one by one, which gpt-2's way of cutting is not
-    rendered = render(found, [Message("user", "cats?"), Message("assistant", "don't")], generation_prompt=False)
+    assert (
+        len(found.encode("999", special=False)) == 3
+    )  # digits one by one, which gpt-2's way of cutting is not
+    rendered = render(
+        found, [Message("user", "cats?"), Message("assistant", "don't")], generation_prompt=False
+    )
     marked = [i for i, trained in zip(rendered.ids, rendered.trained, strict=True) if trained]
     assert marked == [*found.encode("don't", special=False), 2]
     found.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert again.fingerprint() == found.fingerprint()
-    assert [again.encode(text, special=True) for text in TEXTS] == [found.encode(text, special=True) for text in TEXTS]
+    assert [again.encode(text, special=True) for text in TEXTS] == [
+        found.encode(text, special=True) for text in TEXTS
+    ]
 
 
 def test_the_ends_of_a_turn_and_of_a_message_stop_a_response(tmp_path):
-    named = {"tokenizer.ggml.eos_token_id": 0, "tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 1}
+    named = {
+        "tokenizer.ggml.eos_token_id": 0,
+        "tokenizer.ggml.eot_token_id": 2,
+        "tokenizer.ggml.eom_token_id": 1,
+    }
     found = gguf_tokenizer(smollm(trained(), **named, **{"tokenizer.chat_template": None}))
     assert found.stop_ids == (0, 1, 2)
     found.save(tmp_path)
@@ -78,7 +107,10 @@ def test_the_ends_of_a_turn_and_of_a_message_stop_a_response(tmp_path):
         ({"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model: 'bert'"),
         ({"tokenizer.ggml.merges": None}, "tokenizer.ggml.merges: missing"),
         ({"tokenizer.ggml.add_eos_token": True}, "add_eos_token"),
-        ({"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None}, "no tokenizer.ggml.bos_token_id"),
+        (
+            {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": None},
+            "no tokenizer.ggml.bos_token_id",
+        ),
         ({"tokenizer.ggml.eos_token_id": None}, "no eos_token"),
     ],
 )
@@ -89,16 +121,35 @@ def test_what_we_do_not_know_is_named(change, message):
 
 def gemma(**changes):
     pieces = {
-        "<pad>": CONTROL, "<eos>": CONTROL, "<bos>": CONTROL, "<unk>": UNKNOWN, "<turn>": CONTROL, "\n\n": USER,
-        "<0xC3>": BYTE, "<0xA9>": BYTE, "▁": NORMAL, "a": NORMAL, "b": NORMAL, "c": NORMAL,
-        "▁a": NORMAL, "ab": NORMAL, "bc": NORMAL, "▁ab": NORMAL,
+        "<pad>": CONTROL,
+        "<eos>": CONTROL,
+        "<bos>": CONTROL,
+        "<unk>": UNKNOWN,
+        "<turn>": CONTROL,
+        "\n\n": USER,
+        "<0xC3>": BYTE,
+        "<0xA9>": BYTE,
+        "▁": NORMAL,
+        "a": NORMAL,
+        "b": NORMAL,
+        "c": NORMAL,
+        "▁a": NORMAL,
+        "ab": NORMAL,
+        "bc": NORMAL,
+        "▁ab": NORMAL,
     }
     scores = dict.fromkeys(pieces, 0.0) | {"▁a": -3.0, "ab": -2.0, "bc": -1.0, "▁ab": -4.0}
     metadata = {
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default", "tokenizer.ggml.tokens": list(pieces),
-        "tokenizer.ggml.token_type": list(pieces.values()), "tokenizer.ggml.scores": list(scores.values()),
-        "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.eos_token_id": 1, "tokenizer.ggml.unknown_token_id": 3,
-        "tokenizer.ggml.padding_token_id": 0, "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": list(pieces),
+        "tokenizer.ggml.token_type": list(pieces.values()),
+        "tokenizer.ggml.scores": list(scores.values()),
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.padding_token_id": 0,
+        "tokenizer.ggml.add_space_prefix": False,
     }
     return gguf_tokenizer({**metadata, **changes})
 

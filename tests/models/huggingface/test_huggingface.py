@@ -53,7 +53,9 @@ def copied(tmp_path, name):
 
 def edit_config(folder, **changes):
     content = json.loads((folder / "config.json").read_text()) | changes
-    (folder / "config.json").write_text(json.dumps({k: v for k, v in content.items() if v != "absent"}))
+    (folder / "config.json").write_text(
+        json.dumps({k: v for k, v in content.items() if v != "absent"})
+    )
 
 
 def edit_tensors(folder, change):
@@ -70,10 +72,19 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
     config, params = load_pretrained(golden.FOLDER / name, **LM)
     expected, (tokens, mask) = np.load(golden.FOLDER / name / "golden.npz"), golden.inputs()
     model = LanguageModel(config)
-    assert close(forward(model, params, jnp.asarray(tokens), jnp.asarray(mask)), expected["logits"], mask)
+    assert close(
+        forward(model, params, jnp.asarray(tokens), jnp.asarray(mask)), expected["logits"], mask
+    )
     prompts = (jnp.asarray(tokens[:2, : golden.PROMPT]), jnp.asarray(mask[:2, : golden.PROMPT]))
     drawn = sample(
-        model, params, *prompts, jax.random.key(0), spec=GREEDY, response_length=golden.NEW, stop_tokens=(), pad_id=0
+        model,
+        params,
+        *prompts,
+        jax.random.key(0),
+        spec=GREEDY,
+        response_length=golden.NEW,
+        stop_tokens=(),
+        pad_id=0,
     )
     np.testing.assert_array_equal(drawn.tokens_BR, expected["greedy"])
 
@@ -84,9 +95,13 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, tmp_path):
     config, params = load_pretrained(folder, kind="scalar_model", **FLOAT32)
     tokens, mask = map(jnp.asarray, golden.inputs())
     expected = np.load(folder / "golden.npz")["logits"][:, 0]
-    score_B = jax.jit(last_token_scores, static_argnums=0)(ScalarModel(config), params, tokens, mask)
+    score_B = jax.jit(last_token_scores, static_argnums=0)(
+        ScalarModel(config), params, tokens, mask
+    )
     np.testing.assert_allclose(score_B, expected, rtol=1e-5, atol=1e-5)
-    params["head"]["bias"] = jnp.asarray([0.25])  # has no tensor in transformers, comes back all the same
+    params["head"]["bias"] = jnp.asarray(
+        [0.25]
+    )  # has no tensor in transformers, comes back all the same
     save_pretrained(tmp_path, config, params, kind="scalar_model", **WRITE)
     assert json.loads((tmp_path / "config.json").read_text())["rlhf_jax_score_bias"] == 0.25
     again, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
@@ -99,7 +114,9 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, tmp_path):
 def test_a_score_is_read_at_the_end_token_even_where_that_is_the_padding(tmp_path):
     config, params = load_pretrained(golden.FOLDER / "score-llama", kind="scalar_model", **FLOAT32)
     ids = {"eos_token_id": 2, "pad_token_id": 2}
-    save_pretrained(tmp_path, config, params, kind="scalar_model", token_ids=ids, max_shard_bytes=10**9)
+    save_pretrained(
+        tmp_path, config, params, kind="scalar_model", token_ids=ids, max_shard_bytes=10**9
+    )
     written = json.loads((tmp_path / "config.json").read_text())
     assert (written["eos_token_id"], written["pad_token_id"]) == (2, None)
 
@@ -115,22 +132,45 @@ def test_export_and_import_lose_nothing(name, tmp_path):
     again, restored = load_pretrained(tmp_path, **LM)
     assert again == config
     same(restored, params)
-    original = {k: v for f in (golden.FOLDER / name).glob("*.safetensors") for k, v in load_file(f).items()}
+    original = {
+        k: v for f in (golden.FOLDER / name).glob("*.safetensors") for k, v in load_file(f).items()
+    }
     written = {k: v for f in tmp_path.glob("*.safetensors") for k, v in load_file(f).items()}
     same(written, original)
 
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path):
     folder = copied(tmp_path, "gemma2")
-    edit_tensors(folder, lambda t: t.update({k: np.asarray(jnp.asarray(v, jnp.bfloat16)) for k, v in t.items()}))
-    config, params = load_pretrained(folder, kind="language_model", param_dtype="bfloat16", compute_dtype="bfloat16")
+    edit_tensors(
+        folder,
+        lambda t: t.update({k: np.asarray(jnp.asarray(v, jnp.bfloat16)) for k, v in t.items()}),
+    )
+    config, params = load_pretrained(
+        folder, kind="language_model", param_dtype="bfloat16", compute_dtype="bfloat16"
+    )
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
-    save_pretrained(tmp_path / "again", config, params, kind="language_model", token_ids={}, max_shard_bytes=10**9)
-    same(load_file(tmp_path / "again" / "model.safetensors"), load_file(folder / "model.safetensors"))
+    save_pretrained(
+        tmp_path / "again",
+        config,
+        params,
+        kind="language_model",
+        token_ids={},
+        max_shard_bytes=10**9,
+    )
+    same(
+        load_file(tmp_path / "again" / "model.safetensors"), load_file(folder / "model.safetensors")
+    )
 
 
 def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
-    sizes = {"vocab_size": 7, "context_length": 8, "width": 8, "num_layers": 1, "num_heads": 2, **COMMON}
+    sizes = {
+        "vocab_size": 7,
+        "context_length": 8,
+        "width": 8,
+        "num_layers": 1,
+        "num_heads": 2,
+        **COMMON,
+    }
     config = gpt(**sizes)
     params = init_params(LanguageModel(config), jax.random.key(0))
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
@@ -140,9 +180,13 @@ def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
     with pytest.raises(FileExistsError, match=r"config.json, model.safetensors already"):
         save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     other = palm(**sizes, head_width=4)
-    with pytest.raises(ValueError, match=r"(?s)no family .*llama comes nearest.*shared_norm: True, it has"):
+    with pytest.raises(
+        ValueError, match=r"(?s)no family .*llama comes nearest.*shared_norm: True, it has"
+    ):
         save_pretrained(tmp_path / "palm", other, {}, kind="language_model", **WRITE)
-    params["trunk"]["final_norm"]["bias"] = params["trunk"]["final_norm"]["bias"].at[0].set(math.nan)
+    params["trunk"]["final_norm"]["bias"] = (
+        params["trunk"]["final_norm"]["bias"].at[0].set(math.nan)
+    )
     with pytest.raises(ValueError, match="trunk/final_norm/bias: NaN"):
         save_pretrained(tmp_path / "nan", config, params, kind="language_model", **WRITE)
     assert not (tmp_path / "nan" / "config.json").exists()
@@ -150,58 +194,209 @@ def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
 
 # Real configurations, as the hub has them.
 
-LLAMA3_SCALING = {"factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-                  "original_max_position_embeddings": 8192, "rope_type": "llama3"}
+LLAMA3_SCALING = {
+    "factor": 32.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
 
 
 def published(model_type, width, ffw, layers, heads, kv_heads, vocab, context, **others):
     return {
-        "model_type": model_type, "hidden_size": width, "intermediate_size": ffw, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": vocab,
-        "max_position_embeddings": context, "transformers_version": "4.40", "torch_dtype": "bfloat16", **others,
+        "model_type": model_type,
+        "hidden_size": width,
+        "intermediate_size": ffw,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "max_position_embeddings": context,
+        "transformers_version": "4.40",
+        "torch_dtype": "bfloat16",
+        **others,
     }
 
 
 def gpt2(width, layers, heads, **others):
     return {
-        "model_type": "gpt2", "n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 1024, "n_ctx": 1024,
-        "vocab_size": 50257, "task_specific_params": {"text-generation": {}}, **others,
+        "model_type": "gpt2",
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": heads,
+        "n_positions": 1024,
+        "n_ctx": 1024,
+        "vocab_size": 50257,
+        "task_specific_params": {"text-generation": {}},
+        **others,
     }
 
 
-FIRST = {"n_special": 0, "predict_special_tokens": True}  # fields of 2019, of which nothing is left but the files
+FIRST = {
+    "n_special": 0,
+    "predict_special_tokens": True,
+}  # fields of 2019, of which nothing is left but the files
 PUBLISHED = {
     "GPT-2": (124_439_808, gpt2(768, 12, 12)),
     "GPT-2-medium": (354_823_168, gpt2(1024, 24, 16, **FIRST)),
     "GPT-2-large": (774_030_080, gpt2(1280, 36, 20, **FIRST)),
     "GPT-2-XL": (1_557_611_200, gpt2(1600, 48, 25, **FIRST, output_past=True)),
-    "DistilGPT-2": (81_912_576, gpt2(768, 6, 12, _num_labels=1, id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0},
-                                     pruned_heads={}, torchscript=False, use_bfloat16=False)),
-    "LLaMA-7B": (6_738_415_616, published("llama", 4096, 11008, 32, 32, 32, 32000, 2048, max_sequence_length=2048)),
-    "SmolLM2-135M": (134_515_008, published("llama", 576, 1536, 30, 9, 3, 49152, 8192, rope_theta=100000, rope_scaling=None,
-                                            rope_interleaved=False, is_llama_config=True, tie_word_embeddings=True)),
-    "Llama-3.2-1B": (1_235_814_400, published("llama", 2048, 8192, 16, 32, 8, 128256, 131072, rope_theta=500000.0, head_dim=64,
-                                              rope_scaling=LLAMA3_SCALING, tie_word_embeddings=True, eos_token_id=[1, 2])),
-    "Mistral-7B": (7_241_732_096, published("mistral", 4096, 14336, 32, 32, 8, 32000, 32768, sliding_window=4096)),
-    "Qwen2.5-0.5B": (494_032_768, published("qwen2", 896, 4864, 24, 14, 2, 151936, 32768, tie_word_embeddings=True,
-                                            use_mrope=False, use_sliding_window=False, sliding_window=32768,
-                                            max_window_layers=24)),
-    "Qwen3-0.6B": (596_049_920, published("qwen3", 1024, 3072, 28, 16, 8, 151936, 40960, head_dim=128, tie_word_embeddings=True,
-                                          attention_bias=False, sliding_window=None, max_window_layers=28)),
-    "Gemma-2-2B": (2_614_341_888, published("gemma2", 2304, 9216, 26, 8, 4, 256000, 8192, head_dim=256, sliding_window=4096,
-                                            attn_logit_softcapping=50.0, final_logit_softcapping=30.0,
-                                            query_pre_attn_scalar=256, hidden_act="gelu_pytorch_tanh",
-                                            hidden_activation="gelu_pytorch_tanh",
-                                            cache_implementation="hybrid")),
-    "Gemma-3-270M": (268_098_176, published("gemma3_text", 640, 2048, 18, 4, 1, 262144, 32768, head_dim=256, sliding_window=512,
-                                            _sliding_window_pattern=6, rope_theta=1e6, rope_local_base_freq=10000.0,
-                                            rope_scaling=None, query_pre_attn_scalar=256, attn_logit_softcapping=None,
-                                            final_logit_softcapping=None, use_bidirectional_attention=False,
-                                            hidden_activation="gelu_pytorch_tanh")),
-    "Pythia-160M": (162_322_944, {"model_type": "gpt_neox", "hidden_size": 768, "intermediate_size": 3072, "vocab_size": 50304,
-                                  "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 2048,
-                                  "rotary_pct": 0.25, "rotary_emb_base": 10000, "hidden_act": "gelu",
-                                  "use_parallel_residual": True}),
+    "DistilGPT-2": (
+        81_912_576,
+        gpt2(
+            768,
+            6,
+            12,
+            _num_labels=1,
+            id2label={"0": "LABEL_0"},
+            label2id={"LABEL_0": 0},
+            pruned_heads={},
+            torchscript=False,
+            use_bfloat16=False,
+        ),
+    ),
+    "LLaMA-7B": (
+        6_738_415_616,
+        published("llama", 4096, 11008, 32, 32, 32, 32000, 2048, max_sequence_length=2048),
+    ),
+    "SmolLM2-135M": (
+        134_515_008,
+        published(
+            "llama",
+            576,
+            1536,
+            30,
+            9,
+            3,
+            49152,
+            8192,
+            rope_theta=100000,
+            rope_scaling=None,
+            rope_interleaved=False,
+            is_llama_config=True,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "Llama-3.2-1B": (
+        1_235_814_400,
+        published(
+            "llama",
+            2048,
+            8192,
+            16,
+            32,
+            8,
+            128256,
+            131072,
+            rope_theta=500000.0,
+            head_dim=64,
+            rope_scaling=LLAMA3_SCALING,
+            tie_word_embeddings=True,
+            eos_token_id=[1, 2],
+        ),
+    ),
+    "Mistral-7B": (
+        7_241_732_096,
+        published("mistral", 4096, 14336, 32, 32, 8, 32000, 32768, sliding_window=4096),
+    ),
+    "Qwen2.5-0.5B": (
+        494_032_768,
+        published(
+            "qwen2",
+            896,
+            4864,
+            24,
+            14,
+            2,
+            151936,
+            32768,
+            tie_word_embeddings=True,
+            use_mrope=False,
+            use_sliding_window=False,
+            sliding_window=32768,
+            max_window_layers=24,
+        ),
+    ),
+    "Qwen3-0.6B": (
+        596_049_920,
+        published(
+            "qwen3",
+            1024,
+            3072,
+            28,
+            16,
+            8,
+            151936,
+            40960,
+            head_dim=128,
+            tie_word_embeddings=True,
+            attention_bias=False,
+            sliding_window=None,
+            max_window_layers=28,
+        ),
+    ),
+    "Gemma-2-2B": (
+        2_614_341_888,
+        published(
+            "gemma2",
+            2304,
+            9216,
+            26,
+            8,
+            4,
+            256000,
+            8192,
+            head_dim=256,
+            sliding_window=4096,
+            attn_logit_softcapping=50.0,
+            final_logit_softcapping=30.0,
+            query_pre_attn_scalar=256,
+            hidden_act="gelu_pytorch_tanh",
+            hidden_activation="gelu_pytorch_tanh",
+            cache_implementation="hybrid",
+        ),
+    ),
+    "Gemma-3-270M": (
+        268_098_176,
+        published(
+            "gemma3_text",
+            640,
+            2048,
+            18,
+            4,
+            1,
+            262144,
+            32768,
+            head_dim=256,
+            sliding_window=512,
+            _sliding_window_pattern=6,
+            rope_theta=1e6,
+            rope_local_base_freq=10000.0,
+            rope_scaling=None,
+            query_pre_attn_scalar=256,
+            attn_logit_softcapping=None,
+            final_logit_softcapping=None,
+            use_bidirectional_attention=False,
+            hidden_activation="gelu_pytorch_tanh",
+        ),
+    ),
+    "Pythia-160M": (
+        162_322_944,
+        {
+            "model_type": "gpt_neox",
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "vocab_size": 50304,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "max_position_embeddings": 2048,
+            "rotary_pct": 0.25,
+            "rotary_emb_base": 10000,
+            "hidden_act": "gelu",
+            "use_parallel_residual": True,
+        },
+    ),
 }
 
 
@@ -217,12 +412,23 @@ def test_published_configurations_have_their_published_size(name):
 
 def test_details_of_published_configurations():
     gemma2, gemma3, neox, llama3 = (
-        read_config(PUBLISHED[name][1], **FLOAT32)[1] for name in ("Gemma-2-2B", "Gemma-3-270M", "Pythia-160M", "Llama-3.2-1B")
+        read_config(PUBLISHED[name][1], **FLOAT32)[1]
+        for name in ("Gemma-2-2B", "Gemma-3-270M", "Pythia-160M", "Llama-3.2-1B")
     )
-    assert (gemma2.windows, gemma2.query_scale, gemma2.attention_softcap, gemma2.logit_softcap) == ((4096, 0), 0.0, 50.0, 30.0)
+    assert (gemma2.windows, gemma2.query_scale, gemma2.attention_softcap, gemma2.logit_softcap) == (
+        (4096, 0),
+        0.0,
+        50.0,
+        30.0,
+    )
     assert [i for i in range(18) if not gemma3.window(i)] == [5, 11, 17]
     assert (gemma3.rope_base, gemma3.rope_base_local, gemma3.tie_embeddings) == (1e6, 1e4, True)
-    assert (neox.rotary_width, neox.parallel_block, neox.shared_norm, neox.activation) == (16, True, False, "gelu")
+    assert (neox.rotary_width, neox.parallel_block, neox.shared_norm, neox.activation) == (
+        16,
+        True,
+        False,
+        "gelu",
+    )
     assert llama3.rope_scaling == (32.0, 1.0, 4.0, 8192.0)
 
 
@@ -232,19 +438,62 @@ def test_details_of_published_configurations():
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("llama", {"hidden_act": "relu", "mixture": 4, "vocab_size": "absent"},
-         r"config.json: llama configuration:\n  vocab_size: missing.*\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field"),
-        ("llama", {"attention_bias": True}, "attention_bias: True, mlp_bias: False: only both or neither"),
-        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported, expected default"),
-        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 1}}, r"with \['beta', 'factor'\]"),
-        ("llama", {"quantization_config": {"bits": 4}}, "quantization_config: .* is a field we do not know"),
-        ("llama", {"rope_theta": 10.0}, "rope_theta: 10.0 is a field we do not know"),  # beside rope_parameters
-        ("llama", {"attention_bias": True, "mlp_bias": "absent"}, "attention_bias: True, mlp_bias: False"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx: True"),
-        ("gpt2", {"pruned_heads": {"0": [1]}}, r"pruned_heads: {'0': \[1\]} is not supported, expected {}"),
+        (
+            "llama",
+            {"hidden_act": "relu", "mixture": 4, "vocab_size": "absent"},
+            r"config.json: llama configuration:\n  vocab_size: missing.*\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field",
+        ),
+        (
+            "llama",
+            {"attention_bias": True},
+            "attention_bias: True, mlp_bias: False: only both or neither",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "'yarn' is not supported, expected default",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 1}},
+            r"with \['beta', 'factor'\]",
+        ),
+        (
+            "llama",
+            {"quantization_config": {"bits": 4}},
+            "quantization_config: .* is a field we do not know",
+        ),
+        (
+            "llama",
+            {"rope_theta": 10.0},
+            "rope_theta: 10.0 is a field we do not know",
+        ),  # beside rope_parameters
+        (
+            "llama",
+            {"attention_bias": True, "mlp_bias": "absent"},
+            "attention_bias: True, mlp_bias: False",
+        ),
+        (
+            "gpt2",
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx: True",
+        ),
+        (
+            "gpt2",
+            {"pruned_heads": {"0": [1]}},
+            r"pruned_heads: {'0': \[1\]} is not supported, expected {}",
+        ),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention: True"),
-        ("gemma3", {"layer_types": ["full_attention", "chunked_attention", "full_attention"]}, "layer_types: .*chunked"),
-        ("qwen2", {"model_type": "mixtral"}, "model_type: 'mixtral' is not supported, expected one of gpt2, llama"),
+        (
+            "gemma3",
+            {"layer_types": ["full_attention", "chunked_attention", "full_attention"]},
+            "layer_types: .*chunked",
+        ),
+        (
+            "qwen2",
+            {"model_type": "mixtral"},
+            "model_type: 'mixtral' is not supported, expected one of gpt2, llama",
+        ),
     ],
 )
 def test_unsupported_configurations_list_every_field(tmp_path, name, changes, words):
@@ -258,9 +507,13 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
     folder = copied(tmp_path, "gpt2")
 
     def damage(tensors):
-        tensors["transformer.h.0.attn.bias"] = np.zeros((1, 1, 32, 32), np.float32)  # a buffer that real files have
+        tensors["transformer.h.0.attn.bias"] = np.zeros(
+            (1, 1, 32, 32), np.float32
+        )  # a buffer that real files have
         tensors["transformer.h.0.adapter.weight"] = np.zeros((2, 2), np.float32)
-        tensors["transformer.h.1.attn.c_attn.weight"] = tensors.pop("transformer.h.1.attn.c_attn.weight").T.copy()
+        tensors["transformer.h.1.attn.c_attn.weight"] = tensors.pop(
+            "transformer.h.1.attn.c_attn.weight"
+        ).T.copy()
         tensors["transformer.wpe.weight"] = np.zeros((32, 16), np.int8)
         del tensors["transformer.ln_f.bias"]
 
@@ -268,8 +521,10 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
     with pytest.raises(ValueError, match="4 tensors do not fit") as caught:
         load_pretrained(folder, **LM)
     for line in (
-        "missing    transformer.ln_f.bias [16]", "unexpected transformer.h.0.adapter.weight [2, 2]",
-        "mis-shaped transformer.h.1.attn.c_attn.weight [48, 16], expected [16, 48]", "dtype      transformer.wpe.weight I8",
+        "missing    transformer.ln_f.bias [16]",
+        "unexpected transformer.h.0.adapter.weight [2, 2]",
+        "mis-shaped transformer.h.1.attn.c_attn.weight [48, 16], expected [16, 48]",
+        "dtype      transformer.wpe.weight I8",
     ):
         assert line in str(caught.value)
 
@@ -277,7 +532,10 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 def test_names_without_the_prefix_are_a_trunk_alone(tmp_path):
     folder = copied(tmp_path, "gpt2")
     _, expected = load_pretrained(folder, **LM)
-    strip = {k.removeprefix("transformer."): v for k, v in load_file(folder / "model.safetensors").items()}
+    strip = {
+        k.removeprefix("transformer."): v
+        for k, v in load_file(folder / "model.safetensors").items()
+    }
     strip["h.1.attn.masked_bias"] = np.zeros((), np.float32)
     save_file(strip, folder / "model.safetensors")
     same(load_pretrained(folder, **LM)[1], expected)
@@ -295,8 +553,12 @@ def test_tied_embeddings_may_be_stored_twice_but_not_differ(tmp_path):
 
 def test_weights_that_are_not_finite_are_all_named(tmp_path):
     folder = copied(tmp_path, "llama")
-    edit_tensors(folder, lambda t: (t["model.norm.weight"].fill(np.nan), t["lm_head.weight"].fill(np.inf)))
-    with pytest.raises(ValueError, match=r"damaged weights:(\n.*(lm_head|model.norm).weight: NaN or Inf){2}"):
+    edit_tensors(
+        folder, lambda t: (t["model.norm.weight"].fill(np.nan), t["lm_head.weight"].fill(np.inf))
+    )
+    with pytest.raises(
+        ValueError, match=r"damaged weights:(\n.*(lm_head|model.norm).weight: NaN or Inf){2}"
+    ):
         load_pretrained(folder, **LM)
 
 
@@ -304,17 +566,23 @@ def test_damaged_missing_and_pickled_files_are_refused(tmp_path):
     folder = copied(tmp_path, "mistral")
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"model-00002-of-00002.safetensors is damaged or cut short"):
+    with pytest.raises(
+        ValueError, match=r"model-00002-of-00002.safetensors is damaged or cut short"
+    ):
         load_pretrained(folder, **LM)
     shard.unlink()
-    with pytest.raises(FileNotFoundError, match=r"names 'model-00002-of-00002.safetensors': no such file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"names 'model-00002-of-00002.safetensors': no such file"
+    ):
         load_pretrained(folder, **LM)
     (folder / "model.safetensors.index.json").unlink()
     (folder / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"neither model.safetensors nor"):
         load_pretrained(folder, **LM)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
-    with pytest.raises(FileNotFoundError, match=r"only pickled weights \(pytorch_model.bin\), .*safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match=r"only pickled weights \(pytorch_model.bin\), .*safetensors"
+    ):
         load_pretrained(folder, **LM)
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"config.json: not found"):
@@ -330,11 +598,16 @@ def test_an_index_must_agree_with_its_files(tmp_path):
         load_pretrained(folder, **LM)
     index["weight_map"]["model.extra.weight"] = "../llama/model.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FileNotFoundError, match=r"'../llama/model.safetensors': no such file in the folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"'../llama/model.safetensors': no such file in the folder"
+    ):
         load_pretrained(folder, **LM)
     for damaged in ({}, {"weight_map": ["a"]}, {"weight_map": {"model.norm.weight": 1}}):
         (folder / "model.safetensors.index.json").write_text(json.dumps(damaged))
-        with pytest.raises(ValueError, match=r"model.safetensors.index.json: weight_map: .*, expected a file for every tensor"):
+        with pytest.raises(
+            ValueError,
+            match=r"model.safetensors.index.json: weight_map: .*, expected a file for every tensor",
+        ):
             load_pretrained(folder, **LM)
 
 
@@ -350,9 +623,13 @@ def test_tensors_are_placed_one_at_a_time_on_the_mesh():
     def place(path, array):
         nonlocal most
         alive.append((path, weakref.ref(array)))
-        most = max(most, len({other.split("/attention/")[0] for other, ref in alive if ref() is not None}))
+        most = max(
+            most, len({other.split("/attention/")[0] for other, ref in alive if ref() is not None})
+        )
         sharding = functools.reduce(lambda tree, key: tree[key], path.split("/"), shardings)
-        return jax.device_put(array + 0, sharding)  # a copy, so that only the loader holds the array
+        return jax.device_put(
+            array + 0, sharding
+        )  # a copy, so that only the loader holds the array
 
     _, params = load_pretrained(golden.FOLDER / "gpt_neox", place=place, **LM)
     same(params, plain)
@@ -368,23 +645,37 @@ def test_tensors_are_placed_one_at_a_time_on_the_mesh():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", [*golden.COMMITTED, *golden.OTHERS])
 def test_torch_computes_the_same_before_and_after(name, tmp_path):
-    pytest.importorskip("torch", reason="compares with torch, which is optional: pip install rlhf_jax[torch]")
+    pytest.importorskip(
+        "torch", reason="compares with torch, which is optional: pip install rlhf_jax[torch]"
+    )
     import transformers
 
     for score, kind in ((False, "language_model"), (True, "scalar_model")):
-        auto = transformers.AutoModelForSequenceClassification if score else transformers.AutoModelForCausalLM
+        auto = (
+            transformers.AutoModelForSequenceClassification
+            if score
+            else transformers.AutoModelForCausalLM
+        )
         theirs = golden.make(*(golden.COMMITTED | golden.OTHERS)[name], score=score)
         first, second = tmp_path / f"theirs-{kind}", tmp_path / f"ours-{kind}"
         theirs.save_pretrained(first)
         config, params = load_pretrained(first, kind=kind, **FLOAT32)
         expected, (tokens, mask) = golden.logits(theirs), golden.inputs()
         if score:
-            ours = last_token_scores(ScalarModel(config), params, jnp.asarray(tokens), jnp.asarray(mask))
+            ours = last_token_scores(
+                ScalarModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)
+            )
             assert np.abs(ours - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
         else:
             assert num_params(config) == sum(p.numel() for p in theirs.parameters())
-            assert close(forward(LanguageModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)), expected, mask)
+            assert close(
+                forward(LanguageModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)),
+                expected,
+                mask,
+            )
         save_pretrained(second, config, params, kind=kind, **WRITE)
-        back, notes = auto.from_pretrained(second, output_loading_info=True, attn_implementation="eager")
+        back, notes = auto.from_pretrained(
+            second, output_loading_info=True, attn_implementation="eager"
+        )
         assert not any(notes.values()), notes
         np.testing.assert_array_equal(golden.logits(back.eval()), expected)
