@@ -24,7 +24,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import TOKEN_IDS, save_pretrained
 from rlhf_jax.models.huggingface.peft import save_peft
-from rlhf_jax.models.lora import describe, merge_adapters, split
+from rlhf_jax.models.lora import describe_adapters, merge_adapters, partition
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
 
@@ -50,14 +50,14 @@ def export(checkpoint: str, folder: str | Path, *, max_shard_bytes: int) -> None
 def export_adapters(checkpoint: str, folder: str | Path, *, base_name: str) -> None:
     """Write a checkpoint's adapters and tokenizer for PEFT; ValueError where there are none, or PEFT could not hold them."""
     (params, meta), tokenizer = load_model(checkpoint), read_tokenizer(checkpoint)
-    config = describe(params)
+    config = describe_adapters(params)
     if config is None:
         raise ValueError(
             f"{checkpoint} has no adapters (stage {meta.stage}); leave --adapters_of out to export the model"
         )
     if Path(folder, "adapter_config.json").exists():
         raise FileExistsError(f"{folder} has adapter_config.json already: name a new folder")
-    save_peft(folder, split(params)[1], config, from_dict(meta.model), base_name=base_name)
+    save_peft(folder, partition(params)[1], config, from_dict(meta.model), base_name=base_name)
     tokenizer.save(folder)
 
 

@@ -6,8 +6,8 @@ A parameter tree with adapters holds three leaves more beside a kernel: lora_a, 
 adds the term where it finds them. So every function of a model and its parameters works with or without adapters, and
 a tree is the union of two: the *base*, frozen, with kernels and scales, and the *trained* leaves, adapters and head.
 
-    base, trained = start(params, config, key)          gradients, optimizer state and checkpoints: of `trained` alone
-    model(join(base, trained), ...)
+    base, trained = init_adapters(params, config, key)          gradients, optimizer state and checkpoints: of `trained` alone
+    model(combine(base, trained), ...)
 
 Without adapters (rank 0) the base is empty and everything is trained. Trees made from one base share its arrays: policy,
 reference, reward and value cost one copy of a model and four small sets of adapters.
@@ -61,7 +61,7 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
-def start(params: Params, config: LoraConfig, key: jax.Array) -> tuple[Params, Params]:
+def init_adapters(params: Params, config: LoraConfig, key: jax.Array) -> tuple[Params, Params]:
     """(base, trained): what stays and what learns, of parameters that may have adapters already.
 
     Those are trained further; at rank 0 they are merged first. A head is trained whole.
@@ -71,7 +71,7 @@ def start(params: Params, config: LoraConfig, key: jax.Array) -> tuple[Params, P
     """
     if not config.rank:
         return {}, merge_adapters(params)
-    found = describe(params)
+    found = describe_adapters(params)
     if found is None:
         params = _with_adapters(params, config, key)
     elif _essence(found) != _essence(config):
@@ -80,19 +80,19 @@ def start(params: Params, config: LoraConfig, key: jax.Array) -> tuple[Params, P
             f"adapters have rank {found.rank}, alpha {found.alpha:g}, modules {', '.join(found.modules)}: use the same, or "
             "rank 0 to merge them and train everything"
         )
-    return split(params)
+    return partition(params)
 
 
-def join(base: Params, trained: Params) -> Params:
+def combine(base: Params, trained: Params) -> Params:
     """The union of two trees, which share no leaf; arrays are not copied."""
     joined = dict(base)
     for name, part in trained.items():
-        joined[name] = join(joined.get(name, {}), part) if isinstance(part, Mapping) else part
+        joined[name] = combine(joined.get(name, {}), part) if isinstance(part, Mapping) else part
     return joined
 
 
-def split(params: Params) -> tuple[Params, Params]:
-    """(base, trained) of parameters with adapters: trained are adapters and a head; undoes `join`."""
+def partition(params: Params) -> tuple[Params, Params]:
+    """(base, trained) of parameters with adapters: trained are adapters and a head; undoes `combine`."""
 
     def pick(tree: Params, adapters: bool) -> Params:
         parts = {
@@ -134,7 +134,7 @@ def with_scale(base: Params, trained: Params, scale: float) -> Params:
     return {**base, **{name: with_scale(base[name], part, scale) for name, part in parts.items()}}
 
 
-def describe(params: Params) -> LoraConfig | None:
+def describe_adapters(params: Params) -> LoraConfig | None:
     """The rank, alpha and modules of the adapters in a tree, None if there are none."""
     found = dict(_adapted(params, ""))
     if not found:

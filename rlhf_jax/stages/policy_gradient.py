@@ -52,7 +52,7 @@ from rlhf_jax.maths.returns import (
 )
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
-from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
+from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.rollout import (
     Frozen,
     ScoredSamples,
@@ -272,7 +272,7 @@ def run(config: Config, workdir: str) -> None:
         run.tokenizer,
         settings.samples_per_prompt,
     )
-    base, params = start(policy.params, config.lora, jax.random.fold_in(key, 1 << 30))
+    base, params = init_adapters(policy.params, config.lora, jax.random.fold_in(key, 1 << 30))
     frozen, base = run.place_frozen((Frozen(policy.params, reward.params), base))
     num_updates = settings.total_episodes // settings.batch_size
     optimizer = make_optimizer(
@@ -320,7 +320,7 @@ def run(config: Config, workdir: str) -> None:
         step_key = jax.random.fold_in(key, step)
         batch = {name: prompts.batch(step)[name] for name in ("prompt_BP", "prompt_mask_BP")}
         placed = run.shard(batch)
-        samples = draw(join(base, state.params), placed, jax.random.fold_in(step_key, 0))
+        samples = draw(combine(base, state.params), placed, jax.random.fold_in(step_key, 0))
         repeated = {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}
         needed = count(jnp.asarray(repeated["prompt_mask_BP"].sum(axis=1)) + samples.length_B)
         judge_rows = row_bucket(int(needed), settings.batch_size, run.batch_shards)
@@ -345,7 +345,7 @@ def run(config: Config, workdir: str) -> None:
             config.monitor,
             models.policy,
             tokenizer,
-            lambda s: join(base, s.params),
+            lambda s: combine(base, s.params),
             data_dir=config.data.data_dir,
             seed=config.seed,
         ),
@@ -450,7 +450,7 @@ def make_update(
     ) -> tuple[TrainState, dict[str, Any]]:
         def loss(trained: Params, *rest: Any) -> Any:
             return minibatch_loss(
-                model, settings, spec, join(base, trained), *rest, num_rows=num_rows
+                model, settings, spec, combine(base, trained), *rest, num_rows=num_rows
             )
 
         def gradients(params: Params, minibatch: Groups, _: Any) -> tuple[Params, dict[str, Any]]:

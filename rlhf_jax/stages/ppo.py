@@ -40,7 +40,7 @@ from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
-from rlhf_jax.models.lora import NO_BASE, LoraConfig, join, start
+from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import corpus_batches
 from rlhf_jax.stages.rollout import (
     Frozen,
@@ -295,7 +295,7 @@ def run(config: Config, workdir: str) -> None:
         step_key = jax.random.fold_in(key, step)
         batch = prompts.batch(step)
         placed = run.shard({name: batch[name] for name in ("prompt_BP", "prompt_mask_BP")})
-        full = join(base, state.params)
+        full = combine(base, state.params)
         samples = draw(full["policy"], placed, jax.random.fold_in(step_key, 0))
         kl_coef, _, moments = state.extras["controllers"]
         update_key = jax.random.fold_in(step_key, 1)
@@ -325,7 +325,7 @@ def run(config: Config, workdir: str) -> None:
             config.monitor,
             models.policy,
             tokenizer,
-            lambda s: join(base, s.params)["policy"],
+            lambda s: combine(base, s.params)["policy"],
             data_dir=config.data.data_dir,
             seed=config.seed,
         ),
@@ -373,7 +373,7 @@ def make_update(
             target_kl=ppo.target_kl,
         )
         if adaptive:
-            moved = _moved(models.policy, join(base, state.params)["policy"], rollout, spec)
+            moved = _moved(models.policy, combine(base, state.params)["policy"], rollout, spec)
             controllers = state.extras["controllers"]
             coef = ppo2017_update(
                 controllers.kl_penalty_coef, value(moved), target=ppo.kl_penalty_target
@@ -426,7 +426,7 @@ def make_gradients(
         params: Params, minibatch: Rollout, block: Any, base: Params = NO_BASE
     ) -> tuple[Params, dict[str, Any]]:
         def on_base(loss: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda trained, *rest: loss(join(base, trained), *rest)
+            return lambda trained, *rest: loss(combine(base, trained), *rest)
 
         key = jax.random.key(0)  # no dropout in PPO: no loss reads it
         if ppo.whiten_advantages == "minibatch":
@@ -616,7 +616,7 @@ def _start(
     """What stays and what is trained, of policy and value."""
     parts = {"policy": policy.params, "value": value_params}
     started = {
-        name: start(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1 + i))
+        name: init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1 + i))
         for i, (name, params) in enumerate(parts.items())
     }
     base, trained = ({name: one[which] for name, one in started.items()} for which in (0, 1))

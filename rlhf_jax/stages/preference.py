@@ -31,7 +31,7 @@ from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.maths.preference import PairNorm, implicit_loss, kto_loss, majority, ranking_accuracy
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.models.lora import LoraConfig, join, start
+from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
     check_lengths,
     comparison_sources,
@@ -143,7 +143,7 @@ def run(config: Config, workdir: str) -> None:
     )
 
     optimizer = make_optimizer(config.optimizer, num_updates)
-    base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
+    base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     reference, base = run.place_frozen((parent.params, base))
     state = run.place_state(init_state(trained, optimizer))
     run.announce(
@@ -180,13 +180,13 @@ def run(config: Config, workdir: str) -> None:
     }
     measure = partial(measure_rankings, model, settings)
     validate = make_validator(
-        measure, held_out, settings, run, place, lambda state: join(base, state.params)
+        measure, held_out, settings, run, place, lambda state: combine(base, state.params)
     )
     hooks = monitor_hooks(
         config.monitor,
         model,
         run.tokenizer,
-        lambda s: join(base, s.params),
+        lambda s: combine(base, s.params),
         data_dir=config.data.data_dir,
         seed=config.seed,
     )

@@ -28,7 +28,7 @@ from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
-from rlhf_jax.models.lora import LoraConfig, join, start
+from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
     check_lengths,
     comparison_sources,
@@ -139,7 +139,7 @@ def run(config: Config, workdir: str) -> None:
 
     optimizer = make_optimizer(config.optimizer, num_updates)
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
-    base, trained = start(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
+    base, trained = init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
     base = run.place_frozen(base)
     state = run.place_state(init_state(trained, optimizer))
     run.announce(
@@ -228,7 +228,7 @@ def _validator(
         judge: _rankings(config, run, [source], "validation") for judge, source in judges.items()
     }
     return make_validator(
-        measure, held_out, config.reward, run, run.shard, lambda state: join(base, state.params)
+        measure, held_out, config.reward, run, run.shard, lambda state: combine(base, state.params)
     )
 
 
@@ -254,7 +254,7 @@ def _normaliser(
     )
 
     def normalise(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        score_N = jnp.concatenate([score(join(base, state.params), chunk) for chunk in chunks])
+        score_N = jnp.concatenate([score(combine(base, state.params), chunk) for chunk in chunks])
         gain = (
             1.0 / jnp.maximum(score_N.std(), 1e-6)
             if config.reward.normalise == "gain_and_bias"

@@ -30,7 +30,7 @@ from rlhf_jax.inference.scoring import response_scores
 from rlhf_jax.maths.masking import length_mask, value
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
-from rlhf_jax.models.lora import LoraConfig, join, start
+from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import (
     check_batches,
     corpus_batches,
@@ -123,7 +123,7 @@ def run(config: Config, workdir: str) -> None:
     )
     batch_at = _mixed(config, run, packed)
     optimizer = make_optimizer(config.optimizer, num_steps)
-    base, trained = start(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
+    base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     base = run.place_frozen(base)
     state = run.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
     run.announce(
@@ -151,7 +151,7 @@ def run(config: Config, workdir: str) -> None:
             state, run.shard(batch_at(step)), jax.random.fold_in(key, step), base
         )
         if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
-            measured = validate(join(base, state.params))
+            measured = validate(combine(base, state.params))
             if sft.select != "last":
                 state = keep_best(state, _criterion(measured, sft.select))
             metrics = {**metrics, **measured}
@@ -168,7 +168,7 @@ def run(config: Config, workdir: str) -> None:
             config.monitor,
             model,
             run.tokenizer,
-            lambda s: join(base, s.params),
+            lambda s: combine(base, s.params),
             data_dir=config.data.data_dir,
             seed=config.seed,
         ),

@@ -26,11 +26,11 @@ from rlhf_jax.models.huggingface.peft import load_peft, save_peft
 from rlhf_jax.models.lora import (
     MODULES,
     LoraConfig,
-    describe,
-    join,
+    combine,
+    describe_adapters,
+    init_adapters,
     merge_adapters,
-    split,
-    start,
+    partition,
     with_scale,
 )
 from rlhf_jax.training import checkpoints
@@ -78,7 +78,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def parts(params):
-    base, trained = start(params, LORA, jax.random.key(1))
+    base, trained = init_adapters(params, LORA, jax.random.key(1))
     return base, trained, moved(trained)
 
 
@@ -87,10 +87,10 @@ def parts(params):
 def test_step_zero_is_the_base_and_merged_is_adapted(name, compute_dtype):
     config = dataclasses.replace(SHAPES[name], compute_dtype=compute_dtype)
     params = init_params(LanguageModel(SHAPES[name]), jax.random.key(0))
-    base, trained = start(params, UNGATED if name == "gpt" else LORA, jax.random.key(1))
-    logits, later = logits_of(config), join(base, moved(trained))
+    base, trained = init_adapters(params, UNGATED if name == "gpt" else LORA, jax.random.key(1))
+    logits, later = logits_of(config), combine(base, moved(trained))
     plain = logits(params)
-    assert np.array_equal(logits(join(base, trained)), plain)
+    assert np.array_equal(logits(combine(base, trained)), plain)
     assert not np.allclose(logits(later), plain, atol=1e-3)
     if compute_dtype == "float32":
         merged = merge_adapters(later)
@@ -99,7 +99,7 @@ def test_step_zero_is_the_base_and_merged_is_adapted(name, compute_dtype):
 
 
 def test_merged_kernel_by_hand(params, parts):
-    both = join(parts[0], parts[2])
+    both = combine(parts[0], parts[2])
     layer = both["trunk"]["block_1"]["mlp"]["down"]
     by_hand = np.float64(params["trunk"]["block_1"]["mlp"]["down"]["kernel"])
     by_hand = by_hand + 8.0 / 4 * np.float64(layer["lora_a"]) @ np.float64(layer["lora_b"])
@@ -135,8 +135,8 @@ def test_the_gradient_is_that_of_the_merged_kernels(parts):
     """dL/dA = s·dL/dW·Bᵀ, dL/dB = s·Aᵀ·dL/dW."""
     base, _, trained = parts
     loss = lambda p: jnp.square(apply(LanguageModel(LLAMA), p, TOKENS, ONES)[0]).mean()  # noqa: E731
-    grads = jax.jit(jax.grad(lambda t: loss(join(base, t))))(trained)
-    merged = jax.jit(jax.grad(loss))(merge_adapters(join(base, trained)))
+    grads = jax.jit(jax.grad(lambda t: loss(combine(base, t))))(trained)
+    merged = jax.jit(jax.grad(loss))(merge_adapters(combine(base, trained)))
     assert jax.tree.structure(grads) == jax.tree.structure(trained)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))
     for where in (("block_0", "attention", "value"), ("block_1", "mlp", "gate")):
@@ -153,43 +153,45 @@ def test_the_gradient_is_that_of_the_merged_kernels(parts):
 
 def test_split_undoes_join_and_a_head_is_trained():
     params = init_params(ScalarModel(LLAMA), jax.random.key(0))
-    base, trained = start(params, LORA, jax.random.key(1))
+    base, trained = init_adapters(params, LORA, jax.random.key(1))
     assert (set(base), set(trained)) == ({"trunk"}, {"trunk", "head"})
-    assert jax.tree.structure(split(join(base, trained))) == jax.tree.structure((base, trained))
+    assert jax.tree.structure(partition(combine(base, trained))) == jax.tree.structure(
+        (base, trained)
+    )
     rebuilt = with_scale({"trunk": params["trunk"]}, trained, 2.0)
     assert jax.tree.structure(rebuilt) == jax.tree.structure(base)
-    assert describe(join(rebuilt, trained)) == LORA
+    assert describe_adapters(combine(rebuilt, trained)) == LORA
 
 
 def test_rank_zero_trains_everything_and_merges_what_was_adapted(params, parts):
     off = LoraConfig(0, 16.0, MODULES)
-    nothing, everything = start(params, off, jax.random.key(1))
+    nothing, everything = init_adapters(params, off, jax.random.key(1))
     assert nothing == {}
     assert all(
         a is b for a, b in zip(jax.tree.leaves(everything), jax.tree.leaves(params), strict=True)
     )
-    assert join(nothing, everything) == params
-    merged = start(join(parts[0], parts[2]), off, jax.random.key(1))[1]
+    assert combine(nothing, everything) == params
+    merged = init_adapters(combine(parts[0], parts[2]), off, jax.random.key(1))[1]
     assert jax.tree.structure(merged) == jax.tree.structure(params)
 
 
 def test_adapters_of_a_parent_are_trained_further_or_refused(parts):
     base, _, trained = parts
-    again = start(join(base, trained), LORA, jax.random.key(9))
+    again = init_adapters(combine(base, trained), LORA, jax.random.key(9))
     assert all(
         a is b
         for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((base, trained)), strict=True)
     )
     thirds = LoraConfig(3, 16.0, ("query", "up"))  # a scale that float32 rounds
-    assert start(
-        join(*start(merge_adapters(join(base, trained)), thirds, jax.random.key(2))),
+    assert init_adapters(
+        combine(*init_adapters(merge_adapters(combine(base, trained)), thirds, jax.random.key(2))),
         thirds,
         jax.random.key(3),
     )
     with pytest.raises(
         ValueError, match=r"rank 2, alpha 8, .* parent's adapters have rank 4, alpha 8, "
     ):
-        start(join(base, trained), LoraConfig(2, 8.0, MODULES), jax.random.key(1))
+        init_adapters(combine(base, trained), LoraConfig(2, 8.0, MODULES), jax.random.key(1))
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_impossible_configs(values, complaint):
 def test_a_module_that_the_model_lacks():
     params = init_params(LanguageModel(SHAPES["gpt"]), jax.random.key(0))
     with pytest.raises(ValueError, match="the model has no gate; it has query"):
-        start(params, LoraConfig(2, 2.0, ("query", "gate")), jax.random.key(1))
+        init_adapters(params, LoraConfig(2, 2.0, ("query", "gate")), jax.random.key(1))
 
 
 # --- PEFT's files ---------------------------------------------------------------------------------------------
@@ -284,11 +286,11 @@ def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
     """W + s B A for every matrix of the exported base, as PEFT computes it, is the exported merged model; and back again."""
     shape, params = load_pretrained(golden.FOLDER / name, **LM)
     config = LORA if shape.gated else UNGATED
-    base, trained = start(params, config, jax.random.key(0))
+    base, trained = init_adapters(params, config, jax.random.key(0))
     trained = moved(trained)
     save_peft(tmp_path / "adapters", trained, config, shape, base_name="x")
     write = {"kind": "language_model", "token_ids": {}, "max_shard_bytes": 10**9}
-    save_pretrained(tmp_path / "merged", shape, merge_adapters(join(base, trained)), **write)
+    save_pretrained(tmp_path / "merged", shape, merge_adapters(combine(base, trained)), **write)
     save_pretrained(tmp_path / "base", shape, params, **write)
     adapters, merged, plain = (
         load_file(next((tmp_path / folder).glob("*.safetensors")))
@@ -324,7 +326,11 @@ def test_one_a_for_query_key_and_value_is_refused(tmp_path):
     shape, params = load_pretrained(golden.FOLDER / "gpt2", **LM)
     config = LoraConfig(4, 8.0, ("query", "key", "value"))
     save_peft(
-        tmp_path, moved(start(params, config, jax.random.key(0))[1]), config, shape, base_name="x"
+        tmp_path,
+        moved(init_adapters(params, config, jax.random.key(0))[1]),
+        config,
+        shape,
+        base_name="x",
     )
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -380,10 +386,10 @@ def test_checkpoints_hold_adapters_and_find_their_base(params, parts, tmp_path):
     policy, meta = load_model(tmp_path / "moved" / "sft", bases=bases)
     reward, _ = load_model(tmp_path / "moved" / "reward", bases=bases)
     assert meta.kind == "language_model"
-    assert jax.tree.structure(policy) == jax.tree.structure(join(base, trained))
+    assert jax.tree.structure(policy) == jax.tree.structure(combine(base, trained))
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(*map(jax.tree.leaves, (policy, join(base, trained))), strict=True)
+        for a, b in zip(*map(jax.tree.leaves, (policy, combine(base, trained))), strict=True)
     )
     assert set(reward) == {"trunk", "head"}
     assert reward["trunk"]["embedding"] is policy["trunk"]["embedding"]

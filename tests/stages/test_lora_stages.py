@@ -14,7 +14,7 @@ from rlhf_jax.config import build
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import save_pretrained
 from rlhf_jax.models.huggingface.peft import load_peft
-from rlhf_jax.models.lora import merge_adapters, split
+from rlhf_jax.models.lora import merge_adapters, partition
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
@@ -200,7 +200,7 @@ def test_adapters_are_exported_alone(tour, adapted, tmp_path, capsys):
     assert export.main([f"--checkpoint={folder / 'ppo'}", *arguments]) == 0
     params, meta = load_model(folder / "ppo")
     trained, config = load_peft(tmp_path / "alone", from_dict(meta.model))
-    jax.tree.map(np.testing.assert_array_equal, trained, split(params)[1])
+    jax.tree.map(np.testing.assert_array_equal, trained, partition(params)[1])
     assert (config.rank, config.alpha) == (2, 4.0)
     assert (
         json.loads((tmp_path / "alone/adapter_config.json").read_text())["base_model_name_or_path"]
