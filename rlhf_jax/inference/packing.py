@@ -4,11 +4,13 @@
     every example becomes a segment of its own, so it is read as if it stood alone
 
 Rows keep the length of the unpacked ones, which every example fits. Their number must be known before compiling: ask
-`rows_needed`, then round up to one of few sizes (`row_bucket`), each of which is compiled once.
+`rows_needed`, then round up to one of few sizes (`row_bucket`), each of which is compiled once. `Texts` carry that number,
+so that nothing between the choice and the packing mentions it.
 
 Left out on purpose: splitting an example over rows. What is known before the run is packed on the host (data/packing.py).
 """
 
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,31 @@ import jax.numpy as jnp
 
 _SIZES = 8  # numbers of rows between a packed batch of nothing and an unpacked one
 _SMALLEST_STEP = 4
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Texts:
+    """Hold prompts with their responses, and into how many rows a model packs them when it reads them.
+
+    Prompts are left-padded, responses right-padded. `num_rows` 0 packs nothing: every text has a row of its own. It is part
+    of the type that JAX compiles for, not an array.
+    """
+
+    prompt_BP: jax.Array
+    prompt_mask_BP: jax.Array
+    response_BR: jax.Array
+    mask_BR: jax.Array  # of the response
+    num_rows: int = field(default=0, metadata={"static": True})
+
+    @property
+    def length_B(self) -> jax.Array:
+        """Return the number of real tokens of every text, prompt and response together."""
+        return self.prompt_mask_BP.sum(axis=1) + self.mask_BR.sum(axis=1)
+
+    def packed(self, num_rows: int) -> "Texts":
+        """Return the same texts, to be read in so many packed rows."""
+        return replace(self, num_rows=num_rows)
 
 
 class Packed(NamedTuple):

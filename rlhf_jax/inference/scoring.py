@@ -7,21 +7,21 @@ The only place that shifts predictions against tokens. With P columns of prompt 
 so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only. Logits of more than
 `MOST_LOGITS` elements on a device are never whole: they are made, read and (backwards) made again a few columns at a time.
 Prompts and responses of a batch whose activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
-Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that many rows first, to the same
-result (inference/packing.py says how many are enough). All functions are differentiable and none is jitted: the
+Prompts are left-padded, responses right-padded; texts that say so are packed into fewer rows first, to the same result
+(inference/packing.py). All functions are differentiable and none is jitted: the
 caller compiles its step. `dropout_key`, where offered, switches dropout on.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.inference.packing import Packed, pack
+from rlhf_jax.inference.packing import Packed, Texts, pack
 from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, each_shard, num_shards
@@ -131,47 +131,25 @@ def next_token_nll(
     return result.nll_BT, result.valid_BT
 
 
-def join(
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_BR: jax.Array,
-    response_mask_BR: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Prompt and response side by side: (tokens_BT, segments_BT)."""
-    tokens_BT = jnp.concatenate([prompt_BP, response_BR], axis=1)
-    segments_BT = jnp.concatenate([prompt_mask_BP, response_mask_BR], axis=1).astype(jnp.int32)
-    return tokens_BT, segments_BT
-
-
 def response_logps(
-    model: LanguageModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_BR: jax.Array,
-    response_mask_BR: jax.Array,
-    *,
-    spec: SamplingSpec,
-    truncation: Literal["refuse", "recompute"] = "refuse",
-    num_rows: int = 0,
+    model: LanguageModel, params: Params, texts: Texts, *, spec: SamplingSpec
 ) -> tuple[jax.Array, jax.Array]:
-    """(logp_BR, entropy_BR) of the sampling distribution `spec` makes of the model, 0 where masked.
+    """Return (logp_BR, entropy_BR) of the distribution that `spec` samples from, 0 where masked.
 
-    Truncation (greedy, top-k, nucleus) depends on the parameters: a token that the old policy could sample
-    may be impossible under the new one, and the ratio of the two breaks. So a spec that truncates raises
-    ValueError, unless `truncation="recompute"` asks for the truncated distribution of these very parameters;
-    a token outside it then has log-probability near `EXCLUDED`.
+    Raises:
+        ValueError: if `spec` truncates (greedy, top-k, nucleus). What is cut off depends on the parameters: a token that the
+            old policy could sample may be impossible under the new one, and the ratio of the two breaks.
     """
-    if decoding.truncates(spec) and truncation == "refuse":
+    if decoding.truncates(spec):
         raise ValueError(
-            f"{spec} truncates the distribution, so log-probabilities of two policies are not comparable: "
-            'sample with top_k=0, top_p=1.0 and temperature > 0, or pass truncation="recompute".'
+            f"{spec} truncates the distribution, so log-probabilities of two policies are not "
+            "comparable: sample with top_k=0, top_p=1.0 and temperature > 0."
         )
-    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+    laid = _lay(texts)
     hidden_NTD = _by_rows(
         lambda *rows: apply(model, params, *rows, method="hidden")[0], model.config, laid
     )
-    hidden_BRD = _before_responses(hidden_NTD, laid, prompt_BP.shape[1])
+    hidden_BRD = _before_responses(hidden_NTD, laid, texts.prompt_BP.shape[1])
 
     def read(
         params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
@@ -182,46 +160,33 @@ def response_logps(
         return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
 
     logp_BR, entropy_BR = _by_columns(
-        read, params, model.config.vocab_size, hidden_BRD, response_BR
+        read, params, model.config.vocab_size, hidden_BRD, texts.response_BR
     )
-    mask_BR = response_mask_BR.astype(bool)
+    mask_BR = texts.mask_BR.astype(bool)
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
 
-def response_values(
-    model: ScalarModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_BR: jax.Array,
-    response_mask_BR: jax.Array,
-    *,
-    num_rows: int = 0,
-) -> jax.Array:
-    """value_BR: V(all before response token r), 0 where masked."""
-    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+def response_values(model: ScalarModel, params: Params, texts: Texts) -> jax.Array:
+    """Return value_BR, the value of everything before response token r, 0 where masked."""
+    laid = _lay(texts)
     score_NT = _by_rows(partial(apply, model, params), model.config, laid)
-    return jnp.where(
-        response_mask_BR.astype(bool), _before_responses(score_NT, laid, prompt_BP.shape[1]), 0.0
-    )
+    value_BR = _before_responses(score_NT, laid, texts.prompt_BP.shape[1])
+    return jnp.where(texts.mask_BR.astype(bool), value_BR, 0.0)
 
 
 class _Rows(NamedTuple):
-    """One row per example, as `join` lays them."""
+    """One row per text, response behind prompt."""
 
     tokens_NT: jax.Array
     segments_NT: jax.Array
 
 
-def _lay(
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_BR: jax.Array,
-    response_mask_BR: jax.Array,
-    num_rows: int,
-) -> _Rows | Packed:
-    tokens_BT, segments_BT = join(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR)
-    return pack(tokens_BT, segments_BT, num_rows) if num_rows else _Rows(tokens_BT, segments_BT)
+def _lay(texts: Texts) -> _Rows | Packed:
+    tokens_BT = jnp.concatenate([texts.prompt_BP, texts.response_BR], axis=1)
+    segments_BT = jnp.concatenate([texts.prompt_mask_BP, texts.mask_BR], axis=1).astype(jnp.int32)
+    if texts.num_rows:
+        return pack(tokens_BT, segments_BT, texts.num_rows)
+    return _Rows(tokens_BT, segments_BT)
 
 
 def _by_rows(
@@ -277,22 +242,13 @@ def _at_last_token(x_BTC: jax.Array, segments_BT: jax.Array) -> jax.Array:
     return jnp.take_along_axis(x_BTC, last_B[:, None, None], axis=1)[:, 0]
 
 
-def response_scores(
-    model: ScalarModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    response_BR: jax.Array,
-    response_mask_BR: jax.Array,
-    *,
-    num_rows: int = 0,
-) -> jax.Array:
-    """score_B of prompt and response together, read at the last response token."""
-    laid = _lay(prompt_BP, prompt_mask_BP, response_BR, response_mask_BR, num_rows)
+def response_scores(model: ScalarModel, params: Params, texts: Texts) -> jax.Array:
+    """Return score_B of prompt and response together, read at the last response token."""
+    laid = _lay(texts)
     score_NT = _by_rows(partial(apply, model, params), model.config, laid)
     if isinstance(laid, _Rows):
         return _last_scores(score_NT, laid.segments_NT)
-    last_B = prompt_BP.shape[1] - 1 + response_mask_BR.sum(axis=1)
+    last_B = texts.prompt_BP.shape[1] - 1 + texts.mask_BR.sum(axis=1)
     return laid.read(score_NT, last_B[:, None])[:, 0]
 
 
