@@ -5,8 +5,8 @@
 Left out on purpose: the paper's delimiter and multiple-choice input transforms; records here are one text with one label.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -18,14 +18,21 @@ from rlhf_jax.data.records import LabelledText
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import classify_texts, predicted
 from rlhf_jax.maths.losses import cross_entropy
-from rlhf_jax.maths.masking import Mean, mean, merge
+from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.models.heads import Classifier, classifier_params_from, init_params
 from rlhf_jax.models.lora import merge_adapters
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
-from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+from rlhf_jax.training.updates import (
+    Objective,
+    TrainState,
+    init_state,
+    merge_metrics,
+    supervised_update,
+)
 
 Params = Any
 Batch = dict[str, Any]
@@ -94,30 +101,30 @@ def run(config: Config, workdir: str) -> None:
     batches = _batches(config, run, train, labels)
     num_steps = round(classify.num_epochs * batches.num_examples / batches.batch_size)
 
-    model, key = (
-        Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels)),
-        jax.random.key(config.seed),
-    )
+    model = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels))
+    key = jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, num_steps)
-    params = _initial(config, parent, model, key)
+    params = _initial(config, parent, model, run_key(key, RunPurpose.HEAD))
     state = run.place_state(init_state(params, optimizer))
     run.announce(
         config,
         {"model": params},
         f"{num_steps} steps x {classify.batch_size} texts, labels {', '.join(labels)}",
     )
-    update = run.compile_update(
-        make_supervised_update(
-            classification_loss(model, lm_coef=classify.lm_coef, dropout=classify.dropout_rate > 0),
-            weigh,
-            optimizer,
-            num_micro_batches=classify.num_micro_batches,
-        ),
-        state,
-    )
+    loss = partial(classification_loss, model, classify.lm_coef)
+    objective = Objective(loss, loss_denominator, classify.num_micro_batches)
+    update = run.compile_update(partial(supervised_update, objective, optimizer), state)
+    held_out = _held_out(config, run, labels)
+    measure = jax.jit(partial(classification_metrics, model))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step))
+        return update(state, run.shard(batches.batch(step)), step_key(key, step), {})
+
+    def validate(state: TrainState, step: int) -> dict[str, Any]:
+        metrics = measure(state.params, held_out[0])
+        for batch in held_out[1:]:
+            metrics = merge_metrics(metrics, measure(state.params, batch))
+        return {f"validation/{name}": metric for name, metric in metrics.items()}
 
     run.train(
         state,
@@ -125,39 +132,47 @@ def run(config: Config, workdir: str) -> None:
         num_steps=num_steps,
         kind="classifier",
         model=parent.model,
-        hooks=[Hook(classify.eval_every, _validator(config, run, model, labels))],
+        hooks=[Hook(classify.eval_every, validate)],
         headline=("loss", "accuracy", "validation/accuracy"),
         extra={"labels": list(labels)},
     )
 
 
-def classification_loss(model: Classifier, *, lm_coef: float, dropout: bool) -> Callable[..., Any]:
-    """L3 of a batch: means over texts and over tokens, each divided by the whole batch's weight."""
-
-    def loss(
-        params: Params, batch: Batch, weights: Any, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, Mean]]:
-        out = classify_texts(
-            model,
-            params,
-            batch["tokens_BT"],
-            batch["segments_BT"],
-            dropout_key=key if dropout else None,
-        )
-        ones_B = jnp.ones(batch["label_B"].shape, jnp.float32)
-        nll = mean(cross_entropy(out.logits_BC, batch["label_B"]), ones_B)
-        lm = mean(out.nll_BT, out.valid_BT)
-        correct = mean(
-            (out.logits_BC.argmax(axis=-1) == batch["label_B"]).astype(jnp.float32), ones_B
-        )
-        total = nll.total / weights["texts"] + lm_coef * lm.total / weights["tokens"]
-        return total, {"loss": nll, "lm_loss": lm, "accuracy": correct}
-
-    return loss
+def classification_loss(
+    model: Classifier,
+    lm_coef: float,
+    params: Params,
+    batch: Batch,
+    denominators: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return L3 of a batch (Radford 2018 eq. 5): means over texts and over tokens, each divided by the whole batch's count."""
+    dropout_key = key if model.config.dropout_rate > 0 else None
+    metrics = classification_metrics(model, params, batch, dropout_key)
+    total = metrics["loss"].total / denominators["texts"]
+    total += lm_coef * metrics["lm_loss"].total / denominators["tokens"]
+    return total, metrics
 
 
-def weigh(batch: Batch) -> dict[str, jax.Array]:
-    """Texts, and tokens that have a predecessor."""
+def classification_metrics(
+    model: Classifier, params: Params, batch: Batch, dropout_key: jax.Array | None = None
+) -> dict[str, Mean]:
+    """Return the losses and the accuracy of one batch as undivided means."""
+    outputs = classify_texts(
+        model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=dropout_key
+    )
+    label_B = batch["label_B"]
+    ones_B = jnp.ones(label_B.shape, jnp.float32)
+    correct_B = (outputs.logits_BC.argmax(axis=-1) == label_B).astype(jnp.float32)
+    return {
+        "loss": mean(cross_entropy(outputs.logits_BC, label_B), ones_B),
+        "lm_loss": mean(outputs.nll_BT, outputs.valid_BT),
+        "accuracy": mean(correct_B, ones_B),
+    }
+
+
+def loss_denominator(batch: Batch) -> dict[str, jax.Array]:
+    """Return the numbers of texts, and of tokens that have a predecessor."""
     return {
         "texts": jnp.asarray(float(batch["label_B"].shape[0])),
         "tokens": predicted(batch["segments_BT"]).sum(),
@@ -165,12 +180,10 @@ def weigh(batch: Batch) -> dict[str, jax.Array]:
 
 
 def _initial(config: Config, parent: Any, model: Classifier, key: jax.Array) -> Params:
-    head_key = jax.random.fold_in(key, 1 << 30)
     if not config.init.pretrained:
-        return init_params(model, head_key)
-    return classifier_params_from(
-        merge_adapters(parent.params), head_key, parent.model, model.num_classes
-    )
+        return init_params(model, key)
+    plain = merge_adapters(parent.params)
+    return classifier_params_from(plain, key, parent.model, model.num_classes)
 
 
 def _batches(config: Config, run: Run, texts: Any, labels: tuple[str, ...]) -> Any:
@@ -184,25 +197,8 @@ def _batches(config: Config, run: Run, texts: Any, labels: tuple[str, ...]) -> A
     )
 
 
-def _validator(
-    config: Config, run: Run, model: Classifier, labels: tuple[str, ...]
-) -> Callable[[TrainState, int], dict[str, Any]]:
-    held_out = load(
-        config.data.texts, LabelledText, split="validation", data_dir=config.data.data_dir
-    )
-    batches = _batches(config, run, held_out, labels)
-    chunks = [
-        run.shard(batches.batch(i))
-        for i in range(max(1, batches.num_examples // config.classify.batch_size))
-    ]
-    loss = classification_loss(model, lm_coef=config.classify.lm_coef, dropout=False)
-    measure = jax.jit(lambda params, batch: loss(params, batch, weigh(batch), jax.random.key(0))[1])
-
-    def validate(state: TrainState, step: int) -> dict[str, Any]:
-        total = measure(state.params, chunks[0])
-        for chunk in chunks[1:]:
-            more = measure(state.params, chunk)
-            total = {name: merge(total[name], more[name]) for name in total}
-        return {f"validation/{name}": pair for name, pair in total.items()}
-
-    return validate
+def _held_out(config: Config, run: Run, labels: tuple[str, ...]) -> list[Batch]:
+    texts = load(config.data.texts, LabelledText, split="validation", data_dir=config.data.data_dir)
+    batches = _batches(config, run, texts, labels)
+    count = max(1, batches.num_examples // config.classify.batch_size)
+    return [run.shard(batches.batch(i)) for i in range(count)]

@@ -1,7 +1,13 @@
-"""Rankings: where they come from, their packed batches, accuracy on held-out ones. What reward and preference stage share."""
+"""Read rankings, pack them into batches, and measure accuracy on held-out ones: what the reward and preference stages share.
+
+../STAGE           what the label stage in that folder collected: rankings to train on, and held-out ones by judge
+all else           a source of data/sources.py; its validation split is the held-out one
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,149 +18,136 @@ from rlhf_jax.data.packing import InOrder, PackedComparisons
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.data.sources import load
 from rlhf_jax.maths.masking import Mean
-from rlhf_jax.stages.labelling import Labelling, collect_comparisons
+from rlhf_jax.maths.preference import PairNorm
 from rlhf_jax.training.run import Run, locate
-from rlhf_jax.training.updates import TrainState, merge_metrics
+from rlhf_jax.training.updates import merge_metrics
 
 Params = Any
 Batch = dict[str, Any]
-COMPARISON_SETS = ("train", "heldout", "gold")
+TRAIN, HELD_OUT = (
+    "train",
+    "heldout",
+)  # names of sets of rankings; further ones are called after their judge
 
 
-class Layout(Protocol):
-    """How rankings are laid into batches: fields of both stages' settings."""
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Say how often rankings are read and how they are laid into batches."""
 
-    @property
-    def batch_size(self) -> int:
-        """Prompts."""
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of a rendered response."""
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of a row of several responses."""
-
-    @property
-    def max_candidates(self) -> int:
-        """Responses to one prompt."""
+    num_epochs: float
+    batch_size: int  # prompts
+    num_micro_batches: int  # parts of a batch that are in memory at once
+    max_length: int  # tokens of a prompt with one response; longer ones are left out and counted
+    row_length: int  # tokens; several responses are packed into a row
+    max_candidates: int  # responses to one prompt
+    pair_norm: PairNorm  # what the loss of a prompt's pairs is divided by
+    eval_every: int  # updates
 
 
-def check_lengths(name: str, layout: Layout, context_length: int) -> None:
+@dataclass(frozen=True)
+class Reader:
+    """Name what every reading of rankings of one run has in common."""
+
+    run: Run
+    settings: ComparisonConfig
+    data_dir: str
+    seed: int
+
+    def batches(self, comparisons: Sequence[Comparison], split: str) -> Batches:
+        """Return comparisons as batches; held-out ones may be fewer than a batch, for only `InOrder` reads them."""
+        return comparison_batches(
+            comparisons,
+            self.run.tokenizer,
+            context_length=self.settings.max_length,
+            max_candidates=self.settings.max_candidates,
+            batch_size=self.settings.batch_size if split == TRAIN else 1,
+            seed=self.seed,
+        )
+
+    def load(self, sources: Sequence[str], split: str) -> list[Comparison]:
+        """Return the comparisons of several sources, one after the other."""
+        return [
+            comparison
+            for source in sources
+            for comparison in load(source, Comparison, split=split, data_dir=self.data_dir)
+        ]
+
+    def pack(
+        self, rankings: Batches | InOrder, num_steps: int, num_groups: int
+    ) -> PackedComparisons:
+        """Return packed batches whose rows divide by micro-batches and devices."""
+        return PackedComparisons(
+            rankings,
+            row_length=self.settings.row_length,
+            num_steps=num_steps,
+            num_groups=num_groups,
+            row_multiple=self.run.batch_shards,
+        )
+
+    def held_out(self, source: str) -> list[Batch]:
+        """Return the held-out rankings of a source, each once and in order, as packed batches on the host."""
+        rankings = self.batches(self.load([source], "validation"), "validation")
+        return self.in_order(rankings)
+
+    def in_order(self, rankings: Batches) -> list[Batch]:
+        """Return all rankings once, in order, as packed batches on the host."""
+        once = InOrder(rankings, self.settings.batch_size)
+        packed = self.pack(once, num_steps=once.num_batches, num_groups=1)
+        return [packed.batch(i) for i in range(once.num_batches)]
+
+
+def check_lengths(name: str, settings: ComparisonConfig, context_length: int) -> None:
     """Refuse responses longer than a row, and rows longer than the model's context."""
     require(
-        layout.max_length <= layout.row_length <= context_length,
-        f"{name}.max_length={layout.max_length} <= {name}.row_length={layout.row_length} <= the model's context of "
-        f"{context_length} must hold",
+        settings.max_length <= settings.row_length <= context_length,
+        f"{name}.max_length={settings.max_length} <= {name}.row_length={settings.row_length} <= the "
+        f"model's context of {context_length} must hold",
     )
 
 
-def comparison_sources(
-    source: str, labelling: Labelling, run: Run, sampler: Any, *, seed: int, data_dir: str
-) -> dict[str, str]:
-    """Sources of the training rankings and, by judge, of the held-out ones.
+def comparison_sources(source: str, workdir: Path) -> dict[str, str]:
+    """Return the sources of the training rankings and, by judge, of the held-out ones.
 
-    "collect" asks for responses of `sampler`; ../NAME means what another stage collected, with the options of a source after
-    a question mark; all else is a source of `load`.
-    Raises FileNotFoundError if that stage has collected nothing.
+    Options of a source may follow a question mark: ../label?train=train[:300].
+
+    Raises:
+        FileNotFoundError: if the stage that `source` names has collected nothing.
     """
-    if source == "collect":
-        return collect_comparisons(labelling, run, sampler, seed=seed, data_dir=data_dir)
     if not source.startswith(".."):
-        return {"train": source, "heldout": source}
+        return {TRAIN: source, HELD_OUT: source}
     name, _, options = source.partition("?")
-    folder = locate(run.workdir, name) / "comparisons"
-    if not all((folder / judge).is_dir() for judge in COMPARISON_SETS):
+    folder = locate(workdir, name) / "comparisons"
+    found = (
+        sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    )
+    if TRAIN not in found:
         raise FileNotFoundError(
-            f"data.comparisons={source}: no rankings in {folder}; name a reward stage that has collected "
-            "some (data.comparisons=collect), or a source such as jsonl:PATH"
+            f"data.comparisons={source}: no rankings in {folder}; run the label stage in "
+            f"{folder.parent} first, or name a source such as jsonl:PATH"
         )
-    return {
-        judge: f"jsonl:{folder / judge}{'?' + options if options else ''}"
-        for judge in COMPARISON_SETS
-    }
+    judges = [TRAIN, *(judge for judge in found if judge != TRAIN)]
+    suffix = "?" + options if options else ""
+    return {judge: f"jsonl:{folder / judge}{suffix}" for judge in judges}
 
 
-def read_rankings(
-    sources: Sequence[str],
-    split: str,
-    layout: Layout,
-    run: Run,
-    *,
-    seed: int,
-    data_dir: str,
-    change: Callable[[list[Comparison]], list[Comparison]] = lambda comparisons: comparisons,
-) -> Batches:
-    """The rankings of several sources as one set of batches; `change` may add candidates to them.
-
-    Those that are held out may be fewer than a batch: only `InOrder` reads them.
-    """
-    found = [
-        item
-        for source in sources
-        for item in load(source, Comparison, split=split, data_dir=data_dir)
-    ]
-    return comparison_batches(
-        change(found),
-        run.tokenizer,
-        context_length=layout.max_length,
-        max_candidates=layout.max_candidates,
-        batch_size=layout.batch_size if split == "train" else 1,
-        seed=seed,
-    )
-
-
-def pack(
-    rankings: Batches | InOrder, layout: Layout, run: Run, *, num_steps: int, num_groups: int
-) -> PackedComparisons:
-    """Packed batches whose rows divide by micro-batches and devices."""
-    return PackedComparisons(
-        rankings,
-        row_length=layout.row_length,
-        num_steps=num_steps,
-        num_groups=num_groups,
-        row_multiple=run.batch_shards,
-    )
-
-
-def weigh_prompts(batch: Batch) -> jax.Array:
-    """Number of prompts with at least one untied pair."""
+def prompts_with_pairs(batch: Batch) -> jax.Array:
+    """Return the number of prompts with at least one untied pair: what the loss of rankings is a mean over."""
     rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"] > 0
-    differ_BCC = (
-        (rank_BC[:, :, None] < rank_BC[:, None, :]) & mask_BC[:, :, None] & mask_BC[:, None, :]
-    )
-    return jnp.maximum(differ_BCC.any(axis=(1, 2)).sum(), 1)
+    both_BCC = mask_BC[:, :, None] & mask_BC[:, None, :]
+    better_BCC = (rank_BC[:, :, None] < rank_BC[:, None, :]) & both_BCC
+    return jnp.maximum(better_BCC.any(axis=(1, 2)).sum(), 1)
 
 
-def make_validator(
+def measure_held_out(
     measure: Callable[[Params, Batch], dict[str, Mean]],
-    held_out: Mapping[str, Batches],
-    layout: Layout,
-    run: Run,
-    place: Callable[[Batch], Batch],
-    params_of: Callable[[TrainState], Params],
-) -> Callable[[TrainState, int], dict[str, Any]]:
-    """A hook that reports validation/MEASURE_JUDGE for every judge of held-out prompts.
-
-    Judges are labelers who gave no training label, and gold where there is one.
-    """
-    compiled = jax.jit(measure)
-
-    def chunks(rankings: Batches) -> list[Batch]:
-        once = InOrder(rankings, layout.batch_size)
-        packed = pack(once, layout, run, num_steps=once.num_batches, num_groups=1)
-        return [place(packed.batch(i)) for i in range(once.num_batches)]
-
-    placed = {judge: chunks(rankings) for judge, rankings in held_out.items()}
-
-    def validate(state: TrainState, step: int) -> dict[str, Any]:
-        row: dict[str, Any] = {}
-        for judge, batches in placed.items():
-            found = compiled(params_of(state), batches[0])
-            for batch in batches[1:]:
-                found = merge_metrics(found, compiled(params_of(state), batch))
-            row |= {f"validation/{name}_{judge}": mean for name, mean in found.items()}
-        return row
-
-    return validate
+    held_out: Mapping[str, Sequence[Batch]],
+    params: Params,
+) -> dict[str, Mean]:
+    """Return validation/MEASURE_JUDGE for every judge of held-out rankings, over all batches together."""
+    row: dict[str, Mean] = {}
+    for judge, batches in held_out.items():
+        metrics = measure(params, batches[0])
+        for batch in batches[1:]:
+            metrics = merge_metrics(metrics, measure(params, batch))
+        row |= {f"validation/{name}_{judge}": metric for name, metric in metrics.items()}
+    return row

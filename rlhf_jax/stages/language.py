@@ -1,4 +1,4 @@
-"""What pretraining and supervised fine-tuning share: blocks of documents, the loss, and its mean over held-out batches."""
+"""Lay documents into blocks, and compute the language model's loss: what pretraining and supervised fine-tuning share."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +15,13 @@ from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.training import processes
 from rlhf_jax.training.run import CORPUS, Run
-from rlhf_jax.training.updates import LossFn
 
 Params = Any
 Batch = dict[str, Any]
 
 
 def document_batch(batch: Batch) -> Batch:
-    """A batch of packed documents with every real token trained."""
+    """Return a batch of packed documents with every real token trained."""
     return {**batch, "loss_mask_BT": batch["segments_BT"] > 0}
 
 
@@ -37,7 +36,10 @@ def corpus_batches(
     seed: int,
     mask_documents: bool,
 ) -> Batches:
-    """Documents as blocks, tokenised once into the workdir: longer than the memory, and unchanged if a run is continued."""
+    """Return documents as blocks that are tokenised once into the workdir.
+
+    So they may be larger than the memory, and stay the same when a run is continued.
+    """
     folder = run.workdir / CORPUS / split
     with processes.main_process_first(f"corpus {folder}"):
         return lm_batches(
@@ -52,7 +54,7 @@ def corpus_batches(
 
 
 def num_tokens(blocks: Batches) -> int:
-    """How many tokens documents have: all places but the padding of the last block."""
+    """Return how many tokens the documents have: all places but the padding of the last block."""
     segments_NT = blocks.arrays["segments_BT"]
     return segments_NT.size - int((segments_NT[-1] == 0).sum())
 
@@ -73,50 +75,42 @@ def check_batches(name: str, batch_size: int, num_micro_batches: int, num_device
     )
 
 
-def weigh_tokens(batch: Batch) -> jax.Array:
-    """Number of trained tokens: those in the loss mask that have a predecessor in their own segment."""
+def trained_tokens(batch: Batch) -> jax.Array:
+    """Return the number of trained tokens: those in the loss mask with a predecessor in their own segment."""
     return (predicted(batch["segments_BT"]) & (batch["loss_mask_BT"] > 0)).sum()
 
 
-def language_loss(model: LanguageModel, *, z_loss_coef: float, dropout: bool) -> LossFn:
-    """-Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m; only masked-in tokens count."""
-
-    def loss(
-        params: Params, batch: Batch, weight: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, Mean]]:
-        losses = next_token(
-            model,
-            params,
-            batch["tokens_BT"],
-            batch["segments_BT"],
-            dropout_key=key if dropout else None,
-        )
-        trained_BT = losses.valid_BT & (batch["loss_mask_BT"] > 0)
-        nll, z = mean(losses.nll_BT, trained_BT), mean(jnp.square(losses.log_z_BT), trained_BT)
-        metrics = {"loss": nll}
-        if z_loss_coef:
-            metrics["z_loss"] = z
-        return (nll.total + z_loss_coef * z.total) / weight, metrics
-
-    return loss
+def language_loss(
+    model: LanguageModel,
+    z_loss_coef: float,
+    params: Params,
+    batch: Batch,
+    num_tokens: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return -Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m; m is 1 for trained tokens."""
+    dropout_key = key if model.config.dropout_rate > 0 else None
+    losses = next_token(
+        model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=dropout_key
+    )
+    trained_BT = losses.valid_BT & (batch["loss_mask_BT"] > 0)
+    nll = mean(losses.nll_BT, trained_BT)
+    z = mean(jnp.square(losses.log_z_BT), trained_BT)
+    metrics = {"loss": nll, "z_loss": z} if z_loss_coef else {"loss": nll}
+    return (nll.total + z_loss_coef * z.total) / num_tokens, metrics
 
 
-def mean_nll(model: LanguageModel, run: Run, batches: Sequence[Batch]) -> Callable[[Params], Mean]:
-    """A function of parameters: the token-weighted mean loss over fixed held-out batches."""
+def batch_nll(model: LanguageModel, params: Params, batch: Batch) -> Mean:
+    """Return the mean loss per trained token of one batch, without dropout."""
+    losses = next_token(model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None)
+    return mean(losses.nll_BT, losses.valid_BT & (batch["loss_mask_BT"] > 0))
 
-    @jax.jit
-    def one(params: Params, batch: Batch) -> Mean:
-        losses = next_token(
-            model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=None
-        )
-        return mean(losses.nll_BT, losses.valid_BT & (batch["loss_mask_BT"] > 0))
 
-    placed = [run.shard(batch) for batch in batches]
-
-    def evaluate(params: Params) -> Mean:
-        total = one(params, placed[0])
-        for batch in placed[1:]:
-            total = merge(total, one(params, batch))
-        return total
-
-    return evaluate
+def mean_nll(
+    measure: Callable[[Params, Batch], Mean], params: Params, batches: Sequence[Batch]
+) -> Mean:
+    """Return the mean loss per trained token of several batches; `measure` is `batch_nll` compiled for a model."""
+    total = measure(params, batches[0])
+    for batch in batches[1:]:
+        total = merge(total, measure(params, batch))
+    return total

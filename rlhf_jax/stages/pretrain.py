@@ -10,7 +10,8 @@ Left out on purpose: batch-size ramps, curriculum, deduplication (do that to the
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -23,19 +24,21 @@ from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_bpe, train
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages.language import (
+    batch_nll,
     check_batches,
     corpus_batches,
     document_batch,
     language_loss,
     mean_nll,
     num_tokens,
-    weigh_tokens,
+    trained_tokens,
 )
+from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.mesh import check_model
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
-from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
 
 
 @dataclass(frozen=True)
@@ -86,70 +89,58 @@ class Config:
 def run(config: Config, workdir: str) -> None:
     """Train a language model from scratch."""
     run = Run.open(config, workdir)
-    config = replace(config, model=config.mesh.run_as(config.model))
-    check_batches(
-        "pretrain", config.pretrain.batch_size, config.pretrain.num_micro_batches, run.batch_shards
-    )
-    check_model(config.model, run.mesh)
+    settings = config.pretrain
+    shape = config.mesh.run_as(config.model)
+    check_batches("pretrain", settings.batch_size, settings.num_micro_batches, run.batch_shards)
+    check_model(shape, run.mesh)
     documents = stream(
         config.data.documents, Document, split="train", data_dir=config.data.data_dir
     )
     tokenizer = run.adopt_tokenizer(lambda: make_tokenizer(config.tokenizer, documents))
     require(
-        tokenizer.num_ids == config.model.vocab_size,
-        f"model.vocab_size={config.model.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
+        tokenizer.num_ids == shape.vocab_size,
+        f"model.vocab_size={shape.vocab_size}, but the tokenizer has {tokenizer.num_ids} tokens; "
         "set model.vocab_size to the latter",
     )
 
-    model, key = LanguageModel(config.model), jax.random.key(config.seed)
-    optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
-    params = init_params(model, jax.random.fold_in(key, 1 << 30))
+    model = LanguageModel(shape)
+    key = jax.random.key(config.seed)
+    optimizer = make_optimizer(config.optimizer, settings.num_steps)
+    params = init_params(model, run_key(key, RunPurpose.MODEL))
     state = run.place_state(init_state(params, optimizer))
-    batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
+    batches = _blocks(config, run, "train")
+    validation = _blocks(config, run, "validation")
+    epochs = settings.num_steps * batches.batch_size / batches.num_examples
     run.announce(
         config,
         {"model": params},
-        (
-            f"{config.pretrain.num_steps} steps x {config.pretrain.batch_size} blocks x {config.model.context_length} tokens = "
-            f"{config.pretrain.num_steps * batches.batch_size / batches.num_examples:.1f} epochs of "
-            f"{num_tokens(batches):,} tokens"
-        ),
+        f"{settings.num_steps} steps x {settings.batch_size} blocks x {shape.context_length} tokens "
+        f"= {epochs:.1f} epochs of {num_tokens(batches):,} tokens",
     )
 
-    update = run.compile_update(
-        make_supervised_update(
-            language_loss(
-                model,
-                z_loss_coef=config.pretrain.z_loss_coef,
-                dropout=config.model.dropout_rate > 0,
-            ),
-            weigh_tokens,
-            optimizer,
-            num_micro_batches=config.pretrain.num_micro_batches,
-        ),
-        state,
-    )
-    evaluate = mean_nll(
-        model,
-        run,
-        [document_batch(validation.batch(i)) for i in range(config.pretrain.eval_batches)],
-    )
+    loss = partial(language_loss, model, settings.z_loss_coef)
+    objective = Objective(loss, trained_tokens, settings.num_micro_batches)
+    update = run.compile_update(partial(supervised_update, objective, optimizer), state)
+    measure = jax.jit(partial(batch_nll, model))
+    held_out = [
+        run.shard(document_batch(validation.batch(i))) for i in range(settings.eval_batches)
+    ]
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
         batch = document_batch(batches.batch(step))
-        state, metrics = update(state, run.shard(batch), jax.random.fold_in(key, step))
+        state, metrics = update(state, run.shard(batch), step_key(key, step), {})
         return state, {**metrics, "tokens": batch["tokens_BT"].size}
 
     def validate(state: TrainState, step: int) -> dict[str, Any]:
-        return {"validation/loss": evaluate(state.params)}
+        return {"validation/loss": mean_nll(measure, state.params, held_out)}
 
     run.train(
         state,
         step_fn,
-        num_steps=config.pretrain.num_steps,
+        num_steps=settings.num_steps,
         kind="language_model",
-        model=config.model,
-        hooks=[Hook(config.pretrain.eval_every, validate)],
+        model=shape,
+        hooks=[Hook(settings.eval_every, validate)],
         headline=("loss", "validation/loss"),
     )
 

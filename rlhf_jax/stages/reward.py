@@ -1,8 +1,8 @@
-"""Reward model from rankings: one scalar per response, trained on every pair of a prompt's K ranked responses at once.
+"""Train a reward model from rankings: one scalar per response, on every pair of a prompt's K ranked responses at once.
 
     L = -(1/C(K,2)) Σ_{(w,l)} log σ( r(x, y_w) - r(x, y_l) ),   K = 4..9        (Ouyang 2022 eq. 1)
 
-    1  K responses per prompt are sampled from the supervised policy and ranked by a labeler (or rankings are read from files)
+    1  rankings of K responses per prompt are read: what the label stage collected, or files
     2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
        of a prompt in one batch element, so that a response is in one update per epoch and not in K-1, as it is with
        batching = "shuffled_pairs"
@@ -13,7 +13,7 @@ The normalisations are steps of the loop like any other, so that a killed run re
 Left out on purpose: margins from confidence ratings, ensembles, training on more than one labeler's ranking of a prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -26,42 +26,43 @@ from rlhf_jax.data.records import Demonstration, as_pairs
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean
-from rlhf_jax.maths.preference import PairNorm, ranking_accuracy, ranking_loss
+from rlhf_jax.maths.preference import plackett_luce, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
+    TRAIN,
+    ComparisonConfig,
+    Reader,
     check_lengths,
     comparison_sources,
-    make_validator,
-    pack,
-    read_rankings,
-    weigh_prompts,
+    measure_held_out,
+    prompts_with_pairs,
 )
-from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
-from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
 
 Params = Any
 Batch = dict[str, Any]
+MOST_DEMONSTRATION_BATCHES = 32  # on which the scores are normalised
 
 
 @dataclass(frozen=True)
 class Init:
-    """The supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
+    """Name the supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
 
     policy: str
-    sampler: str  # whose responses are collected; "" = the policy's
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings, and demonstrations for the normalisation.
+    """Name the rankings, and demonstrations for the normalisation.
 
-    `comparisons` is "collect" to sample and label them, ../STAGE for what that reward stage collected (options as in a source:
-    ../reward?train=train[:300]), or a source.
+    `comparisons` is ../STAGE for what that label stage collected (options as in a source: ../label?train=train[:300]), or a
+    source of data/sources.py.
     """
 
     data_dir: str
@@ -71,34 +72,30 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Reward:
-    """The run."""
+class Reward(ComparisonConfig):
+    """Set every detail of the training."""
 
-    num_epochs: float
+    loss: Literal[
+        "bradley_terry", "plackett_luce"
+    ]  # of all pairs (Ouyang 2022 eq. 1), or of the whole order (Luce 1959)
     batching: Literal[
         "prompts", "shuffled_pairs"
     ]  # all pairs of a prompt together, or every pair an example of its own
-    batch_size: int  # prompts, or pairs
-    num_micro_batches: int
-    max_length: int  # of a rendered response
-    row_length: int  # several responses are packed into a row
-    max_candidates: int
-    pair_norm: PairNorm
-    normalise: Literal["none", "bias", "gain_and_bias"]
-    normalise_before: bool
+    normalise: Literal[
+        "none", "bias", "gain_and_bias"
+    ]  # demonstrations to mean 0, or also to variance 1
+    normalise_before: bool  # also before training (Ziegler 2019)
     dropout_rate: float
-    eval_every: int
 
 
 @dataclass(frozen=True)
 class Config:
-    """Exactly what this stage reads."""
+    """List exactly what this stage reads."""
 
     stage: Literal["reward"]
     seed: int
     init: Init
     data: Data
-    labelling: Labelling
     reward: Reward
     lora: LoraConfig
     optimizer: OptimizerConfig
@@ -108,134 +105,132 @@ class Config:
 
 def run(config: Config, workdir: str) -> None:
     """Train a reward model on rankings."""
-    run, reward = Run.open(config, workdir), config.reward
-    check_batches("reward", reward.batch_size, reward.num_micro_batches, run.batch_shards)
+    run = Run.open(config, workdir)
+    settings, data = config.reward, config.data
+    check_batches("reward", settings.batch_size, settings.num_micro_batches, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
-    check_lengths("reward", reward, parent.model.context_length)
-    sampler = (
-        run.parent("sampler", config.init.sampler, kind="language_model")
-        if config.init.sampler
-        else parent
-    )
-    model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
+    check_lengths("reward", settings, parent.model.context_length)
+    model = ScalarModel(replace(parent.model, dropout_rate=settings.dropout_rate))
     key = jax.random.key(config.seed)
-    find = partial(
-        comparison_sources,
-        labelling=config.labelling,
-        run=run,
-        sampler=sampler,
-        seed=config.seed,
-        data_dir=config.data.data_dir,
-    )
-    sources, earlier = (
-        find(config.data.comparisons),
-        [find(name)["train"] for name in config.data.earlier],
-    )
-    rankings = _rankings(config, run, [*earlier, sources["train"]], "train")
-    num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
-    batches = pack(
-        rankings, reward, run, num_steps=num_updates, num_groups=reward.num_micro_batches
-    )
+
+    reader = Reader(run, settings, data.data_dir, config.seed)
+    sources = comparison_sources(data.comparisons, run.workdir)
+    earlier = [comparison_sources(source, run.workdir)[TRAIN] for source in data.earlier]
+    rankings = training_rankings(settings, reader, [*earlier, sources[TRAIN]])
+    num_updates = round(settings.num_epochs * rankings.num_examples / rankings.batch_size)
+    batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
-    params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
-    base, trained = init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
-    base = run.place_frozen(base)
+    params = scalar_params_from(parent.params, run_key(key, RunPurpose.HEAD), parent.model)
+    frozen, trained = init_adapters(params, config.lora, run_key(key, RunPurpose.REWARD_ADAPTERS))
+    frozen = run.place_frozen(frozen)
     state = run.place_state(init_state(trained, optimizer))
+    num_rows = batches.rows_per_group * settings.num_micro_batches
     run.announce(
         config,
-        {"model": trained, "base": base},
-        (
-            f"{num_updates} updates x {reward.batch_size} {reward.batching} x up to {reward.max_candidates} responses = "
-            f"{reward.num_epochs} epochs of {rankings.num_examples} rankings, packed into up to "
-            f"{batches.rows_per_group * reward.num_micro_batches} rows of {reward.row_length} tokens; normalise {reward.normalise}"
-        ),
+        {"model": trained, "frozen": frozen},
+        f"{num_updates} updates x {settings.batch_size} {settings.batching} x up to "
+        f"{settings.max_candidates} responses = {settings.num_epochs} epochs of "
+        f"{rankings.num_examples} rankings, packed into up to {num_rows} rows of "
+        f"{settings.row_length} tokens; normalise {settings.normalise}",
     )
-    update = run.compile_update(
-        make_supervised_update(
-            reward_loss(model, pair_norm=reward.pair_norm, dropout=reward.dropout_rate > 0),
-            weigh_prompts,
-            optimizer,
-            num_micro_batches=reward.num_micro_batches,
-        ),
-        state,
+    objective = Objective(
+        partial(reward_loss, settings, model), prompts_with_pairs, settings.num_micro_batches
     )
-    normalise = _normaliser(config, run, model, base)
+    update = run.compile_update(partial(supervised_update, objective, optimizer), state)
+    demonstrations = normalisation_batches(config, run)
+    score = jax.jit(partial(demonstration_scores, model))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        step -= reward.normalise_before
+        step -= settings.normalise_before
         if step < 0 or step == num_updates:
-            return normalise(state)
-        return update(state, run.shard(batches.batch(step)), jax.random.fold_in(key, step), base)
+            full = combine(frozen, state.params)
+            score_N = jnp.concatenate([score(full, batch) for batch in demonstrations])
+            params, metrics = normalised(settings, state.params, score_N)
+            return replace(state, params=run.place(params)), metrics
+        batch = run.shard(batches.batch(step))
+        return update(state, batch, step_key(key, step), frozen)
+
+    measure = jax.jit(partial(measure_rankings, settings, model))
+    held_out = {
+        judge: [run.shard(batch) for batch in reader.held_out(source)]
+        for judge, source in sources.items()
+        if judge != TRAIN
+    }
+
+    def validate(state: TrainState, step: int) -> dict[str, Any]:
+        return dict(measure_held_out(measure, held_out, combine(frozen, state.params)))
 
     run.train(
         state,
         step_fn,
-        num_steps=num_updates + 1 + reward.normalise_before,
+        num_steps=num_updates + 1 + settings.normalise_before,
         kind="scalar_model",
         model=parent.model,
-        hooks=[Hook(reward.eval_every, _validator(config, run, model, sources, base))],
+        hooks=[Hook(settings.eval_every, validate)],
         extra=run.lora_link("policy", config.lora),
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
     )
 
 
+def training_rankings(settings: Reward, reader: Reader, sources: Sequence[str]) -> Batches:
+    """Return the training rankings as batches of prompts, or of single pairs."""
+    rankings = reader.load(sources, TRAIN)
+    if settings.batching == "shuffled_pairs":
+        pairs = replace(reader, settings=replace(settings, max_candidates=2))
+        return pairs.batches(as_pairs(rankings), TRAIN)
+    return reader.batches(rankings, TRAIN)
+
+
 def candidate_scores(
-    model: ScalarModel, params: Params, batch: Batch, *, dropout_key: jax.Array | None = None
+    model: ScalarModel, params: Params, batch: Batch, dropout_key: jax.Array | None = None
 ) -> jax.Array:
-    """score_BC of every response: K forward passes per prompt, however many pairs."""
-    where = (batch["row_BC"], batch["last_BC"])
+    """Return score_BC of every response: K forward passes per prompt, however many pairs."""
     return packed_scores(
-        model, params, batch["tokens_NT"], batch["segments_NT"], *where, dropout_key=dropout_key
+        model,
+        params,
+        batch["tokens_NT"],
+        batch["segments_NT"],
+        batch["row_BC"],
+        batch["last_BC"],
+        dropout_key=dropout_key,
     )
 
 
-def reward_loss(model: ScalarModel, *, pair_norm: PairNorm, dropout: bool) -> Callable[..., Any]:
-    """The ranking loss summed over prompts and divided by the whole batch's number of prompts."""
-
-    def loss(
-        params: Params, batch: Batch, weight: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, dict[str, Mean]]:
-        score_BC = candidate_scores(model, params, batch, dropout_key=key if dropout else None)
-        ranking = (score_BC, batch["rank_BC"], batch["mask_BC"])
-        nll = ranking_loss(*ranking, pair_norm=pair_norm)
-        return nll.total / weight, {"loss": nll, "rm/accuracy": ranking_accuracy(*ranking)}
-
-    return loss
+def rankings_nll(settings: Reward, score_BC: jax.Array, batch: Batch) -> Mean:
+    """Return the loss of rankings, summed over prompts."""
+    if settings.loss == "plackett_luce":
+        return plackett_luce(score_BC, batch["rank_BC"], batch["mask_BC"])
+    return ranking_loss(score_BC, batch["rank_BC"], batch["mask_BC"], pair_norm=settings.pair_norm)
 
 
-def _rankings(config: Config, run: Run, sources: Sequence[str], split: str) -> Batches:
-    read = partial(
-        read_rankings, sources, split, run=run, seed=config.seed, data_dir=config.data.data_dir
-    )
-    if split == "train" and config.reward.batching == "shuffled_pairs":
-        return read(layout=replace(config.reward, max_candidates=2), change=as_pairs)
-    return read(layout=config.reward)
+def reward_loss(
+    settings: Reward,
+    model: ScalarModel,
+    params: Params,
+    batch: Batch,
+    num_prompts: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the ranking loss summed over prompts and divided by the whole batch's number of prompts."""
+    dropout_key = key if settings.dropout_rate > 0 else None
+    score_BC = candidate_scores(model, params, batch, dropout_key)
+    nll = rankings_nll(settings, score_BC, batch)
+    accuracy = ranking_accuracy(score_BC, batch["rank_BC"], batch["mask_BC"])
+    return nll.total / num_prompts, {"loss": nll, "rm/accuracy": accuracy}
 
 
-def _validator(
-    config: Config, run: Run, model: ScalarModel, sources: dict[str, str], base: Params
-) -> Callable[[TrainState, int], dict[str, Any]]:
-    def measure(params: Params, batch: Batch) -> dict[str, Mean]:
-        ranking = (candidate_scores(model, params, batch), batch["rank_BC"], batch["mask_BC"])
-        return {
-            "accuracy": ranking_accuracy(*ranking),
-            "loss": ranking_loss(*ranking, pair_norm=config.reward.pair_norm),
-        }
-
-    judges = {judge: source for judge, source in sources.items() if judge != "train"}
-    held_out = {
-        judge: _rankings(config, run, [source], "validation") for judge, source in judges.items()
-    }
-    return make_validator(
-        measure, held_out, config.reward, run, run.shard, lambda state: combine(base, state.params)
-    )
+def measure_rankings(
+    settings: Reward, model: ScalarModel, params: Params, batch: Batch
+) -> dict[str, Mean]:
+    """Return accuracy and loss on rankings, without dropout."""
+    score_BC = candidate_scores(model, params, batch)
+    accuracy = ranking_accuracy(score_BC, batch["rank_BC"], batch["mask_BC"])
+    return {"accuracy": accuracy, "loss": rankings_nll(settings, score_BC, batch)}
 
 
-def _normaliser(
-    config: Config, run: Run, model: ScalarModel, base: Params
-) -> Callable[[TrainState], Any]:
-    """A step that folds gain and bias into the head: demonstrations get mean 0 (and variance 1)."""
+def normalisation_batches(config: Config, run: Run) -> list[Batch]:
+    """Return the demonstrations on which scores are normalised, as batches on the mesh."""
     demonstrations = demonstration_batches(
         load(
             config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir
@@ -245,29 +240,29 @@ def _normaliser(
         batch_size=config.reward.batch_size,
         seed=config.seed,
     )
-    count = max(1, min(demonstrations.num_examples // config.reward.batch_size, 32))
-    chunks = [run.shard(demonstrations.batch(i)) for i in range(count)]
-    score = jax.jit(
-        lambda params, batch: last_token_scores(
-            model, params, batch["tokens_BT"], batch["segments_BT"]
-        )
-    )
+    full_batches = demonstrations.num_examples // config.reward.batch_size
+    count = max(1, min(full_batches, MOST_DEMONSTRATION_BATCHES))
+    return [run.shard(demonstrations.batch(i)) for i in range(count)]
 
-    def normalise(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        score_N = jnp.concatenate([score(combine(base, state.params), chunk) for chunk in chunks])
-        gain = (
-            1.0 / jnp.maximum(score_N.std(), 1e-6)
-            if config.reward.normalise == "gain_and_bias"
-            else jnp.ones(())
-        )
-        bias = -gain * score_N.mean() if config.reward.normalise != "none" else jnp.zeros(())
-        params = run.place(shift_scores(state.params, gain, bias))
-        metrics = {
-            "rm/demonstrations_mean": score_N.mean(),
-            "rm/demonstrations_std": score_N.std(),
-            "rm/gain": gain,
-            "rm/bias": bias,
-        }
-        return replace(state, params=params), metrics
 
-    return normalise
+def demonstration_scores(model: ScalarModel, params: Params, batch: Batch) -> jax.Array:
+    """Return score_B of demonstrations."""
+    return last_token_scores(model, params, batch["tokens_BT"], batch["segments_BT"])
+
+
+def normalised(
+    settings: Reward, params: Params, score_N: jax.Array
+) -> tuple[Params, dict[str, Any]]:
+    """Fold a gain and a bias into the head, after which demonstrations have mean 0 (and variance 1), and return both."""
+    gain, bias = jnp.ones(()), jnp.zeros(())
+    if settings.normalise == "gain_and_bias":
+        gain = 1.0 / jnp.maximum(score_N.std(), 1e-6)
+    if settings.normalise != "none":
+        bias = -gain * score_N.mean()
+    metrics = {
+        "rm/demonstrations_mean": score_N.mean(),
+        "rm/demonstrations_std": score_N.std(),
+        "rm/gain": gain,
+        "rm/bias": bias,
+    }
+    return shift_scores(params, gain, bias), metrics

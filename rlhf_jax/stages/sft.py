@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on demonstrations: the labelers' answers, and nothing but them.
+"""Fine-tune a language model on demonstrations: the labelers' answers, and nothing but them.
 
     L = -(1/N) Σ_{t in assistant's tokens} log π(y_t | x, y_<t)        (Ouyang 2022 §3.5; masking the prompt is our choice)
 
@@ -11,8 +11,9 @@ scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch w
 Left out on purpose: curricula, weighting of labelers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -25,66 +26,70 @@ from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import response_scores
 from rlhf_jax.maths.masking import length_mask, value
-from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import (
+    batch_nll,
     check_batches,
     corpus_batches,
     document_batch,
     language_loss,
     mean_nll,
-    weigh_tokens,
+    trained_tokens,
 )
+from rlhf_jax.training.keys import RunPurpose, run_key, step_key
+from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
-from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
+from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
 
 Params = Any
+Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Init:
-    """Where the parameters come from; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
 
     policy: str
-    reward: str  # for select=reward; "" otherwise
+    reward: str | None  # a reward model; read where sft.select is "reward"
 
 
 @dataclass(frozen=True)
 class Data:
-    """Demonstrations, and what the mix and the selection need."""
+    """Name the demonstrations, and what the mix and the selection need."""
 
     data_dir: str
     demonstrations: str
-    documents: str
-    prompts: str
-    prompt_length: int
+    documents: str | None  # read where sft.document_rows > 0
+    prompts: str | None  # read where sft.select is "reward"
+    prompt_length: int | None  # tokens; read with the prompts
 
 
 @dataclass(frozen=True)
 class SFT:
-    """The run."""
+    """Set every detail of the training."""
 
     num_epochs: float
     batch_size: int  # demonstrations
-    num_micro_batches: int
-    max_length: int  # of a demonstration
-    row_length: int  # several demonstrations are packed into a row
-    document_rows: int
+    num_micro_batches: int  # parts of a batch that are in memory at once
+    max_length: int  # tokens of a demonstration; longer ones are left out and counted
+    row_length: int  # tokens; several demonstrations are packed into a row
+    document_rows: int  # rows of pretraining documents in every batch
     dropout_rate: float
-    eval_every: int
-    eval_batches: int
-    select: Literal["last", "loss", "reward"]
-    response_length: int  # of the samples that select=reward scores
+    eval_every: int  # steps
+    eval_batches: int  # of held-out demonstrations
+    select: Literal["last", "loss", "reward"]  # which parameters are exported
+    response_length: int | None  # tokens of the samples that select=reward scores
 
 
 @dataclass(frozen=True)
 class Config:
-    """Exactly what this stage reads."""
+    """List exactly what this stage reads."""
 
     stage: Literal["sft"]
     seed: int
@@ -92,27 +97,46 @@ class Config:
     data: Data
     sft: SFT
     lora: LoraConfig
-    monitor: Monitor
+    monitor: MonitorConfig | None
     optimizer: OptimizerConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
 
 
-def run(config: Config, workdir: str) -> None:
-    """Fine-tune a language model on demonstrations."""
-    run, sft = Run.open(config, workdir), config.sft
-    check_batches("sft", sft.batch_size, sft.num_micro_batches, run.batch_shards)
+def check(config: Config, num_devices: int) -> None:
+    """Refuse impossible settings before anything compiles, naming the field and the remedy."""
+    sft, data = config.sft, config.data
+    check_batches("sft", sft.batch_size, sft.num_micro_batches, num_devices)
     require(sft.document_rows >= 0, f"sft.document_rows={sft.document_rows}: expected 0 or more")
+    require(
+        sft.document_rows == 0 or data.documents is not None,
+        f"sft.document_rows={sft.document_rows} needs data.documents, a source of documents",
+    )
+    needed = {
+        "init.reward, the checkpoint of a reward model": config.init.reward,
+        "data.prompts": data.prompts,
+        "data.prompt_length": data.prompt_length,
+        "sft.response_length": sft.response_length,
+    }
+    for name, setting in needed.items():
+        require(sft.select != "reward" or bool(setting), f"sft.select=reward needs {name}")
+
+
+def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
+    """Fine-tune a language model on demonstrations."""
+    run = Run.open(config, workdir)
+    sft = config.sft
+    check(config, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
     require(
         sft.max_length <= sft.row_length <= parent.model.context_length,
-        f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context of "
-        f"{parent.model.context_length} must hold",
+        f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context "
+        f"of {parent.model.context_length} must hold",
     )
-    shape = replace(parent.model, dropout_rate=sft.dropout_rate)
-    model, key = LanguageModel(shape), jax.random.key(config.seed)
+    model = LanguageModel(replace(parent.model, dropout_rate=sft.dropout_rate))
+    key = jax.random.key(config.seed)
 
-    demonstrations = _demonstrations(config, run)
+    demonstrations = _demonstrations(config, run, "train")
     num_steps = round(sft.num_epochs * demonstrations.num_examples / sft.batch_size)
     packed = PackedDemonstrations(
         demonstrations,
@@ -121,41 +145,46 @@ def run(config: Config, workdir: str) -> None:
         others=sft.document_rows,
         row_multiple=sft.num_micro_batches * run.batch_shards,
     )
-    batch_at = _mixed(config, run, packed)
+    documents = _documents(config, run)
     optimizer = make_optimizer(config.optimizer, num_steps)
-    base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
-    base = run.place_frozen(base)
-    state = run.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
+    frozen, trained = init_adapters(parent.params, config.lora, run_key(key, RunPurpose.ADAPTERS))
+    frozen = run.place_frozen(frozen)
+    state = run.place_state(init_state(trained, optimizer, _initial_best(sft, trained)))
     run.announce(
         config,
-        {"model": trained, "base": base},
-        (
-            f"{num_steps} steps x {sft.batch_size} demonstrations = {sft.num_epochs} epochs of {demonstrations.num_examples}, "
-            f"packed into {packed.num_rows} rows of {sft.row_length} tokens, and {sft.document_rows} rows of documents"
-        ),
+        {"model": trained, "frozen": frozen},
+        f"{num_steps} steps x {sft.batch_size} demonstrations = {sft.num_epochs} epochs of "
+        f"{demonstrations.num_examples}, packed into {packed.num_rows} rows of {sft.row_length} "
+        f"tokens, and {sft.document_rows} rows of documents",
     )
-    update = run.compile_update(
-        make_supervised_update(
-            language_loss(model, z_loss_coef=0.0, dropout=sft.dropout_rate > 0),
-            weigh_tokens,
-            optimizer,
-            num_micro_batches=sft.num_micro_batches,
-        ),
-        state,
-    )
-    validate = _validator(config, run, model)
+    loss = partial(language_loss, model, 0.0)
+    objective = Objective(loss, trained_tokens, sft.num_micro_batches)
+    update = run.compile_update(partial(supervised_update, objective, optimizer), state)
+
+    measure_nll = jax.jit(partial(batch_nll, model))
+    validation = _demonstrations(config, run, "validation")
+    held_out = [run.shard(validation.batch(i)) for i in range(sft.eval_batches)]
+    score = _sample_score(config, run, model) if sft.select == "reward" else None
     keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=run.shardings(state))
 
+    def validate(params: Params) -> dict[str, Any]:
+        metrics = {"validation/loss": mean_nll(measure_nll, params, held_out)}
+        return metrics if score is None else {**metrics, "validation/score": score(params)}
+
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        state, metrics = update(
-            state, run.shard(batch_at(step)), jax.random.fold_in(key, step), base
-        )
+        batch = packed.batch(step)
+        if documents is not None:
+            batch = _stacked(batch, document_batch(documents.batch(step)))
+        state, metrics = update(state, run.shard(batch), step_key(key, step), frozen)
         if step == 0 or (step + 1) % sft.eval_every == 0 or step + 1 == num_steps:
-            measured = validate(combine(base, state.params))
+            measured = validate(combine(frozen, state.params))
             if sft.select != "last":
                 state = keep_best(state, _criterion(measured, sft.select))
             metrics = {**metrics, **measured}
         return state, metrics
+
+    def policy_of(state: TrainState) -> Params:
+        return combine(frozen, state.params)
 
     run.train(
         state,
@@ -164,23 +193,16 @@ def run(config: Config, workdir: str) -> None:
         kind="language_model",
         model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
-        hooks=monitor_hooks(
-            config.monitor,
-            model,
-            run.tokenizer,
-            lambda s: combine(base, s.params),
-            data_dir=config.data.data_dir,
-            seed=config.seed,
-        ),
+        hooks=policy_hooks(monitors, model, run.tokenizer, policy_of),
         headline=("loss", "validation/loss", "gold/total"),
         extra=run.lora_link("policy", config.lora),
     )
 
 
-def _demonstrations(config: Config, run: Run) -> Batches:
+def _demonstrations(config: Config, run: Run, split: str) -> Batches:
     data, sft = config.data, config.sft
     return demonstration_batches(
-        load(data.demonstrations, Demonstration, split="train", data_dir=data.data_dir),
+        load(data.demonstrations, Demonstration, split=split, data_dir=data.data_dir),
         run.tokenizer,
         context_length=sft.max_length,
         batch_size=sft.batch_size,
@@ -188,14 +210,12 @@ def _demonstrations(config: Config, run: Run) -> Batches:
     )
 
 
-def _mixed(
-    config: Config, run: Run, packed: PackedDemonstrations
-) -> Callable[[int], dict[str, Any]]:
-    """Batches by step: packed demonstrations, and behind them rows of documents if the config asks for some."""
+def _documents(config: Config, run: Run) -> Batches | None:
+    """The rows of pretraining documents that are added to every batch, None if there are none."""
     sft, data = config.sft, config.data
-    if not sft.document_rows:
-        return packed.batch
-    documents = corpus_batches(
+    if not sft.document_rows or data.documents is None:
+        return None
+    return corpus_batches(
         run,
         data.documents,
         "train",
@@ -206,48 +226,31 @@ def _mixed(
         mask_documents=False,
     )
 
-    def mixed(step: int) -> dict[str, Any]:
-        rows = (packed.batch(step), document_batch(documents.batch(step)))
-        return {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
 
-    return mixed
-
-
-def _validator(
-    config: Config, run: Run, model: LanguageModel
-) -> Callable[[Params], dict[str, Any]]:
-    sft, data = config.sft, config.data
-    held_out = demonstration_batches(
-        load(data.demonstrations, Demonstration, split="validation", data_dir=data.data_dir),
-        run.tokenizer,
-        context_length=sft.max_length,
-        batch_size=sft.batch_size,
-        seed=config.seed,
-    )
-    loss = mean_nll(model, run, [held_out.batch(i) for i in range(sft.eval_batches)])
-    if sft.select != "reward":
-        return lambda params: {"validation/loss": loss(params)}
-    score = _sample_score(config, run, model)
-    return lambda params: {"validation/loss": loss(params), "validation/score": score(params)}
+def _stacked(first: Batch, second: Batch) -> Batch:
+    return {name: np.concatenate([first[name], second[name]]) for name in first}
 
 
 def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], jax.Array]:
-    """Mean reward-model score of one sample per held-out prompt, with the same key every time."""
-    require(
-        config.init.reward != "",
-        "sft.select=reward needs init.reward, the checkpoint of a reward model",
-    )
+    """A compiled function: the mean reward-model score of one sample per held-out prompt, drawn with the same key every time."""
+    data, sft = config.data, config.sft
+    assert config.init.reward is not None
+    assert data.prompts is not None
+    assert data.prompt_length is not None
+    assert sft.response_length is not None
     reward = run.parent("reward", config.init.reward, kind="scalar_model")
     run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
-        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir),
+        load(data.prompts, Prompt, split="validation", data_dir=data.data_dir),
         run.tokenizer,
-        prompt_length=config.data.prompt_length,
-        batch_size=config.sft.batch_size,
+        prompt_length=data.prompt_length,
+        batch_size=sft.batch_size,
         seed=config.seed,
     )
     batch = prompts.batch(0)
-    prompt = (jnp.asarray(batch["prompt_BP"]), jnp.asarray(batch["prompt_mask_BP"]))
+    prompt_BP = jnp.asarray(batch["prompt_BP"])
+    prompt_mask_BP = jnp.asarray(batch["prompt_mask_BP"])
+    length = sft.response_length
     spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
     @jax.jit
@@ -255,42 +258,42 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
         samples = sample(
             model,
             params,
-            *prompt,
+            prompt_BP,
+            prompt_mask_BP,
             jax.random.key(config.seed),
             spec=spec,
-            response_length=config.sft.response_length,
+            response_length=length,
             stop_tokens=run.tokenizer.stop_ids,
             pad_id=run.tokenizer.pad_id,
         )
-        mask_BR = length_mask(samples.length_B, config.sft.response_length)
-        return response_scores(
-            ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR
-        ).mean()
+        mask_BR = length_mask(samples.length_B, length)
+        texts = Texts(prompt_BP, prompt_mask_BP, samples.tokens_BR, mask_BR)
+        return response_scores(ScalarModel(reward.model), reward.params, texts).mean()
 
     return score
 
 
-def _initial_best(config: Config, params: Params) -> dict[str, Any]:
-    if config.sft.select == "last":
+def _initial_best(sft: SFT, params: Params) -> dict[str, Any]:
+    if sft.select == "last":
         return {}
-    return {
-        "best": {
-            "params": params,
-            "value": jnp.asarray(jnp.inf, jnp.float32),
-            "step": jnp.zeros((), jnp.int32),
-        }
+    best = {
+        "params": params,
+        "value": jnp.asarray(jnp.inf, jnp.float32),
+        "step": jnp.zeros((), jnp.int32),
     }
+    return {"best": best}
 
 
-def _keep_best(state: TrainState, new: jax.Array) -> TrainState:
-    """Remember the parameters if `new` (smaller is better) beats the best so far."""
+def _keep_best(state: TrainState, criterion: jax.Array) -> TrainState:
+    """Remember the parameters if `criterion` (smaller is better) beats the best so far."""
     best = state.extras["best"]
-    mine = {"params": state.params, "value": new, "step": state.step}
-    kept = jax.tree.map(
-        lambda ours, theirs: jnp.where(new < best["value"], ours, theirs), mine, best
-    )
+    current = {"params": state.params, "value": criterion, "step": state.step}
+    better = criterion < best["value"]
+    kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), current, best)
     return replace(state, extras={**state.extras, "best": kept})
 
 
 def _criterion(measured: dict[str, Any], select: str) -> jax.Array:
-    return value(measured["validation/loss"]) if select == "loss" else -measured["validation/score"]
+    if select == "loss":
+        return value(measured["validation/loss"])
+    return -measured["validation/score"]

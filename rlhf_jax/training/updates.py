@@ -55,9 +55,7 @@ def init_state(
     Before the state is donated to a compiled step, `mesh.place` it, or whoever else holds these parameters (a reference
     model) loses them.
     """
-    return TrainState(
-        jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(extras or {})
-    )
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(extras or {}))
 
 
 def apply_gradients(
