@@ -104,8 +104,13 @@ def run(config: Config, workdir: str) -> None:
     model = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels))
     key = jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, num_steps)
+<<<<<<< HEAD
     params = _initial(config, parent, model, run_key(key, RunPurpose.HEAD))
     state = run.place_state(init_state(params, optimizer))
+=======
+    params = _initial(config, parent, model, key)
+    state = run.place(init_state(params, optimizer))
+>>>>>>> training
     run.announce(
         config,
         {"model": params},

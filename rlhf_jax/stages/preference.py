@@ -141,9 +141,15 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
+<<<<<<< HEAD
     frozen, trained = init_adapters(parent.params, config.lora, run_key(key, RunPurpose.ADAPTERS))
     reference, frozen = run.place_frozen((parent.params, frozen))
     state = run.place_state(init_state(trained, optimizer))
+=======
+    base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
+    reference, base = run.place_frozen((parent.params, base))
+    state = run.place(init_state(trained, optimizer))
+>>>>>>> training
     run.announce(
         config,
         {"policy": trained, "frozen": frozen},

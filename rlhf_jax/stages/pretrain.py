@@ -103,6 +103,7 @@ def run(config: Config, workdir: str) -> None:
         "set model.vocab_size to the latter",
     )
 
+<<<<<<< HEAD
     model = LanguageModel(shape)
     key = jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, settings.num_steps)
@@ -111,6 +112,13 @@ def run(config: Config, workdir: str) -> None:
     batches = _blocks(config, run, "train")
     validation = _blocks(config, run, "validation")
     epochs = settings.num_steps * batches.batch_size / batches.num_examples
+=======
+    model, key = LanguageModel(config.model), jax.random.key(config.seed)
+    optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
+    params = init_params(model, jax.random.fold_in(key, 1 << 30))
+    state = run.place(init_state(params, optimizer))
+    batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
+>>>>>>> training
     run.announce(
         config,
         {"model": params},

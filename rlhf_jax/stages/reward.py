@@ -121,11 +121,18 @@ def run(config: Config, workdir: str) -> None:
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
+<<<<<<< HEAD
     params = scalar_params_from(parent.params, run_key(key, RunPurpose.HEAD), parent.model)
     frozen, trained = init_adapters(params, config.lora, run_key(key, RunPurpose.REWARD_ADAPTERS))
     frozen = run.place_frozen(frozen)
     state = run.place_state(init_state(trained, optimizer))
     num_rows = batches.rows_per_group * settings.num_micro_batches
+=======
+    params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
+    base, trained = init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
+    base = run.place_frozen(base)
+    state = run.place(init_state(trained, optimizer))
+>>>>>>> training
     run.announce(
         config,
         {"model": trained, "frozen": frozen},
