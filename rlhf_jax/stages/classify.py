@@ -22,6 +22,7 @@ from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.models.heads import Classifier, classifier_params_from, init_params
 from rlhf_jax.models.lora import merge_adapters
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -86,7 +87,7 @@ def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model to tell the labels of texts."""
     run, classify = Run.open(config, workdir), config.classify
     check_batches("classify", classify.batch_size, classify.num_micro_batches, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         classify.max_length <= parent.model.context_length,
         f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}",
@@ -104,13 +105,8 @@ def run(config: Config, workdir: str) -> None:
     model = Classifier(replace(parent.model, dropout_rate=classify.dropout_rate), len(labels))
     key = jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, num_steps)
-<<<<<<< HEAD
     params = _initial(config, parent, model, run_key(key, RunPurpose.HEAD))
-    state = run.place_state(init_state(params, optimizer))
-=======
-    params = _initial(config, parent, model, key)
     state = run.place(init_state(params, optimizer))
->>>>>>> training
     run.announce(
         config,
         {"model": params},
@@ -135,7 +131,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_steps,
-        kind="classifier",
+        kind=CheckpointKind.CLASSIFIER,
         model=parent.model,
         hooks=[Hook(classify.eval_every, validate)],
         headline=("loss", "accuracy", "validation/accuracy"),

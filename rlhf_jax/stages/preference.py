@@ -48,6 +48,7 @@ from rlhf_jax.stages.comparisons import (
     prompts_with_pairs,
 )
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook, PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -126,7 +127,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     run = Run.open(config, workdir)
     settings, data = config.preference, config.data
     check(settings, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     check_lengths("preference", settings, parent.model.context_length)
     model = LanguageModel(parent.model)
     key = jax.random.key(config.seed)
@@ -141,15 +142,9 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
-<<<<<<< HEAD
     frozen, trained = init_adapters(parent.params, config.lora, run_key(key, RunPurpose.ADAPTERS))
     reference, frozen = run.place_frozen((parent.params, frozen))
-    state = run.place_state(init_state(trained, optimizer))
-=======
-    base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
-    reference, base = run.place_frozen((parent.params, base))
     state = run.place(init_state(trained, optimizer))
->>>>>>> training
     run.announce(
         config,
         {"policy": trained, "frozen": frozen},
@@ -194,7 +189,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         state,
         step_fn,
         num_steps=num_updates,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=parent.model,
         hooks=[
             Hook(settings.eval_every, validate),

@@ -33,6 +33,7 @@ from rlhf_jax.stages.language import (
     num_tokens,
     trained_tokens,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.mesh import check_model
@@ -103,22 +104,14 @@ def run(config: Config, workdir: str) -> None:
         "set model.vocab_size to the latter",
     )
 
-<<<<<<< HEAD
     model = LanguageModel(shape)
     key = jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, settings.num_steps)
     params = init_params(model, run_key(key, RunPurpose.MODEL))
-    state = run.place_state(init_state(params, optimizer))
+    state = run.place(init_state(params, optimizer))
     batches = _blocks(config, run, "train")
     validation = _blocks(config, run, "validation")
     epochs = settings.num_steps * batches.batch_size / batches.num_examples
-=======
-    model, key = LanguageModel(config.model), jax.random.key(config.seed)
-    optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
-    params = init_params(model, jax.random.fold_in(key, 1 << 30))
-    state = run.place(init_state(params, optimizer))
-    batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
->>>>>>> training
     run.announce(
         config,
         {"model": params},
@@ -146,7 +139,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=settings.num_steps,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=shape,
         hooks=[Hook(settings.eval_every, validate)],
         headline=("loss", "validation/loss"),

@@ -39,6 +39,7 @@ from rlhf_jax.stages.comparisons import (
     prompts_with_pairs,
 )
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -108,7 +109,7 @@ def run(config: Config, workdir: str) -> None:
     run = Run.open(config, workdir)
     settings, data = config.reward, config.data
     check_batches("reward", settings.batch_size, settings.num_micro_batches, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     check_lengths("reward", settings, parent.model.context_length)
     model = ScalarModel(replace(parent.model, dropout_rate=settings.dropout_rate))
     key = jax.random.key(config.seed)
@@ -121,18 +122,11 @@ def run(config: Config, workdir: str) -> None:
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
-<<<<<<< HEAD
     params = scalar_params_from(parent.params, run_key(key, RunPurpose.HEAD), parent.model)
     frozen, trained = init_adapters(params, config.lora, run_key(key, RunPurpose.REWARD_ADAPTERS))
     frozen = run.place_frozen(frozen)
-    state = run.place_state(init_state(trained, optimizer))
-    num_rows = batches.rows_per_group * settings.num_micro_batches
-=======
-    params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
-    base, trained = init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
-    base = run.place_frozen(base)
     state = run.place(init_state(trained, optimizer))
->>>>>>> training
+    num_rows = batches.rows_per_group * settings.num_micro_batches
     run.announce(
         config,
         {"model": trained, "frozen": frozen},
@@ -172,7 +166,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_updates + 1 + settings.normalise_before,
-        kind="scalar_model",
+        kind=CheckpointKind.SCALAR_MODEL,
         model=parent.model,
         hooks=[Hook(settings.eval_every, validate)],
         extra=run.lora_link("policy", config.lora),

@@ -27,6 +27,7 @@ from rlhf_jax.maths import kl
 from rlhf_jax.maths.masking import Mean, length_mask, mean
 from rlhf_jax.maths.returns import RunningMoments, moments_std, penalise_missing_eos, update_moments
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import Parent, Run
 
 Params = Any
@@ -113,8 +114,8 @@ class ScoredSamples(NamedTuple):
 
 def load_parents(run: Run, policy: str, reward: str, length: int) -> tuple[Parent, Parent]:
     """Load the policy and the reward model, which must share a tokenizer and have room for `length` tokens."""
-    parent = run.parent("policy", policy, kind="language_model")
-    judge = run.parent("reward", reward, kind="scalar_model")
+    parent = run.parent("policy", policy, kind=CheckpointKind.LANGUAGE_MODEL)
+    judge = run.parent("reward", reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
     require(
         length <= parent.model.context_length,

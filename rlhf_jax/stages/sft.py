@@ -41,6 +41,7 @@ from rlhf_jax.stages.language import (
     mean_nll,
     trained_tokens,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
 from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -127,7 +128,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     run = Run.open(config, workdir)
     sft = config.sft
     check(config, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         sft.max_length <= sft.row_length <= parent.model.context_length,
         f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context "
@@ -149,7 +150,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     optimizer = make_optimizer(config.optimizer, num_steps)
     frozen, trained = init_adapters(parent.params, config.lora, run_key(key, RunPurpose.ADAPTERS))
     frozen = run.place_frozen(frozen)
-    state = run.place_state(init_state(trained, optimizer, _initial_best(sft, trained)))
+    state = run.place(init_state(trained, optimizer, _initial_best(sft, trained)))
     run.announce(
         config,
         {"model": trained, "frozen": frozen},
@@ -190,7 +191,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         state,
         step_fn,
         num_steps=num_steps,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
         hooks=policy_hooks(monitors, model, run.tokenizer, policy_of),
@@ -238,7 +239,7 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
     assert data.prompts is not None
     assert data.prompt_length is not None
     assert sft.response_length is not None
-    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    reward = run.parent("reward", config.init.reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
         load(data.prompts, Prompt, split="validation", data_dir=data.data_dir),
