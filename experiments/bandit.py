@@ -9,7 +9,7 @@ tests/stages/test_algorithms.py holds every algorithm to the optimum; colabs/ppo
 """
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,20 +22,19 @@ from scipy.optimize import brentq
 from experiments.menagerie import ppo as ppo_experiment
 from experiments.menagerie import rloo as rloo_experiment
 from rlhf_jax.config import build
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.maths.kl import categorical
 from rlhf_jax.maths.returns import empty_moments
 from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages import policy_gradient, ppo
-from rlhf_jax.stages.rollout import Frozen, Models, RewardRules, make_rollout
+from rlhf_jax.stages.rollout import Networks, Parameters
 from rlhf_jax.training.updates import TrainState, init_state
 
 EPISODES = 512  # per update
 REWARD = jnp.arange(3.0)
 REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
-SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 SHAPE = gpt(
     vocab_size=3,
     context_length=4,
@@ -48,9 +47,9 @@ SHAPE = gpt(
     remat="none",
 )
 POLICY, SCALAR = LanguageModel(SHAPE), ScalarModel(SHAPE)
-Play = tuple[
-    jax.Array, dict[str, Any]
-]  # probabilities after each update (U, 3), metrics of each update
+NETWORKS = Networks(policy=POLICY, reward=SCALAR, value=SCALAR)
+# Probabilities after each update (U, 3), and the metrics of each update.
+Play = tuple[jax.Array, dict[str, Any]]
 
 
 # --- what is known ----------------------------------------------------------------------------------------------------
@@ -120,22 +119,25 @@ def only(name: str, schedule: optax.Schedule) -> optax.GradientTransformation:
     return optax.multi_transform(parts, partial(jax.tree_util.tree_map_with_path, label))
 
 
-def prompts(count: int) -> dict[str, jax.Array]:
-    """The one prompt, `count` times."""
-    return {
-        "prompt_BP": jnp.zeros((count, 1), jnp.int32),
-        "prompt_mask_BP": jnp.ones((count, 1), bool),
-    }
-
-
-def draw(params: Any, key: jax.Array) -> Samples:
-    """Arms in the policy's proportions, as exact as their number allows, in any order."""
+def draw(params: Any, key: jax.Array) -> tuple[Texts, Samples]:
+    """Return arms in the policy's proportions, as exact as their number allows, in any order, as answers to the one prompt."""
     uniform_B = (jnp.arange(EPISODES) + 0.5) / EPISODES
-    token_B = jax.random.permutation(
-        key, (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1)
-    )
+    arm_B = (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1)
+    token_B = jax.random.permutation(key, arm_B)
     ones_B = jnp.ones(EPISODES, jnp.int32)
-    return Samples(token_B[:, None], jnp.log(arms(params))[token_B][:, None], ones_B, ones_B > 0)
+    samples = Samples(
+        tokens_BR=token_B[:, None],
+        logp_BR=jnp.log(arms(params))[token_B][:, None],
+        length_B=ones_B,
+        stopped_B=ones_B > 0,
+    )
+    texts = Texts(
+        prompt_BP=jnp.zeros((EPISODES, 1), jnp.int32),
+        prompt_mask_BP=jnp.ones((EPISODES, 1), bool),
+        response_BR=samples.tokens_BR,
+        mask_BR=jnp.ones((EPISODES, 1), bool),
+    )
+    return texts, samples
 
 
 # --- algorithms -------------------------------------------------------------------------------------------------------
@@ -158,37 +160,26 @@ def group_settings(
 
 
 def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
-    """Value, rewards and advantages by the stage; the rate falls to a fiftieth over as many steps as there are updates."""
-    models = Models(POLICY, SCALAR, SCALAR)
+    """Learn value and policy by the stage; the rate falls to a fiftieth over as many steps as there are updates."""
     falling = optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
     parts = {"policy": only("final_norm']['bias", falling), "value": only("head']['bias", falling)}
     optimizer = optax.multi_transform(parts, {"policy": "policy", "value": "value"})
-    coefs = jnp.asarray(settings.kl_coef), jnp.asarray(settings.kl_penalty_coef)
-    extras = {"controllers": ppo.Controllers(*coefs, empty_moments())}
-    state = init_state({"policy": tabular_policy(), "value": bare(SCALAR)}, optimizer, extras)
-    frozen, update = (
-        Frozen(tabular_policy(), arm_reward()),
-        ppo.make_update(models, optimizer, settings, SPEC),
+    start = ppo.Controllers(
+        jnp.asarray(settings.kl_coef), jnp.asarray(settings.kl_penalty_coef), empty_moments()
     )
-    rules = RewardRules(
-        **{field.name: getattr(settings, field.name) for field in fields(RewardRules)}
-    )
+    trained = {"policy": tabular_policy(), "value": bare(SCALAR)}
+    state = init_state(trained, optimizer, {"controllers": start})
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
-        samples = draw(state.params["policy"], jax.random.fold_in(key, 0))
-        rollout, _, metrics = make_rollout(
-            models,
-            state.params["value"],
-            frozen,
-            prompts(EPISODES),
-            samples,
-            coefs[0],
-            empty_moments(),
-            spec=SPEC,
-            rules=rules,
+        policy = state.params["policy"]
+        texts, samples = draw(policy, jax.random.fold_in(key, 0))
+        params = Parameters(policy, tabular_policy(), arm_reward(), state.params["value"])
+        rollout, _, metrics = ppo.collect(settings, NETWORKS, params, texts, samples, start)
+        data = ppo.UpdateData(rollout, blocks={}, frozen={})
+        state, update_metrics = ppo.update(
+            settings, NETWORKS, optimizer, state, data, jax.random.fold_in(key, 1)
         )
-        state, more = update(state, (rollout, {}), jax.random.fold_in(key, 1))
-        return state, (arms(state.params["policy"]), {**metrics, **more})
+        return state, (arms(state.params["policy"]), {**metrics, **update_metrics})
 
     return _play(iterate, state, updates)
 
@@ -196,34 +187,24 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
 def play_groups(
     settings: policy_gradient.PolicyGradient, *, updates: int, learning_rate: float
 ) -> Play:
-    """The same for the algorithms without a value network."""
-    models = policy_gradient.Models(POLICY, SCALAR)
-    optimizer = only(
-        "final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
-    )
+    """Learn a policy by an algorithm without a value network, as `play_ppo` does."""
+    falling = optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
+    optimizer = only("final_norm']['bias", falling)
     moments = policy_gradient.Moments(empty_moments(), empty_moments())
     state = init_state(tabular_policy(), optimizer, {"moments": moments})
-    frozen, update = (
-        Frozen(tabular_policy(), arm_reward()),
-        policy_gradient.make_update(POLICY, optimizer, settings, SPEC),
-    )
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
-        samples = draw(state.params, jax.random.fold_in(key, 0))
-        groups, moments, _, metrics = policy_gradient.judge_groups(
-            models,
-            frozen,
-            prompts(settings.num_prompts),
-            samples,
-            state.extras["moments"],
-            settings=settings,
-            spec=SPEC,
+        texts, samples = draw(state.params, jax.random.fold_in(key, 0))
+        params = Parameters(state.params, tabular_policy(), arm_reward())
+        groups, moments, _, metrics = policy_gradient.collect(
+            settings, NETWORKS, params, texts, samples, state.extras["moments"]
         )
-        state, more = update(state, groups, jax.random.fold_in(key, 1))
-        return replace(state, extras={"moments": moments}), (
-            arms(state.params),
-            {**metrics, **more},
+        data = policy_gradient.UpdateData(groups, frozen={})
+        state, update_metrics = policy_gradient.update(
+            settings, POLICY, optimizer, state, data, jax.random.fold_in(key, 1)
         )
+        state = replace(state, extras={"moments": moments})
+        return state, (arms(state.params), {**metrics, **update_metrics})
 
     return _play(iterate, state, updates)
 

@@ -14,25 +14,26 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from evaluation_support import prompt as user
-from evaluation_support import words
 from scipy.special import softmax
 from tests_support import load_experiment
 
 from experiments import bandit
-from experiments.bandit import POLICY, REFERENCE, SHAPE, SPEC, arms, tabular_policy
+from experiments.bandit import NETWORKS, POLICY, REFERENCE, SHAPE, arms, tabular_policy
 from rlhf_jax.config import build
-from rlhf_jax.evaluation.best_of_n import best_of_n
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.maths.statistics import best_of_n as best_of_n_of_pool
-from rlhf_jax.menagerie.measurements import LoadedModel
-from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
+from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages import policy_gradient, preference
 from rlhf_jax.stages.policy_gradient import check
-from rlhf_jax.stages.rollout import Frozen, ScoredSamples
-from rlhf_jax.training.updates import accumulated_gradients, init_state, make_supervised_update
+from rlhf_jax.stages.rollout import Parameters, ScoredSamples
+from rlhf_jax.training.updates import (
+    Objective,
+    accumulated_gradients,
+    init_state,
+    supervised_update,
+)
 
 OPTIMUM, BETA = [0.03666671, 0.16255943, 0.80077385], 0.5
 FALLING = optax.cosine_decay_schedule(0.05, 300, alpha=0.02)
@@ -65,12 +66,11 @@ def test_the_closed_forms():
 
 
 def test_the_reward_model_scores_arm_i_with_i():
-    samples = bandit.draw(tabular_policy(), jax.random.key(0))
-    settings, models = settings_of("rloo"), policy_gradient.Models(POLICY, bandit.SCALAR)
-    judge = jax.jit(partial(policy_gradient.judge_groups, models, settings=settings, spec=SPEC))
+    texts, samples = bandit.draw(tabular_policy(), jax.random.key(0))
+    collect = jax.jit(partial(policy_gradient.collect, settings_of("rloo"), NETWORKS))
     moments = policy_gradient.Moments(empty_moments(), empty_moments())
-    frozen = Frozen(tabular_policy(), bandit.arm_reward())
-    groups, _, score_B, _ = judge(frozen, bandit.prompts(settings.num_prompts), samples, moments)
+    params = Parameters(tabular_policy(), tabular_policy(), bandit.arm_reward())
+    groups, _, score_B, _ = collect(params, texts, samples, moments)
     np.testing.assert_allclose(score_B, samples.tokens_BR[:, 0], atol=1e-4)
     np.testing.assert_allclose(
         groups.ref_logp_BNR.ravel(), REFERENCE[samples.tokens_BR[:, 0]], atol=1e-5
@@ -159,19 +159,25 @@ def best_of(n, policy):
 # --- algorithms that choose: best of n, expert iteration, online DPO ------------------------------------------
 
 
+def make_groups(tokens_BNR, mask_BNR, logp_BNR, ref_logp_BNR, score_BN):
+    count = len(tokens_BNR)
+    return policy_gradient.Groups(
+        prompt_BP=jnp.zeros((count, 1), jnp.int32),
+        prompt_mask_BP=jnp.ones((count, 1), bool),
+        response_BNR=tokens_BNR,
+        mask_BNR=mask_BNR,
+        logp_BNR=logp_BNR,
+        ref_logp_BNR=ref_logp_BNR,
+        advantage_BN=jnp.asarray(score_BN),
+    )
+
+
 def as_groups(tokens_BN, score_BN):
     """Groups of answers that were sampled from the reference."""
-    prompt, tokens_BNR = bandit.prompts(len(tokens_BN)), jnp.asarray(tokens_BN)[..., None]
+    tokens_BNR = jnp.asarray(tokens_BN)[..., None]
     logp_BNR = REFERENCE[tokens_BNR]
-    return policy_gradient.Groups(
-        prompt["prompt_BP"],
-        prompt["prompt_mask_BP"],
-        tokens_BNR,
-        jnp.ones(tokens_BNR.shape, bool),
-        logp_BNR,
-        logp_BNR,
-        jnp.asarray(score_BN),
-    )
+    mask_BNR = jnp.ones(tokens_BNR.shape, bool)
+    return make_groups(tokens_BNR, mask_BNR, logp_BNR, logp_BNR, score_BN)
 
 
 def test_a_round_of_expert_iteration_imitates_best_of_n():
@@ -185,9 +191,10 @@ def test_a_round_of_expert_iteration_imitates_best_of_n():
     np.testing.assert_allclose(share, best_of(4, [0.5, 0.3, 0.2]), atol=1e-12)
 
     optimizer = bandit.only("final_norm']['bias", FALLING)
-    one = replace(settings, num_epochs=300)
-    update = jax.jit(policy_gradient.make_update(POLICY, optimizer, one, SPEC))
-    state, _ = update(init_state(tabular_policy(), optimizer), chosen, jax.random.key(0))
+    long = replace(settings, num_epochs=300)
+    update = jax.jit(partial(policy_gradient.update, long, POLICY, optimizer))
+    data = policy_gradient.UpdateData(chosen, {})
+    state, _ = update(init_state(tabular_policy(), optimizer), data, jax.random.key(0))
     np.testing.assert_allclose(arms(state.params), best_of(4, [0.5, 0.3, 0.2]), atol=1e-3)
 
 
@@ -208,43 +215,6 @@ def test_best_of_n_from_a_pool_is_the_closed_form():
         np.testing.assert_allclose(share, best_of(n, [0.5, 0.3, 0.2]), atol=1e-3)
 
 
-def test_best_of_n_as_a_policy_has_the_closed_form():
-    """The policy that draws n answers and says the best: three words of the tokenizer are the arms."""
-    size, first = words().vocab_size, 5
-    shape = replace(SHAPE, vocab_size=size, width=32, context_length=64)
-    policy, scalar = LanguageModel(shape), ScalarModel(shape)
-    logits, kernel = np.full(32, -1e4, np.float32), np.zeros((32, 1), np.float32)
-    logits[first : first + 3], kernel[first : first + 3, 0] = REFERENCE, [1.0, 2.0, 3.0]
-
-    def bare(model):
-        params = jax.tree.map(jnp.zeros_like, init_params(model, jax.random.key(0)))
-        params["trunk"]["embedding"] = jnp.eye(size, 32)
-        return params
-
-    voice, judge = bare(policy), bare(scalar)
-    voice["trunk"]["final_norm"]["bias"] = jnp.asarray(logits)
-    judge["trunk"]["final_norm"]["scale"], judge["head"]["kernel"] = (
-        jnp.ones(32),
-        jnp.asarray(kernel),
-    )
-    said = best_of_n(
-        LoadedModel(policy, voice),
-        (scalar, judge),
-        words(),
-        [user("what?")] * 500,
-        jax.random.key(0),
-        n=4,
-        spec=SPEC,
-        prompt_length=8,
-        response_length=1,
-        batch_size=500,
-    )
-    share = np.bincount([one.response.ids[0] - first for one in said], minlength=3) / 500
-    np.testing.assert_allclose(
-        share, best_of(4, [0.5, 0.3, 0.2]), atol=0.05
-    )  # the standard error is 0.022
-
-
 def test_online_dpo_finds_the_best_arm():
     """The reward model's labels are certain: no finite gap is their optimum, and whatever β, the best arm takes all."""
     policy, metrics = learn_by_groups("online_dpo")
@@ -258,15 +228,15 @@ def test_online_dpo_reaches_the_optimum_if_its_labels_are_noisy():
     """With Gumbel noise on the scores the higher of two is i with probability σ(r_i - r_j): DPO's optimum on any pairs."""
     settings = settings_of("online_dpo", samples_per_prompt=2)
     optimizer = bandit.only("final_norm']['bias", FALLING)
-    update = policy_gradient.make_update(POLICY, optimizer, settings, SPEC)
+    update = partial(policy_gradient.update, settings, POLICY, optimizer)
 
     def iterate(state, key):
         drawing, noise, order = jax.random.split(key, 3)
-        tokens_BN = bandit.draw(state.params, drawing).tokens_BR.reshape(-1, 2)
+        _, samples = bandit.draw(state.params, drawing)
+        tokens_BN = samples.tokens_BR.reshape(-1, 2)
         score_BN = bandit.REWARD[tokens_BN] + jax.random.gumbel(noise, tokens_BN.shape)
-        return update(
-            state, policy_gradient.choose(as_groups(tokens_BN, score_BN), settings), order
-        )[0], None
+        pairs = policy_gradient.choose(as_groups(tokens_BN, score_BN), settings)
+        return update(state, policy_gradient.UpdateData(pairs, {}), order)[0], None
 
     state = init_state(tabular_policy(), optimizer)
     state, _ = jax.jit(partial(jax.lax.scan, iterate))(
@@ -319,14 +289,13 @@ def learn_from(batch, settings, learning_rate=0.05, updates=300):
     optimizer = bandit.only(
         "final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
     )
-    loss, weigh = (
-        preference.preference_loss(POLICY, settings),
-        partial(preference.weigh, loss=settings.loss),
+    objective = Objective(
+        partial(preference.preference_loss, settings, POLICY),
+        partial(preference.loss_denominator, settings),
     )
-    update = make_supervised_update(loss, weigh, optimizer, num_micro_batches=1)
 
     def step(state, key):
-        return update(state, batch, key)
+        return supervised_update(objective, optimizer, state, batch, key, {})
 
     keys = jax.random.split(jax.random.key(0), updates)
     state, metrics = jax.jit(partial(jax.lax.scan, step))(
@@ -437,7 +406,7 @@ def test_kto_as_shipped_finds_the_arm_that_wins_most(beta):
 def judged(score, kl):
     score_B = jnp.asarray(score)
     kl_BR = jnp.asarray(kl)[:, None]
-    return ScoredSamples(jnp.ones(kl_BR.shape, bool), kl_BR, kl_BR, score_B, score_B)
+    return ScoredSamples(ref_logp_BR=kl_BR, kl_BR=kl_BR, raw_score_B=score_B, score_B=score_B)
 
 
 @pytest.mark.parametrize(
@@ -468,11 +437,8 @@ def groups():
     mask = jnp.asarray(np.arange(3) < length_BN[..., None])
     logp = jnp.where(mask, -rng.uniform(0.5, 2.0, (4, 4, 3)), 0.0)
     score = jnp.asarray(rng.normal(size=(4, 4))).at[3].set(1.0)
-    prompt = bandit.prompts(4)
     tokens = jnp.asarray(rng.integers(0, 3, (4, 4, 3)))
-    return policy_gradient.Groups(
-        prompt["prompt_BP"], prompt["prompt_mask_BP"], tokens, mask, logp, logp - 0.1, score
-    )
+    return make_groups(tokens, mask, logp, logp - 0.1, score)
 
 
 def test_pairs_are_the_best_and_the_worst_and_ties_count_for_nothing(groups):
@@ -486,12 +452,12 @@ def test_pairs_are_the_best_and_the_worst_and_ties_count_for_nothing(groups):
         np.testing.assert_array_equal(
             chosen.response_BNR[prompt], groups.response_BNR[prompt][jnp.array([best, worst])]
         )
-    assert int(policy_gradient.weight_of(chosen, settings=settings)) == 3
+    assert int(policy_gradient.loss_denominator(chosen, settings)) == 3
     tied = jax.tree.map(lambda x: x[3:], chosen)
-    weight = policy_gradient.weight_of(tied, settings=settings)
-    loss = partial(policy_gradient.minibatch_loss, POLICY, settings, SPEC)
+    denominator = policy_gradient.loss_denominator(tied, settings)
+    loss = partial(policy_gradient.group_loss, settings, POLICY)
     grads, _ = jax.jit(jax.grad(loss, has_aux=True))(
-        tabular_policy(), tied, weight, jax.random.key(0)
+        tabular_policy(), tied, denominator, jax.random.key(0)
     )
     assert all(not leaf.any() for leaf in jax.tree.leaves(grads))
 
@@ -500,14 +466,15 @@ def test_pairs_are_the_best_and_the_worst_and_ties_count_for_nothing(groups):
 def test_micro_batches_of_whole_groups_change_nothing(groups, loss):
     settings = settings_of("grpo", loss=loss, kl_in="loss" if loss == "clip" else "reward")
     chosen = policy_gradient.choose(groups, settings)
-    run = partial(policy_gradient.minibatch_loss, POLICY, settings, SPEC)
-    weigh = partial(policy_gradient.weight_of, settings=settings)
+    whole = Objective(
+        partial(policy_gradient.group_loss, settings, POLICY),
+        partial(policy_gradient.loss_denominator, settings=settings),
+    )
 
     def gradients(count):
+        objective = replace(whole, num_micro_batches=count)
         return jax.jit(
-            lambda p: accumulated_gradients(
-                run, weigh, p, chosen, jax.random.key(0), num_micro_batches=count
-            )
+            lambda p: accumulated_gradients(objective, p, {}, chosen, jax.random.key(0))
         )(tabular_policy())
 
     (one, metrics), (two, others) = gradients(1), gradients(2)
