@@ -100,7 +100,7 @@ def run(config: Config, workdir: str) -> None:
     )
     optimizer = make_optimizer(config.optimizer, num_steps)
     params = _initial(config, parent, model, key)
-    state = run.place_state(init_state(params, optimizer))
+    state = run.place(init_state(params, optimizer))
     run.announce(
         config,
         {"model": params},

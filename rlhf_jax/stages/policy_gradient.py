@@ -279,7 +279,7 @@ def run(config: Config, workdir: str) -> None:
         config.optimizer, num_updates * settings.num_epochs * settings.num_mini_batches
     )
     extras = {"moments": Moments(empty_moments(), empty_moments())}
-    state = run.place_state(init_state(params, optimizer, extras))
+    state = run.place(init_state(params, optimizer, extras))
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir),
         tokenizer,

@@ -253,7 +253,7 @@ def run(config: Config, workdir: str) -> None:
     # One placement, so that what reference, reward model, policy and value have in common lies in memory once.
     frozen, base = run.place_frozen((Frozen(policy.params, reward.params), base))
     optimizer = make_optimizers(config)
-    state = run.place_state(initial_state(config, params, optimizer))
+    state = run.place(initial_state(config, params, optimizer))
 
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="train", data_dir=config.data.data_dir),

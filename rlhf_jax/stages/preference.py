@@ -145,7 +145,7 @@ def run(config: Config, workdir: str) -> None:
     optimizer = make_optimizer(config.optimizer, num_updates)
     base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     reference, base = run.place_frozen((parent.params, base))
-    state = run.place_state(init_state(trained, optimizer))
+    state = run.place(init_state(trained, optimizer))
     run.announce(
         config,
         {"policy": trained, "base": base},

@@ -104,7 +104,7 @@ def run(config: Config, workdir: str) -> None:
     model, key = LanguageModel(config.model), jax.random.key(config.seed)
     optimizer = make_optimizer(config.optimizer, config.pretrain.num_steps)
     params = init_params(model, jax.random.fold_in(key, 1 << 30))
-    state = run.place_state(init_state(params, optimizer))
+    state = run.place(init_state(params, optimizer))
     batches, validation = (_blocks(config, run, split) for split in ("train", "validation"))
     run.announce(
         config,

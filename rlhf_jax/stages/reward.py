@@ -141,7 +141,7 @@ def run(config: Config, workdir: str) -> None:
     params = scalar_params_from(parent.params, jax.random.fold_in(key, 1 << 30), parent.model)
     base, trained = init_adapters(params, config.lora, jax.random.fold_in(key, (1 << 30) + 1))
     base = run.place_frozen(base)
-    state = run.place_state(init_state(trained, optimizer))
+    state = run.place(init_state(trained, optimizer))
     run.announce(
         config,
         {"model": trained, "base": base},

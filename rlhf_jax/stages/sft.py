@@ -125,7 +125,7 @@ def run(config: Config, workdir: str) -> None:
     optimizer = make_optimizer(config.optimizer, num_steps)
     base, trained = init_adapters(parent.params, config.lora, jax.random.fold_in(key, 1 << 30))
     base = run.place_frozen(base)
-    state = run.place_state(init_state(trained, optimizer, _initial_best(config, trained)))
+    state = run.place(init_state(trained, optimizer, _initial_best(config, trained)))
     run.announce(
         config,
         {"model": trained, "base": base},

@@ -1,17 +1,19 @@
-"""Checkpoints: what a run saves, what it resumes from, and what the next stage starts from.
+"""Save what a run is, resume it from there, and give its parameters to the next stage.
 
     WORKDIR/checkpoints/<step>/params    the model's parameters: all that a child stage reads
                               /train     optimizer state, step, extras: what resuming needs besides
-                              /meta      JSON: `Meta`, and shape, dtype and CRC-32 of every leaf of both trees
+                              /meta      JSON: `Meta`, and shape, dtype and CRC-32 of every leaf
 
-Written by Orbax under a temporary name and renamed when complete, so an interrupted save leaves nothing that
-looks like a checkpoint. Restoring is strict: every missing, unexpected or mis-shaped leaf is listed, and
-every byte is checked against its CRC. Arrays go through host memory (the check needs all bytes there) and may
-land on any mesh.
+Orbax writes under a temporary name and renames the folder when it is complete, so an interrupted
+save leaves nothing that looks like a checkpoint. Restoring is strict: every missing, unexpected or
+mis-shaped leaf is listed, and every byte is checked against its CRC. Arrays go through host memory,
+where the check needs all bytes, and may land on any mesh. A run whose parameters to hand on are not
+those it trains (an average, the best so far) saves the former as params and the latter in train.
 
-Of several processes each writes its parts of the arrays; for the CRCs, and when restoring, every host reads every byte.
+Of several processes each writes its parts of the arrays; every process reads every byte.
 
-Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step), pickle.
+Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step),
+pickle.
 """
 
 import json
@@ -21,6 +23,7 @@ import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -32,152 +35,57 @@ from rlhf_jax import __version__
 from rlhf_jax.training.mesh import put
 from rlhf_jax.training.processes import barrier, fetch, is_main_process
 
-
-# The leaves of a tree as a checkpoint sees them: named, described by shape and dtype, protected by a CRC-32.
-#
-# A name is the path through the tree, "opt_state/0/mu/trunk/wte", whatever the containers (dict keys, field
-# names, positions), so a checkpoint can be read without the classes that made it.
-#
-# Left out on purpose: leaves that are not numbers, random keys among them.
-def flatten_named(tree: Any) -> dict[str, Any]:
-    """{"opt_state/0/mu/trunk/wte": leaf, …} in the order of `jax.tree.leaves`.
-
-    Raises ValueError for a leaf that cannot be saved and for two leaves of one name.
-    """
-    named = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = "/".join(re.sub(r"[/\\]", "_", str(_key(entry))) for entry in path)
-        if name in named or not name:
-            raise ValueError(
-                f"checkpoint leaf {name!r}: leaves need distinct, non-empty names; put them in a dict"
-            )
-        if not _saveable(leaf):
-            raise ValueError(
-                f"checkpoint leaf {name} is {type(leaf).__name__}: only number arrays and numbers are saved"
-            )
-        named[name] = leaf
-    return named
-
-
-def _key(entry: Any) -> Any:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return entry
-
-
-def _saveable(leaf: Any) -> bool:
-    if isinstance(leaf, bool | int | float | np.generic):
-        return True
-    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
-    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Named leaves as a tree of dicts, Python numbers as arrays; undoes `flatten_named`."""
-    tree: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = np.asarray(leaf) if isinstance(leaf, bool | int | float | np.generic) else leaf
-    return tree
-
-
-def abstract(leaf: Any) -> dict[str, Any]:
-    """Shape and dtype as they are written to JSON."""
-    array = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
-    return {"shape": list(array.shape), "dtype": str(array.dtype)}
-
-
-def form(description: Mapping[str, Any]) -> str:
-    """`float32[4, 8]`."""
-    return f"{description['dtype']}{description['shape']}"
-
-
-def describe(leaf: Any) -> dict[str, Any]:
-    """Shape, dtype and CRC-32 of the bytes."""
-    array = np.ascontiguousarray(fetch(leaf))
-    return abstract(leaf) | {"crc32": f"{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"}
-
-
-def fingerprint(leaves: Mapping[str, dict[str, Any]]) -> str:
-    """One fingerprint of a whole tree: the CRC-32 of its sorted (name, shape, dtype, CRC-32) lines."""
-    return json_crc(leaves)
-
-
-def json_crc(content: Mapping[str, Any]) -> str:
-    """CRC-32 of the JSON with sorted keys."""
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
-
-
-def place_like(array: np.ndarray, example: Any) -> Any:
-    """The array in the type and placement of the example."""
-    if isinstance(example, bool | int | float):
-        return type(example)(array.item())
-    if isinstance(example, np.ndarray | np.generic):
-        return array
-    # A committed array would pin everything it meets to its device, so stay uncommitted where the example
-    # was.
-    pinned = example.sharding if not isinstance(example, jax.Array) or example.committed else None
-    return put(array, pinned, may_alias=False)
-
-
 Params = Any
 PathLike = str | Path
-KINDS = ("language_model", "scalar_model", "classifier")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says about itself.
+class CheckpointKind(StrEnum):
+    """Name the module (models/heads.py) that a checkpoint's parameters belong to."""
 
-    `model` is `TransformerConfig.to_dict()`, `tokenizer` the tokenizer's fingerprint, `lineage` maps a
-    parent's role to `lineage_entry(...)`; `extra` is the stage's own JSON. `best` is {} or {"step", "metric",
-    "value"}. `step`, `fingerprint` (of the parameters) and `best` are filled in when saving: build one with
-    `new_meta`.
+    LANGUAGE_MODEL = "language_model"
+    SCALAR_MODEL = "scalar_model"
+    CLASSIFIER = "classifier"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "CheckpointKind":
+        raise ValueError(f"checkpoint kind = {value!r}: must be one of {', '.join(cls)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """Describe a checkpoint.
+
+    `model` is what `models.config.to_dict` returns, `tokenizer` the tokenizer's fingerprint,
+    `lineage` maps a parent's role to its `lineage_entry`, and `extra` is the stage's own JSON.
+    `save` fills in `step` and `fingerprint`, the checksum of the parameters.
+
+    Raises:
+        ValueError: `kind` is none of `CheckpointKind`.
     """
 
     stage: str
-    kind: str
-    step: int
+    kind: CheckpointKind
+    step: int = 0
     num_steps: int
     model: dict[str, Any]
     tokenizer: str
     lineage: dict[str, dict[str, Any]]
-    fingerprint: str
-    version: str
-    extra: dict[str, Any]
-    best: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    version: str = __version__
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", CheckpointKind(self.kind))  # JSON holds a string
 
     @property
     def complete(self) -> bool:
-        """True iff the run reached its last step."""
+        """Tell whether the run had reached its last step."""
         return self.step == self.num_steps
 
 
-def new_meta(
-    *,
-    stage: str,
-    kind: str,
-    num_steps: int,
-    model: dict[str, Any],
-    tokenizer: str,
-    lineage: dict[str, dict[str, Any]],
-    extra: dict[str, Any] | None = None,
-) -> Meta:
-    """The `Meta` of a run about to start. Raises ValueError for an unknown kind."""
-    if kind not in KINDS:
-        raise ValueError(f"checkpoint kind = {kind!r}: must be one of {KINDS}")
-    return Meta(
-        stage, kind, 0, num_steps, model, tokenizer, lineage, "", __version__, dict(extra or {})
-    )
-
-
 def lineage_entry(path: PathLike, meta: Meta) -> dict[str, Any]:
-    """What a child records about a parent that it loaded from `path`."""
+    """Return what a child records about a parent that it loaded from `path`."""
     return {
         "path": str(path),
         "stage": meta.stage,
@@ -186,16 +94,16 @@ def lineage_entry(path: PathLike, meta: Meta) -> dict[str, Any]:
     }
 
 
-# --- finding ------------------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 
 def checkpoint_folder(workdir: PathLike, step: int) -> Path:
-    """WORKDIR/checkpoints/<step>."""
+    """Return WORKDIR/checkpoints/<step>."""
     return Path(workdir) / "checkpoints" / str(step)
 
 
 def all_steps(workdir: PathLike) -> list[int]:
-    """Steps of the complete checkpoints, ascending; half-written ones are left out with a note in the log."""
+    """List the steps of the complete checkpoints, ascending; log those that are half-written."""
     root = Path(workdir) / "checkpoints"
     steps = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
@@ -207,9 +115,8 @@ def all_steps(workdir: PathLike) -> list[int]:
 
 
 def latest_step(workdir: PathLike) -> int | None:
-    """The newest complete checkpoint's step, or None."""
-    steps = all_steps(workdir)
-    return steps[-1] if steps else None
+    """Return the step of the newest complete checkpoint, or None."""
+    return max(all_steps(workdir), default=None)
 
 
 def _is_committed(folder: Path) -> bool:
@@ -219,77 +126,62 @@ def _is_committed(folder: Path) -> bool:
 
 
 def _is_half_written(folder: Path) -> bool:
-    # "40.orbax-checkpoint-tmp…", "40.deleted", or "40" without a marker; other names are not ours.
+    # "40.orbax-checkpoint-tmp…", "40.deleted", or "40" without a marker; other names are the
+    # user's.
     return folder.is_dir() and folder.name.split(".")[0].isdecimal() and not _is_committed(folder)
 
 
 def resolve(path: PathLike) -> Path:
-    """The checkpoint folder that a path means.
+    """Return the checkpoint folder that a path means: itself, or the newest of a workdir.
 
-    WORKDIR is its newest; WORKDIR/checkpoints/<step> itself; WORKDIR/checkpoints/best the one a `Best` kept.
-    Raises FileNotFoundError naming the path, what there is nearby, and the command that makes it.
+    Raises:
+        FileNotFoundError: names the path, the checkpoints nearby, and how to make the missing one.
     """
     path = Path(path)
     if _is_committed(path):
         return path
-    if path.name == "best" and path.parent.name == "checkpoints":
-        return _best_folder(path.parent.parent)
     step = latest_step(path)
     if step is None:
         raise FileNotFoundError(_not_found_message(path))
     return checkpoint_folder(path, step)
 
 
-def _best_folder(workdir: Path) -> Path:
-    newest = resolve(workdir)
-    best = _read_meta_file(newest)["meta"]["best"]
-    if not best:
-        raise FileNotFoundError(
-            f"{workdir}: this run did not track a best step; name {workdir} or {newest} instead"
-        )
-    return resolve(checkpoint_folder(workdir, best["step"]))
-
-
 def _not_found_message(path: Path) -> str:
     workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    mine, siblings = all_steps(workdir), []
-    if mine:
-        nearby = f"{workdir} has steps {', '.join(map(str, mine))}"
-    else:
-        parent = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
-        siblings = [
-            f"{p.name} (step {latest_step(p)})"
-            for p in sorted(parent.iterdir())
-            if _has_checkpoint(p)
-        ]
-        nearby = f"{parent} has {', '.join(siblings) if siblings else 'no run with a checkpoint'}"
-    stage = _stage_of(workdir)
-    command = (
-        f"python -m rlhf_jax.main --config=experiments/menagerie/{stage}.py --workdir={workdir}"
-    )
-    return f"no checkpoint at {path}; {nearby}. To make it: {command}"
+    if steps := all_steps(workdir):
+        return f"no checkpoint at {path}; {workdir} has steps {', '.join(map(str, steps))}"
+    parent = next((folder for folder in path.absolute().parents if folder.is_dir()), Path("/"))
+    siblings = [
+        f"{folder.name} (step {latest_step(folder)})"
+        for folder in sorted(parent.iterdir())
+        if (folder / "checkpoints").is_dir() and latest_step(folder) is not None
+    ]
+    nearby = f"{parent} has {', '.join(siblings) or 'no run with a checkpoint'}"
+    return f"no checkpoint at {path}; {nearby}. {_how_to_make(workdir)}"
 
 
-def _has_checkpoint(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() and latest_step(folder) is not None
-
-
-def _stage_of(workdir: Path) -> str:
+def _how_to_make(workdir: Path) -> str:
+    command = f"python -m rlhf_jax.main --config=FILE --workdir={workdir}"
     config = workdir / "config.json"
-    return json.loads(config.read_text())["stage"] if config.is_file() else workdir.name
+    if not config.is_file():
+        return f"Correct the path, or train the model first: {command}"
+    stage = json.loads(config.read_text())["stage"]
+    return f"Stage {stage} was begun there and saved nothing: run its config again, {command}"
 
 
-# --- saving -------------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 
 def save(
     workdir: PathLike, step: int, params: Params, train: Any, meta: Meta, *, keep: int
 ) -> Meta:
-    """Write checkpoint `step` and return its `Meta` (with step and fingerprint filled in).
+    """Write checkpoint `step`, leave the `keep` newest, and return the completed `Meta`.
 
-    Afterwards the `keep` newest checkpoints and the best one (`meta.best`) remain. Blocks until the files are
-    in place. Raises ValueError when the step exists already, FloatingPointError when a parameter is not
-    finite.
+    Returns when the files are in place.
+
+    Raises:
+        ValueError: the step exists already, or a leaf cannot be saved.
+        FloatingPointError: a parameter is not finite.
     """
     if keep < 1:
         raise ValueError(
@@ -300,17 +192,17 @@ def save(
         raise ValueError(f"{folder} exists already: delete it, or use another workdir")
     trees = {"params": flatten_named(params), "train": flatten_named(train)}
     leaves = {
-        item: {name: describe(leaf) for name, leaf in tree.items()} for item, tree in trees.items()
+        item: {name: checksum(leaf) for name, leaf in tree.items()} for item, tree in trees.items()
     }
     _check_finite(trees["params"], step)
-    meta = replace(meta, step=step, fingerprint=fingerprint(leaves["params"]))
+    meta = replace(meta, step=step, fingerprint=json_checksum(leaves["params"]))
     content = {"meta": asdict(meta), "leaves": leaves}
     if is_main_process():
         _remove_half_written(folder.parent)
     barrier(f"checkpoint {step}")
-    _write(folder, trees, content | {"crc32": json_crc(content)})
+    _write(folder, trees, content | {"crc32": json_checksum(content)})
     if is_main_process():
-        _prune(folder.parent, keep, meta)
+        _prune(folder.parent, keep)
     barrier(f"checkpoint {step} written")
     return meta
 
@@ -331,13 +223,10 @@ def _remove_half_written(root: Path) -> None:
             shutil.rmtree(folder)
 
 
-def _prune(root: Path, keep: int, meta: Meta) -> None:
-    kept = set(all_steps(root.parent)[-keep:]) | {meta.step, meta.best.get("step", meta.step)}
-    for step in all_steps(root.parent):
-        if step not in kept:
-            # Renamed first: a deletion that is interrupted must not leave a folder that looks complete.
-            doomed = (root / str(step)).rename(root / f"{step}.deleted")
-            shutil.rmtree(doomed)
+def _prune(root: Path, keep: int) -> None:
+    for step in all_steps(root.parent)[:-keep]:
+        # Renamed first: a deletion that is interrupted must not leave a folder that looks complete.
+        shutil.rmtree((root / str(step)).rename(root / f"{step}.deleted"))
 
 
 def _check_finite(params: Mapping[str, Any], step: int) -> None:
@@ -347,22 +236,26 @@ def _check_finite(params: Mapping[str, Any], step: int) -> None:
             raise FloatingPointError(f"parameter {name} is not finite at step {step}: not saved")
 
 
-# --- restoring ----------------------------------------------------------------------------------------------
+# --- restoring ------------------------------------------------------------------------------------
 
 
 def read_meta(path: PathLike) -> Meta:
-    """The `Meta` of a workdir's newest checkpoint, or of a checkpoint folder."""
-    return _meta_from(_read_meta_file(resolve(path)), resolve(path))
+    """Return the `Meta` of a checkpoint folder, or of a workdir's newest checkpoint."""
+    folder = resolve(path)
+    return _meta_from(_read_meta_file(folder), folder)
 
 
 def restore(
     workdir: PathLike, step: int, params_like: Params, train_like: Any
 ) -> tuple[Params, Any, Meta]:
-    """Load everything of one checkpoint, in the structure, types and shardings of the two example trees.
+    """Load everything of one checkpoint in the structure, types and shardings of two example trees.
 
-    The examples may be arrays or `jax.ShapeDtypeStruct`s (with shardings); Python numbers come back as Python
-    numbers. Raises FileNotFoundError without such a step, ValueError listing every leaf that does not fit or
-    naming what is damaged.
+    The examples hold arrays or `jax.ShapeDtypeStruct`s with shardings; Python numbers come back as
+    such.
+
+    Raises:
+        FileNotFoundError: there is no such step.
+        ValueError: lists every leaf that does not fit, or names what is damaged.
     """
     folder = checkpoint_folder(workdir, step)
     if not _is_committed(folder):
@@ -370,19 +263,20 @@ def restore(
     content = _read_meta_file(folder)
     trees = []
     for item, like in (("params", params_like), ("train", train_like)):
-        _check_same_leaves(folder, item, content["leaves"][item], flatten_named(like))
+        examples = flatten_named(like)
+        _check_same_leaves(folder, item, content["leaves"][item], examples)
         named = _read_item(folder, item, content["leaves"][item])
-        restored = [place_like(named[name], leaf) for name, leaf in flatten_named(like).items()]
-        trees.append(jax.tree.unflatten(jax.tree.structure(like), restored))
+        leaves = [place_like(named[name], example) for name, example in examples.items()]
+        trees.append(jax.tree.unflatten(jax.tree.structure(like), leaves))
     return trees[0], trees[1], _meta_from(content, folder)
 
 
-def load_params(path: PathLike, shardings: Any = None) -> tuple[Params, Meta]:
-    """The parameters and `Meta` of another run: what a child stage starts from.
+def load_params(path: PathLike) -> tuple[Params, Meta]:
+    """Load the parameters and `Meta` of another run, uncommitted on the default device.
 
-    `path` is as in `resolve`. `shardings` is None (uncommitted, on the default device), a sharding or tree of
-    them, or a function from the abstract parameters to one, e.g. `lambda tree: state_shardings(tree, mesh,
-    min_size)`. Raises FileNotFoundError as `resolve` does, ValueError naming what is damaged.
+    Raises:
+        FileNotFoundError: as `resolve`.
+        ValueError: names what is damaged.
     """
     folder = resolve(path)
     content = _read_meta_file(folder)
@@ -390,27 +284,22 @@ def load_params(path: PathLike, shardings: Any = None) -> tuple[Params, Meta]:
     if not meta.complete:
         _log.warning("%s is of an unfinished run: step %d of %d", folder, meta.step, meta.num_steps)
     params = unflatten_named(_read_item(folder, "params", content["leaves"]["params"]))
-    if callable(shardings):
-        shardings = shardings(
-            jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
-        )
-    return jax.device_put(params, shardings, may_alias=False), meta
+    return jax.device_put(params, may_alias=False), meta
 
 
 def _read_item(
     folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]
 ) -> dict[str, np.ndarray]:
-    """All leaves of one item as NumPy arrays, each checked against its CRC."""
+    """Read all leaves of one item as NumPy arrays and check each against its CRC."""
     try:
         named = _read_arrays(folder, item, list(leaves))
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged file.
-        raise _damaged(
-            folder, item, _first_unreadable(folder, item, list(leaves)), error
-        ) from error
-    for name, expected in leaves.items():
-        found = describe(named[name])
-        if found != expected:
-            raise _damaged(folder, item, name, ValueError(f"saved {expected}, read {found}"))
+        unreadable = _first_unreadable(folder, item, list(leaves))
+        raise _damaged(folder, f"{item}/{unreadable}", error) from error
+    for name, saved in leaves.items():
+        read = checksum(named[name])
+        if read != saved:
+            raise _damaged(folder, f"{item}/{name}", ValueError(f"saved {saved}, read {read}"))
     return named
 
 
@@ -426,7 +315,7 @@ def _read_arrays(folder: Path, item: str, names: list[str]) -> dict[str, np.ndar
 
 
 def _first_unreadable(folder: Path, item: str, names: list[str]) -> str:
-    """The first leaf that cannot be read by itself (any leaf, where a shared file is at fault)."""
+    """Find the first leaf that cannot be read alone (any leaf, where a shared file is at fault)."""
     for name in names:
         try:
             _read_arrays(folder, item, [name])
@@ -435,35 +324,29 @@ def _first_unreadable(folder: Path, item: str, names: list[str]) -> str:
     return "(all leaves together)"
 
 
-def _damaged(folder: Path, item: str, name: str, error: Exception) -> ValueError:
+def _damaged(folder: Path, where: str, error: Exception) -> ValueError:
     reason = (str(error).splitlines() or [""])[0][:300]
-    where = f"{item}/{name}" if name else item
-    return ValueError(
-        f"checkpoint {folder} is damaged at {where}: {type(error).__name__}: {reason}. {_fall_back(folder)}"
-    )
-
-
-def _fall_back(folder: Path) -> str:
     earlier = [step for step in all_steps(folder.parent.parent) if step < int(folder.name)]
-    then = (
+    remedy = (
         f"to fall back to step {earlier[-1]}"
         if earlier
         else "and start the run again (there is no earlier step)"
     )
-    return f"Delete {folder} {then}"
+    return ValueError(
+        f"checkpoint {folder} is damaged at {where}: {type(error).__name__}: {reason}. "
+        f"Delete {folder} {remedy}"
+    )
 
 
 def _read_meta_file(folder: Path) -> dict[str, Any]:
-    file = folder / "meta" / "metadata"
     try:
-        content = json.loads(file.read_text())
+        content = json.loads((folder / "meta" / "metadata").read_text())
         crc = content.pop("crc32")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise _damaged(folder, "meta", "", error) from error
-    if crc != json_crc(content):
-        raise _damaged(
-            folder, "meta", "", ValueError("the CRC-32 of the JSON is not the one saved with it")
-        )
+        raise _damaged(folder, "meta", error) from error
+    if crc != json_checksum(content):
+        mismatch = ValueError("the CRC-32 of the JSON is not the one saved with it")
+        raise _damaged(folder, "meta", mismatch)
     return content
 
 
@@ -472,8 +355,8 @@ def _meta_from(content: Mapping[str, Any], folder: Path) -> Meta:
     differing = sorted(set(saved) ^ {f.name for f in fields(Meta)})
     if differing:
         raise ValueError(
-            f"{folder} was written by another version of rlhf_jax than this one ({__version__}), with other "
-            f"fields in its meta ({', '.join(differing)}): load it with the version that wrote it"
+            f"{folder} was written by another version of rlhf_jax than this one ({__version__}), "
+            f"with other fields in its meta ({', '.join(differing)}): load it with that version"
         )
     return Meta(**saved)
 
@@ -483,8 +366,8 @@ def _check_same_leaves(
 ) -> None:
     lines = []
     for name in sorted(set(saved) | set(like)):
-        have = form(saved[name]) if name in saved else None
-        want = form(abstract(like[name])) if name in like else None
+        have = format_shape_dtype(saved[name]) if name in saved else None
+        want = format_shape_dtype(shape_dtype(like[name])) if name in like else None
         if want is None:
             lines.append(f"  unexpected {name}: checkpoint {have}, this run has no such leaf")
         elif have is None:
@@ -495,5 +378,96 @@ def _check_same_leaves(
         raise ValueError(
             f"checkpoint {folder}, item {item!r}, does not fit this run ({len(lines)} leaves):\n"
             + "\n".join(lines)
-            + "\nRestore with the configuration that wrote it (config.json), or start in a new workdir."
+            + "\nRestore with the config that wrote it (config.json), or start in a new workdir."
         )
+
+
+# --- the leaves of a tree -------------------------------------------------------------------------
+#
+# A leaf's name is its path through the tree, whatever the containers (dict keys, field names,
+# positions), so that a checkpoint can be read without the classes that made it.
+
+
+def flatten_named(tree: Any) -> dict[str, Any]:
+    """Return {"opt_state/0/mu/trunk/wte": leaf, …} in the order of `jax.tree.leaves`.
+
+    Raises:
+        ValueError: two leaves have one name, or a leaf is neither a number nor an array of numbers.
+    """
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = "/".join(re.sub(r"[/\\]", "_", str(_key(entry))) for entry in path)
+        if name in named or not name:
+            raise ValueError(
+                f"checkpoint leaf {name!r}: leaves need distinct, non-empty names; use a dict"
+            )
+        if not _is_number(leaf) and not _is_number_array(leaf):
+            raise ValueError(
+                f"checkpoint leaf {name} is {type(leaf).__name__}: only number arrays and numbers "
+                "are saved"
+            )
+        named[name] = leaf
+    return named
+
+
+def _key(entry: Any) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, bool | int | float | np.generic)
+
+
+def _is_number_array(leaf: Any) -> bool:
+    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
+    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `flatten_named`: return a tree of dicts, Python numbers as arrays."""
+    tree: dict[str, Any] = {}
+    for name, leaf in named.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.asarray(leaf) if _is_number(leaf) else leaf
+    return tree
+
+
+def shape_dtype(leaf: Any) -> dict[str, Any]:
+    """Return shape and dtype as they are written to JSON."""
+    array = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
+    return {"shape": list(array.shape), "dtype": str(array.dtype)}
+
+
+def format_shape_dtype(description: Mapping[str, Any]) -> str:
+    """Format what `shape_dtype` returned, as `float32[4, 8]`."""
+    return f"{description['dtype']}{description['shape']}"
+
+
+def checksum(leaf: Any) -> dict[str, Any]:
+    """Return shape, dtype and the CRC-32 of the bytes."""
+    array = np.ascontiguousarray(fetch(leaf))
+    crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
+    return shape_dtype(leaf) | {"crc32": f"{crc:08x}"}
+
+
+def json_checksum(content: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of the JSON with sorted keys: of all leaves' checksums, that of a tree."""
+    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+
+
+def place_like(array: np.ndarray, example: Any) -> Any:
+    """Return the array in the type and placement of the example."""
+    if isinstance(example, bool | int | float):
+        return type(example)(array.item())
+    if isinstance(example, np.ndarray | np.generic):
+        return array
+    # A committed array would pin everything it meets to its device: stay uncommitted where the
+    # example was.
+    pinned = example.sharding if not isinstance(example, jax.Array) or example.committed else None
+    return put(array, pinned, may_alias=False)

@@ -1,4 +1,4 @@
-"""The one training loop, used by every training stage.
+"""Run the one training loop that every training stage uses.
 
     resume from the workdir's newest checkpoint, or start at step 0
     for step in start … num_steps - 1:
@@ -7,10 +7,10 @@
         stop if a loss or a gradient norm was not finite
         run the hooks that are due, write the row, save if it is time or if SIGTERM came
 
-After the call `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints count
-updates made. Metrics of a step are on the disk before its checkpoint is, and rows beyond the checkpoint are
-dropped on resuming. If `step_fn` is a function of (state, step), a run that was killed anywhere therefore
-ends with the same bits and the same rows.
+After the call `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints
+count updates made. Metrics of a step are on the disk before its checkpoint is, and rows beyond the
+checkpoint are dropped on resuming. If `step_fn` is a function of (state, step), a run that was
+killed anywhere therefore ends with the same bits and the same rows.
 
 Left out on purpose: callbacks beyond hooks, averaging of metrics over steps.
 """
@@ -23,11 +23,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 
@@ -37,16 +37,19 @@ from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
 from rlhf_jax.training.metrics import CompileCounter, MetricsWriter, Number, Progress, to_number
 from rlhf_jax.training.processes import stop_requested
+from rlhf_jax.training.updates import TrainState
 
-State = TypeVar("State")
 _GUARDED = ("loss", "grad_norm")
 
 
 class Hook(NamedTuple):
-    """`run(state, step)` after every `every` updates and after the last; its numbers join that step's row."""
+    """Call `run(state, step)` after every `every` updates and after the last.
+
+    The numbers that it returns join the row of that step.
+    """
 
     every: int
-    run: Callable[[Any, int], Mapping[str, Number] | None]
+    run: Callable[[TrainState, int], Mapping[str, Number] | None]
 
 
 class PolicyMonitor(NamedTuple):
@@ -63,7 +66,7 @@ def policy_hooks(
     monitors: Sequence[PolicyMonitor],
     model: LanguageModel,
     tokenizer: Tokenizer,
-    policy_of: Callable[[Any], Params],
+    policy_of: Callable[[TrainState], Params],
 ) -> list[Hook]:
     """Return a hook for every monitor; `policy_of(state)` gives the parameters to measure."""
     return [
@@ -76,151 +79,151 @@ def _measure_policy(
     monitor: PolicyMonitor,
     model: LanguageModel,
     tokenizer: Tokenizer,
-    policy_of: Callable[[Any], Params],
-    state: Any,
+    policy_of: Callable[[TrainState], Params],
+    state: TrainState,
     step: int,
 ) -> Mapping[str, float]:
     del step  # the row names it
     return monitor.measure(model, policy_of(state), tokenizer)
 
 
-class Best(NamedTuple):
-    """Also save, and keep, the step at which a hook's `metric` was best so far; `mode` is "max" or "min"."""
+@dataclass(frozen=True)
+class LoopConfig:
+    """Say how often the loop writes and saves, and what it does besides its steps.
 
-    metric: str
-    mode: str
+    `headline` names the metrics on the terminal's line. `export(state)` returns the parameters that
+    the next stage loads, where these are not `state.params`.
+    """
+
+    log_every: int
+    save_every: int
+    keep: int
+    headline: tuple[str, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    export: Callable[[TrainState], Params] | None = None
 
 
 def run_loop(
-    *,
     workdir: str | Path,
-    state: State,
-    step_fn: Callable[[State, int], tuple[State, Mapping[str, Any]]],
-    num_steps: int,
-    log_every: int,
-    save_every: int,
-    keep: int,
-    to_checkpoint: Callable[[State], tuple[Any, Any]],
-    from_checkpoint: Callable[[Any, Any], State],
+    state: TrainState,
+    step_fn: Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]],
     meta: Meta,
-    hooks: Sequence[Hook] = (),
-    headline: Sequence[str] = (),
+    config: LoopConfig,
     writer: MetricsWriter | None = None,
-    best: Best | None = None,
-) -> State:
-    """Train to `num_steps` updates, from the newest checkpoint if there is one; return the last state.
+) -> TrainState:
+    """Train to `meta.num_steps` updates, from the newest checkpoint if there is one.
 
-    `state` gives the structure and shardings to restore onto; it may be donated by `step_fn`. Metrics are
-    scalars or `Mean` pairs. A metric called "tokens" is the number processed in that step and yields
-    perf/tokens_per_s. Rows are written at step 1, every `log_every` steps, at the last step and whenever a
-    hook returns numbers. Pass the `writer` that `step_fn` or hooks use for samples, or none.
+    `state` gives the structure and shardings to restore onto; `step_fn` may donate it. Metrics are
+    scalars or `Mean` pairs. One called "tokens" is the number processed in that step and yields
+    perf/tokens_per_s. Rows are written at step 1, every `log_every` steps, at the last step and
+    whenever a hook returns numbers. Pass the `writer` that `step_fn` or hooks use for samples, or
+    none.
 
-    perf/compile_count is the number of XLA compilations in `step_fn` after its first call: 0 is healthy, and
-    a count that grows means that shapes or Python values change from step to step.
+    perf/compile_count is the number of XLA compilations in `step_fn` after its first call: 0 is
+    healthy, and a count that grows means that shapes or Python values change from step to step.
 
-    Raises ValueError when the workdir holds another run; FloatingPointError at the first non-finite metric
-    with "loss" or "grad_norm" in its name, after writing its row and without saving; SystemExit(143) after
-    SIGTERM, once the step is saved.
+    Raises:
+        ValueError: the workdir holds another run, or a number of the arguments is impossible.
+        FloatingPointError: a metric with "loss" or "grad_norm" in its name is not finite; the row
+            is written and the step is not saved.
+        SystemExit: with status 143 after SIGTERM, once the step is saved.
     """
-    _check_arguments(meta, num_steps, log_every, save_every, keep, hooks, best)
-    state, start, meta = _resume(workdir, state, to_checkpoint, from_checkpoint, meta)
+    _check_arguments(meta, config)
+    state, start = _resume(workdir, state, meta, config)
     with ExitStack() as stack:
         writer = writer or stack.enter_context(MetricsWriter(workdir))
         writer.truncate_after(start if start else -1)
         stop = stack.enter_context(_sigterm())
-        log = _Log(
-            workdir, writer, Progress(meta.stage, start, num_steps, headline), log_every, num_steps
-        )
+        progress = Progress(meta.stage, start, meta.num_steps, config.headline)
+        log = _Log(writer, progress, config.log_every, meta.num_steps)
         counter = CompileCounter()
-        for step in range(start, num_steps):
+        for step in range(start, meta.num_steps):
             with counter:
                 state, metrics = step_fn(state, step)
             done = step + 1
+            # Only now: the device has work while Python waits for the metrics of the step before.
             log.settle()
             log.expect(done, metrics, counter.after_first_call)
-            extra = _run_hooks(hooks, state, done, num_steps, log)
-            meta, improved = _update_best(meta, best, done, extra)
+            hook_row = _run_hooks(config.hooks, state, done, meta.num_steps, log)
             # Read once: a signal between two readings would save a step without its row.
             stopping = stop.is_set() if jax.process_count() == 1 else stop_requested(step)
-            saving = improved or stopping or done % save_every == 0 or done == num_steps
-            if extra or saving:
-                log.settle(extra)
+            saving = stopping or done % config.save_every == 0 or done == meta.num_steps
+            if hook_row or saving:
+                log.settle(hook_row)
             if saving:
                 with log.pause():
                     writer.flush()
-                    checkpoints.save(workdir, done, *to_checkpoint(state), meta, keep=keep)
-            if stopping and done < num_steps:
+                    trees = checkpoint_trees(state, config.export)
+                    checkpoints.save(workdir, done, *trees, meta, keep=config.keep)
+            if stopping and done < meta.num_steps:
                 _exit_after_sigterm(workdir, meta, done)
-    if best is not None and not meta.best:
-        raise ValueError(
-            f"best.metric = {best.metric!r} was returned by no hook: name one that a hook returns"
-        )
     return state
 
 
-def _check_arguments(
-    meta: Meta,
-    num_steps: int,
-    log_every: int,
-    save_every: int,
-    keep: int,
-    hooks: Sequence[Hook],
-    best: Best | None,
-) -> None:
+def _check_arguments(meta: Meta, config: LoopConfig) -> None:
     counts = {
-        "num_steps": num_steps,
-        "log_every": log_every,
-        "save_every": save_every,
-        "keep": keep,
+        "num_steps": meta.num_steps,
+        "log_every": config.log_every,
+        "save_every": config.save_every,
+        "keep": config.keep,
     }
-    counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(hooks)}
+    counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(config.hooks)}
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} = {value}: must be >= 1")
-    if meta.num_steps != num_steps:
-        raise ValueError(
-            f"meta.num_steps = {meta.num_steps} but num_steps = {num_steps}: they must be the same"
-        )
-    if best is not None and best.mode not in ("max", "min"):
-        raise ValueError(f"best.mode = {best.mode!r}: must be 'max' or 'min'")
 
 
-# --- resuming -----------------------------------------------------------------------------------------------
+# --- checkpoints and resuming ---------------------------------------------------------------------
+
+
+def checkpoint_trees(
+    state: TrainState, export: Callable[[TrainState], Params] | None = None
+) -> tuple[Params, dict[str, Any]]:
+    """Return the two trees to save: parameters for the next stage, and the rest of the state.
+
+    With `export` the trained parameters are part of the rest.
+    """
+    train = {"step": state.step, "opt_state": state.opt_state, "extras": state.extras}
+    if export is None:
+        return state.params, train
+    return export(state), {**train, "params": state.params}
+
+
+def state_from_trees(params: Params, train: Mapping[str, Any]) -> TrainState:
+    """Undo `checkpoint_trees`."""
+    trained = train.get("params", params)
+    return TrainState(train["step"], trained, train["opt_state"], train["extras"])
 
 
 def _resume(
-    workdir: str | Path,
-    state: State,
-    to_checkpoint: Callable[[State], tuple[Any, Any]],
-    from_checkpoint: Callable[[Any, Any], State],
-    meta: Meta,
-) -> tuple[State, int, Meta]:
+    workdir: str | Path, state: TrainState, meta: Meta, config: LoopConfig
+) -> tuple[TrainState, int]:
     step = checkpoints.latest_step(workdir)
     if step is None:
-        return state, 0, meta
-    _check_same_run(
-        workdir, checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)), meta
-    )
-    params, train, saved = checkpoints.restore(workdir, step, *to_checkpoint(state))
-    return from_checkpoint(params, train), step, replace(meta, best=saved.best)
+        return state, 0
+    _check_same_run(workdir, checkpoints.read_meta(workdir), meta)
+    trees = checkpoint_trees(state, config.export)
+    params, train, _ = checkpoints.restore(workdir, step, *trees)
+    return state_from_trees(params, train), step
 
 
-def _check_same_run(workdir: str | Path, saved: Meta, meta: Meta) -> None:
+def _check_same_run(workdir: str | Path, saved: Meta, mine: Meta) -> None:
     for name in ("stage", "kind", "num_steps", "model", "tokenizer"):
-        _require_same(workdir, name, getattr(saved, name), getattr(meta, name))
-    _require_same(workdir, "lineage", _parents(saved), _parents(meta))
+        _require_same(workdir, name, getattr(saved, name), getattr(mine, name))
+    _require_same(workdir, "lineage", _parents(saved), _parents(mine))
 
 
 def _parents(meta: Meta) -> dict[str, Any]:
     # Not the path: a run may be resumed from another folder, but its parents must be the same bits.
     return {
-        role: [entry[k] for k in ("stage", "step", "fingerprint")]
+        role: [entry[name] for name in ("stage", "step", "fingerprint")]
         for role, entry in meta.lineage.items()
     }
 
 
 def _require_same(workdir: str | Path, name: str, saved: object, mine: object) -> None:
-    mine = json.loads(json.dumps(mine))  # as `saved` was: a tuple becomes a list
+    # Through JSON, as the saved value went: a tuple becomes a list, an enum a string.
+    saved, mine = json.loads(json.dumps([saved, mine]))
     if saved != mine:
         raise ValueError(
             f"{workdir} holds another run: its {name} is {saved!r}, this run's is {mine!r}. "
@@ -228,41 +231,29 @@ def _require_same(workdir: str | Path, name: str, saved: object, mine: object) -
         )
 
 
-# --- hooks, best step, SIGTERM ------------------------------------------------------------------------------
+# --- hooks and SIGTERM ----------------------------------------------------------------------------
 
 
 def _run_hooks(
-    hooks: Sequence[Hook], state: Any, step: int, num_steps: int, log: "_Log"
+    hooks: Sequence[Hook], state: TrainState, step: int, num_steps: int, log: "_Log"
 ) -> dict[str, Number]:
-    extra: dict[str, Number] = {}
+    row: dict[str, Number] = {}
     for hook in hooks:
         if step % hook.every == 0 or step == num_steps:
             with log.pause():
-                found = {
-                    name: to_number(value) for name, value in (hook.run(state, step) or {}).items()
-                }
-            _check_disjoint(extra, found, "two hooks")
-            extra |= found
-    return extra
-
-
-def _update_best(
-    meta: Meta, best: Best | None, step: int, extra: Mapping[str, Number]
-) -> tuple[Meta, bool]:
-    if best is None or best.metric not in extra:
-        return meta, False
-    value = extra[best.metric]
-    sign = 1 if best.mode == "max" else -1
-    if math.isnan(value) or (meta.best and sign * value <= sign * meta.best["value"]):
-        return meta, False
-    return replace(meta, best={"step": step, "metric": best.metric, "value": value}), True
+                metrics = hook.run(state, step) or {}
+                numbers = {name: to_number(value) for name, value in metrics.items()}
+            _check_disjoint(row, numbers, "two hooks")
+            row |= numbers
+    return row
 
 
 @contextmanager
 def _sigterm() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, if this is the main thread: only that may install handlers."""
+    """Yield an event that SIGTERM sets, in the main thread: only that may install handlers."""
     event = threading.Event()
-    # Several processes must stop after the same step: their coordinator has a handler of its own (`stop_requested`).
+    # Several processes must stop after the same step: their coordinator has a handler of its own
+    # (`stop_requested`).
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
@@ -289,51 +280,52 @@ def _exit_after_sigterm(workdir: str | Path, meta: Meta, step: int) -> None:
     raise SystemExit(143)  # 128 + SIGTERM, what a shell reports for a process that the signal ended
 
 
-# --- rows ---------------------------------------------------------------------------------------------------
+# --- rows -----------------------------------------------------------------------------------------
 
 
 class _Log:
-    """Makes a step's metrics a row once the device has them, one step late; times steps, not pauses."""
+    """Make a step's metrics a row once the device has them, one step late; time the steps."""
 
     def __init__(
-        self,
-        workdir: str | Path,
-        writer: MetricsWriter,
-        progress: Progress,
-        log_every: int,
-        num_steps: int,
+        self, writer: MetricsWriter, progress: Progress, log_every: int, num_steps: int
     ) -> None:
-        self._workdir, self._writer, self._progress = workdir, writer, progress
-        self._log_every, self._num_steps = log_every, num_steps
+        self._writer = writer
+        self._progress = progress
+        self._log_every = log_every
+        self._num_steps = num_steps
         self._pending: tuple[int, Mapping[str, Any], int] | None = None
         self._mark: float | None = None  # set when the first step is over: compiling is not speed
-        self._steps = self._tokens = 0
+        self._steps = 0
+        self._tokens = 0
 
     def expect(self, step: int, metrics: Mapping[str, Any], compile_count: int) -> None:
         self._pending = (step, metrics, compile_count)
 
-    def settle(self, extra: Mapping[str, Number] | None = None) -> None:
+    def settle(self, hook_row: Mapping[str, Number] | None = None) -> None:
         """Wait for the expected metrics, check them, and write the row if it is due."""
         if self._pending is None:
             return
-        (step, metrics, compile_count), self._pending = self._pending, None
+        step, metrics, compile_count = self._pending
+        self._pending = None
         row = {name: to_number(value) for name, value in jax.device_get(dict(metrics)).items()}
-        _check_disjoint(row, extra or {}, "the step and a hook")
-        row |= extra or {}
+        _check_disjoint(row, hook_row or {}, "the step and a hook")
+        row |= hook_row or {}
         bad = [name for name in row if _is_guarded(name) and not math.isfinite(row[name])]
         speed = self._tick(int(row.get("tokens", 0)))
-        if extra or bad or step in (1, self._num_steps) or step % self._log_every == 0:
+        if hook_row or bad or step in (1, self._num_steps) or step % self._log_every == 0:
             row |= speed | {"perf/compile_count": compile_count}
-            self._steps, self._tokens, self._mark = 0, 0, time.monotonic()
+            self._steps = 0
+            self._tokens = 0
+            self._mark = time.monotonic()
             self._writer.write(step, row)
             self._progress.update(step, row)
         if bad:
             self._writer.flush()
-            raise FloatingPointError(_non_finite_message(self._workdir, step, bad, row))
+            raise FloatingPointError(_non_finite_message(self._writer.workdir, step, bad, row))
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Time in here (hooks, saving) is not training; what the device still has to compute is."""
+        """Leave out the time in here (hooks, saving), but not what the device has to compute."""
         if self._pending is not None:
             jax.block_until_ready(self._pending[1])
         began = time.monotonic()
@@ -352,9 +344,9 @@ class _Log:
         return speed | ({"perf/tokens_per_s": self._tokens / seconds} if self._tokens else {})
 
 
-def _check_disjoint(one: Mapping[str, Number], other: Mapping[str, Number], who: str) -> None:
-    if both := sorted(set(one) & set(other)):
-        raise ValueError(f"metrics {both} come from {who}: rename one")
+def _check_disjoint(a: Mapping[str, Number], b: Mapping[str, Number], sources: str) -> None:
+    if both := sorted(set(a) & set(b)):
+        raise ValueError(f"metrics {both} come from {sources}: rename one")
 
 
 def _is_guarded(name: str) -> bool:
@@ -362,17 +354,15 @@ def _is_guarded(name: str) -> bool:
 
 
 def _non_finite_message(
-    workdir: str | Path, step: int, bad: Sequence[str], row: Mapping[str, Number]
+    workdir: Path, step: int, bad: Sequence[str], row: Mapping[str, Number]
 ) -> str:
     last = checkpoints.latest_step(workdir)
     kept = (
-        f"the last good checkpoint is step {last}"
-        if last is not None
-        else "there is no checkpoint yet"
+        "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
     )
     values = ", ".join(f"{name} = {row[name]}" for name in bad)
     return (
         f"step {step}: {values}. Nothing of this step was saved; {kept}; "
-        f"the row is in {Path(workdir) / 'metrics.jsonl'}. "
+        f"the row is in {workdir / 'metrics.jsonl'}. "
         "Lower learning_rate or max_grad_norm, or lengthen the warm-up"
     )

@@ -37,7 +37,7 @@ class MetricsWriter:
 
     def __init__(self, workdir: PathLike) -> None:
         """Nothing is created before the first row; of several processes only the first writes."""
-        self._workdir = Path(workdir)
+        self.workdir = Path(workdir)
         self._writes = is_main_process()
         self._files: dict[str, TextIO] = {}
         self._board: Any = None
@@ -61,7 +61,7 @@ class MetricsWriter:
         """Drop the rows of later steps and a half-written last line, for TensorBoard too."""
         self.close()
         for name in ("metrics.jsonl", "samples.jsonl") if self._writes else ():
-            path = self._workdir / name
+            path = self.workdir / name
             if path.exists():
                 kept = [row for row in read_rows(path) if row["step"] <= step]
                 _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
@@ -97,8 +97,8 @@ class MetricsWriter:
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
-            self._workdir.mkdir(parents=True, exist_ok=True)
-            self._files[name] = (self._workdir / name).open("a", encoding="utf-8")
+            self.workdir.mkdir(parents=True, exist_ok=True)
+            self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
 
@@ -111,7 +111,7 @@ class MetricsWriter:
         if self._board is None:
             from tensorboardX import SummaryWriter
 
-            folder = str(self._workdir / "tensorboard")
+            folder = str(self.workdir / "tensorboard")
             self._board = SummaryWriter(folder, purge_step=self._purge_step)
         return self._board
 

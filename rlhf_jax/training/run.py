@@ -1,9 +1,12 @@
-"""What every training stage does around its algorithm: its folder, its parents, its devices, its loop.
+"""Do what every training stage does around its algorithm: folder, parents, devices, loop.
 
-    1  own checkpoint in the workdir?  resume exactly      2  else the parents named in config.init      3  else scratch
+    1  own checkpoint in the workdir?  resume exactly
+    2  else the parents named in config.init
+    3  else scratch
 
-The model's shape and the tokenizer come from the parent's checkpoint, never from the child's config. A workdir belongs to one
-config: running another one in it is an error that lists the differing fields.
+The model's shape and the tokenizer come from the parent's checkpoint, never from the child's
+config. A workdir belongs to one config: running another one in it is an error that lists the
+differing fields.
 """
 
 import json
@@ -20,12 +23,13 @@ import numpy as np
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
-from rlhf_jax.models.config import ADDED_FIELDS, TransformerConfig, from_dict, to_dict
+from rlhf_jax.inference.sampling import Samples
+from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.training import checkpoints, processes
 from rlhf_jax.training import mesh as meshes
-from rlhf_jax.training.checkpoints import Meta, lineage_entry, new_meta
-from rlhf_jax.training.loop import Hook, run_loop
+from rlhf_jax.training.checkpoints import CheckpointKind, Meta, lineage_entry
+from rlhf_jax.training.loop import Hook, LoopConfig, run_loop
 from rlhf_jax.training.metrics import MetricsWriter
 from rlhf_jax.training.pretrained import (
     Bases,
@@ -34,20 +38,23 @@ from rlhf_jax.training.pretrained import (
     load_model,
     read_tokenizer,
 )
-from rlhf_jax.training.updates import TrainState, from_checkpoint
+from rlhf_jax.training.updates import TrainState
 
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
-# Groups that may change between a run and its continuation, because they decide where and how often, not what is computed; but
-# for these fields of theirs, with what they are in a folder from before there was such a field.
-_ELASTIC: dict[str, dict[str, Any]] = {"mesh": {"compute_dtype": "as_trained"}, "checkpoint": {}}
+# Groups of a config that may change between a run and its continuation, because they decide where
+# and how often, not what is computed; and the fields of theirs that may not.
+_NUM_SHOWN = 4  # rows of a batch in samples.jsonl
+_ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices: examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor.
+    """Say over how many devices a run is spread, and how models run on them.
 
-    And how models run on them, see `TransformerConfig`; "as_trained" is as the model's description says.
+    Examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor.
+    The last four fields are those of `TransformerConfig`; "as_trained" is as the model's
+    description says.
     """
 
     data: int  # -1 takes the devices that the others leave
@@ -60,7 +67,11 @@ class MeshConfig:
     attention: Literal["as_trained", "plain", "fused"]
 
     def run_as(self, model: TransformerConfig) -> TransformerConfig:
-        """The model as these devices run it. Raises ValueError as it does."""
+        """Return the model as these devices run it.
+
+        Raises:
+            ValueError: as `TransformerConfig`.
+        """
         names = ("compute_dtype", "remat", "scan_layers", "attention")
         changes = {
             name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"
@@ -72,7 +83,7 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often the run writes."""
+    """Say how often a run writes."""
 
     log_every: int
     save_every: int
@@ -98,7 +109,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class Parent:
-    """A checkpoint of an earlier stage."""
+    """Hold what a run loaded from a checkpoint of an earlier stage."""
 
     path: str
     params: Params
@@ -108,7 +119,7 @@ class Parent:
 
 @dataclass
 class Run:
-    """One run of one stage in one folder."""
+    """Hold what one run of one stage in one folder shares."""
 
     stage: str
     workdir: Path
@@ -128,32 +139,36 @@ class Run:
         with processes.main_process_first(f"claim {folder}"):
             claim(folder, config)
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return cls(
-            config.stage, folder, mesh, config.mesh, config.checkpoint, MetricsWriter(folder)
-        )
+        writer = MetricsWriter(folder)
+        return cls(config.stage, folder, mesh, config.mesh, config.checkpoint, writer)
 
     # --- parents and tokenizer -------------------------------------------------------------------
 
-    def parent(self, role: str, path: str, *, kind: str) -> Parent:
-        """Load a parent's parameters; its tokenizer becomes ours if we have none yet. `path` is as in `training.parents`.
+    def parent(self, role: str, path: str, *, kind: CheckpointKind) -> Parent:
+        """Load a parent; its tokenizer becomes this run's if it has none yet.
 
-        Raises FileNotFoundError when there is no checkpoint, ValueError when it is of another kind or has changed since this
-        run began.
+        `path` is as in training/pretrained.py.
+
+        Raises:
+            FileNotFoundError: there is no checkpoint.
+            ValueError: it is of another kind, or has changed since this run began.
         """
         folder = locate(self.workdir, path)
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
             raise ValueError(
-                f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}"
+                f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), "
+                f"expected a {kind}"
             )
         self._check_same_parent(role, path, meta)
-        found = Parent(str(path), params, self.mesh_config.run_as(from_dict(meta.model)), meta)
-        meshes.check_model(found.model, self.mesh)
-        self.parents[role] = found
+        model = self.mesh_config.run_as(from_dict(meta.model))
+        meshes.check_model(model, self.mesh)
+        parent = Parent(str(path), params, model, meta)
+        self.parents[role] = parent
         if self._tokenizer is None:
             tokenizer = self.adopt_tokenizer(lambda: read_tokenizer(folder))
             check_tokenizer(tokenizer, self.workdir / "tokenizer", meta)
-        return found
+        return parent
 
     def _place_leaf(self, path: str, array: np.ndarray) -> jax.Array:
         names = tuple(path.split("/"))
@@ -163,17 +178,14 @@ class Run:
         return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
-        step = checkpoints.latest_step(self.workdir)
-        if step is None:
+        if checkpoints.latest_step(self.workdir) is None:
             return
-        before = checkpoints.read_meta(
-            checkpoints.checkpoint_folder(self.workdir, step)
-        ).lineage.get(role)
+        before = checkpoints.read_meta(self.workdir).lineage.get(role)
         if before is not None and before["fingerprint"] != meta.fingerprint:
             raise ValueError(
                 f"{self.workdir} was begun from {role} {before['path']} at step {before['step']} "
-                f"({before['fingerprint']}), but {path} now holds step {meta.step} ({meta.fingerprint}); "
-                "use a new workdir, or restore that parent"
+                f"({before['fingerprint']}), but {path} now holds step {meta.step} "
+                f"({meta.fingerprint}); use a new workdir, or restore that parent"
             )
 
     def same_tokenizer(self, *roles: str) -> None:
@@ -182,18 +194,19 @@ class Run:
         for other in others:
             if other.meta.tokenizer != first.meta.tokenizer:
                 raise ValueError(
-                    f"{first.path} and {other.path} have different tokenizers ({first.meta.tokenizer[:12]} and "
-                    f"{other.meta.tokenizer[:12]}); train one from the other's ancestor"
+                    f"{first.path} and {other.path} have different tokenizers "
+                    f"({first.meta.tokenizer[:12]} and {other.meta.tokenizer[:12]}); train one "
+                    "from the other's ancestor"
                 )
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of this run."""
+        """Return the tokenizer of this run."""
         assert self._tokenizer is not None, "adopt_tokenizer or parent comes first"
         return self._tokenizer
 
     def adopt_tokenizer(self, make: Callable[[], Tokenizer]) -> Tokenizer:
-        """This run's tokenizer: the one in the workdir, else a new one that is saved there."""
+        """Load the tokenizer in the workdir, or else make one and save it there."""
         folder = self.workdir / "tokenizer"
         with processes.main_process_first(f"tokenizer {folder}"):
             if folder.exists():
@@ -203,34 +216,30 @@ class Run:
                 self._tokenizer.save(folder)
         return self._tokenizer
 
-    # --- devices -----------------------------------------------------------------------------------
+    # --- devices ----------------------------------------------------------------------------------
 
     @property
     def batch_shards(self) -> int:
-        """Into how many parts every batch is split."""
+        """Return the number of parts that every batch is split into."""
         return meshes.batch_shards(self.mesh)
 
-    def place(self, tree: Params) -> Params:
-        """Put parameters on the mesh, large leaves sharded."""
+    def place(self, tree: Any) -> Any:
+        """Copy a state or parameters onto the mesh, so that they may be donated."""
         return meshes.place(tree, self.shardings(tree))
 
-    def place_state(self, state: TrainState) -> TrainState:
-        """Put a train state on the mesh; always a copy, so that it may be donated."""
-        return meshes.place(state, self.shardings(state))
-
     def place_frozen(self, tree: Params) -> Params:
-        """Put what no step trains on the mesh, without copies."""
+        """Put parameters that no step trains on the mesh, without copies."""
         return meshes.place_frozen(tree, self.shardings(tree))
 
     def lora_link(self, role: str, config: LoraConfig) -> dict[str, Any]:
-        """What the checkpoint says of its base, which it takes from a parent: nothing without adapters."""
+        """Return what a checkpoint's meta.extra says of the base that its adapters stand on."""
         if not config.rank:
             return {}
         parent = self.parents[role]
         return describe_link(self.workdir, locate(self.workdir, parent.path), parent.meta, config)
 
     def shardings(self, tree: Any) -> Any:
-        """Where each leaf lives."""
+        """Return the sharding of each leaf."""
         return meshes.state_shardings(tree, self.mesh, self.mesh_config.fsdp_min_size)
 
     def shard(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -242,55 +251,51 @@ class Run:
         return meshes.shard_stack(stack, self.mesh)
 
     def compile_update(self, update: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
-        """Jit a pure (state, batch, key) -> (state, metrics) over the mesh, donating the old state."""
+        """Jit a pure (state, batch, key) -> (state, metrics), donating the old state."""
         return meshes.jit_step(update, self.shardings(state), self.mesh)
 
-    # --- what the user sees ---------------------------------------------------------------------------
+    # --- what the user sees -----------------------------------------------------------------------
 
     def announce(self, config: Any, networks: Mapping[str, Params], arithmetic: str) -> None:
         """Print, before anything compiles, what this run will do."""
         if not processes.is_main_process():
             return
         print(f"== {self.stage}: {self.workdir}")
-        for role, found in self.parents.items():
-            print(
-                f"   {role:9s} <- {found.path} (stage {found.meta.stage}, step {found.meta.step})"
-            )
+        for role, parent in self.parents.items():
+            meta = parent.meta
+            print(f"   {role:9s} <- {parent.path} (stage {meta.stage}, step {meta.step})")
         for name, params in networks.items():
-            sizes = {
-                id(leaf): leaf.size for leaf in jax.tree.leaves(params)
-            }  # what two networks share counts once
+            # By identity: leaves that two networks share count once.
+            sizes = {id(leaf): leaf.size for leaf in jax.tree.leaves(params)}
             if sizes:  # an empty base is not worth a line
                 print(f"   {name:9s} {sum(sizes.values()):,} parameters")
-        print(
-            f"   {arithmetic}; seed {config.seed}; devices {meshes.describe_mesh(self.mesh)}",
-            flush=True,
-        )
+        devices = meshes.describe_mesh(self.mesh)
+        print(f"   {arithmetic}; seed {config.seed}; devices {devices}", flush=True)
 
     def show_samples(
-        self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4
+        self, step: int, batch: Mapping[str, Any], samples: Samples, score_B: jax.Array
     ) -> None:
-        """Write a few prompts with their sampled responses to samples.jsonl, every `sample_every` steps."""
+        """Write some prompts, responses and scores, every `sample_every` steps."""
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
-        tokens_BR, length_B, stopped_B = (
-            processes.fetch(x)[:count] for x in samples[0:1] + samples[2:4]
-        )
-        score_N = processes.fetch(score_B)
+        tokens_BR = processes.fetch(samples.tokens_BR)
+        length_B = processes.fetch(samples.length_B)
+        stopped_B = processes.fetch(samples.stopped_B)
+        fetched_score_B = processes.fetch(score_B)
         rows: list[dict[str, Any]] = []
-        for row in range(count):
-            prompt = batch["prompt_BP"][row][batch["prompt_mask_BP"][row].astype(bool)]
+        for b in range(_NUM_SHOWN):
+            prompt = batch["prompt_BP"][b][batch["prompt_mask_BP"][b].astype(bool)]
             rows.append(
                 {
                     "prompt": self.tokenizer.decode(prompt.tolist()),
-                    "response": self.tokenizer.decode(tokens_BR[row, : length_B[row]].tolist()),
-                    "score": float(score_N[row]),
-                    "finished": bool(stopped_B[row]),
+                    "response": self.tokenizer.decode(tokens_BR[b, : length_B[b]].tolist()),
+                    "score": float(fetched_score_B[b]),
+                    "finished": bool(stopped_B[b]),
                 }
             )
         self.writer.samples(step + 1, rows)
 
-    # --- the loop -------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------
 
     def train(
         self,
@@ -298,63 +303,53 @@ class Run:
         step_fn: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
         *,
         num_steps: int,
-        kind: str,
+        kind: CheckpointKind,
         model: TransformerConfig,
         headline: tuple[str, ...],
         export: Callable[[TrainState], Params] | None = None,
         hooks: Sequence[Hook] = (),
         extra: dict[str, Any] | None = None,
     ) -> TrainState:
-        """Run the loop from wherever this workdir stands; `export` picks the parameters that the next stage will load."""
-        lineage = {
-            role: lineage_entry(found.path, found.meta) for role, found in self.parents.items()
-        }
-        meta = new_meta(
+        """Run the loop from wherever this workdir stands.
+
+        `export` picks the parameters that the next stage loads, where these are not `state.params`.
+        """
+        meta = Meta(
             stage=self.stage,
             kind=kind,
             num_steps=num_steps,
             model=to_dict(model),
             tokenizer=self.tokenizer.fingerprint(),
-            lineage=lineage,
-            extra=extra,
+            lineage={
+                role: lineage_entry(parent.path, parent.meta)
+                for role, parent in self.parents.items()
+            },
+            extra=dict(extra or {}),
         )
-        to_checkpoint, restore = _checkpoint_form(export)
+        config = LoopConfig(
+            log_every=self.checkpoint.log_every,
+            save_every=self.checkpoint.save_every,
+            keep=self.checkpoint.keep,
+            headline=headline,
+            hooks=tuple(hooks),
+            export=export,
+        )
         with meshes.on_mesh(self.mesh):
             return run_loop(
                 workdir=self.workdir,
                 state=state,
                 step_fn=step_fn,
-                num_steps=num_steps,
-                writer=self.writer,
-                log_every=self.checkpoint.log_every,
-                save_every=self.checkpoint.save_every,
-                keep=self.checkpoint.keep,
-                to_checkpoint=to_checkpoint,
-                from_checkpoint=restore,
                 meta=meta,
-                hooks=hooks,
-                headline=headline,
+                config=config,
+                writer=self.writer,
             )
 
 
-def _checkpoint_form(export: Callable[[TrainState], Params] | None) -> tuple[Any, Any]:
-    # With an export (a weight average, the best parameters so far) the trained parameters go with the rest of the state.
-    def to_checkpoint(state: TrainState) -> tuple[Params, dict[str, Any]]:
-        train = {"step": state.step, "opt_state": state.opt_state, "extras": state.extras}
-        if export is None:
-            return state.params, train
-        return export(state), {**train, "params": state.params}
-
-    def restore(params: Params, train: dict[str, Any]) -> TrainState:
-        if export is None:
-            return from_checkpoint(params, train)
-        return TrainState(train["step"], train["params"], train["opt_state"], train["extras"])
-
-    return to_checkpoint, restore
-
-
 def locate(workdir: Path, path: str) -> Path:
-    """The folder that a config means: relative to the workdir if it starts with .., which need not exist yet."""
+    """Return the path that a config means: relative to the workdir if it starts with "..".
+
+    It need not exist yet.
+    """
     return Path(os.path.normpath(workdir / path)) if path.startswith("..") else Path(path)
 
 
@@ -362,22 +357,21 @@ def claim(folder: Path, config: Any) -> None:
     """Write config.json, or check that the one there is this config's.
 
     Raises:
-      ValueError: the folder was begun with another config; lists the fields that differ.
+        ValueError: the folder was begun with another config; lists the fields that differ.
     """
-    new = {
+    content = {
         "stage": config.stage,
         "config": json.loads(json.dumps(asdict(config))),
         "version": __version__,
     }
     path = folder / "config.json"
     if path.exists():
-        old = json.loads(path.read_text())
-        changed = differences(_fixed(old["config"]), _fixed(new["config"]))
-        if (
-            changed and checkpoints.latest_step(folder) is None
-        ):  # it was refused or died early: nothing to protect
-            for made in ("tokenizer", CORPUS):
-                shutil.rmtree(folder / made, ignore_errors=True)
+        begun = json.loads(path.read_text())["config"]
+        changed = differences(_fixed(begun), _fixed(content["config"]))
+        if changed and checkpoints.latest_step(folder) is None:
+            # That run was refused or died early: there is nothing to protect.
+            for name in ("tokenizer", CORPUS):
+                shutil.rmtree(folder / name, ignore_errors=True)
         elif changed:
             raise ValueError(
                 f"{folder} was begun with another config:\n  "
@@ -386,25 +380,22 @@ def claim(folder: Path, config: Any) -> None:
             )
     if processes.is_main_process():
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(new, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
         temporary.replace(path)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    def fixed(group: str, part: Any) -> Any:
-        if group in _ELASTIC:
-            return {name: part.get(name, absent) for name, absent in _ELASTIC[group].items()}
-        return ADDED_FIELDS | part if group == "model" else part
-
-    return {group: fixed(group, part) for group, part in config.items()}
+    """Return the config without what may change from one run in a folder to the next."""
+    return {
+        group: {name: value for name, value in part.items() if name in _ELASTIC[group]}
+        if group in _ELASTIC
+        else part
+        for group, part in config.items()
+    }
 
 
 def is_complete(workdir: str | Path) -> bool:
-    """Whether a run in this folder has reached its end: its last checkpoint is its last step, or evaluation.json exists."""
+    """Tell whether a run has reached its end: its last step, or its evaluation.json."""
     if (Path(workdir) / "evaluation.json").exists():
         return True
-    step = checkpoints.latest_step(workdir)
-    return (
-        step is not None
-        and checkpoints.read_meta(checkpoints.checkpoint_folder(workdir, step)).complete
-    )
+    return checkpoints.latest_step(workdir) is not None and checkpoints.read_meta(workdir).complete

@@ -233,7 +233,7 @@ def runs(tmp_path_factory, tokenizer):
         ("sft", "language_model", LanguageModel(config(tokenizer))),
         ("reward", "scalar_model", ScalarModel(config(tokenizer))),
     ):
-        meta = checkpoints.new_meta(
+        meta = checkpoints.Meta(
             stage=name,
             kind=kind,
             num_steps=7,

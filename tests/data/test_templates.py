@@ -24,7 +24,7 @@ from rlhf_jax.data.batches import comparison_batches, demonstration_batches, lm_
 from rlhf_jax.data.chat import render, render_batch
 from rlhf_jax.data.records import Comparison, Demonstration, Document, Message
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer, train_words, with_chat_tokens
-from rlhf_jax.training.checkpoints import new_meta
+from rlhf_jax.training.checkpoints import Meta
 from rlhf_jax.training.pretrained import check_tokenizer, tokenizer_of
 
 SYSTEM = Message("system", "think")
@@ -322,7 +322,7 @@ def test_letters_that_a_tokenizer_can_only_read_as_a_special_token_are_refused()
 
 
 def meta_of(tokenizer, vocab_size):
-    return new_meta(
+    return Meta(
         stage="sft",
         kind="language_model",
         num_steps=1,

@@ -20,7 +20,7 @@ from rlhf_jax.menagerie.prompts import prompts
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
 from rlhf_jax.stages import evaluate
-from rlhf_jax.training.checkpoints import load_params, new_meta, read_meta, save
+from rlhf_jax.training.checkpoints import Meta, load_params, read_meta, save
 
 WORLD = make_world("tiny")
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -50,7 +50,7 @@ def runs(tmp_path_factory):
         {"base": "pretrain", "sft": "sft", "reward": "reward"}.items()
     ):
         model = ScalarModel(shape) if name == "reward" else LanguageModel(shape)
-        meta = new_meta(
+        meta = Meta(
             stage=stage,
             kind="scalar_model" if name == "reward" else "language_model",
             num_steps=3,

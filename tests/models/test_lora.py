@@ -34,7 +34,7 @@ from rlhf_jax.models.lora import (
     with_scale,
 )
 from rlhf_jax.training import checkpoints
-from rlhf_jax.training.checkpoints import new_meta
+from rlhf_jax.training.checkpoints import Meta
 from rlhf_jax.training.mesh import make_mesh, place_frozen, replicated
 from rlhf_jax.training.pretrained import describe_link, load_model
 
@@ -355,7 +355,7 @@ def up_like(tensors):
 
 
 def save(folder, params, *, kind="language_model", extra=None):
-    meta = new_meta(
+    meta = Meta(
         stage="sft",
         kind=kind,
         num_steps=1,

@@ -17,7 +17,7 @@ from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import SHAPES
 from rlhf_jax.models import LanguageModel, ScalarModel, to_dict
 from rlhf_jax.stages import benchmark
-from rlhf_jax.training.checkpoints import new_meta, save
+from rlhf_jax.training.checkpoints import Meta, save
 
 TRUTHFUL = """Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source
 A,Animals,what colour is the fox ?,red,blue,red; is red,blue; green,x
@@ -81,7 +81,7 @@ ABSENT = {
 
 def make_checkpoint(folder, shape, tokenizer, seed):
     reward = folder.name == "reward"
-    meta = new_meta(
+    meta = Meta(
         stage=folder.name,
         kind="scalar_model" if reward else "language_model",
         num_steps=3,

@@ -13,24 +13,26 @@ import pytest
 
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import (
+    CheckpointKind,
+    Meta,
     all_steps,
     checkpoint_folder,
-    json_crc,
+    json_checksum,
     latest_step,
     lineage_entry,
     load_params,
-    new_meta,
     read_meta,
     resolve,
     restore,
     save,
 )
+from rlhf_jax.training.loop import checkpoint_trees, state_from_trees
 from rlhf_jax.training.mesh import make_mesh, place, state_shardings
-from rlhf_jax.training.updates import from_checkpoint, init_state, to_checkpoint
+from rlhf_jax.training.updates import init_state
 
-META = new_meta(
+META = Meta(
     stage="sft",
-    kind="language_model",
+    kind=CheckpointKind.LANGUAGE_MODEL,
     num_steps=40,
     model={"width": 8, "norm_eps": 1e-5},
     tokenizer="abc",
@@ -74,14 +76,14 @@ def assert_same(one, other):
 def saved(tmp_path):
     """A workdir with steps 10 and 20, and the state of step 20."""
     for step in (10, 20):
-        save(tmp_path, step, *to_checkpoint(make_state(step)), META, keep=5)
+        save(tmp_path, step, *checkpoint_trees(make_state(step)), META, keep=5)
     return tmp_path, make_state(20)
 
 
 def test_everything_comes_back_bit_for_bit(saved):
     workdir, state = saved
-    params, train, meta = restore(workdir, 20, *to_checkpoint(make_state(1)))
-    restored = from_checkpoint(params, train)
+    params, train, meta = restore(workdir, 20, *checkpoint_trees(make_state(1)))
+    restored = state_from_trees(params, train)
     assert_same(restored, state)
     assert jax.tree.structure(restored) == jax.tree.structure(state)
     assert type(restored.extras["target"]) is float
@@ -120,11 +122,16 @@ def test_parameters_move_to_any_mesh(tmp_path):
     sharded = place(params, state_shardings(params, source, 16))
     save(tmp_path, 40, sharded, {"step": jnp.zeros(())}, META, keep=1)
     target = make_mesh(-1, 2, 1)
-    loaded, _ = load_params(tmp_path, lambda tree: state_shardings(tree, target, 16))
+    loaded, _ = load_params(tmp_path)
     assert_same(loaded, params)
-    assert loaded["trunk"]["wte"].addressable_shards[0].data.shape == (8, 8)
-    alone, _ = load_params(tmp_path, jax.sharding.SingleDeviceSharding(jax.devices()[3]))
-    assert alone["head"].devices() == {jax.devices()[3]}
+    assert not loaded["head"].committed
+    moved = place(loaded, state_shardings(loaded, target, 16))
+    assert_same(moved, params)
+    assert moved["trunk"]["wte"].addressable_shards[0].data.shape == (8, 8)
+    elsewhere = place(params, state_shardings(params, target, 16))
+    restored, _, _ = restore(tmp_path, 40, elsewhere, {"step": jnp.zeros(())})
+    assert_same(restored, params)
+    assert restored["trunk"]["wte"].sharding == elsewhere["trunk"]["wte"].sharding
     back, _, _ = restore(tmp_path, 40, sharded, {"step": jnp.zeros(())})
     assert back["trunk"]["wte"].sharding == sharded["trunk"]["wte"].sharding
 
@@ -134,7 +141,7 @@ def test_restoring_lists_every_leaf_that_does_not_fit(saved):
     other = state.params | {"extra": jnp.zeros(3), "head": jnp.zeros((8, 5), jnp.bfloat16)}
     other["trunk"] = {"wte": state.params["trunk"]["wte"].astype(jnp.bfloat16)}
     with pytest.raises(ValueError, match="does not fit this run") as caught:
-        restore(workdir, 20, other, to_checkpoint(state)[1])
+        restore(workdir, 20, other, checkpoint_trees(state)[1])
     message = str(caught.value)
     assert "missing    extra: this run float32[3]" in message
     assert "differs    head: checkpoint bfloat16[8, 4], this run bfloat16[8, 5]" in message
@@ -147,7 +154,9 @@ def test_restoring_lists_every_leaf_that_does_not_fit(saved):
 
 def test_another_optimizer_does_not_start_afresh_silently(saved):
     workdir, state = saved
-    train = to_checkpoint(state)[1] | {"opt_state": optax.sgd(0.1, momentum=0.9).init(state.params)}
+    train = checkpoint_trees(state)[1] | {
+        "opt_state": optax.sgd(0.1, momentum=0.9).init(state.params)
+    }
     with pytest.raises(
         ValueError, match=r"opt_state/0/trace/trunk/wte(.|\n)*opt_state/0/mu/|opt_state/0/mu/"
     ):
@@ -158,8 +167,8 @@ def test_another_optimizer_does_not_start_afresh_silently(saved):
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path, item):
     """Whatever byte is flipped, restoring raises naming the folder, or returns the same bits."""
     state = make_state()
-    save(tmp_path, 10, *to_checkpoint(make_state(1)), META, keep=5)
-    save(tmp_path, 20, *to_checkpoint(state), META, keep=5)
+    save(tmp_path, 10, *checkpoint_trees(make_state(1)), META, keep=5)
+    save(tmp_path, 20, *checkpoint_trees(state), META, keep=5)
     noticed = []
     for path in sorted((checkpoint_folder(tmp_path, 20) / item).rglob("*")):
         if path.is_dir() or path.stat().st_size == 0:
@@ -169,8 +178,8 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(tmp_path, item):
         damaged[len(damaged) // 2] ^= 0x41
         path.write_bytes(bytes(damaged))
         try:
-            params, train, _ = restore(tmp_path, 20, *to_checkpoint(state))
-            assert_same((params, train), to_checkpoint(state))
+            params, train, _ = restore(tmp_path, 20, *checkpoint_trees(state))
+            assert_same((params, train), checkpoint_trees(state))
         except ValueError as error:
             assert f"{checkpoint_folder(tmp_path, 20)} is damaged at {item}" in str(error)  # noqa: PT017
             assert "to fall back to step 10" in str(error)  # noqa: PT017
@@ -208,7 +217,7 @@ def test_truncated_and_missing_files_are_errors_with_a_remedy(saved):
         load_params(workdir)
     (folder / "meta" / "metadata").unlink()
     with pytest.raises(ValueError, match=r"20 is damaged at meta: FileNotFoundError"):
-        restore(workdir, 20, *to_checkpoint(state))
+        restore(workdir, 20, *checkpoint_trees(state))
     (checkpoint_folder(workdir, 10) / "meta" / "metadata").write_text("{}")
     with pytest.raises(
         ValueError, match=r"10 is damaged at meta.*start the run again \(there is no earlier step\)"
@@ -230,7 +239,7 @@ def test_meta_of_another_version_is_an_error_that_names_the_fields(saved):
     content = json.loads(file.read_text())
     content["meta"]["flavour"] = content["meta"].pop("tokenizer")
     del content["crc32"]
-    file.write_text(json.dumps(content | {"crc32": json_crc(content)}))
+    file.write_text(json.dumps(content | {"crc32": json_checksum(content)}))
     with pytest.raises(ValueError, match=r"another version .*\(flavour, tokenizer\)"):
         load_params(saved[0])
 
@@ -248,23 +257,22 @@ def test_half_written_checkpoints_are_ignored_with_a_note_and_cleared_by_the_nex
     for folder in half:
         assert f"half-written checkpoint {folder}" in caplog.text
     assert "my_backup" not in caplog.text
-    save(workdir, 30, *to_checkpoint(state), META, keep=5)
+    save(workdir, 30, *checkpoint_trees(state), META, keep=5)
     assert sorted(path.name for path in root.iterdir()) == ["10", "20", "30", "my_backup"]
 
 
-def test_the_newest_and_the_best_are_kept(tmp_path):
+def test_the_newest_are_kept(tmp_path):
     tree = {"w": jnp.ones(2)}
-    best = replace(META, best={"step": 2, "metric": "validation/loss", "value": 0.5})
     for step in range(1, 7):
-        save(tmp_path, step, tree, tree, best if step >= 2 else META, keep=2)
-    assert all_steps(tmp_path) == [2, 5, 6]
-    assert resolve(tmp_path / "checkpoints" / "best") == checkpoint_folder(tmp_path, 2)
-    assert load_params(tmp_path / "checkpoints" / "best")[1].step == 2
+        save(tmp_path, step, tree, tree, META, keep=2)
+    assert all_steps(tmp_path) == [5, 6]
+    assert resolve(tmp_path) == checkpoint_folder(tmp_path, 6)
+    assert resolve(checkpoint_folder(tmp_path, 5)) == checkpoint_folder(tmp_path, 5)
 
 
 def test_saving_a_step_twice_or_a_bad_number_or_leaf_is_an_error(saved):
     workdir, state = saved
-    params, train = to_checkpoint(state)
+    params, train = checkpoint_trees(state)
     with pytest.raises(ValueError, match="checkpoints/20 exists already"):
         save(workdir, 20, params, train, META, keep=2)
     bad = params | {"head": params["head"].at[0, 0].set(jnp.nan)}
@@ -277,29 +285,28 @@ def test_saving_a_step_twice_or_a_bad_number_or_leaf_is_an_error(saved):
     assert all_steps(workdir) == [10, 20]
 
 
-def test_a_missing_checkpoint_names_the_path_the_neighbours_and_the_command(tmp_path):
+def test_a_missing_checkpoint_names_the_path_the_neighbours_and_the_remedy(tmp_path):
     tree = {"w": jnp.ones(2)}
     save(tmp_path / "pretrain", 7, tree, tree, META, keep=1)
-    (tmp_path / "reward").mkdir()
-    (tmp_path / "reward" / "config.json").write_text('{"stage": "reward_model"}')
+    (tmp_path / "dpo").mkdir()
+    (tmp_path / "dpo" / "config.json").write_text('{"stage": "preference"}')
     with pytest.raises(FileNotFoundError) as caught:
         load_params(tmp_path / "sft")
     message = str(caught.value)
     assert f"no checkpoint at {tmp_path / 'sft'}; {tmp_path} has pretrain (step 7)" in message
-    assert f"--config=experiments/menagerie/sft.py --workdir={tmp_path / 'sft'}" in message
-    with pytest.raises(FileNotFoundError, match=r"menagerie/reward_model\.py"):
-        load_params(tmp_path / "reward")
+    assert "Correct the path, or train the model first" in message
+    assert f"python -m rlhf_jax.main --config=FILE --workdir={tmp_path / 'sft'}" in message
+    with pytest.raises(FileNotFoundError, match="Stage preference was begun there .* its config"):
+        load_params(tmp_path / "dpo")
     with pytest.raises(FileNotFoundError, match=r"pretrain has steps 7"):
         load_params(tmp_path / "pretrain" / "checkpoints" / "8")
-    with pytest.raises(FileNotFoundError, match="did not track a best step"):
-        load_params(tmp_path / "pretrain" / "checkpoints" / "best")
     with pytest.raises(FileNotFoundError, match=r"pretrain has steps 7"):
         restore(tmp_path / "pretrain", 8, tree, tree)
 
 
 def test_an_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="kind = 'policy'"):
-        new_meta(stage="ppo", kind="policy", num_steps=1, model={}, tokenizer="", lineage={})
+        Meta(stage="ppo", kind="policy", num_steps=1, model={}, tokenizer="", lineage={})
 
 
 def test_saving_sixty_small_leaves_is_quick(tmp_path):

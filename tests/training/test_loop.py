@@ -20,11 +20,18 @@ import pytest
 
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.training import checkpoints, loop
-from rlhf_jax.training.checkpoints import all_steps, latest_step, load_params, new_meta, read_meta
-from rlhf_jax.training.loop import Best, Hook, PolicyMonitor, policy_hooks, run_loop
+from rlhf_jax.training.checkpoints import (
+    CheckpointKind,
+    Meta,
+    all_steps,
+    latest_step,
+    load_params,
+    read_meta,
+)
+from rlhf_jax.training.loop import Hook, LoopConfig, PolicyMonitor, policy_hooks, run_loop
 from rlhf_jax.training.metrics import MetricsWriter, read_rows
 from rlhf_jax.training.optimizer import ema_update, global_norm
-from rlhf_jax.training.updates import apply_gradients, from_checkpoint, init_state, to_checkpoint
+from rlhf_jax.training.updates import apply_gradients, init_state
 
 NUM_STEPS = 12
 OPTIMIZER = optax.adam(0.05)
@@ -62,28 +69,30 @@ def distance(state, step):
     return {"validation/distance": float(np.abs(np.asarray(state.params["w"]) - TARGET).sum())}
 
 
-def train(workdir, *, num_steps=NUM_STEPS, **changes):
-    arguments = {
-        "workdir": workdir,
-        "state": toy_state(),
-        "step_fn": step_fn,
-        "num_steps": num_steps,
-        "log_every": 3,
-        "save_every": 4,
-        "keep": 2,
-        "to_checkpoint": to_checkpoint,
-        "from_checkpoint": from_checkpoint,
-        "meta": new_meta(
-            stage="toy",
-            kind="scalar_model",
-            num_steps=num_steps,
-            model={"width": 6},
-            tokenizer="",
-            lineage={},
-        ),
-        "hooks": (Hook(5, distance),),
-    }
-    return run_loop(**(arguments | changes))
+CONFIG = LoopConfig(log_every=3, save_every=4, keep=2, hooks=(Hook(5, distance),))
+
+
+def toy_meta(*, num_steps=NUM_STEPS, model=None):
+    return Meta(
+        stage="toy",
+        kind=CheckpointKind.SCALAR_MODEL,
+        num_steps=num_steps,
+        model=model or {"width": 6},
+        tokenizer="",
+        lineage={},
+    )
+
+
+def train(workdir, *, step_fn=step_fn, writer=None, meta=None, num_steps=NUM_STEPS, **changes):
+    """Train the toy problem; `changes` are of the loop's config."""
+    return run_loop(
+        workdir,
+        toy_state(),
+        step_fn,
+        meta or toy_meta(num_steps=num_steps),
+        replace(CONFIG, **changes),
+        writer,
+    )
 
 
 def rows_of(workdir):
@@ -370,19 +379,12 @@ def test_time_in_hooks_is_not_training_time(tmp_path):
 
 def test_a_model_that_json_changes_is_still_the_same_model(tmp_path):
     def meta(stop):
-        return new_meta(
-            stage="toy",
-            kind="scalar_model",
-            num_steps=1,
-            model={"stop": stop},
-            tokenizer="",
-            lineage={},
-        )
+        return toy_meta(num_steps=1, model={"stop": stop})
 
-    train(tmp_path, num_steps=1, meta=meta((1, 2)))
-    train(tmp_path, num_steps=1, meta=meta((1, 2)))
+    train(tmp_path, meta=meta((1, 2)))
+    train(tmp_path, meta=meta((1, 2)))
     with pytest.raises(ValueError, match=r"\[1, 2\].*\[1, 3\]"):
-        train(tmp_path, num_steps=1, meta=meta((1, 3)))
+        train(tmp_path, meta=meta((1, 3)))
 
 
 def test_samples_go_through_the_writer_and_are_cut_with_the_rows(tmp_path):
@@ -403,25 +405,17 @@ def test_samples_go_through_the_writer_and_are_cut_with_the_rows(tmp_path):
     assert [(row["step"], row["response"]) for row in rows] == [(n + 1, str(n)) for n in range(6)]
 
 
-def test_the_best_step_is_kept_and_remembered_over_a_restart(tmp_path):
-    scores = {2: 1.0, 4: 3.0, 6: float("nan"), 8: 2.0, 10: 3.0, 12: 0.0}
-    arguments = {
-        "hooks": (Hook(2, lambda state, step: {"rm/score": scores[step]}),),
-        "best": Best("rm/score", "max"),
-        "save_every": 6,
-        "keep": 1,
-    }
+def test_exported_parameters_are_what_the_next_stage_loads_and_training_resumes_without_them(
+    reference, tmp_path
+):
+    def average(state):
+        return state.extras["ema"]
+
     with pytest.raises(Killed):
-        train(tmp_path, step_fn=dies_on_call(step_fn, 8), **arguments)
-    train(tmp_path, **arguments)
-    assert all_steps(tmp_path) == [4, 12]
-    assert read_meta(tmp_path).best == {"step": 4, "metric": "rm/score", "value": 3.0}
-    assert load_params(tmp_path / "checkpoints" / "best")[1].step == 4
-
-
-def test_a_best_metric_that_no_hook_returns_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"best.metric = 'rm/scor' was returned by no hook"):
-        train(tmp_path, num_steps=1, best=Best("rm/scor", "max"))
+        train(tmp_path, step_fn=dies_on_call(step_fn, 8), export=average)
+    state = train(tmp_path, export=average)
+    assert_same_bits(state, reference[1])
+    assert_same_bits(load_params(tmp_path)[0], state.extras["ema"])
 
 
 @pytest.mark.parametrize(
@@ -452,7 +446,7 @@ def test_another_length_is_refused(reference):
     [
         ({"log_every": 0}, "log_every = 0"),
         ({"hooks": (Hook(0, distance),)}, r"hooks\[0\].every = 0"),
-        ({"best": Best("x", "most")}, "best.mode = 'most'"),
+        ({"num_steps": 0}, "num_steps = 0"),
         (
             {"hooks": (Hook(1, lambda state, step: {"loss": 1.0}),)},
             r"metrics \['loss'\] come from the step and a",

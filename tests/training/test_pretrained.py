@@ -16,8 +16,18 @@ from rlhf_jax.apps.speaker import load
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
 from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
 from rlhf_jax.models.huggingface import load_pretrained
+from rlhf_jax.models.huggingface.peft import save_peft
+from rlhf_jax.models.lora import (
+    LoraConfig,
+    combine,
+    describe_adapters,
+    init_adapters,
+    partition,
+    with_scale,
+)
 from rlhf_jax.training import checkpoints
-from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
+from rlhf_jax.training.checkpoints import CheckpointKind
+from rlhf_jax.training.pretrained import describe_link, load_model, read_meta, read_tokenizer
 
 FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
 TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
@@ -25,7 +35,7 @@ TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A folder as on the hub: a llama of 24 rows, 22 of which are tokens of a tokenizer that knows no chat."""
+    """A folder as on the hub: a llama of 24 rows, and a tokenizer of 22 tokens that knows no chat."""
     folder = Path(shutil.copytree(golden.FOLDER / "llama", tmp_path / "foreign"))
     vocab = {
         word: i for i, word in enumerate(["<s>", "</s>", "[UNK]", *(f"w{i}" for i in range(3, 22))])
@@ -100,7 +110,7 @@ def test_a_vocabulary_without_spare_rows_grows(foreign):
 
 
 def test_a_special_token_without_a_row_gets_one(foreign, capsys):
-    """As the published tokenizer of Gemma 3's 1B: <image_soft_token> has the id after the embedding's last."""
+    """As in Gemma 3's 1B, where <image_soft_token> has the id after the embedding's last."""
     _, plain = load_pretrained(foreign, kind="language_model", **FLOAT32)
     content = json.loads((foreign / "tokenizer.json").read_text())
     content["model"]["vocab"] |= {"w22": 22, "w23": 23}
@@ -158,13 +168,113 @@ def test_a_name_that_the_hub_does_not_give_is_an_error_with_a_remedy(monkeypatch
         load_model("hf:org/name")
 
 
+# --- adapters in the files of PEFT ----------------------------------------------------------------
+
+
+LORA = LoraConfig(2, 4.0, ("query", "up"))
+
+
+@pytest.fixture
+def adapters(foreign, tmp_path):
+    """Adapters for `foreign` in the files of PEFT, and their leaves."""
+    base, meta = load_model(f"hf:{foreign}")
+    _, trained = init_adapters(base, LORA, jax.random.key(0))
+    trained = jax.tree.map(lambda leaf: leaf + 0.1, trained)
+    shape = from_dict(meta.model)
+    save_peft(tmp_path / "adapters", trained, LORA, shape, base_name=str(foreign))
+    return tmp_path / "adapters", trained
+
+
+def test_adapters_of_peft_stand_on_the_base_that_they_name(foreign, adapters):
+    folder, trained = adapters
+    bases = {}
+    params, meta = load_model(f"hf:{folder}", bases=bases)
+    base, base_meta = load_model(f"hf:{foreign}", bases=bases)
+    assert params["trunk"]["embedding"] is base["trunk"]["embedding"]
+    jax.tree.map(np.testing.assert_array_equal, partition(params)[1], trained)
+    assert describe_adapters(params) == LORA
+    expected = combine(with_scale(base, trained, 2.0), trained)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert (meta.stage, meta.kind, meta.complete) == ("huggingface", "language_model", True)
+    assert meta.model == base_meta.model
+    assert meta.extra["lora"] == {
+        "base": f"hf:{foreign}",
+        "fingerprint": base_meta.fingerprint,
+        "rank": 2,
+        "alpha": 4.0,
+        "modules": ["query", "up"],
+    }
+    # Without a tokenizer of their own, that of the base.
+    assert read_tokenizer(f"hf:{folder}").fingerprint() == base_meta.tokenizer == meta.tokenizer
+    assert read_meta(f"hf:{folder}") == meta
+    assert meta.fingerprint != base_meta.fingerprint
+
+
+def test_a_run_may_go_on_training_adapters_of_peft(foreign, adapters, tmp_path):
+    path = f"hf:{adapters[0]}"
+    meta = read_meta(path)
+    link = describe_link(tmp_path / "run", path, meta, LORA)
+    assert link == {"lora": meta.extra["lora"]}
+    child = checkpoints.Meta(
+        stage="sft",
+        kind=meta.kind,
+        num_steps=3,
+        model=meta.model,
+        tokenizer=meta.tokenizer,
+        lineage={},
+        extra=link,
+    )
+    checkpoints.save(tmp_path / "run", 3, adapters[1], {"step": 3}, child, keep=1)
+    jax.tree.map(
+        np.testing.assert_array_equal, load_model(tmp_path / "run")[0], load_model(path)[0]
+    )
+
+
+def test_adapters_of_peft_with_their_own_tokenizer(foreign, adapters, tmp_path):
+    folder, _ = adapters
+    large = train_words([" ".join(f"x{i}" for i in range(40))])
+    for name, tokenizer in (("same", read_tokenizer(f"hf:{foreign}")), ("small", TOKENIZER)):
+        own = Path(shutil.copytree(folder, tmp_path / name))
+        tokenizer.save(own)
+        assert load_model(f"hf:{own}")[1].tokenizer == tokenizer.fingerprint()
+    large.save(folder)
+    with pytest.raises(ValueError, match=r"adapters has ids up to \d+, but .* vocab_size=24"):
+        load_model(f"hf:{folder}")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (None, "base_model_name_or_path = None: expected the folder or the hub's name"),
+        ("{folder}", "is a language_model with adapters, expected a language model"),
+        ("{score}", "is a scalar_model, expected a language model"),
+    ],
+)
+def test_adapters_of_peft_without_a_plain_base_are_refused(
+    foreign, adapters, tmp_path, base, message
+):
+    folder, _ = adapters
+    outer = Path(shutil.copytree(folder, tmp_path / "outer"))
+    score = Path(shutil.copytree(golden.FOLDER / "score-llama", tmp_path / "score"))
+    read_tokenizer(f"hf:{foreign}").save(score)
+    names = {"folder": folder, "score": score}
+    config = json.loads((outer / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = base and base.format(**names)
+    (outer / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        load_model(f"hf:{outer}")
+
+
+# --- our checkpoints as models of Hugging Face ----------------------------------------------------
+
+
 def run_folder(workdir, model):
     params = init_params(model, jax.random.key(0))
     if "head" in params:
         params["head"]["bias"] = jnp.asarray([0.5])
-    meta = checkpoints.new_meta(
+    meta = checkpoints.Meta(
         stage="sft",
-        kind="scalar_model" if "head" in params else "language_model",
+        kind=CheckpointKind.SCALAR_MODEL if "head" in params else CheckpointKind.LANGUAGE_MODEL,
         num_steps=3,
         model=to_dict(model.config),
         tokenizer=TOKENIZER.fingerprint(),

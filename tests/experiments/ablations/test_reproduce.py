@@ -45,10 +45,10 @@ from experiments.ablations.measures import (
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
 from rlhf_jax.evaluation.table import Cache
-from rlhf_jax.training.checkpoints import all_steps, lineage_entry, new_meta, read_meta
-from rlhf_jax.training.loop import run_loop
+from rlhf_jax.training.checkpoints import Meta, all_steps, lineage_entry, read_meta
+from rlhf_jax.training.loop import LoopConfig, run_loop
 from rlhf_jax.training.run import claim, locate
-from rlhf_jax.training.updates import TrainState, from_checkpoint, to_checkpoint
+from rlhf_jax.training.updates import TrainState
 
 STEPS = 4
 
@@ -87,13 +87,8 @@ class Toy:
             workdir=folder,
             state=TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, {}, {}),
             step_fn=step_fn,
-            num_steps=STEPS,
-            log_every=1,
-            save_every=1,
-            keep=1,
-            to_checkpoint=to_checkpoint,
-            from_checkpoint=from_checkpoint,
-            meta=new_meta(
+            config=LoopConfig(log_every=1, save_every=1, keep=1),
+            meta=Meta(
                 stage="toy",
                 kind="language_model",
                 num_steps=STEPS,
