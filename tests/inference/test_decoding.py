@@ -1,4 +1,4 @@
-"""Decoding rules on literals (OpenAI's unit tests, both nucleus conventions); the sampler against its law."""
+"""Decoding rules on literals (OpenAI's unit tests, both nuclei); the sampler against its law."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,8 @@ def test_filters_leave_kept_logits_alone_and_rows_independent():
 
 
 def test_temperature_then_top_k_then_nucleus():
-    # At temperature 0.5 the logits double; of the two that top-k leaves, the first has 1/(1+e^-1.98) = .879.
+    # At temperature 0.5 the logits double; of the two that top-k leaves, the first has
+    # 1/(1+e^-1.98) = .879.
     logits = decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_k=2))
     np.testing.assert_allclose(logits[0, [6, 1]], [4.0, 2.02])
     assert kept(logits) == {6, 1}
