@@ -151,7 +151,7 @@ def test_inverse_cdf_never_returns_an_impossible_token():
 
 def test_target_rounded_up_to_the_total_finds_the_last_possible_column():
     weight = jnp.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
-    column, before = decoding._find(weight, jnp.array([3.0, 0.6]))
+    column, before = decoding._first_beyond(weight, jnp.array([3.0, 0.6]))
     np.testing.assert_array_equal(column, [1, 2])
     np.testing.assert_array_equal(before, [1.0, 0.0])
 

@@ -77,7 +77,7 @@ def scalar():
     return random_like(SCALAR, seed=1)
 
 
-logps = jax.jit(functools.partial(response_logps, LANGUAGE), static_argnames=("spec", "truncation"))
+logps = jax.jit(functools.partial(response_logps, LANGUAGE), static_argnames="spec")
 values = jax.jit(functools.partial(response_values, SCALAR))
 scores = jax.jit(functools.partial(response_scores, SCALAR))
 row_scores = jax.jit(functools.partial(last_token_scores, SCALAR))
