@@ -22,6 +22,7 @@ from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.models.heads import Classifier, classifier_params_from, init_params
 from rlhf_jax.models.lora import merge_adapters
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
@@ -79,7 +80,7 @@ def run(config: Config, workdir: str) -> None:
     """Fine-tune a language model to tell the labels of texts."""
     run, classify = Run.open(config, workdir), config.classify
     check_batches("classify", classify.batch_size, classify.num_micro_batches, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         classify.max_length <= parent.model.context_length,
         f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}",
@@ -123,7 +124,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_steps,
-        kind="classifier",
+        kind=CheckpointKind.CLASSIFIER,
         model=parent.model,
         hooks=[Hook(classify.eval_every, _validator(config, run, model, labels))],
         headline=("loss", "accuracy", "validation/accuracy"),

@@ -62,6 +62,7 @@ from rlhf_jax.stages.rollout import (
     sampler_gap,
     score_samples,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import OptimizerConfig, global_norm, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
@@ -256,8 +257,8 @@ def run(config: Config, workdir: str) -> None:
     """Train a policy on groups of its own responses."""
     run, settings = Run.open(config, workdir), config.policy_gradient
     check(settings, run.batch_shards)
-    policy = run.parent("policy", config.init.policy, kind="language_model")
-    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    policy = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
+    reward = run.parent("reward", config.init.reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
     need = config.data.prompt_length + settings.response_length
     require(
@@ -339,7 +340,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_updates,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=policy.model,
         hooks=monitor_hooks(
             config.monitor,

@@ -51,6 +51,7 @@ from rlhf_jax.stages.rollout import (
     sample_responses,
     sampler_gap,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
@@ -232,8 +233,8 @@ def run(config: Config, workdir: str) -> None:
     """Train a policy with PPO; leaves its parameters (their average with `ema_decay`) as the checkpoint."""
     run = Run.open(config, workdir)
     check(config, run.batch_shards)
-    policy = run.parent("policy", config.init.policy, kind="language_model")
-    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    policy = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
+    reward = run.parent("reward", config.init.reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
     tokenizer, spec = run.tokenizer, sampling_spec(config.ppo)
     need = config.data.prompt_length + config.ppo.response_length
@@ -318,7 +319,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=config.num_updates,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=policy.model,
         export=lambda s: s.extras["ema"] if config.ppo.ema_decay else s.params["policy"],
         hooks=monitor_hooks(

@@ -42,6 +42,7 @@ from rlhf_jax.stages.comparisons import (
 )
 from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
@@ -125,7 +126,7 @@ def run(config: Config, workdir: str) -> None:
     """Train a policy on rankings."""
     run, settings = Run.open(config, workdir), config.preference
     check(settings, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     check_lengths("preference", settings, parent.model.context_length)
     model, key = LanguageModel(parent.model), jax.random.key(config.seed)
     sources = comparison_sources(
@@ -194,7 +195,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_updates,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=parent.model,
         hooks=[Hook(settings.eval_every, validate), *hooks],
         extra=run.lora_link("policy", config.lora),

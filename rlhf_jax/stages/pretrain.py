@@ -31,6 +31,7 @@ from rlhf_jax.stages.language import (
     num_tokens,
     weigh_tokens,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.mesh import check_model
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -147,7 +148,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=config.pretrain.num_steps,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=config.model,
         hooks=[Hook(config.pretrain.eval_every, validate)],
         headline=("loss", "validation/loss"),

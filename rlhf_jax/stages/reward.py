@@ -39,6 +39,7 @@ from rlhf_jax.stages.comparisons import (
 )
 from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
@@ -110,10 +111,10 @@ def run(config: Config, workdir: str) -> None:
     """Train a reward model on rankings."""
     run, reward = Run.open(config, workdir), config.reward
     check_batches("reward", reward.batch_size, reward.num_micro_batches, run.batch_shards)
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     check_lengths("reward", reward, parent.model.context_length)
     sampler = (
-        run.parent("sampler", config.init.sampler, kind="language_model")
+        run.parent("sampler", config.init.sampler, kind=CheckpointKind.LANGUAGE_MODEL)
         if config.init.sampler
         else parent
     )
@@ -172,7 +173,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_updates + 1 + reward.normalise_before,
-        kind="scalar_model",
+        kind=CheckpointKind.SCALAR_MODEL,
         model=parent.model,
         hooks=[Hook(reward.eval_every, _validator(config, run, model, sources, base))],
         extra=run.lora_link("policy", config.lora),

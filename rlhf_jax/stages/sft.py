@@ -39,6 +39,7 @@ from rlhf_jax.stages.language import (
     mean_nll,
     weigh_tokens,
 )
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
 from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
@@ -103,7 +104,7 @@ def run(config: Config, workdir: str) -> None:
     run, sft = Run.open(config, workdir), config.sft
     check_batches("sft", sft.batch_size, sft.num_micro_batches, run.batch_shards)
     require(sft.document_rows >= 0, f"sft.document_rows={sft.document_rows}: expected 0 or more")
-    parent = run.parent("policy", config.init.policy, kind="language_model")
+    parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         sft.max_length <= sft.row_length <= parent.model.context_length,
         f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context of "
@@ -161,7 +162,7 @@ def run(config: Config, workdir: str) -> None:
         state,
         step_fn,
         num_steps=num_steps,
-        kind="language_model",
+        kind=CheckpointKind.LANGUAGE_MODEL,
         model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
         hooks=monitor_hooks(
@@ -237,7 +238,7 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
         config.init.reward != "",
         "sft.select=reward needs init.reward, the checkpoint of a reward model",
     )
-    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    reward = run.parent("reward", config.init.reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
         load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir),
