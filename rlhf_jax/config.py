@@ -1,8 +1,9 @@
-"""From a ConfigDict to frozen dataclasses, strictly.
+"""Build frozen dataclasses from a ConfigDict, strictly.
 
-An experiment file returns a ConfigDict; a stage declares a frozen dataclass with exactly the fields it reads. `build`
-joins the two and refuses whatever does not fit: an unknown key (with the nearest known name), a missing key, a value of
-the wrong type. Nothing has a default here: the experiment file is the whole truth about a run.
+An experiment file returns a ConfigDict; a stage declares a frozen dataclass with exactly the fields
+it reads. `build` makes one of the other and refuses whatever does not fit: an unknown key (with the
+nearest known name), a missing key, a value of the wrong type. Nothing has a default here: the
+experiment file is the whole truth about a run.
 
 Left out on purpose: string references, lazy imports and environment variables in configs.
 """
@@ -21,7 +22,8 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     """Make the frozen dataclass `cls` out of a mapping with exactly its fields.
 
     Raises:
-      ValueError: a key is unknown (names the nearest field), missing, or has a value of the wrong type.
+        ValueError: a key is unknown (names the nearest field), is missing, or has a value of the
+            wrong type.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -56,11 +58,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        return (
-            None
-            if value is None
-            else _convert(next(a for a in args if a is not type(None)), value, path)
-        )
+        present = next(arg for arg in args if arg is not type(None))
+        return None if value is None else _convert(present, value, path)
     return _scalar(hint, value, path)
 
 

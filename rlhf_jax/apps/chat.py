@@ -24,6 +24,7 @@ from rlhf_jax.apps.speaker import ChatModel, Replies, Reply, TooLongError, load
 from rlhf_jax.apps.text import printable
 from rlhf_jax.data.records import Message
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 
 HELP = """\
@@ -213,9 +214,11 @@ def _build(arguments: argparse.Namespace) -> tuple[Chat, ChatModel]:
     spec = SamplingSpec(arguments.temperature, arguments.top_k, arguments.top_p, nucleus="holtzman")
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise ValueError("--prompt is empty: write a question, or leave it out to chat")
-    language = load(arguments.checkpoint, kind="language_model", option="--checkpoint")
+    language = load(arguments.checkpoint, kind=CheckpointKind.LANGUAGE_MODEL, option="--checkpoint")
     reward = (
-        load(arguments.reward, kind="scalar_model", option="--reward") if arguments.reward else None
+        load(arguments.reward, kind=CheckpointKind.SCALAR_MODEL, option="--reward")
+        if arguments.reward
+        else None
     )
     limit = (
         min(256, language.config.context_length // 2)

@@ -25,13 +25,14 @@ from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import TOKEN_IDS, save_pretrained
 from rlhf_jax.models.huggingface.peft import save_peft
 from rlhf_jax.models.lora import describe_adapters, merge_adapters, partition
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
 
 def export(checkpoint: str, folder: str | Path, *, max_shard_bytes: int) -> None:
     """Write model and tokenizer of a checkpoint; errors are those of `load_model` and `save_pretrained`."""
     (params, meta), tokenizer = load_model(checkpoint), read_tokenizer(checkpoint)
-    if meta.kind == "classifier":
+    if meta.kind == CheckpointKind.CLASSIFIER:
         raise ValueError(
             f"{checkpoint} is a classifier (stage {meta.stage}): language and reward models can be exported"
         )

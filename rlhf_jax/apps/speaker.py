@@ -24,14 +24,14 @@ from rlhf_jax.inference import scoring
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, Params, ScalarModel, TransformerConfig, from_dict
-from rlhf_jax.training.checkpoints import Meta, latest_step, resolve
+from rlhf_jax.training.checkpoints import CheckpointKind, Meta, latest_step, resolve
 from rlhf_jax.training.pretrained import HUGGINGFACE, load_model, read_tokenizer
 
 _SMALLEST_BUCKET = 32
 _NOUNS = {
-    "language_model": "a language model",
-    "scalar_model": "a reward model",
-    "classifier": "a classifier",
+    CheckpointKind.LANGUAGE_MODEL: "a language model",
+    CheckpointKind.SCALAR_MODEL: "a reward model",
+    CheckpointKind.CLASSIFIER: "a classifier",
 }
 
 
@@ -65,7 +65,7 @@ class Loaded:
     workdir: Path
 
 
-def load(path: str | Path, *, kind: str, option: str) -> Loaded:
+def load(path: str | Path, *, kind: CheckpointKind, option: str) -> Loaded:
     """Load a checkpoint that has to be of `kind`; `option` is what the caller calls it in errors.
 
     Raises FileNotFoundError without a checkpoint or tokenizer, ValueError for another kind of model, a
@@ -81,7 +81,7 @@ def load(path: str | Path, *, kind: str, option: str) -> Loaded:
     params, meta = load_model(path)
     if meta.kind != kind:
         found, wanted = _NOUNS.get(meta.kind, meta.kind), _NOUNS[kind]
-        stages = "pretrain, sft or ppo" if kind == "language_model" else "reward"
+        stages = "pretrain, sft or ppo" if kind == CheckpointKind.LANGUAGE_MODEL else "reward"
         raise ValueError(
             f"{option}={path} holds {found} (stage {meta.stage}), but {option} needs {wanted}: name a run of stage {stages}"
         )

@@ -1,1 +1,1 @@
-"""Draw responses and score them, with one definition of the model."""
+"""Sample responses and score given tokens with one definition of a model."""

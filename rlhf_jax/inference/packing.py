@@ -1,13 +1,16 @@
-"""Several examples in one row, inside a compiled step: a pass over the model then costs what its tokens cost.
+"""Pack several examples into one row, inside a compiled step.
 
     row_B, start_B = first_fit(length_B)        longest first, each into the first row that has room
     every example becomes a segment of its own, so it is read as if it stood alone
 
-Rows keep the length of the unpacked ones, which every example fits. Their number must be known before compiling: ask
-`rows_needed`, then round up to one of few sizes (`row_bucket`), each of which is compiled once. `Texts` carry that number,
-so that nothing between the choice and the packing mentions it.
+The plain version reads one example per row, and pays for the padding of all that are shorter than
+the longest; of packed rows a pass over the model costs what the real tokens cost. Rows keep the
+length of the unpacked ones, which every example fits. Their number must be known before compiling:
+ask `rows_needed`, then round up to one of few sizes (`row_bucket`), each of which is compiled once.
+`Texts` carry that number, so that nothing between the choice and the packing mentions it.
 
-Left out on purpose: splitting an example over rows. What is known before the run is packed on the host (data/packing.py).
+Left out on purpose: splitting an example over rows. What is known before the run is packed on the
+host (data/packing.py).
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,8 +19,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-_SIZES = 8  # numbers of rows between a packed batch of nothing and an unpacked one
-_SMALLEST_STEP = 4
+_SIZES = 8  # as many numbers of rows are compiled for at most
+_SMALLEST_STEP = 4  # between two of these numbers
 
 
 @jax.tree_util.register_dataclass
@@ -40,13 +43,19 @@ class Texts:
         """Return the number of real tokens of every text, prompt and response together."""
         return self.prompt_mask_BP.sum(axis=1) + self.mask_BR.sum(axis=1)
 
+    def rows(self) -> tuple[jax.Array, jax.Array]:
+        """Return (tokens_BT, segments_BT): one row per text, the response behind its prompt."""
+        tokens_BT = jnp.concatenate([self.prompt_BP, self.response_BR], axis=1)
+        segments_BT = jnp.concatenate([self.prompt_mask_BP, self.mask_BR], axis=1)
+        return tokens_BT, segments_BT.astype(jnp.int32)
+
     def packed(self, num_rows: int) -> "Texts":
         """Return the same texts, to be read in so many packed rows."""
         return replace(self, num_rows=num_rows)
 
 
 class Packed(NamedTuple):
-    """N packed rows, and where column t of example b stands: row `row_B`, column t + `shift_B`."""
+    """Hold N packed rows; column t of example b stands in row `row_B`, column t + `shift_B`."""
 
     tokens_NT: jax.Array
     segments_NT: jax.Array
@@ -54,33 +63,39 @@ class Packed(NamedTuple):
     shift_B: jax.Array
 
     def read(self, x_NT: jax.Array, column_BR: jax.Array) -> jax.Array:
-        """What stands at these columns of the unpacked rows; anything where such a column was padding."""
+        """Return what stands at these columns of the unpacked rows; anything for padding."""
         column_BR = jnp.clip(column_BR + self.shift_B[:, None], 0, self.tokens_NT.shape[1] - 1)
         return x_NT[self.row_B[:, None], column_BR]
 
 
 def first_fit(length_B: jax.Array, row_length: int) -> tuple[jax.Array, jax.Array]:
-    """Row and first column of every example (first-fit decreasing, ties in their order); lengths are at most `row_length`."""
+    """Return row and first column of every example: first-fit decreasing, ties in their order.
+
+    No length is larger than `row_length`.
+    """
     order_B = jnp.argsort(-length_B, stable=True)
 
     def lay(room_N: jax.Array, length: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         row = jnp.argmax(room_N >= length)
         return room_N.at[row].add(-length), (row, row_length - room_N[row])
 
-    _, laid = jax.lax.scan(
-        lay, jnp.full(length_B.shape, row_length, length_B.dtype), length_B[order_B]
-    )
-    row_B, start_B = (jnp.zeros_like(x).at[order_B].set(x) for x in laid)
+    empty_N = jnp.full(length_B.shape, row_length, length_B.dtype)
+    _, (sorted_row_B, sorted_start_B) = jax.lax.scan(lay, empty_N, length_B[order_B])
+    row_B = jnp.zeros_like(sorted_row_B).at[order_B].set(sorted_row_B)
+    start_B = jnp.zeros_like(sorted_start_B).at[order_B].set(sorted_start_B)
     return row_B, start_B
 
 
 def rows_needed(length_B: jax.Array, row_length: int) -> jax.Array:
-    """How many rows `first_fit` uses."""
+    """Return the number of rows that `first_fit` uses."""
     return first_fit(length_B, row_length)[0].max() + 1
 
 
 def row_bucket(needed: int, batch: int, multiple: int) -> int:
-    """The number of rows to compile for: one of at most eight, a multiple of `multiple` (devices); 0 if packing saves none."""
+    """Return the number of rows to compile for, or 0 if packing saves none.
+
+    It is one of at most eight numbers, and a multiple of `multiple` (the batch's shards).
+    """
     step = max(-(-batch // _SIZES), _SMALLEST_STEP)
     step = -(-step // multiple) * multiple
     rows = -(-needed // step) * step
@@ -88,21 +103,20 @@ def row_bucket(needed: int, batch: int, multiple: int) -> int:
 
 
 def pack(tokens_BT: jax.Array, segments_BT: jax.Array, num_rows: int) -> Packed:
-    """Rows of one run of real tokens each (`segments_BT` > 0), packed into `num_rows`, at least `rows_needed`."""
+    """Pack rows of one run of real tokens each (`segments_BT` > 0) into `num_rows` rows.
+
+    `num_rows` is at least `rows_needed`.
+    """
     time = tokens_BT.shape[1]
     real_BT = segments_BT > 0
     row_B, start_B = first_fit(real_BT.sum(axis=1), time)
     shift_B = start_B - jnp.argmax(real_BT, axis=1)
-    column_BT = jnp.where(
-        real_BT, jnp.arange(time)[None, :] + shift_B[:, None], time
-    )  # padding falls off the end
+    # Padding goes to a column beyond the last, which mode="drop" leaves out.
+    column_BT = jnp.where(real_BT, jnp.arange(time)[None, :] + shift_B[:, None], time)
 
     def lay(x_BT: jax.Array) -> jax.Array:
-        return (
-            jnp.zeros((num_rows, time), x_BT.dtype)
-            .at[row_B[:, None], column_BT]
-            .set(x_BT, mode="drop")
-        )
+        empty_NT = jnp.zeros((num_rows, time), x_BT.dtype)
+        return empty_NT.at[row_B[:, None], column_BT].set(x_BT, mode="drop")
 
     # An example is named by its first column: positive, and growing along the row.
     segment_BT = jnp.broadcast_to(start_B[:, None] + 1, tokens_BT.shape).astype(segments_BT.dtype)

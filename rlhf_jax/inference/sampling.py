@@ -1,20 +1,26 @@
-"""Sampling responses from a language model: one prefill per prompt, then one token per step from a cache.
+"""Sample responses from a language model: one prefill per prompt, then one token per step.
 
     hidden, cache = model(prompts)                          all prompts at once, left-padded
-    repeat the cache num_samples times; or, of at most max_rows rows at once, fill those that are free as long as prompts wait
-    until every row has emitted a stop token, or the response is full:
-        token ~ softmax(sampling_logits(unembed(hidden)));  hidden, cache = model(token, cache)
-        as soon as half of the rows have stopped (of every device's rows), go on with the other half only
+    1  repeat the cache num_samples times; or, of at most max_rows rows at once, fill those that are
+       free as long as prompts wait
+    2  until every row has emitted a stop token, or the response is full:
+           token ~ softmax(sampling_logits(unembed(hidden)));  hidden, cache = model(token, cache)
+    3  as soon as half of every device's rows have stopped, go on with the other half only
 
-The log-probability returned is that of the distribution really sampled from, temperature and truncation
-included. A row that stopped is padded and never written to again; a row that did not stop keeps exactly what
-the policy produced.
+The plain version is the loop of line 2 over all rows. Line 1 with max_rows bounds the cache's
+memory; line 3 spares the steps of rows that rest while the longest response is written. Neither
+changes a result.
+
+The log-probability returned is that of the distribution really sampled from, temperature and
+truncation included. A row that stopped is padded and never written to again; a row that did not
+stop keeps exactly what the policy produced.
 
 Left out on purpose: paged caches, speculative decoding.
 """
 
-import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,22 +39,33 @@ from rlhf_jax.models import (
 )
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
 
-SMALLEST = (
-    16  # rows of a device; every halving below that is one more loop to compile and saves little
-)
+# Rows of a device; every halving below that is one more loop to compile and saves little.
+SMALLEST = 16
 
 
 class Samples(NamedTuple):
-    """Responses; row b·num_samples + n is sample n of prompt b.
+    """Hold responses; row b·num_samples + n is sample n of prompt b.
 
-    A stop token is kept and counts in `length_B`; after it come `pad_id` and log-probability 0. `stopped_B`
-    is true iff a stop token was emitted within the response length.
+    A stop token is kept and counts in `length_B`; after it come `pad_id` and log-probability 0.
+    `stopped_B` is true iff a stop token was emitted within the response length.
     """
 
     tokens_BR: jax.Array
     logp_BR: jax.Array
     length_B: jax.Array
     stopped_B: jax.Array
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of `sample` for which it is compiled anew."""
+
+    spec: SamplingSpec
+    response_length: int
+    stop_tokens: tuple[int, ...]
+    pad_id: int
+    num_samples: int
+    max_rows: int
 
 
 class _State(NamedTuple):
@@ -79,15 +96,19 @@ def sample(
     num_samples: int = 1,
     max_rows: int = 0,
 ) -> Samples:
-    """Draw `num_samples` responses to every prompt, with `max_rows` > 0 at most so many at once, to the same result.
+    """Draw `num_samples` responses to every prompt, of `max_rows` > 0 at most so many at once.
 
-    Prompts are left-padded: the last column of every row is a real token. Compiled once per combination of
-    shapes, model, spec and the other keyword arguments. Raises ValueError for impossible
-    numbers before compiling.
+    The result does not depend on `max_rows`. Prompts are left-padded: the last column of every row
+    is a real token. Compiled once per combination of shapes, model, spec and the other keyword
+    arguments.
+
+    Raises:
+        ValueError: a number is impossible; before anything compiles.
     """
     if response_length < 1 or num_samples < 1:
         raise ValueError(
-            f"response_length = {response_length}, num_samples = {num_samples}: both must be at least 1."
+            f"response_length = {response_length}, num_samples = {num_samples}: "
+            "both must be at least 1."
         )
     if max_rows < 0:
         raise ValueError(
@@ -97,46 +118,33 @@ def sample(
         raise ValueError(
             f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}."
         )
-    return _sample(
-        model,
-        params,
-        prompt_BP,
-        prompt_mask_BP,
-        key,
-        spec,
-        response_length,
-        tuple(stop_tokens),
-        pad_id,
-        num_samples,
-        max_rows,
-    )
+    request = _Request(spec, response_length, tuple(stop_tokens), pad_id, num_samples, max_rows)
+    return _sample(model, params, prompt_BP, prompt_mask_BP, key, request)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6, 7, 8, 9, 10))
+@partial(jax.jit, static_argnames=("model", "request"))
 def _sample(
     model: LanguageModel,
     params: Params,
     prompt_BP: jax.Array,
     prompt_mask_BP: jax.Array,
     key: jax.Array,
-    spec: SamplingSpec,
-    response_length: int,
-    stop_tokens: tuple[int, ...],
-    pad_id: int,
-    num_samples: int,
-    max_rows: int,
+    request: _Request,
 ) -> Samples:
-    params = gathered(cast_for_compute(params, model.config))  # once, not for every token
+    num_samples = request.num_samples
+    response_length = request.response_length
+    # Once, and not for every token: parameters in the dtype of the computation, on every device.
+    params = gathered(cast_for_compute(params, model.config))
     hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP)
     count = len(hidden_BD) * num_samples
-    # One uniform number per token drawn; all of them at once cost less than a key per step.
+    # The plain version has a key per step. One uniform number per token drawn, all at once, costs
+    # less.
     uniform_RN = jax.random.uniform(key, (response_length, count))
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
-        logits_BV = decoding.sampling_logits(
-            apply(model, params, hidden_BD, method="unembed"), spec
-        )
-        return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], stop_tokens, pad_id)
+        logits_BV = apply(model, params, hidden_BD, method="unembed")
+        logits_BV = decoding.sampling_logits(logits_BV, request.spec)
+        return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], request)
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
@@ -146,8 +154,8 @@ def _sample(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     shards = num_shards(len(hidden_BD), BATCH)
-    rows = rows_at_once(count, max_rows, shards)
-    begin = functools.partial(_begin, rows, (response_length, count), pad_id)
+    rows = rows_at_once(count, request.max_rows, shards)
+    begin = partial(_begin, rows, (response_length, count), request.pad_id)
     if rows < count:
         room = init_cache(model.config, rows, prompt_BP.shape[1] + response_length)
         state = begin(room._replace(length=jnp.zeros(rows, jnp.int32)), alive=False)
@@ -155,6 +163,10 @@ def _sample(
     else:
         state = begin(grow_cache(cache, extra=response_length, repeats=num_samples), alive=True)
         state = draw(state, jnp.repeat(hidden_BD, num_samples, axis=0))
+
+    # The plain version is one loop until no row is alive. A step costs what its rows cost, so when
+    # half of every device's rows have stopped, the others go on in a loop of their own over half
+    # the rows.
     sizes = _sizes(rows // shards)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
 
@@ -162,16 +174,21 @@ def _sample(
             return _most_alive(state, shards) > smaller
 
         state = jax.lax.while_loop(crowded, step, _shrink(state, shards, size))
-    return Samples(state.tokens_RN.T, state.logp_RN.T, state.length_N, state.stopped_N)
+    return Samples(
+        tokens_BR=state.tokens_RN.T,
+        logp_BR=state.logp_RN.T,
+        length_B=state.length_N,
+        stopped_B=state.stopped_N,
+    )
 
 
 def rows_at_once(count: int, max_rows: int, shards: int) -> int:
-    """How many of `count` rows the cache holds: all with `max_rows` 0, else so many, rounded up to devices."""
+    """Return how many of `count` rows the cache holds: all, or `max_rows` rounded up to shards."""
     return min(-(-max_rows // shards) * shards, count) if max_rows else count
 
 
 class _Prompts(NamedTuple):
-    """What is known when all prompts have been read: row n of N samples prompt n // num_samples."""
+    """All prompts as read: row n of N samples prompt n // num_samples."""
 
     hidden_BD: jax.Array  # of the last token
     cache: Cache
@@ -182,7 +199,7 @@ class _Prompts(NamedTuple):
 def _begin(
     rows: int, shape_RN: tuple[int, int], pad_id: int, cache: Cache, *, alive: bool
 ) -> _State:
-    """Before the first token of any row."""
+    """Return the state before the first token of any row."""
     return _State(
         step_B=jnp.zeros(rows, jnp.int32),
         row_B=jnp.arange(rows),
@@ -202,7 +219,12 @@ def _with_refills(
     step: Callable[[_State], _State],
     draw: Callable[[_State, jax.Array], _State],
 ) -> _State:
-    """Decode until no prompt waits: whenever a quarter of a device's rows is free, the next prompts take all that are."""
+    """Decode until no prompt waits.
+
+    The plain version reads the next prompts when all rows have stopped, or one whenever a row has.
+    The former leaves rows idle, the latter stops all rows for one; here the next prompts take all
+    free rows whenever a quarter of a device's rows is free.
+    """
     per_shard = len(prompts.hidden_BD) * prompts.num_samples // prompts.shards
     rows = len(state.row_B) // prompts.shards
     enough = rows - max(1, rows // 4)
@@ -229,18 +251,15 @@ def _with_refills(
 def _refill(
     prompts: _Prompts, next_S: jax.Array, state: _State
 ) -> tuple[jax.Array, jax.Array, _State]:
-    """The waiting rows `next_S` and following of every shard take its free rows."""
-    shards, per_shard = (
-        prompts.shards,
-        len(prompts.hidden_BD) * prompts.num_samples // prompts.shards,
-    )
+    """Let the waiting rows of every shard, from `next_S` on, take its free rows."""
+    shards = prompts.shards
+    per_shard = len(prompts.hidden_BD) * prompts.num_samples // shards
     free_SB = ~state.alive_B.reshape(shards, -1)
     order_SB = next_S[:, None] + jnp.cumsum(free_SB, axis=1) - 1
     taken_SB = free_SB & (order_SB < per_shard)
     taken_B = taken_SB.reshape(-1)
-    row_B = jnp.where(
-        taken_B, (order_SB + per_shard * jnp.arange(shards)[:, None]).reshape(-1), state.row_B
-    )
+    waiting_SB = order_SB + per_shard * jnp.arange(shards)[:, None]
+    row_B = jnp.where(taken_B, waiting_SB.reshape(-1), state.row_B)
     prompt_SB = jnp.where(taken_SB, order_SB, 0) // prompts.num_samples
 
     def fill(old_B: jax.Array, new_B: jax.Array) -> jax.Array:
@@ -255,12 +274,12 @@ def _refill(
 
 
 def _most_alive(state: _State, shards: int) -> jax.Array:
-    """The largest number of living rows of a shard."""
+    """Return the largest number of living rows of a shard."""
     return state.alive_B.reshape(shards, -1).sum(axis=1).max()
 
 
 def _sizes(count: int) -> list[int]:
-    """The sizes that a device's rows go through: halved down to `SMALLEST`."""
+    """List the sizes that a device's rows go through: halved down to `SMALLEST`."""
     sizes = [count]
     while sizes[-1] >= 2 * SMALLEST:
         sizes.append(-(-sizes[-1] // 2))
@@ -268,11 +287,10 @@ def _sizes(count: int) -> list[int]:
 
 
 def _shrink(state: _State, shards: int, size: int) -> _State:
-    """Keep `size` rows of each of the batch's shards, among them all that are alive; no row changes its device."""
+    """Keep `size` rows of each shard, among them all that are alive; no row changes its device."""
     if shards * size == len(state.row_B):
         return state
     kept_SK = jnp.argsort(~state.alive_B.reshape(shards, -1), axis=1, stable=True)[:, :size]
-
     kept = {
         name: _of_shards(getattr(state, name), kept_SK)
         for name in ("step_B", "row_B", "token_B", "alive_B")
@@ -281,7 +299,7 @@ def _shrink(state: _State, shards: int, size: int) -> _State:
 
 
 def _of_shards(x_N: jax.Array, kept_SK: jax.Array, *rest: tuple[str, ...]) -> jax.Array:
-    """Rows by their numbers within each shard, which they do not leave; `rest` is how the other axes are split."""
+    """Pick rows by their numbers within each shard; `rest` is how the other axes are split."""
     shards, kept = kept_SK.shape
     x_SN = constrain(x_N.reshape(shards, -1, *x_N.shape[1:]), BATCH, WHOLE, *rest)
     kept_SN = jax.vmap(lambda x_N, kept_K: x_N[kept_K])(x_SN, kept_SK)
@@ -289,45 +307,41 @@ def _of_shards(x_N: jax.Array, kept_SK: jax.Array, *rest: tuple[str, ...]) -> ja
 
 
 def _cache_of(cache: Cache, kept_SK: jax.Array) -> Cache:
-    """The cache of rows by their numbers within each shard."""
-    keys, values = (
-        tuple(_of_shards(x_BGSK, kept_SK, TENSOR, WHOLE, WHOLE) for x_BGSK in part)
-        for part in cache[:2]
-    )
+    """Pick the cache of rows by their numbers within each shard."""
+
+    def pick(layers: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return tuple(_of_shards(x_BGSK, kept_SK, TENSOR, WHOLE, WHOLE) for x_BGSK in layers)
+
     length = _of_shards(cache.length, kept_SK) if cache.length.ndim else cache.length
-    return Cache(keys, values, _of_shards(cache.segments_BS, kept_SK, WHOLE), length)
+    segments_BS = _of_shards(cache.segments_BS, kept_SK, WHOLE)
+    return Cache(pick(cache.keys), pick(cache.values), segments_BS, length)
 
 
 def _prefill(
     model: LanguageModel, params: Params, prompt_BP: jax.Array, prompt_mask_BP: jax.Array
 ) -> tuple[jax.Array, Cache]:
-    """Read the prompts: the hidden state of their last token, and a cache that they fill."""
+    """Read the prompts; return the hidden state of their last token, and a cache that they fill."""
     cache = init_cache(model.config, *prompt_BP.shape)
     segments_BP = prompt_mask_BP.astype(jnp.int32)
     hidden_BPD, cache = apply(model, params, prompt_BP, segments_BP, cache=cache, method="hidden")
     return hidden_BPD[:, -1], cache
 
 
-def _emit(
-    state: _State,
-    logits_BV: jax.Array,
-    uniform_B: jax.Array,
-    stop_tokens: tuple[int, ...],
-    pad_id: int,
-) -> _State:
+def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, request: _Request) -> _State:
     """Draw one token per living row and write it down."""
-    drawn_B, living_B = decoding.inverse_cdf(uniform_B, logits_BV), state.alive_B
-    logp_B = decoding.log_prob(logits_BV, drawn_B)
-    ended_B = living_B & jnp.isin(drawn_B, jnp.asarray(stop_tokens, jnp.int32))
-    room = len(state.tokens_RN)
-    row_B = jnp.where(
-        living_B, state.row_B, state.tokens_RN.shape[1]
-    )  # beyond the last: rows that rest write nothing
+    token_B = decoding.inverse_cdf(uniform_B, logits_BV)
+    logp_B = decoding.log_prob(logits_BV, token_B)
+    living_B = state.alive_B
+    ended_B = living_B & jnp.isin(token_B, jnp.asarray(request.stop_tokens, jnp.int32))
+    room, num_rows = state.tokens_RN.shape
+    # Rows that rest have a number beyond the last, which mode="drop" leaves out: they write
+    # nothing.
+    row_B = jnp.where(living_B, state.row_B, num_rows)
     return state._replace(
         step_B=state.step_B + living_B,
-        token_B=jnp.where(living_B, drawn_B, pad_id),
+        token_B=jnp.where(living_B, token_B, request.pad_id),
         alive_B=living_B & ~ended_B & (state.step_B + 1 < room),
-        tokens_RN=state.tokens_RN.at[state.step_B, row_B].set(drawn_B, mode="drop"),
+        tokens_RN=state.tokens_RN.at[state.step_B, row_B].set(token_B, mode="drop"),
         logp_RN=state.logp_RN.at[state.step_B, row_B].set(logp_B, mode="drop"),
         length_N=state.length_N.at[row_B].add(1, mode="drop"),
         stopped_N=state.stopped_N.at[row_B].max(ended_B, mode="drop"),

@@ -1,15 +1,19 @@
-"""What a model says about given tokens: log-probabilities, values and scores.
+"""Read log-probabilities, values and scores of given tokens from a model.
 
-The only place that shifts predictions against tokens. With P columns of prompt and then R of response,
+The only place that shifts predictions against tokens. With P columns of prompt and then R of
+response,
 
     response token r stands in column P + r and is predicted from column P + r - 1,
 
-so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns only. Logits of more than
-`MOST_LOGITS` elements on a device are never whole: they are made, read and (backwards) made again a few columns at a time.
-Prompts and responses of a batch whose activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
-Prompts are left-padded, responses right-padded; texts that say so are packed into fewer rows first, to the same result
-(inference/packing.py). All functions are differentiable and none is jitted: the
-caller compiles its step. `dropout_key`, where offered, switches dropout on.
+so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns
+only. Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that
+many rows first, to the same result (inference/packing.py says how many are enough). All functions
+are differentiable and none is jitted: the caller compiles its step. `dropout_key`, where offered,
+switches dropout on.
+
+Two bounds keep what does not fit on a device from ever existing there. Of logits with more than
+`MOST_LOGITS` elements a few columns at a time are made, read and (backwards) made again. Prompts
+and responses whose activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
 """
 
 from collections.abc import Callable
@@ -26,14 +30,16 @@ from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarMode
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, each_shard, num_shards
 
-# 128 MB in float32. Making logits again costs a quarter of the output projection, which smaller ones need not pay.
+# 128 MB in float32. Making logits again costs a quarter of the output projection: smaller ones need
+# not pay.
 MOST_LOGITS = 1 << 25
-# 1 GB in float32, of one layer's widest array: the feed-forward features, or attention weights where these are made.
+# 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights where
+# these exist.
 MOST_ACTIVATIONS = 1 << 28
 
 
 class NextToken(NamedTuple):
-    """Column t: loss of predicting token t, log Z of that prediction, and whether the column counts."""
+    """Hold for column t the loss of predicting token t, log Z, and whether the column counts."""
 
     nll_BT: jax.Array
     log_z_BT: jax.Array
@@ -49,10 +55,11 @@ def next_token(
     cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> NextToken:
-    """-log π(token t | tokens before t in its segment) and log Z, 0 where not valid.
+    """Return -log π(token t | tokens before t in its segment) and log Z, 0 where not valid.
 
-    A column is valid when it and the column before it belong to the same segment; so column 0, the first
-    token of a segment and a token right after a gap are not. What a `cache` holds comes before column 0.
+    A column is valid when it and the column before it belong to the same segment; so column 0, the
+    first token of a segment and a token right after a gap are not. What a `cache` holds comes
+    before column 0.
     """
     hidden_BTD, _ = apply(
         model, params, tokens_BT, segments_BT, cache=cache, method="hidden", dropout_key=dropout_key
@@ -70,7 +77,7 @@ def next_token(
 
 
 def predicted(segments_BT: jax.Array) -> jax.Array:
-    """bool_BT: the tokens that have a predecessor in their own segment, and so a prediction; column 0 never has."""
+    """Mark the tokens that have a predecessor in their own segment; column 0 never has."""
     valid_BU = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
     return jnp.pad(valid_BU, ((0, 0), (1, 0)))
 
@@ -78,8 +85,12 @@ def predicted(segments_BT: jax.Array) -> jax.Array:
 def _by_columns(
     read: Callable[..., tuple[jax.Array, ...]], params: Params, vocab_size: int, *columns: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """`read(params, hidden_BUD, target_BU)`, which makes logits of its columns, in as many parts as keep those of a device
-    within `MOST_LOGITS`."""
+    """Call `read(params, hidden_BUD, target_BU)`, which makes logits of its columns, in parts.
+
+    The plain version is `read(params, *columns)`. Its logits (B, T, V) are the largest array of a
+    step by far, so they are made for as many columns at a time as keep those of a device within
+    `MOST_LOGITS`.
+    """
     batch, time = columns[0].shape[:2]
     shards = num_shards(batch, BATCH) * num_shards(vocab_size, TENSOR)
     parts = min(-(-batch * time * vocab_size // (shards * MOST_LOGITS)), time)
@@ -92,22 +103,22 @@ def _by_columns(
         return jnp.moveaxis(x_BT.reshape(len(x_BT), parts, width, *x_BT.shape[2:]), 1, 0)
 
     def read_parts(params: Params, *columns: jax.Array) -> tuple[jax.Array, ...]:
-        found = jax.lax.map(
+        results = jax.lax.map(
             lambda part: jax.checkpoint(read)(params, *part), tuple(map(split, columns))
         )
-        return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in found)
+        return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in results)
 
     return each_shard(read_parts, params, *columns)
 
 
 def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jax.nn.logsumexp(logits_BUV, axis=-1), jnp.take_along_axis(
-        logits_BUV, target_BU[..., None], axis=-1
-    )[..., 0]
+    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
+    chosen_BU = jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
+    return log_z_BU, chosen_BU
 
 
 def _predictions(log_z_BU: jax.Array, chosen_BU: jax.Array, segments_BT: jax.Array) -> NextToken:
-    """What the first U = T - 1 columns predict of the tokens one column to the right."""
+    """Put what the first U = T - 1 columns predict under the tokens one column to the right."""
     valid_BT = predicted(segments_BT)
     valid_BU = valid_BT[:, 1:]
 
@@ -126,7 +137,7 @@ def next_token_nll(
     cache: Cache | None = None,
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(nll_BT, valid_BT) of `next_token`, for losses without a z-loss."""
+    """Return (nll_BT, valid_BT) of `next_token`, for losses without a z-loss."""
     result = next_token(model, params, tokens_BT, segments_BT, cache=cache, dropout_key=dropout_key)
     return result.nll_BT, result.valid_BT
 
@@ -182,8 +193,7 @@ class _Rows(NamedTuple):
 
 
 def _lay(texts: Texts) -> _Rows | Packed:
-    tokens_BT = jnp.concatenate([texts.prompt_BP, texts.response_BR], axis=1)
-    segments_BT = jnp.concatenate([texts.prompt_mask_BP, texts.mask_BR], axis=1).astype(jnp.int32)
+    tokens_BT, segments_BT = texts.rows()
     if texts.num_rows:
         return pack(tokens_BT, segments_BT, texts.num_rows)
     return _Rows(tokens_BT, segments_BT)
@@ -192,27 +202,30 @@ def _lay(texts: Texts) -> _Rows | Packed:
 def _by_rows(
     read: Callable[..., jax.Array], c: TransformerConfig, laid: _Rows | Packed
 ) -> jax.Array:
-    """`read(tokens_NT, segments_NT)`, in as few parts as keep a layer's activations on a device within `MOST_ACTIVATIONS`."""
+    """Call `read(tokens_NT, segments_NT)`, in parts that keep a layer within `MOST_ACTIVATIONS`.
+
+    The plain version is `read` of all rows. On large batches one layer's activations alone would
+    fill a device, and nothing is lost by reading the rows one after the other.
+    """
     rows, time = laid.tokens_NT.shape
     mine = rows // num_shards(rows, BATCH)
     per_row = time * max(c.ffw_width, c.num_heads * time) // num_shards(c.num_heads, TENSOR)
-    parts = next(
-        p
-        for p in range(1, mine + 1)
-        if mine % p == 0 and (mine // p * per_row <= MOST_ACTIVATIONS or p == mine)
-    )
+    divisors = [p for p in range(1, mine + 1) if mine % p == 0]
+    parts = next(p for p in divisors if mine // p * per_row <= MOST_ACTIVATIONS or p == mine)
     if parts == 1:
         return read(laid.tokens_NT, laid.segments_NT)
 
     def split(x_NT: jax.Array) -> jax.Array:  # every device's rows into as many parts
         return jnp.moveaxis(x_NT.reshape(rows // parts, parts, time), 1, 0)
 
-    found = jax.lax.map(lambda part: read(*part), (split(laid.tokens_NT), split(laid.segments_NT)))
-    return jnp.moveaxis(found, 0, 1).reshape(rows, *found.shape[2:])
+    stacked = jax.lax.map(
+        lambda part: read(*part), (split(laid.tokens_NT), split(laid.segments_NT))
+    )
+    return jnp.moveaxis(stacked, 0, 1).reshape(rows, *stacked.shape[2:])
 
 
 def _before_responses(x_NT: jax.Array, laid: _Rows | Packed, prompt_length: int) -> jax.Array:
-    """Column r: what stands one column before response token r."""
+    """Return in column r what stands one column before response token r."""
     if isinstance(laid, _Rows):
         return x_NT[:, prompt_length - 1 : -1]
     return laid.read(x_NT, jnp.arange(prompt_length - 1, x_NT.shape[1] - 1)[None, :])
@@ -226,7 +239,7 @@ def last_token_scores(
     *,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """score_B read at the last real token of each row, wherever its padding is; 0 for a row of padding."""
+    """Return score_B, read at the last real token of each row; 0 for a row of padding."""
     return _last_scores(
         apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key), segments_BT
     )
@@ -253,7 +266,7 @@ def response_scores(model: ScalarModel, params: Params, texts: Texts) -> jax.Arr
 
 
 class TextClasses(NamedTuple):
-    """Class logits read at the last real token of each text, and the language model's loss on its tokens."""
+    """Hold class logits, read at the last real token of each text, and the loss on its tokens."""
 
     logits_BC: jax.Array
     nll_BT: jax.Array
@@ -268,7 +281,7 @@ def classify_texts(
     *,
     dropout_key: jax.Array | None = None,
 ) -> TextClasses:
-    """What a classifier says of whole texts, in one forward pass (Radford et al. 2018, equations 3 and 5)."""
+    """Classify texts and predict their tokens in one pass (Radford et al. 2018, eq. 3 and 5)."""
     class_BTC, logits_BTV = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
     language = _predictions(*_log_z_and_chosen(logits_BTV[:, :-1], tokens_BT[:, 1:]), segments_BT)
     return TextClasses(_at_last_token(class_BTC, segments_BT), language.nll_BT, language.valid_BT)
@@ -284,7 +297,7 @@ def packed_scores(
     *,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """score_BC of candidates packed several to a row, each read at its last token (row_BC, last_BC)."""
+    """Return score_BC of packed candidates, each read at its last token (row_BC, last_BC)."""
     score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
     return score_NT[row_BC, last_BC]
 
@@ -298,7 +311,7 @@ def packed_logps(
     last_BC: jax.Array,
     length_BC: jax.Array,
 ) -> jax.Array:
-    """logp_BC: Σ log π over the `length_BC` tokens that end at (row_BC, last_BC), candidates packed several to a row."""
+    """Return Σ log π of packed candidates, over `length_BC` tokens up to (row_BC, last_BC)."""
     nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
     before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(
         jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2

@@ -42,6 +42,7 @@ from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Data, Row, not_run, side_by_side
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.menagerie.results import marked
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.pretrained import HUB
 
 
@@ -156,7 +157,9 @@ class Loaded(NamedTuple):
     def of(cls, one: CheckpointRef) -> "Loaded":
         """Load a language model or reward model."""
         load_parameters = (
-            load_scalar_model if one.meta.kind == "scalar_model" else load_language_model
+            load_scalar_model
+            if one.meta.kind == CheckpointKind.SCALAR_MODEL
+            else load_language_model
         )
         return cls(load_parameters(one), load_tokenizer_of(one))
 
@@ -168,7 +171,7 @@ class Task:
     """
 
     name: str
-    kind: str
+    kind: CheckpointKind
     depends_on: Any
     length: int
     measure: Callable[[Loaded], Data]
@@ -229,7 +232,7 @@ def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
     )
     yield Task(
         "truthfulqa",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         digest(questions),
         2,
         lambda one: truthfulqa.measure(
@@ -240,7 +243,7 @@ def _truthfulqa(config: TruthfulQA, how: How) -> Iterator[Task]:
     if config.response_length:
         yield Task(
             "truthfulqa-answers",
-            "language_model",
+            CheckpointKind.LANGUAGE_MODEL,
             digest(questions, config.response_length),
             config.response_length + 1,
             lambda one: truthfulqa.answer(
@@ -278,7 +281,7 @@ def _crows_pairs(config: CrowSPairs, how: How) -> Iterator[Task]:
 def _crows_pairs_after(instruction: str, pairs: list[crows_pairs.Pair], how: How) -> Task:
     return Task(
         f"crows-pairs-{instruction}",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         digest(pairs, instruction),
         2,
         lambda one: crows_pairs.measure(
@@ -382,7 +385,7 @@ def _real_toxicity_after(
     )
     return Task(
         f"real-toxicity-{instruction}",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         asked,
         config.response_length + 1,
         measure,
@@ -398,7 +401,7 @@ def _comparisons(config: Comparisons, how: How) -> Iterator[Task]:
     subsets = reward_accuracy.subset_names(comparisons, config.subset_field)
     yield Task(
         "comparisons",
-        "scalar_model",
+        CheckpointKind.SCALAR_MODEL,
         digest(comparisons),
         2,
         lambda one: reward_accuracy.measure(
@@ -436,7 +439,7 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
     judge = find(how.workdir, config.judge)
     kind = judge.meta.kind
     require(
-        kind == "scalar_model",
+        kind == CheckpointKind.SCALAR_MODEL,
         f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model",
     )
     found = load(config.prompts, Prompt, split=config.split, data_dir=how.data_dir)
@@ -467,7 +470,7 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
 
     yield Task(
         "win-rate",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         digest(
             prompts,
             config.sampling,
@@ -510,7 +513,7 @@ def _multiple_choice_after(
         )  # complains before any model is loaded
     return Task(
         f"multiple-choice-{shots}",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         digest(questions, examples, shots, how.seed),
         2,
         lambda one: multiple_choice.measure(
@@ -536,7 +539,7 @@ def _text(config: Text, how: How) -> Iterator[Task]:
         documents = _some(found, how, "documents of plain text")
     yield Task(
         "text",
-        "language_model",
+        CheckpointKind.LANGUAGE_MODEL,
         digest(documents, config.window, config.stride),
         config.window,
         lambda one: plain_text.measure(

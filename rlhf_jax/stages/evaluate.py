@@ -45,6 +45,7 @@ from rlhf_jax.menagerie.results import Session, open_session, side_by_side
 from rlhf_jax.menagerie.test_questions import Exam, build_exam, without_long_examples
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models.heads import ScalarModel
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim
 
 
@@ -160,7 +161,10 @@ def _check_entrants(
     document = config.evaluation.document_length
     judge = {"reward": reward} if reward else {}
     for name, one in {**entrants, **judge}.items():
-        meta, kind = one.meta, "scalar_model" if one is reward else "language_model"
+        meta, kind = (
+            one.meta,
+            CheckpointKind.SCALAR_MODEL if one is reward else CheckpointKind.LANGUAGE_MODEL,
+        )
         context = one.model.context_length
         require(
             meta.kind == kind,

@@ -1,1 +1,1 @@
-"""One train state, one optimizer, one mesh, one checkpoint format, one loop, for every training stage."""
+"""Give every training stage one state, optimizer, mesh, checkpoint format and loop."""

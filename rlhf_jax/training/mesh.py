@@ -1,14 +1,17 @@
-"""Where arrays live: a three-dimensional mesh of devices, one table of rules for parameters, one rule for batches.
+"""Decide where arrays live: a mesh of devices, rules for parameters, one rule for batches.
 
-    mesh axes         ("data", "fsdp", "tensor")
-    batches           leading axis split over data x fsdp: each of these shards has its own examples
-    large leaves      largest divisible dimension split over fsdp (ZeRO-3: Rajbhandari et al. 2020), copied over data
-    kernels           heads, feed-forward features and vocabulary split over tensor (Shoeybi et al. 2019), see `TENSOR_AXIS`
-    small leaves      a copy on every device
+    mesh axes       ("data", "fsdp", "tensor")
+    batches         leading axis split over data x fsdp: each of these shards has its own examples
+    large leaves    largest divisible dimension split over fsdp (ZeRO-3: Rajbhandari et al. 2020),
+                    copied over data
+    kernels         heads, feed-forward features and vocabulary split over tensor
+                    (Shoeybi et al. 2019), see `TENSOR_AXIS`
+    small leaves    a copy on every device
 
 A step is a pure function; `jit_step` maps it over the mesh and the compiler inserts the gathers and
-reductions. The same function under `jax.pmap` with `lax.pmean` on its gradients makes the same update
-(tests/training/test_mesh.py). With several processes (training/processes.py) the mesh spans the devices of all of them.
+reductions. The same function under `jax.pmap` with `lax.pmean` on its gradients makes the same
+update (tests/training/test_mesh.py). With several processes (training/processes.py) the mesh spans
+the devices of all of them.
 
 Left out on purpose: pipeline parallelism, and splitting a row's positions.
 """
@@ -31,77 +34,89 @@ AXES = ("data", "fsdp", "tensor")
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh of data x fsdp x tensor devices; data = -1 takes all devices that the others leave.
+    """Make a mesh of data x fsdp x tensor devices; data = -1 takes all that the others leave.
 
-    Fewer devices than the machine has are allowed, but not fewer than all of several processes. Devices of one host are
-    neighbours along tensor, then fsdp. Raises ValueError naming the product and the number of devices.
+    Fewer devices than the machine has are allowed, but not fewer than all of several processes.
+    Devices of one host are neighbours along tensor, then fsdp.
+
+    Raises:
+        ValueError: the numbers do not fit the devices; names both.
     """
     devices = jax.devices()
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
         raise ValueError(
-            f"mesh data = {data}, fsdp = {fsdp}, tensor = {tensor}: all must be >= 1 (data may be -1: all that are left)"
+            f"mesh data = {data}, fsdp = {fsdp}, tensor = {tensor}: all must be >= 1 "
+            "(data may be -1: all that are left)"
         )
     if data == -1:
         if len(devices) % (fsdp * tensor):
             raise ValueError(
-                f"mesh fsdp x tensor = {fsdp} x {tensor} does not divide the {len(devices)} devices: choose divisors"
+                f"mesh fsdp x tensor = {fsdp} x {tensor} does not divide the {len(devices)} "
+                "devices: choose divisors"
             )
         data = len(devices) // (fsdp * tensor)
     size = data * fsdp * tensor
-    if size > len(devices) or (jax.process_count() > 1 and size != len(devices)):
+    num_processes = jax.process_count()
+    if size > len(devices) or (num_processes > 1 and size != len(devices)):
+        owner = f"the {num_processes} processes have" if num_processes > 1 else "this machine has"
         raise ValueError(
-            f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} = {size} devices, but "
-            f"{'this machine has' if jax.process_count() == 1 else f'the {jax.process_count()} processes have'} "
+            f"mesh data x fsdp x tensor = {data} x {fsdp} x {tensor} = {size} devices, but {owner} "
             f"{len(devices)}: change one of them or set data=-1"
         )
-    # Auto: the compiler propagates shardings. Explicit axes (jax.make_mesh's default) reject a linen forward
-    # pass.
+    # Auto: the compiler propagates shardings. Explicit axes (jax.make_mesh's default) reject linen.
     grid = np.asarray(devices[:size]).reshape(data, fsdp, tensor)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts a batch is split: data x fsdp."""
+    """Return the number of parts that a batch is split into: data x fsdp."""
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
 def describe_mesh(mesh: Mesh) -> str:
-    """`data x fsdp x tensor = 2 x 4 x 1`."""
+    """Format a mesh, as `data x fsdp x tensor = 2 x 4 x 1`."""
     return " x ".join(AXES) + " = " + " x ".join(str(mesh.shape[axis]) for axis in AXES)
 
 
 def check_model(model: TransformerConfig, mesh: Mesh) -> None:
-    """Refuse a model whose heads, feed-forward features or vocabulary do not divide among the devices of `tensor`.
+    """Refuse a model whose heads, features or vocabulary do not divide among the devices of tensor.
 
-    A single key/value head (PaLM) is copied. Raises ValueError naming both numbers.
+    A single key/value head (PaLM) is copied.
+
+    Raises:
+        ValueError: names both numbers.
     """
     tensor = mesh.shape["tensor"]
-    for name in ("num_heads", "num_kv_heads", "ffw_width", "vocab_size"):
-        if getattr(model, name) % tensor and not (
-            name == "num_kv_heads" and model.num_kv_heads == 1
-        ):
+    names = ["num_heads", "ffw_width", "vocab_size"]
+    if model.num_kv_heads > 1:
+        names.insert(1, "num_kv_heads")
+    for name in names:
+        if getattr(model, name) % tensor:
             raise ValueError(
-                f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: lower mesh.tensor and "
-                "raise mesh.fsdp instead, or change the model"
+                f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: "
+                "lower mesh.tensor and raise mesh.fsdp instead, or change the model"
             )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding of a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over (data, fsdp), the rest whole."""
+    """Return the sharding of a batch: leading axis over (data, fsdp), the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
-    """A sharding for every leaf of a state or of parameters, abstract (`jax.eval_shape`) or real.
+    """Return a sharding for every leaf of a state or of parameters, abstract or real.
 
-    Kernels are split over tensor by `TENSOR_AXIS`. A leaf of at least `min_size` elements is split over fsdp as well, along
-    the largest other dimension that fsdp divides; the rest are copies. Optimizer moments have their parameter's name and
-    shape and so land where it does. Raises ValueError for a leaf that tensor must split and does not divide.
+    Kernels are split over tensor by `TENSOR_AXIS`. A leaf of at least `min_size` elements is split
+    over fsdp as well, along the largest other dimension that fsdp divides; the rest are copies.
+    Optimizer moments have their parameter's name and shape and so land where it does.
+
+    Raises:
+        ValueError: tensor must split a leaf and does not divide it.
     """
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -113,14 +128,16 @@ def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
 def leaf_sharding(
     names: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh, min_size: int
 ) -> NamedSharding:
-    """The rules of `state_shardings` for one leaf, by the path of names that leads to it and by its shape."""
-    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    """Apply the rules of `state_shardings` to one leaf, given its path of names and its shape."""
+    fsdp = mesh.shape["fsdp"]
+    tensor = mesh.shape["tensor"]
     axes: list[str | None] = [None] * len(shape)
     axis = TENSOR_AXIS.get(("", *names)[-2:]) if tensor > 1 else None
     if axis is not None:
         if shape[axis] % tensor:
             raise ValueError(
-                f"mesh.tensor = {tensor} does not divide {'/'.join(names)} of shape {shape} along axis {axis}"
+                f"mesh.tensor = {tensor} does not divide {'/'.join(names)} of shape {shape} "
+                f"along axis {axis}"
             )
         axes[axis] = "tensor"
     free = [axis for axis, size in enumerate(shape) if axes[axis] is None and size % fsdp == 0]
@@ -132,22 +149,23 @@ def leaf_sharding(
 def place(tree: Any, shardings: Any) -> Any:
     """Copy a tree onto its shardings (one sharding, or a tree of them).
 
-    Always a copy, never an alias: a placed state can be donated while the original lives on as, say, the
-    reference.
+    Always a copy, never an alias: a placed state can be donated while the original lives on as,
+    say, the reference.
     """
-    # device_put alone may keep the original buffer as one of the replicas, may_alias=False notwithstanding.
-    return jax.tree.map(
-        lambda leaf, sharding: put(
-            leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding
-        ),
-        tree,
-        jax.tree.broadcast(shardings, tree),
-    )
+
+    def copy(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        # device_put may keep the original buffer as one of the replicas, in spite of
+        # may_alias=False.
+        return put(leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding)
+
+    return jax.tree.map(copy, tree, jax.tree.broadcast(shardings, tree))
 
 
 def place_frozen(tree: Any, shardings: Any) -> Any:
-    """Put a tree that is never donated on its shardings: nothing is copied without need, and what several leaves share
-    (policy and reference on one base) they still share."""
+    """Put a tree that is never donated on its shardings, without needless copies.
+
+    Leaves that share an array (of policy and reference on one base) still share it.
+    """
     placed: dict[int, Any] = {}
 
     def once(leaf: Any, sharding: Any) -> Any:
@@ -161,9 +179,10 @@ def place_frozen(tree: Any, shardings: Any) -> Any:
 def put(
     leaf: Any, sharding: jax.sharding.Sharding | None, *, may_alias: bool | None = None
 ) -> jax.Array:
-    """An array on a sharding that may span several processes, each of which has the whole array or its part on the mesh.
+    """Put an array on a sharding that may span several processes.
 
-    Each process copies what its own devices need; nothing is compared or sent.
+    Each has the whole array, or its part on the mesh, and copies what its own devices need; nothing
+    is compared or sent.
     """
     if jax.process_count() == 1 or sharding is None:
         return jax.device_put(leaf, sharding, may_alias=may_alias)
@@ -174,34 +193,41 @@ def put(
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put a batch of NumPy arrays on the mesh, examples split over data x fsdp; a process puts only its own there.
+    """Put a batch of NumPy arrays on the mesh, examples split over data x fsdp.
 
-    Raises ValueError naming the field when its leading axis does not divide by the number of shards.
+    A process puts only its own examples there.
+
+    Raises:
+        ValueError: the leading axis of a field does not divide by the number of shards.
     """
     for name, array in batch.items():
         if array.ndim == 0 or array.shape[0] % batch_shards(mesh):
             raise ValueError(
                 f"batch[{name!r}] has shape {array.shape}: its leading axis must divide by the "
-                f"{batch_shards(mesh)} shards of data x fsdp; change the batch size or use a smaller mesh"
+                f"{batch_shards(mesh)} shards of data x fsdp; change the batch size or use a "
+                "smaller mesh"
             )
     return {name: put(array, batch_sharding(mesh)) for name, array in batch.items()}
 
 
 def shard_stack(stack: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The same for batches stacked along a leading axis, the minibatches of a scan."""
+    """Put batches on the mesh that are stacked along a leading axis, the minibatches of a scan."""
     sharding = NamedSharding(mesh, PartitionSpec(None, BATCH))
     return {name: put(array, sharding) for name, array in stack.items()}
 
 
 def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[..., Any]:
-    """Compile `step(state, *arguments) -> (state, metrics)` over the mesh, donating the state's memory.
+    """Compile `step(state, *arguments) -> (state, metrics)` over the mesh, donating the state.
 
-    The new state keeps `shardings`, metrics are replicated, and the arguments keep the shardings they come
-    with (`place`, `shard_batch`), so frozen models can be passed sharded or not.
+    The new state keeps `shardings`, metrics are replicated, and the arguments keep the shardings
+    they come with (`place`, `shard_batch`), so frozen models can be passed sharded or not.
     """
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, replicated(mesh)))
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Programs traced in here lay out their activations on the mesh (models/layout.py); one device needs no layout."""
+    """Trace programs in here so that their activations lie on the mesh (models/layout.py).
+
+    One device needs no layout.
+    """
     return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()

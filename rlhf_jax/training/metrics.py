@@ -1,13 +1,12 @@
-"""What a run writes about itself while it runs.
+"""Write what a run says about itself while it runs.
 
-    WORKDIR/metrics.jsonl   one row per logged step: {"step": 120, "loss": 0.53, …}; non-finite values as NaN,
-    Infinity
+    WORKDIR/metrics.jsonl   one row per logged step: {"step": 120, "loss": 0.53, …}; NaN, Infinity
             samples.jsonl   {"step": 120, "prompt": …, "response": …, …}
             tensorboard/    the same numbers
 
 Rows are in the order of their steps. A run that resumes from step n drops every row beyond n and a
-half-written last line, so the files are those of a run that was never interrupted. `step` is the number of
-updates made.
+half-written last line, so the files are those of a run that was never interrupted. `step` is the
+number of updates made.
 
 Left out on purpose: remote trackers; `metrics.jsonl` is one line of pandas away from anything.
 """
@@ -19,7 +18,6 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import jax
@@ -33,10 +31,12 @@ Number = int | float
 
 
 class MetricsWriter:
-    """Appends rows to the files of a workdir; use as a context manager."""
+    """Append rows to the files of a workdir; use as a context manager.
+
+    Nothing is created before the first row; of several processes only the first writes.
+    """
 
     def __init__(self, workdir: PathLike) -> None:
-        """Nothing is created before the first row; of several processes only the first writes."""
         self.workdir = Path(workdir)
         self._writes = is_main_process()
         self._files: dict[str, TextIO] = {}
@@ -53,7 +53,7 @@ class MetricsWriter:
             board.add_scalar(name, value, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows of text: prompts, responses, scores, whatever JSON can hold."""
+        """Append rows of prompts, responses, scores: whatever JSON can hold."""
         for row in rows if self._writes else ():
             self._append("samples.jsonl", {"step": step, **row})
 
@@ -68,7 +68,7 @@ class MetricsWriter:
         self._purge_step = step + 1
 
     def flush(self) -> None:
-        """Bring every row to the disk; called before saving: no checkpoint is ahead of its metrics."""
+        """Bring every row to the disk; before saving: no checkpoint is ahead of its rows."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -77,21 +77,18 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close."""
-        self._close_files()
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
         if self._board is not None:
             self._board.close()
             self._board = None
 
     def __enter__(self) -> "MetricsWriter":
-        """The writer itself."""
+        """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close, whatever happened."""
         self.close()
 
@@ -101,11 +98,6 @@ class MetricsWriter:
             self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
-
-    def _close_files(self) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
 
     def _tensorboard(self) -> Any:
         if self._board is None:
@@ -123,9 +115,10 @@ def _replace(path: Path, text: str) -> None:
 
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl or samples.jsonl, without a last line that is still being written.
+    """Read a metrics.jsonl or samples.jsonl, without a last line that is still being written.
 
-    Raises ValueError `file:line` for any other line that is not a row.
+    Raises:
+        ValueError: names `file:line` of any other line that is not a row.
     """
     lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
     rows = []
@@ -136,16 +129,18 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
             raise ValueError(f"{path}:{number}: not JSON ({error}); delete the line") from error
         if not isinstance(row, dict) or "step" not in row:
             raise ValueError(
-                f"{path}:{number}: expected an object with a 'step', got {line[:80]!r}; delete the line"
+                f"{path}:{number}: expected an object with a 'step', got {line[:80]!r}; "
+                "delete the line"
             )
         rows.append(row)
     return rows
 
 
 def to_number(value: Any) -> Number:
-    """A Python number from a fetched metric: a number, a NumPy scalar, a `Mean` (0 when its weight is 0).
+    """Convert a fetched metric, a number or a `Mean` (0 when its weight is 0), to a Python number.
 
-    float32 becomes the shortest decimal that reads back as the same float32: 0.1, not 0.10000000149.
+    float32 becomes the shortest decimal that reads back as the same float32: 0.1, not
+    0.10000000149.
     """
     if isinstance(value, Mean):
         total, weight = float(value.total), float(value.weight)
@@ -161,10 +156,10 @@ def to_number(value: Any) -> Number:
 
 
 class Progress:
-    """One line on the terminal: step, rate, time left, and the metrics that matter.
+    """Show one line: step, rate, time left, and the metrics named in `headline`; if empty, none.
 
-    On a terminal the line is rewritten in place; into a file or a pipe a new line appears at most every ten
-    seconds.
+    On a terminal the line is rewritten in place; into a file or a pipe a new line appears at most
+    every ten seconds.
     """
 
     def __init__(
@@ -175,26 +170,22 @@ class Progress:
         headline: Sequence[str],
         stream: TextIO | None = None,
     ) -> None:
-        """Show the metrics named in `headline`; an empty headline shows nothing at all."""
-        self._name, self._start, self._num_steps, self._headline = (
-            name,
-            start,
-            num_steps,
-            tuple(headline),
-        )
+        self._name = name
+        self._start = start
+        self._num_steps = num_steps
+        self._headline = tuple(headline)
         self._stream = sys.stderr if stream is None else stream
         self._began = time.monotonic()
         self._printed = -math.inf
 
     def update(self, step: int, row: Mapping[str, Number]) -> None:
         """Show a row that was just written."""
-        in_place, now = self._stream.isatty(), time.monotonic()
+        if not self._headline or not is_main_process():
+            return
+        in_place = self._stream.isatty()
+        now = time.monotonic()
         last = step == self._num_steps
-        if (
-            not self._headline
-            or not is_main_process()
-            or (not in_place and not last and now - self._printed < 10)
-        ):
+        if not in_place and not last and now - self._printed < 10:
             return
         self._printed = now
         text = self.line(step, row, now - self._began)
@@ -202,19 +193,18 @@ class Progress:
         self._stream.flush()
 
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
-        """`sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
+        """Format `sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
         rate = (step - self._start) / seconds if seconds > 0 else 0.0
         left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        parts = [
-            f"{self._name} {step}/{self._num_steps} {100 * step // self._num_steps}% {rate:.3g} steps/s"
-        ]
+        percent = 100 * step // self._num_steps
+        parts = [f"{self._name} {step}/{self._num_steps} {percent}% {rate:.3g} steps/s"]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
         parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
         return ", ".join(parts)
 
 
 def clock(seconds: float) -> str:
-    """Seconds as minutes:seconds, or hours:minutes:seconds."""
+    """Format seconds as minutes:seconds, or hours:minutes:seconds."""
     hours, rest = divmod(round(seconds), 3600)
     minutes, rest = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
@@ -225,7 +215,7 @@ _listening = False
 
 
 def _listen() -> None:
-    """From now on count this process's XLA compilations, disk-cache hits included (jax cannot unlisten)."""
+    """Count this process's XLA compilations from now on, disk-cache hits included."""
     global _listening
 
     def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -233,16 +223,15 @@ def _listen() -> None:
         del duration_secs, kwargs
         _compilations += event == "/jax/core/compile/backend_compile_duration"
 
-    if not _listening:
+    if not _listening:  # once and for ever: jax cannot unlisten
         jax.monitoring.register_event_duration_secs_listener(on_event)
         _listening = True
 
 
 class CompileCounter:
-    """Counts compilations inside its `with` blocks, the first block excepted: that one has to compile."""
+    """Count compilations inside its `with` blocks, except the first, which has to compile."""
 
     def __init__(self) -> None:
-        """Counting starts with the first `with`."""
         _listen()
         self.after_first_call = 0
         self._calls = 0

@@ -1,13 +1,16 @@
-"""Several processes, usually one per host, that make one run: who is who, what only the first does, and how they end.
+"""Make one run of several processes, usually one per host, and prepare each for its computations.
 
-    srun …, mpirun …, a Kubernetes job, a TPU pod            detected: the command is the same on every host
-    elsewhere    --coordinator=HOST:PORT --num_processes=N --process_id=I      the same command with I = 0 … N - 1
+    srun …, mpirun …, Kubernetes, a TPU pod    detected: the command is the same on every host
+    elsewhere                                  the same command with --coordinator=HOST:PORT
+                                               --num_processes=N --process_id=0 … N - 1
 
-Every process runs the same program on the same data and in the same order; arrays span the devices of all, and a process puts
-only its own rows of a batch on its devices. Files are written by process 0, except checkpoints, of which each process
-writes its parts. So the workdir must be one folder that all hosts see.
+Every process runs the same program on the same data and in the same order; arrays span the devices
+of all, and a process puts only its own rows of a batch on its devices. Files are written by process
+0, except checkpoints, of which each process writes its parts. So the workdir must be one folder
+that all hosts see.
 
-Left out on purpose: going on with fewer processes. When one dies the others end, and all are started again.
+Left out on purpose: going on with fewer processes (when one dies the others end, and all are
+started again); XLA flags (those that were tried on CPU changed nothing outside the noise).
 """
 
 import ctypes
@@ -23,71 +26,75 @@ import jax
 import numpy as np
 from absl import flags
 
-# What each launcher leaves in the environment of a process that is one of several.
-_LAUNCHERS = {
-    "SLURM": "SLURM_STEP_NUM_TASKS",
-    "Open MPI": "OMPI_COMM_WORLD_SIZE",
-    "MPI": "PMI_SIZE",
+# Where a launcher leaves the number of processes, of which this one is one.
+_SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# Settings of glibc's malloc (malloc.h): number and value.
+_MALLOC_SETTINGS = {
+    "M_ARENA_MAX": (-8, 1),
+    "M_MMAP_THRESHOLD": (-3, 1 << 30),
+    "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
 }
 
 
-def launcher(environment: Mapping[str, str]) -> str | None:
-    """The launcher that started this process as one of several, None if there is none."""
-    for name, size in _LAUNCHERS.items():
-        if int(environment.get(size, "1")) > 1:
-            return name
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        return "Kubernetes"
-    return "TPU pod" if "," in environment.get("TPU_WORKER_HOSTNAMES", "") else None
+# --- beginning and ending together ----------------------------------------------------------------
 
 
 def define_flags() -> None:
-    """The flags by which a process is told who it is where no launcher does."""
+    """Define the flags by which a process is told its number where no launcher does."""
     flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no launcher says it.")
-    flags.DEFINE_integer(
-        "num_processes", 0, "How many processes make this run, where no launcher says it."
-    )
-    flags.DEFINE_integer("process_id", -1, "Which of them this one is, from 0.")
-    flags.DEFINE_integer(
-        "heartbeat_seconds", 60, "A process that is not heard of for so long ends the run."
-    )
+    flags.DEFINE_integer("num_processes", 0, "Number of processes, where no launcher says it.")
+    flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
+    flags.DEFINE_integer("heartbeat_seconds", 60, "A process silent for so long ends the run.")
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Tell whether a launcher started this process as one of several."""
+    if any(int(environment.get(name, "1")) > 1 for name in _SIZE_VARIABLES):
+        return True
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return True
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 @contextmanager
-def initialize(given: Any) -> Iterator[None]:
+def initialize(values: Any) -> Iterator[None]:
     """Run the body as one of several processes, if the flags or a launcher say so.
 
-    When it fails here, or another process is gone, this process ends at once, so that none waits for another: the ordinary
-    way out would. Raises ValueError when only some of the flags are given.
+    When the body fails, or another process is gone, this process ends at once: the ordinary way out
+    waits for the others, which wait for it.
+
+    Raises:
+        ValueError: only some of the flags are given.
     """
-    connect(given.coordinator, given.num_processes, given.process_id, given.heartbeat_seconds)
+    connect(values.coordinator, values.num_processes, values.process_id, values.heartbeat_seconds)
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        print(
-            f"error: process {jax.process_index()} of {jax.process_count()}: {_explain(error)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        name = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"error: {name}: {_explain(error)}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
 def connect(coordinator: str, num_processes: int, process_id: int, heartbeat_seconds: int) -> None:
-    """Join the other processes; with the first three unset ("", 0, -1) as a launcher says, or stay alone.
+    """Join the other processes, before anything uses a device.
 
-    Comes before anything that uses a device. Raises ValueError when only some of the three are given.
+    With the first three unset ("", 0, -1) a launcher says where they are, or this process stays
+    alone.
+
+    Raises:
+        ValueError: only some of the three are given, or the number is too large.
     """
-    known = {
+    given = {
         "coordinator": coordinator != "",
         "num_processes": num_processes > 0,
         "process_id": process_id >= 0,
     }
-    if any(known.values()) and not all(known.values()):
-        absent = ", ".join(f"--{name}" for name, here in known.items() if not here)
+    if any(given.values()) and not all(given.values()):
+        missing = ", ".join(f"--{name}" for name, is_given in given.items() if not is_given)
         raise ValueError(
-            f"--coordinator, --num_processes and --process_id belong together: {absent} is missing"
+            f"--coordinator, --num_processes and --process_id belong together: {missing} is missing"
         )
     if coordinator:
         if process_id >= num_processes:
@@ -97,17 +104,39 @@ def connect(coordinator: str, num_processes: int, process_id: int, heartbeat_sec
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
         )
-    elif launcher(os.environ):
+    elif is_launched(os.environ):
         jax.distributed.initialize(heartbeat_timeout_seconds=heartbeat_seconds)
 
 
+def stop_requested(step: int) -> bool:
+    """Tell whether all processes agreed to stop after this step: SIGTERM reached one of them."""
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.reached_preemption_sync_point(step))
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
+        return str(error)
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return "".join(traceback.format_exception(error))
+    reason = (str(error).splitlines() or [""])[0][:300]
+    return (
+        f"another process is gone ({reason}). Start all of them again with the same commands: they "
+        "continue from the newest checkpoint"
+    )
+
+
+# --- working together -----------------------------------------------------------------------------
+
+
 def process_count() -> int:
-    """How many processes make this run."""
+    """Return the number of processes that make this run."""
     return jax.process_count()
 
 
 def is_main_process() -> bool:
-    """Whether this process writes what is written once."""
+    """Tell whether this process writes what is written once."""
     return jax.process_index() == 0
 
 
@@ -121,7 +150,7 @@ def barrier(name: str) -> None:
 
 @contextmanager
 def main_process_first(name: str) -> Iterator[None]:
-    """The body runs in process 0, then in the others, which find done what it did."""
+    """Run the body in process 0, then in the others, which find done what it did."""
     if not is_main_process():
         barrier(name)
     yield
@@ -130,7 +159,10 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def fetch(leaf: Any) -> np.ndarray:
-    """The whole array, on every process; all must ask for it, because they send each other their parts."""
+    """Return the whole array on every process.
+
+    All must ask for it, because they send each other their parts.
+    """
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 
@@ -138,54 +170,32 @@ def fetch(leaf: Any) -> np.ndarray:
     return np.asarray(leaf)
 
 
-def stop_requested(step: int) -> bool:
-    """Whether a process was told by SIGTERM to stop, and all have agreed to do so after this step."""
-    from jax.experimental import multihost_utils
-
-    return bool(multihost_utils.reached_preemption_sync_point(step))
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
-        return str(error)
-    if not isinstance(error, jax.errors.JaxRuntimeError):
-        return "".join(traceback.format_exception(error))
-    reason = (str(error).splitlines() or [""])[0][:300]
-    return (
-        f"another process is gone ({reason}). Start all of them again with the same commands: they continue from the newest "
-        "checkpoint"
-    )
-
-
-# What a process sets up before its first computation: compiled programs and memory are kept, not made anew.
-#
-# Left out on purpose: XLA flags. Those that were tried on CPU changed nothing outside the noise.
-# malloc.h: name, number, value. Every XLA:CPU program asks for its whole temporary memory at each call and returns it after:
-# beyond glibc's thresholds, and beyond 64 MB in a thread's own arena, that is fresh pages from the kernel, zeroed, each time.
-_MALLOPT = {
-    "M_ARENA_MAX": (-8, 1),
-    "M_MMAP_THRESHOLD": (-3, 1 << 30),
-    "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
-}
+# --- before the first computation -----------------------------------------------------------------
 
 
 def enable_persistent_cache() -> None:
-    """Store compiled programs under ~/.cache/rlhf_jax/xla, or where JAX_COMPILATION_CACHE_DIR says, whatever their size."""
-    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
-        Path.home() / ".cache" / "rlhf_jax" / "xla"
-    )
+    """Keep compiled programs of any size on the disk.
+
+    They are stored in ~/.cache/rlhf_jax/xla, or where JAX_COMPILATION_CACHE_DIR says.
+    """
+    default = str(Path.home() / ".cache" / "rlhf_jax" / "xla")
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def retain_memory() -> None:
-    """Let glibc's malloc keep freed blocks of up to 1 GiB for the next step; elsewhere (macOS, musl) do nothing.
+    """Let glibc's malloc keep freed blocks of up to 1 GiB; elsewhere (macOS, musl) do nothing.
 
-    On CPU a fifth to a quarter of a small model's training step is otherwise page faults (20,000 of them in 2,048 tokens).
-    Call it before the first computation; what the process once used then stays with it until it ends.
+    Call it before the first computation; what the process once used then stays with it until it
+    ends.
     """
+    # Every XLA:CPU program asks for its whole temporary memory at each call and returns it after.
+    # Beyond glibc's thresholds, and beyond 64 MB in a thread's own arena, that is fresh, zeroed
+    # pages from the kernel each time: on CPU a fifth to a quarter of a small model's training step
+    # is page faults (20,000 of them in 2,048 tokens).
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for number, value in _MALLOPT.values():
+        for number, value in _MALLOC_SETTINGS.values():
             mallopt(number, value)

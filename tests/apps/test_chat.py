@@ -438,7 +438,7 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
         (["--checkpoint=ROOT"], ["is a folder of runs: name one of them, reward, sft"]),
         (
             ["--checkpoint=ROOT/nothing"],
-            ["no checkpoint at", "To make it: python -m rlhf_jax.main"],
+            ["no checkpoint at", "train the model first: python -m rlhf_jax.main"],
         ),
         (
             ["--checkpoint=ROOT/reward"],

@@ -1,4 +1,4 @@
-"""Decoding rules on literals (OpenAI's unit tests, both nucleus conventions); the sampler against its law."""
+"""Decoding rules on literals (OpenAI's unit tests, both nuclei); the sampler against its law."""
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,8 @@ def test_filters_leave_kept_logits_alone_and_rows_independent():
 
 
 def test_temperature_then_top_k_then_nucleus():
-    # At temperature 0.5 the logits double; of the two that top-k leaves, the first has 1/(1+e^-1.98) = .879.
+    # At temperature 0.5 the logits double; of the two that top-k leaves, the first has
+    # 1/(1+e^-1.98) = .879.
     logits = decoding.sampling_logits(LOGITS, spec(temperature=0.5, top_k=2))
     np.testing.assert_allclose(logits[0, [6, 1]], [4.0, 2.02])
     assert kept(logits) == {6, 1}
@@ -150,7 +151,7 @@ def test_inverse_cdf_never_returns_an_impossible_token():
 
 def test_target_rounded_up_to_the_total_finds_the_last_possible_column():
     weight = jnp.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
-    column, before = decoding._find(weight, jnp.array([3.0, 0.6]))
+    column, before = decoding._first_beyond(weight, jnp.array([3.0, 0.6]))
     np.testing.assert_array_equal(column, [1, 2])
     np.testing.assert_array_equal(before, [1.0, 0.0])
 

@@ -1,4 +1,4 @@
-"""Sampling from a fake model whose text is known in advance, and from a real one against its own scores."""
+"""Sampling from a fake model whose text is known, and from a real one against its own scores."""
 
 import dataclasses
 import functools
@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.inference import SamplingSpec, response_logps, sample
-from rlhf_jax.models import LanguageModel, TransformerConfig, gpt, init_params
+from rlhf_jax.inference import decoding
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.sampling import sample
+from rlhf_jax.inference.scoring import join, response_logps
+from rlhf_jax.models import LanguageModel, TransformerConfig, apply, gpt, init_params
 
 SIZES = {
     "context_length": 16,
@@ -27,7 +30,7 @@ MASK = np.ones_like(PROMPTS, bool)
 
 
 class Successor(nn.Module):
-    """A language model that is certain of "previous token + 1", modulo its vocabulary; counts its calls."""
+    """A language model certain of "previous token + 1", modulo its vocabulary; counts its calls."""
 
     config: TransformerConfig
     calls: ClassVar[list[str | int]] = []
@@ -145,11 +148,13 @@ def test_waiting_prompts_take_the_place_of_finished_ones_to_the_same_result(max_
 
 
 def test_the_batch_is_halved_when_half_of_its_rows_have_stopped():
-    # Row b starts with b mod 10 and stops at 9, so that 12 or 13 of 128 rows stop at every step; rows of 9 go on to 10.
+    # Row b starts with b mod 10 and stops at 9, so that 12 or 13 of 128 rows stop at every step;
+    # rows of 9 go on to 10.
     first = np.arange(128, dtype=np.int32) % 10
     halved = successors(first[:, None], np.ones((128, 1), bool), length=12, stop=(9,), pad=7)
     sizes = [size for size in Successor.calls if isinstance(size, int)]
-    # After five steps 64 rows have stopped (8, 7, 6, 5, 4), after eight all but 25 (0 and 9), after nine all but 12.
+    # After five steps 64 rows have stopped (8, 7, 6, 5, 4), after eight all but 25 (0 and 9), after
+    # nine all but 12.
     assert sizes == [128] * 5 + [64] * 3 + [32, 16], sizes
     for b, row in enumerate(first):
         text = [(row + 1 + r) % 10 for r in range(9 - row if row < 9 else 10)]
@@ -263,10 +268,16 @@ def draw(
 
 @functools.partial(jax.jit, static_argnums=0)
 def rescore(spec, prompts, mask, samples):
+    """What the sampler should have returned, from one pass over the whole texts without a cache."""
     model, params = real()
-    response_mask = jnp.arange(samples.tokens_BR.shape[1])[None] < samples.length_B[:, None]
-    args = (model, params, prompts, mask, samples.tokens_BR, response_mask)
-    return response_logps(*args, spec=spec, truncation="recompute")
+    length = samples.tokens_BR.shape[1]
+    response_mask = jnp.arange(length)[None] < samples.length_B[:, None]
+    rows = join(prompts, mask, samples.tokens_BR, response_mask)
+    before_BRV = apply(model, params, *rows)[0][:, prompts.shape[1] - 1 : -1]
+    logits_BRV = decoding.sampling_logits(before_BRV, spec)
+    logp_BR = decoding.log_prob(logits_BRV, samples.tokens_BR)
+    entropy_BR = decoding.entropy(logits_BRV)
+    return jnp.where(response_mask, logp_BR, 0.0), jnp.where(response_mask, entropy_BR, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +290,7 @@ def rescore(spec, prompts, mask, samples):
     ids=["temperature", "top_k_and_top_p", "greedy"],
 )
 def test_logp_is_that_of_the_distribution_sampled_from(spec):
-    """So the ratio of the first PPO minibatch is 1; left padding, cache and temperature all come in."""
+    """So the ratio of the first PPO minibatch is 1, for all paddings and temperatures."""
     samples = draw(spec, num_samples=4)
     prompts, mask = np.repeat(REAL_PROMPTS, 4, 0), np.repeat(REAL_MASK, 4, 0)
     logp_BR, entropy_BR = rescore(spec, prompts, mask, samples)

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.inference import (
-    SamplingSpec,
+from rlhf_jax.inference import scoring
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.scoring import (
     classify_texts,
     join,
     last_token_scores,
@@ -20,7 +21,6 @@ from rlhf_jax.inference import (
     response_logps,
     response_scores,
     response_values,
-    scoring,
 )
 from rlhf_jax.models import (
     Classifier,
@@ -77,7 +77,7 @@ def scalar():
     return random_like(SCALAR, seed=1)
 
 
-logps = jax.jit(functools.partial(response_logps, LANGUAGE), static_argnames=("spec", "truncation"))
+logps = jax.jit(functools.partial(response_logps, LANGUAGE), static_argnames="spec")
 values = jax.jit(functools.partial(response_values, SCALAR))
 scores = jax.jit(functools.partial(response_scores, SCALAR))
 row_scores = jax.jit(functools.partial(last_token_scores, SCALAR))
@@ -165,13 +165,12 @@ def test_kl_of_a_policy_with_itself_is_zero_and_with_another_is_not(params):
     assert (np.abs(logp_BR - other_BR)[RESPONSE_MASK] > 0).all()
 
 
-def test_truncating_specs_are_refused_unless_asked_for(params):
-    narrow = dataclasses.replace(PLAIN, top_k=2)
-    with pytest.raises(ValueError, match=r"top_k=2.*truncation=\"recompute\""):
-        logps(params, *BATCH, spec=narrow)
-    logp_BR, entropy_BR = logps(params, *BATCH, spec=narrow, truncation="recompute")
-    assert np.isfinite(logp_BR).all()
-    assert (np.asarray(entropy_BR) <= np.log(2) + 1e-6).all()
+@pytest.mark.parametrize("change", [{"top_k": 2}, {"top_p": 0.9}, {"temperature": 0.0}])
+def test_truncating_specs_are_refused(params, change):
+    with pytest.raises(
+        ValueError, match=r"truncates the distribution.*sample with top_k=0, top_p=1"
+    ):
+        logps(params, *BATCH, spec=dataclasses.replace(PLAIN, **change))
 
 
 def test_values_see_exactly_what_precedes_their_token(params, scalar):
@@ -221,7 +220,7 @@ def test_classifier_is_read_at_the_last_token_and_keeps_the_language_loss(params
 
 
 def test_masked_columns_get_no_gradient(params, scalar):
-    """What stands after the end of a response, pad or not, moves neither logps nor values nor gradients."""
+    """What stands after the end of a response moves neither logps nor values nor gradients."""
     other = (PROMPT, PROMPT_MASK, np.where(RESPONSE_MASK, RESPONSE, 8), RESPONSE_MASK)
 
     @jax.jit
@@ -254,28 +253,22 @@ def test_dropout_is_off_unless_a_key_is_given():
         assert np.abs(a - c).max() > 1e-3
 
 
-def _read_everything(params, truncated):
+def _read_everything(params):
     """Everything that reads logits, as one number."""
     losses = next_token(
         LANGUAGE, params, jnp.asarray(RESPONSE), jnp.asarray(RESPONSE_MASK).astype(int)
     )
-    spec = dataclasses.replace(WARM, top_k=4) if truncated else WARM
-    logp_BR, entropy_BR = response_logps(
-        LANGUAGE, params, *BATCH, spec=spec, truncation="recompute"
-    )
-    parts = (losses.nll_BT, losses.log_z_BT, jnp.maximum(logp_BR, -20.0), entropy_BR)
+    logp_BR, entropy_BR = response_logps(LANGUAGE, params, *BATCH, spec=WARM)
+    parts = (losses.nll_BT, losses.log_z_BT, logp_BR, entropy_BR)
     return sum(jnp.sin(x + jnp.arange(x.size).reshape(x.shape)).sum() for x in parts), parts
 
 
-@pytest.mark.parametrize("truncated", [False, True])
 @pytest.mark.parametrize("most", [1, 60, 100])
-def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(
-    params, monkeypatch, most, truncated
-):
-    read = functools.partial(_read_everything, truncated=truncated)
-    grads, parts = jax.jit(jax.grad(read, has_aux=True))(params)
+def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(params, monkeypatch, most):
+    grads, parts = jax.jit(jax.grad(_read_everything, has_aux=True))(params)
     monkeypatch.setattr(scoring, "MOST_LOGITS", most)
-    split_grads, split_parts = jax.jit(jax.grad(lambda p: read(p), has_aux=True))(params)
+    read = jax.grad(lambda params: _read_everything(params), has_aux=True)
+    split_grads, split_parts = jax.jit(read)(params)
     for a, b in zip(
         jax.tree.leaves((grads, parts)), jax.tree.leaves((split_grads, split_parts)), strict=True
     ):
@@ -319,9 +312,7 @@ def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows,
 
 def test_large_logits_are_never_whole(params, monkeypatch):
     monkeypatch.setattr(scoring, "MOST_LOGITS", 60)
-    program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True), static_argnums=1)(
-        params, False
-    ).jaxpr
+    program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True))(params).jaxpr
     logits = [shape for shape in shapes_in(program) if shape[2:] == (CONFIG.vocab_size,)]
     assert logits
     assert max(map(math.prod, logits)) <= 60

@@ -118,15 +118,16 @@ def test_a_killed_process_ends_the_other_and_the_restart_is_exact(together, plan
 
 
 def test_launchers_are_recognised_and_half_a_command_line_is_refused():
-    assert processes.launcher({}) is None
-    assert processes.launcher({"SLURM_STEP_NUM_TASKS": "1"}) is None
-    assert processes.launcher({"SLURM_STEP_NUM_TASKS": "16"}) == "SLURM"
-    assert processes.launcher({"OMPI_COMM_WORLD_SIZE": "4"}) == "Open MPI"
-    assert (
-        processes.launcher({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"})
-        == "Kubernetes"
-    )
-    assert processes.launcher({"TPU_WORKER_HOSTNAMES": "a,b"}) == "TPU pod"
+    kubernetes = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
+    assert not processes.is_launched({})
+    assert not processes.is_launched({"SLURM_STEP_NUM_TASKS": "1"})
+    assert not processes.is_launched({"TPU_WORKER_HOSTNAMES": "a"})
+    assert not processes.is_launched({"KUBERNETES_SERVICE_HOST": "10.0.0.1"})
+    assert processes.is_launched({"SLURM_STEP_NUM_TASKS": "16"})
+    assert processes.is_launched({"OMPI_COMM_WORLD_SIZE": "4"})
+    assert processes.is_launched({"PMI_SIZE": "2"})
+    assert processes.is_launched(kubernetes)
+    assert processes.is_launched({"TPU_WORKER_HOSTNAMES": "a,b"})
     with pytest.raises(ValueError, match=r"belong together: --process_id is missing"):
         processes.connect("localhost:1", 2, -1, 10)
     with pytest.raises(ValueError, match=r"--process_id=2 with --num_processes=2"):
