@@ -24,12 +24,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.models.heads import LanguageModel, Params
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
 from rlhf_jax.training.metrics import CompileCounter, MetricsWriter, Number, Progress, to_number
@@ -44,6 +47,41 @@ class Hook(NamedTuple):
 
     every: int
     run: Callable[[Any, int], Mapping[str, Number] | None]
+
+
+class PolicyMonitor(NamedTuple):
+    """Measure a policy while it trains; nothing that `measure` returns reaches a loss.
+
+    `measure(model, params, tokenizer)` returns numbers for the row of the step.
+    """
+
+    every: int
+    measure: Callable[[LanguageModel, Params, Tokenizer], Mapping[str, float]]
+
+
+def policy_hooks(
+    monitors: Sequence[PolicyMonitor],
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    policy_of: Callable[[Any], Params],
+) -> list[Hook]:
+    """Return a hook for every monitor; `policy_of(state)` gives the parameters to measure."""
+    return [
+        Hook(monitor.every, partial(_measure_policy, monitor, model, tokenizer, policy_of))
+        for monitor in monitors
+    ]
+
+
+def _measure_policy(
+    monitor: PolicyMonitor,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    policy_of: Callable[[Any], Params],
+    state: Any,
+    step: int,
+) -> Mapping[str, float]:
+    del step  # the row names it
+    return monitor.measure(model, policy_of(state), tokenizer)
 
 
 class Best(NamedTuple):

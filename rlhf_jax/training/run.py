@@ -81,6 +81,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    """Say how often a judge measures the policy while it trains, and on which prompts.
+
+    Nothing that the judge says reaches a loss.
+    """
+
+    judge: str
+    prompts: str
+    num_prompts: int
+    every: int  # 0 = never
+    prompt_length: int
+    response_length: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
 class Parent:
     """A checkpoint of an earlier stage."""
 

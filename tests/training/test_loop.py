@@ -21,7 +21,7 @@ import pytest
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.training import checkpoints, loop
 from rlhf_jax.training.checkpoints import all_steps, latest_step, load_params, new_meta, read_meta
-from rlhf_jax.training.loop import Best, Hook, run_loop
+from rlhf_jax.training.loop import Best, Hook, PolicyMonitor, policy_hooks, run_loop
 from rlhf_jax.training.metrics import MetricsWriter, read_rows
 from rlhf_jax.training.optimizer import ema_update, global_norm
 from rlhf_jax.training.updates import apply_gradients, from_checkpoint, init_state, to_checkpoint
@@ -160,6 +160,20 @@ def test_a_finished_run_is_returned_without_training(reference):
     workdir, state, rows = reference
     assert_same_bits(train(workdir, step_fn=never), state)
     assert rows_of(workdir) == rows
+
+
+def test_monitors_measure_the_policy_and_their_numbers_join_the_rows(reference, tmp_path):
+    def measure(model, params, tokenizer):
+        assert (model, tokenizer) == ("model", "tokenizer")
+        return {"gold": float(params["b"])}
+
+    monitors = [PolicyMonitor(4, measure)]
+    hooks = policy_hooks(monitors, "model", "tokenizer", lambda state: state.params)
+    state = train(tmp_path, hooks=hooks)
+    assert_same_bits(state, reference[1])
+    rows = [row for row in rows_of(tmp_path) if "gold" in row]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert rows[-1]["gold"] == float(state.params["b"])
 
 
 class Killed(BaseException):
