@@ -1,6 +1,7 @@
-"""Rankings: where they come from, their packed batches, accuracy on held-out ones. What reward and preference stage share."""
+"""Read comparisons, pack them into batches and measure accuracy on held-out ones, for the stages reward and preference."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -12,13 +13,11 @@ from rlhf_jax.data.packing import InOrder, PackedComparisons
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.data.sources import load
 from rlhf_jax.maths.masking import Mean
-from rlhf_jax.stages.labelling import Labelling, collect_comparisons
-from rlhf_jax.training.run import Run, locate
+from rlhf_jax.training.run import LABELS, Run, locate
 from rlhf_jax.training.updates import TrainState, merge_metrics
 
 Params = Any
 Batch = dict[str, Any]
-COMPARISON_SETS = ("train", "heldout", "gold")
 
 
 class Layout(Protocol):
@@ -50,30 +49,27 @@ def check_lengths(name: str, layout: Layout, context_length: int) -> None:
     )
 
 
-def comparison_sources(
-    source: str, labelling: Labelling, run: Run, sampler: Any, *, seed: int, data_dir: str
-) -> dict[str, str]:
-    """Sources of the training rankings and, by judge, of the held-out ones.
+def comparison_sources(source: str, workdir: Path) -> dict[str, str]:
+    """Return the sources of the training comparisons ("train") and, by judge, of the held-out ones.
 
-    "collect" asks for responses of `sampler`; ../NAME means what another stage collected, with the options of a source after
-    a question mark; all else is a source of `load`.
-    Raises FileNotFoundError if that stage has collected nothing.
+    ../NAME is the folder of a label stage, with the options of a source after a question mark; anything else is a source of
+    `load`, whose validation split is called "heldout".
+
+    Raises:
+      FileNotFoundError: there is no finished label stage in that folder.
     """
-    if source == "collect":
-        return collect_comparisons(labelling, run, sampler, seed=seed, data_dir=data_dir)
     if not source.startswith(".."):
         return {"train": source, "heldout": source}
     name, _, options = source.partition("?")
-    folder = locate(run.workdir, name) / "comparisons"
-    if not all((folder / judge).is_dir() for judge in COMPARISON_SETS):
+    folder = locate(workdir, name)
+    if not (folder / LABELS).exists():
         raise FileNotFoundError(
-            f"data.comparisons={source}: no rankings in {folder}; name a reward stage that has collected "
-            "some (data.comparisons=collect), or a source such as jsonl:PATH"
+            f"data.comparisons={source}: no comparisons in {folder}; run a label stage there "
+            "(experiments/menagerie/label.py), or name a source such as jsonl:PATH"
         )
-    return {
-        judge: f"jsonl:{folder / judge}{'?' + options if options else ''}"
-        for judge in COMPARISON_SETS
-    }
+    query = f"?{options}" if options else ""
+    judges = sorted(path for path in (folder / "comparisons").iterdir() if path.is_dir())
+    return {path.name: f"jsonl:{path}{query}" for path in judges}
 
 
 def read_rankings(

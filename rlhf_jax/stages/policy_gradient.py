@@ -21,7 +21,7 @@ the round before. Whole prompts, never parts of a group, make up minibatches. Th
 Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resampling of prompts whose responses all tie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
@@ -50,7 +50,6 @@ from rlhf_jax.maths.returns import (
     rloo,
     update_moments,
 )
-from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.rollout import (
@@ -63,8 +62,9 @@ from rlhf_jax.stages.rollout import (
     score_samples,
 )
 from rlhf_jax.training.mesh import replicated
+from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, global_norm, make_optimizer
-from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import (
     TrainState,
     accumulated_gradients,
@@ -155,7 +155,7 @@ class Config:
     data: Data
     policy_gradient: PolicyGradient
     lora: LoraConfig
-    monitor: Monitor
+    monitor: MonitorConfig | None
     optimizer: OptimizerConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
@@ -252,7 +252,7 @@ class Moments(NamedTuple):
     rewards: RunningMoments
 
 
-def run(config: Config, workdir: str) -> None:
+def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
     """Train a policy on groups of its own responses."""
     run, settings = Run.open(config, workdir), config.policy_gradient
     check(settings, run.batch_shards)
@@ -341,14 +341,7 @@ def run(config: Config, workdir: str) -> None:
         num_steps=num_updates,
         kind="language_model",
         model=policy.model,
-        hooks=monitor_hooks(
-            config.monitor,
-            models.policy,
-            tokenizer,
-            lambda s: combine(base, s.params),
-            data_dir=config.data.data_dir,
-            seed=config.seed,
-        ),
+        hooks=policy_hooks(monitors, models.policy, tokenizer, lambda s: combine(base, s.params)),
         extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
     )

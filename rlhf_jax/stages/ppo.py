@@ -18,7 +18,7 @@ Left out on purpose: truncated sampling (refused: the loss would need to replay 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.config import require, require_divides
+from rlhf_jax.config import require, require_divides, require_given
 from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
@@ -38,7 +38,6 @@ from rlhf_jax.maths.kl import k3, ppo2017_update, ziegler_update
 from rlhf_jax.maths.losses import ppo_kl_penalty_loss, ppo_policy_loss, ppo_value_loss
 from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
-from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import corpus_batches
@@ -52,8 +51,9 @@ from rlhf_jax.stages.rollout import (
     sampler_gap,
 )
 from rlhf_jax.training.mesh import replicated
+from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
-from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import (
     TrainState,
     accumulated_gradients,
@@ -81,7 +81,7 @@ class Data:
     data_dir: str
     prompts: str
     prompt_length: int
-    documents: str
+    documents: str | None  # for ptx_coef > 0
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Config:
     data: Data
     ppo: PPO
     lora: LoraConfig
-    monitor: Monitor
+    monitor: MonitorConfig | None
     optimizer: OptimizerConfig
     value_optimizer: OptimizerConfig
     mesh: MeshConfig
@@ -228,7 +228,7 @@ class Controllers(NamedTuple):
     score_moments: RunningMoments
 
 
-def run(config: Config, workdir: str) -> None:
+def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
     """Train a policy with PPO; leaves its parameters (their average with `ema_decay`) as the checkpoint."""
     run = Run.open(config, workdir)
     check(config, run.batch_shards)
@@ -321,13 +321,8 @@ def run(config: Config, workdir: str) -> None:
         kind="language_model",
         model=policy.model,
         export=lambda s: s.extras["ema"] if config.ppo.ema_decay else s.params["policy"],
-        hooks=monitor_hooks(
-            config.monitor,
-            models.policy,
-            tokenizer,
-            lambda s: combine(base, s.params)["policy"],
-            data_dir=config.data.data_dir,
-            seed=config.seed,
+        hooks=policy_hooks(
+            monitors, models.policy, tokenizer, lambda s: combine(base, s.params)["policy"]
         ),
         extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
@@ -642,7 +637,7 @@ def _ptx_stream(config: Config, run: Run, context_length: int) -> Callable[[int]
     per_update = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
     batches = corpus_batches(
         run,
-        config.data.documents,
+        require_given(config.data.documents, "ppo.ptx_coef > 0 needs data.documents"),
         "train",
         data_dir=config.data.data_dir,
         context_length=context_length,

@@ -29,7 +29,6 @@ from rlhf_jax.data.records import Comparison
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import Mean, mean
 from rlhf_jax.maths.preference import PairNorm, implicit_loss, kto_loss, majority, ranking_accuracy
-from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
@@ -40,11 +39,10 @@ from rlhf_jax.stages.comparisons import (
     read_rankings,
     weigh_prompts,
 )
-from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
-from rlhf_jax.training.loop import Hook
+from rlhf_jax.training.loop import Hook, PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
@@ -60,7 +58,7 @@ class Init:
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings: "collect" to sample and label them, ../STAGE for what that stage collected, or a source."""
+    """Comparisons: ../STAGE for what that label stage collected, or a source."""
 
     data_dir: str
     comparisons: str
@@ -93,10 +91,9 @@ class Config:
     seed: int
     init: Init
     data: Data
-    labelling: Labelling
     preference: Preference
     lora: LoraConfig
-    monitor: Monitor
+    monitor: MonitorConfig | None
     optimizer: OptimizerConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
@@ -121,21 +118,14 @@ def check(settings: Preference, num_devices: int) -> None:
     )
 
 
-def run(config: Config, workdir: str) -> None:
+def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
     """Train a policy on rankings."""
     run, settings = Run.open(config, workdir), config.preference
     check(settings, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("preference", settings, parent.model.context_length)
     model, key = LanguageModel(parent.model), jax.random.key(config.seed)
-    sources = comparison_sources(
-        config.data.comparisons,
-        config.labelling,
-        run,
-        parent,
-        seed=config.seed,
-        data_dir=config.data.data_dir,
-    )
+    sources = comparison_sources(config.data.comparisons, run.workdir)
     rankings = _rankings(config, run, sources["train"], "train")
     num_updates = round(settings.num_epochs * rankings.num_examples / rankings.batch_size)
     batches = pack(
@@ -182,14 +172,7 @@ def run(config: Config, workdir: str) -> None:
     validate = make_validator(
         measure, held_out, settings, run, place, lambda state: combine(base, state.params)
     )
-    hooks = monitor_hooks(
-        config.monitor,
-        model,
-        run.tokenizer,
-        lambda s: combine(base, s.params),
-        data_dir=config.data.data_dir,
-        seed=config.seed,
-    )
+    hooks = policy_hooks(monitors, model, run.tokenizer, lambda s: combine(base, s.params))
     run.train(
         state,
         step_fn,

@@ -2,7 +2,7 @@
 
     L = -(1/C(K,2)) Σ_{(w,l)} log σ( r(x, y_w) - r(x, y_l) ),   K = 4..9        (Ouyang 2022 eq. 1)
 
-    1  K responses per prompt are sampled from the supervised policy and ranked by a labeler (or rankings are read from files)
+    1  comparisons of K responses per prompt are read: those that a label stage collected, or a source
     2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
        of a prompt in one batch element, so that a response is in one update per epoch and not in K-1, as it is with
        batching = "shuffled_pairs"
@@ -37,7 +37,6 @@ from rlhf_jax.stages.comparisons import (
     read_rankings,
     weigh_prompts,
 )
-from rlhf_jax.stages.labelling import Labelling
 from rlhf_jax.stages.language import check_batches
 from rlhf_jax.training.loop import Hook
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -53,20 +52,19 @@ class Init:
     """The supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
 
     policy: str
-    sampler: str  # whose responses are collected; "" = the policy's
 
 
 @dataclass(frozen=True)
 class Data:
-    """Rankings, and demonstrations for the normalisation.
+    """Comparisons, and demonstrations for the normalisation.
 
-    `comparisons` is "collect" to sample and label them, ../STAGE for what that reward stage collected (options as in a source:
-    ../reward?train=train[:300]), or a source.
+    `comparisons` is ../STAGE for what that label stage collected (options as in a source: ../label?train=train[:300]), or a
+    source.
     """
 
     data_dir: str
     comparisons: str
-    earlier: tuple[str, ...]  # more training rankings, of earlier rounds
+    earlier: tuple[str, ...]  # more training comparisons, of earlier rounds
     demonstrations: str
 
 
@@ -98,7 +96,6 @@ class Config:
     seed: int
     init: Init
     data: Data
-    labelling: Labelling
     reward: Reward
     lora: LoraConfig
     optimizer: OptimizerConfig
@@ -112,25 +109,10 @@ def run(config: Config, workdir: str) -> None:
     check_batches("reward", reward.batch_size, reward.num_micro_batches, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind="language_model")
     check_lengths("reward", reward, parent.model.context_length)
-    sampler = (
-        run.parent("sampler", config.init.sampler, kind="language_model")
-        if config.init.sampler
-        else parent
-    )
     model = ScalarModel(replace(parent.model, dropout_rate=reward.dropout_rate))
     key = jax.random.key(config.seed)
-    find = partial(
-        comparison_sources,
-        labelling=config.labelling,
-        run=run,
-        sampler=sampler,
-        seed=config.seed,
-        data_dir=config.data.data_dir,
-    )
-    sources, earlier = (
-        find(config.data.comparisons),
-        [find(name)["train"] for name in config.data.earlier],
-    )
+    sources = comparison_sources(config.data.comparisons, run.workdir)
+    earlier = [comparison_sources(name, run.workdir)["train"] for name in config.data.earlier]
     rankings = _rankings(config, run, [*earlier, sources["train"]], "train")
     num_updates = round(reward.num_epochs * rankings.num_examples / rankings.batch_size)
     batches = pack(

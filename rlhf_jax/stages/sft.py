@@ -11,7 +11,7 @@ scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch w
 Left out on purpose: curricula, weighting of labelers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.config import require
+from rlhf_jax.config import require, require_given
 from rlhf_jax.data.batches import Batches, demonstration_batches, prompt_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration, Prompt
@@ -28,7 +28,6 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import response_scores
 from rlhf_jax.maths.masking import length_mask, value
-from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import (
@@ -39,8 +38,9 @@ from rlhf_jax.stages.language import (
     mean_nll,
     weigh_tokens,
 )
+from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.run import CheckpointConfig, MeshConfig, Run
+from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
 
 Params = Any
@@ -51,7 +51,7 @@ class Init:
     """Where the parameters come from; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
 
     policy: str
-    reward: str  # for select=reward; "" otherwise
+    reward: str | None  # for select=reward
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ class Data:
 
     data_dir: str
     demonstrations: str
-    documents: str
-    prompts: str
-    prompt_length: int
+    documents: str | None  # for document_rows > 0
+    prompts: str | None  # for select=reward
+    prompt_length: int | None  # for select=reward
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class SFT:
     eval_every: int
     eval_batches: int
     select: Literal["last", "loss", "reward"]
-    response_length: int  # of the samples that select=reward scores
+    response_length: int | None  # of the samples that select=reward scores
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,13 @@ class Config:
     data: Data
     sft: SFT
     lora: LoraConfig
-    monitor: Monitor
+    monitor: MonitorConfig | None
     optimizer: OptimizerConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
 
 
-def run(config: Config, workdir: str) -> None:
+def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
     """Fine-tune a language model on demonstrations."""
     run, sft = Run.open(config, workdir), config.sft
     check_batches("sft", sft.batch_size, sft.num_micro_batches, run.batch_shards)
@@ -164,14 +164,7 @@ def run(config: Config, workdir: str) -> None:
         kind="language_model",
         model=parent.model,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
-        hooks=monitor_hooks(
-            config.monitor,
-            model,
-            run.tokenizer,
-            lambda s: combine(base, s.params),
-            data_dir=config.data.data_dir,
-            seed=config.seed,
-        ),
+        hooks=policy_hooks(monitors, model, run.tokenizer, lambda s: combine(base, s.params)),
         headline=("loss", "validation/loss", "gold/total"),
         extra=run.lora_link("policy", config.lora),
     )
@@ -197,7 +190,7 @@ def _mixed(
         return packed.batch
     documents = corpus_batches(
         run,
-        data.documents,
+        require_given(data.documents, "sft.document_rows > 0 needs data.documents"),
         "train",
         data_dir=data.data_dir,
         context_length=sft.row_length,
@@ -233,16 +226,22 @@ def _validator(
 
 def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], jax.Array]:
     """Mean reward-model score of one sample per held-out prompt, with the same key every time."""
-    require(
-        config.init.reward != "",
-        "sft.select=reward needs init.reward, the checkpoint of a reward model",
+    checkpoint = require_given(
+        config.init.reward, "sft.select=reward needs init.reward, the checkpoint of a reward model"
     )
-    reward = run.parent("reward", config.init.reward, kind="scalar_model")
+    source = require_given(config.data.prompts, "sft.select=reward needs data.prompts")
+    prompt_length = require_given(
+        config.data.prompt_length, "sft.select=reward needs data.prompt_length"
+    )
+    response_length = require_given(
+        config.sft.response_length, "sft.select=reward needs sft.response_length"
+    )
+    reward = run.parent("reward", checkpoint, kind="scalar_model")
     run.same_tokenizer("policy", "reward")
     prompts = prompt_batches(
-        load(config.data.prompts, Prompt, split="validation", data_dir=config.data.data_dir),
+        load(source, Prompt, split="validation", data_dir=config.data.data_dir),
         run.tokenizer,
-        prompt_length=config.data.prompt_length,
+        prompt_length=prompt_length,
         batch_size=config.sft.batch_size,
         seed=config.seed,
     )
@@ -258,11 +257,11 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
             *prompt,
             jax.random.key(config.seed),
             spec=spec,
-            response_length=config.sft.response_length,
+            response_length=response_length,
             stop_tokens=run.tokenizer.stop_ids,
             pad_id=run.tokenizer.pad_id,
         )
-        mask_BR = length_mask(samples.length_B, config.sft.response_length)
+        mask_BR = length_mask(samples.length_B, response_length)
         return response_scores(
             ScalarModel(reward.model), reward.params, *prompt, samples.tokens_BR, mask_BR
         ).mean()

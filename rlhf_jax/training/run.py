@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from rlhf_jax.training.updates import TrainState, from_checkpoint
 
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
+LABELS = "label.json"  # what the label stage writes last
 # Groups that may change between a run and its continuation, because they decide where and how often, not what is computed; but
 # for these fields of theirs, with what they are in a folder from before there was such a field.
 _ELASTIC: dict[str, dict[str, Any]] = {"mesh": {"compute_dtype": "as_trained"}, "checkpoint": {}}
@@ -114,7 +115,7 @@ class Run:
     workdir: Path
     mesh: jax.sharding.Mesh
     mesh_config: MeshConfig
-    checkpoint: CheckpointConfig
+    checkpoint: CheckpointConfig | None  # of a stage that trains
     writer: MetricsWriter
     parents: dict[str, Parent] = field(default_factory=dict)
     _tokenizer: Tokenizer | None = None
@@ -128,9 +129,9 @@ class Run:
         with processes.main_process_first(f"claim {folder}"):
             claim(folder, config)
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        return cls(
-            config.stage, folder, mesh, config.mesh, config.checkpoint, MetricsWriter(folder)
-        )
+        trains = any(item.name == "checkpoint" for item in fields(config))
+        checkpoint = config.checkpoint if trains else None
+        return cls(config.stage, folder, mesh, config.mesh, checkpoint, MetricsWriter(folder))
 
     # --- parents and tokenizer -------------------------------------------------------------------
 
@@ -271,6 +272,7 @@ class Run:
         self, step: int, batch: Mapping[str, Any], samples: Any, score_B: jax.Array, count: int = 4
     ) -> None:
         """Write a few prompts with their sampled responses to samples.jsonl, every `sample_every` steps."""
+        assert self.checkpoint is not None
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
         tokens_BR, length_B, stopped_B = (
@@ -318,6 +320,7 @@ class Run:
             lineage=lineage,
             extra=extra,
         )
+        assert self.checkpoint is not None
         to_checkpoint, restore = _checkpoint_form(export)
         with meshes.on_mesh(self.mesh):
             return run_loop(
@@ -373,9 +376,8 @@ def claim(folder: Path, config: Any) -> None:
     if path.exists():
         old = json.loads(path.read_text())
         changed = differences(_fixed(old["config"]), _fixed(new["config"]))
-        if (
-            changed and checkpoints.latest_step(folder) is None
-        ):  # it was refused or died early: nothing to protect
+        begun = checkpoints.latest_step(folder) is not None or (folder / LABELS).exists()
+        if changed and not begun:  # it was refused or died early: nothing to protect
             for made in ("tokenizer", CORPUS):
                 shutil.rmtree(folder / made, ignore_errors=True)
         elif changed:
@@ -400,8 +402,8 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_complete(workdir: str | Path) -> bool:
-    """Whether a run in this folder has reached its end: its last checkpoint is its last step, or evaluation.json exists."""
-    if (Path(workdir) / "evaluation.json").exists():
+    """Whether a run in this folder has reached its end: its last checkpoint is its last step, or its results are written."""
+    if any((Path(workdir) / results).exists() for results in ("evaluation.json", LABELS)):
         return True
     step = checkpoints.latest_step(workdir)
     return (
