@@ -77,6 +77,34 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
     return value
 
 
+def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the stage configs of a pipeline in the order in which they run, each with the pipeline's seed.
+
+    Every stage runs in the folder WORKDIR/NAME, so stages name each other's folders as ../NAME.
+
+    Raises:
+      ValueError: an unknown key, a stage without the field `stage`, or an `order` that names an absent stage.
+    """
+    names = ["stage", "seed", "order", "stages"]
+    for key in config:
+        if key not in names:
+            raise ValueError(f"config.{key}: no such field of a pipeline; {_nearest(key, names)}")
+    stages = config["stages"]
+    absent = [name for name in config["order"] if name not in stages]
+    if absent:
+        raise ValueError(
+            f"config.order names {', '.join(absent)}, but config.stages has {', '.join(stages)}"
+        )
+    plans = {}
+    for name in config["order"]:
+        stage = stages[name]
+        if "stage" not in stage:
+            raise ValueError(f"config.stages.{name}: the field `stage` is missing")
+        plain = stage.to_dict() if hasattr(stage, "to_dict") else dict(stage)
+        plans[name] = {**plain, "seed": config["seed"]}
+    return plans
+
+
 def require_divides(divisor: int, number: int, what: str, remedy: str) -> None:
     """Refuse arithmetic that does not come out even, naming both numbers."""
     if divisor <= 0 or number % divisor:
@@ -87,6 +115,13 @@ def require(condition: bool, message: str) -> None:
     """Refuse an impossible configuration before anything compiles."""
     if not condition:
         raise ValueError(message)
+
+
+def require_given(value: T | None, message: str) -> T:
+    """Return a value that only some runs need, or refuse a config that leaves it out where it is needed."""
+    if value is None:
+        raise ValueError(message)
+    return value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

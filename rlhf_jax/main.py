@@ -3,19 +3,26 @@
 python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
 """
 
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from rlhf_jax.config import build
+import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
+from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.evaluation.judges import FileJudge, FunctionJudge, Judge, RewardModelJudge
+from rlhf_jax.evaluation.monitor import make_monitors
+from rlhf_jax.menagerie import judges as menagerie
 from rlhf_jax.stages import (
     benchmark,
     classify,
     evaluate,
+    label,
     policy_gradient,
     ppo,
     preference,
@@ -27,78 +34,83 @@ from rlhf_jax.training import processes
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.run import is_complete
 
-
-# A pipeline config: named stage configs in the order in which they run, one seed for all.
-#
-# Every stage gets the folder WORKDIR/NAME; stages name each other's folders as ../NAME.
-def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The stage configs in order, each with the pipeline's seed.
-
-    Raises:
-      ValueError: an unknown key, a stage without the field `stage`, or `order` and `stages` that do not name the same stages.
-    """
-    known = {"stage", "seed", "order", "stages"}
-    unknown = sorted(set(config) - known)
-    if unknown:
-        raise ValueError(
-            f"config.{unknown[0]}: no such field of a pipeline; known fields: {', '.join(sorted(known))}"
-        )
-    order, stages = list(config["order"]), config["stages"]
-    absent = [name for name in order if name not in stages]
-    if absent:
-        raise ValueError(
-            f"config.order names {', '.join(absent)}, but config.stages has {', '.join(stages)}"
-        )
-    plans = {}
-    for name in order:
-        stage = {**_plain(stages[name]), "seed": config["seed"]}
-        if "stage" not in stage:
-            raise ValueError(f"config.stages.{name}: the field `stage` is missing")
-        plans[name] = stage
-    return plans
-
-
-def _plain(tree: Any) -> Any:
-    return tree.to_dict() if hasattr(tree, "to_dict") else dict(tree)
-
-
-_MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
-STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
+STAGES: dict[str, Any] = {
+    "pretrain": pretrain,
+    "sft": sft,
+    "label": label,
+    "reward": reward,
+    "ppo": ppo,
+    "policy_gradient": policy_gradient,
+    "preference": preference,
+    "classify": classify,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+}
+# A judge is KIND:NAME in a config; a path in NAME that starts with ../ is relative to the workdir.
+JUDGES: dict[str, Callable[[str, Path], Judge]] = {
+    "menagerie": menagerie.make_judge,  # menagerie/SIZE:labelers, menagerie/SIZE:heldout, menagerie/SIZE:gold
+    "reward": RewardModelJudge,  # reward:CHECKPOINT
+    "function": FunctionJudge,  # function:FILE.py:NAME, function:package.module:NAME
+    "file": FileJudge,  # file:COMPARISONS.jsonl
+}
+MONITORED = ("sft", "ppo", "policy_gradient", "preference")  # what they train is a policy
+ONE_PROCESS = ("evaluate", "benchmark")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file with get_config().", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
+flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
+processes.define_flags()
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
-    """Run what `config.stage` names in `workdir`."""
+    """Run the stage, or the pipeline, that `config.stage` names in `workdir`."""
     stage = config["stage"]
     if stage == "pipeline":
         run_pipeline(plan_pipeline(config), workdir)
         return
     if stage not in STAGES:
-        raise ValueError(
-            f"config.stage: {stage!r} is not one of {', '.join([*STAGES, 'pipeline'])}"
-        )
-    if processes.process_count() > 1 and stage in ("evaluate", "benchmark"):
+        known = ", ".join([*STAGES, "pipeline"])
+        raise ValueError(f"config.stage: {stage!r} is not one of {known}")
+    if processes.process_count() > 1 and stage in ONE_PROCESS:
         raise ValueError(
             f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone"
         )
     module = STAGES[stage]
-    module.run(build(module.Config, config), workdir)
+    settings = build(module.Config, config)
+    find_judge = partial(make_judge, workdir=Path(workdir))
+    if stage == "label":
+        module.run(settings, workdir, find_judge)
+    elif stage in MONITORED:
+        data_dir, seed = settings.data.data_dir, settings.seed
+        monitors = make_monitors(settings.monitor, find_judge, data_dir, seed)
+        module.run(settings, workdir, monitors)
+    else:
+        module.run(settings, workdir)
 
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
-    """Run named stages in order, each in its own folder under `workdir`, skipping those that are complete."""
+    """Run named stages in order, each in its own folder under `workdir`, and skip those that are complete."""
     for config in stages.values():  # a mistake in the last stage is said before the first one runs
         build(STAGES[config["stage"]].Config, config)
     for name, config in stages.items():
         folder = Path(workdir) / name
         if is_complete(folder):
             print(f"== {name}: complete, skipped ({folder})", flush=True)
-            continue
-        run(config, str(folder))
+        else:
+            run(config, str(folder))
+
+
+def make_judge(name: str, workdir: Path) -> Judge:
+    """Return the judge that a config names; ValueError for an unknown kind."""
+    parts = re.fullmatch(r"(\w+)[:/](.+)", name)
+    if parts is None or parts[1] not in JUDGES:
+        known = (
+            "menagerie/SIZE:NAME, reward:CHECKPOINT, function:FILE.py:NAME, file:COMPARISONS.jsonl"
+        )
+        raise ValueError(f"judge {name!r}: no such kind of judge, expected one of {known}")
+    return JUDGES[parts[1]](parts[2], workdir)
 
 
 def _main(argv: list[str]) -> None:
@@ -115,9 +127,6 @@ def _main(argv: list[str]) -> None:
             raise
         sys.exit(f"error: {error}")
 
-
-processes.define_flags()
-flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])

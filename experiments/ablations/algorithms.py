@@ -90,19 +90,25 @@ def runs_of(size: str, seed: int, name: str) -> list[GridRun]:
 
 
 def rounds(size: str, seed: int) -> list[GridRun]:
-    """reward_1, ppo_1, reward_2, ppo_2 of menagerie/iterated.py on the seed's base; the last policy keeps half-way, too."""
+    """Return the rounds of menagerie/iterated.py on the seed's base; the last policy keeps half-way, too.
+
+    A round is label_N, reward_N and ppo_N.
+    """
     stages = iterated.get_config(size).stages
+    folder = f"algorithms/seed{seed}/iterated"
     runs = []
     for n in range(1, iterated.ROUNDS + 1):
-        labelled = GridRun(f"algorithms/seed{seed}/iterated/reward_{n}", stages[f"reward_{n}"])
-        labelled.config.seed = seed
-        labelled.config.init.policy = beside(base(seed, "sft"), labelled.folder)
-        policy = ppo_run(
-            size, seed, f"algorithms/seed{seed}/iterated/ppo_{n}", reward_folder=labelled.folder
-        )
+        labels = GridRun(f"{folder}/label_{n}", stages[f"label_{n}"])
+        rewards = GridRun(f"{folder}/reward_{n}", stages[f"reward_{n}"])
+        for run in (labels, rewards):
+            run.config.seed = seed
+        if n == 1:
+            labels.config.init.policy = beside(base(seed, "sft"), labels.folder)
+        rewards.config.init.policy = beside(base(seed, "sft"), rewards.folder)
+        policy = ppo_run(size, seed, f"{folder}/ppo_{n}", reward_folder=rewards.folder)
         policy.config.ppo.total_episodes //= iterated.ROUNDS
         _keep_half_way(policy.config, policy.config.ppo)
-        runs += [labelled, policy]
+        runs += [labels, rewards, policy]
     return runs
 
 
@@ -110,10 +116,10 @@ def algorithm(size: str, seed: int, name: str) -> GridRun:
     """An algorithm's config on the seed's base; on-policy ones keep the checkpoint of half-way."""
     folder = f"algorithms/seed{seed}/{name.replace('. ', '-').replace(' ', '-').lower()}"
     config = {**ONLINE, **OFFLINE}[name].get_config(size)
-    config.seed, config.monitor.world = seed, ""
+    config.seed, config.monitor = seed, None
     config.init.policy = beside(base(seed, "sft"), folder)
     if name in OFFLINE:
-        config.data.comparisons = beside(base(seed, "reward"), folder)
+        config.data.comparisons = beside(base(seed, "label"), folder)
         return GridRun(folder, config)
     config.init.reward = beside(base(seed, "reward"), folder)
     _keep_half_way(config, config.ppo if name == "PPO" else config.policy_gradient)
@@ -127,7 +133,7 @@ def _keep_half_way(config: ConfigDict, settings: ConfigDict) -> None:
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """A run a seed for every algorithm that trains, and four for the rounds of iterated PPO."""
+    """A run a seed for every algorithm that trains, and six for the rounds of iterated PPO."""
     panel = panel_of(size)
     pool = Panel(
         size,

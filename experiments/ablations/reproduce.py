@@ -57,7 +57,7 @@ from rlhf_jax.evaluation.table import Cache, write_json
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.pretrained import read_meta
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
-from rlhf_jax.training.run import claim, is_complete, locate
+from rlhf_jax.training.run import LABELS, claim, is_complete, locate
 
 # The verdicts of a workdir's ablations as one Markdown table: what was claimed, what was measured, whether it held.
 #
@@ -302,7 +302,10 @@ def _parents(run: GridRun) -> list[str]:
 
 def _check_lineage(folder: Path) -> None:
     """Refuse a complete run, or evaluation, whose parents have been trained anew since."""
-    if checkpoints.latest_step(folder) is None:
+    if (folder / LABELS).exists():
+        labels = json.loads((folder / LABELS).read_text())
+        made, entries = "has comparisons of", {"policy": labels["policy"]}
+    elif checkpoints.latest_step(folder) is None:
         made, entries = (
             "is an evaluation of",
             json.loads((folder / "evaluation.json").read_text())["checkpoints"],

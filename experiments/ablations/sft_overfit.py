@@ -81,7 +81,7 @@ def _run(size: str, seed: int) -> tuple[GridRun, int]:
         select="last",
     )
     config.checkpoint.update(save_every=2 * per_epoch, keep=EPOCHS)
-    config.monitor.world = ""
+    config.monitor = None
     return GridRun(folder, config), per_epoch
 
 

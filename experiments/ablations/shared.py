@@ -1,8 +1,8 @@
 """What ablations share: the base runs of every seed, reward models and policies that stand on them, and their folders.
 
-base/seedS/{pretrain,sft,reward}      the quickstart's stages with seed S; trained once for all ablations
+base/seedS/{pretrain,sft,label,reward}    the quickstart's stages with seed S; trained once for all ablations
 base/seedS/TRUNK/{pretrain,sft}       the same on a smaller model, from which smaller reward models start
-rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/reward
+rm/seedS/TRUNK-N                      a reward model on the first N rankings of base/seedS/label
 ppo/seedS/[TRUNK-]klβ-ptxγ            the quickstart's PPO with these coefficients
 NAME/seedS/RUN                        an ablation's own runs
 """
@@ -13,11 +13,11 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from experiments.ablations.framework import GridRun
-from experiments.menagerie import ppo, ppo_ptx, pretrain, reward, sft
+from experiments.menagerie import label, ppo, ppo_ptx, pretrain, reward, sft
 from experiments.menagerie.shared import pick
 from rlhf_jax.models.config import from_dict, to_dict
 
-STAGES = {"pretrain": pretrain, "sft": sft, "reward": reward}
+STAGES = {"pretrain": pretrain, "sft": sft, "label": label, "reward": reward}
 # Width, layers and heads of trunks smaller than the policy's, which is called m (128 x 4 at default size).
 TRUNKS = {
     "xs": {"tiny": (16, 1, 2), "default": (32, 1, 2), "large": (128, 2, 2)},
@@ -40,7 +40,7 @@ def beside(parent: str, child: str) -> str:
 
 
 def base_runs(
-    size: str, seed: int, *trunks: str, stages: tuple[str, ...] = ("pretrain", "sft", "reward")
+    size: str, seed: int, *trunks: str, stages: tuple[str, ...] = tuple(STAGES)
 ) -> list[GridRun]:
     """The base stages of a seed in order, and pretraining and SFT of smaller trunks."""
     runs = []
@@ -71,14 +71,14 @@ def _trunk_runs(size: str, seed: int, trunk: str) -> list[GridRun]:
         embedding_std=width**-0.5,
     )
     runs[0].config.model = to_dict(model)
-    runs[1].config.monitor.world = ""  # nobody talks to it
+    runs[1].config.monitor = None  # nobody talks to it
     return runs
 
 
 def reward_model(size: str, seed: int, trunk: str, num_rankings: int) -> GridRun:
     """A reward model on the first rankings of the seed's base; the base's own if it is the largest on all of them."""
-    config = reward.get_config(size)
-    if trunk == "m" and num_rankings == config.labelling.num_prompts:
+    if trunk == "m" and num_rankings == label.get_config(size).label.num_prompts:
+        config = reward.get_config(size)
         config.seed = seed
         return GridRun(base(seed, "reward"), config)
     folder = f"rm/seed{seed}/{trunk}-{num_rankings}"
@@ -90,7 +90,7 @@ def reward_run(size: str, seed: int, folder: str, *, trunk: str, num_rankings: i
     config = reward.get_config(size)
     config.seed = seed
     config.init.policy = beside(base(seed, "sft", trunk), folder)
-    collected = beside(base(seed, "reward"), folder)
+    collected = beside(base(seed, "label"), folder)
     config.data.comparisons = f"{collected}?train=train[:{num_rankings}]"
     config.optimizer.warmup_steps = min(
         config.optimizer.warmup_steps, num_rankings // config.reward.batch_size // 8
@@ -106,7 +106,7 @@ def ppo_run(
     config.seed = seed
     config.init.policy = beside(base(seed, "sft"), folder)
     config.init.reward = beside(reward_folder or base(seed, "reward"), folder)
-    config.monitor.world = ""
+    config.monitor = None
     return GridRun(folder, config)
 
 

@@ -1,6 +1,10 @@
-"""GPT-1's discriminative fine-tuning: tell what is wrong with a forum reply, from its labelled reviews.
+"""Fine-tune GPT-1's way: tell what is wrong with a forum reply, from its labelled reviews.
 
-python -m rlhf_jax.main --config=experiments/menagerie/classify.py --workdir=runs/menagerie/classify
+    python -m rlhf_jax.main --config=experiments/menagerie/classify.py \
+        --workdir=runs/menagerie/classify
+
+Reads ../pretrain. What differs from sft.py: a classifier's head beside the language model's, whose
+loss is added with a weight of 0.5.
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +13,7 @@ from experiments.menagerie.shared import DATA_DIR, adam, base, pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """Radford 2018: lm_coef 0.5, classifier dropout 0.1, 3 epochs, linear decay with a short warm-up."""
+    """Set Radford 2018: lm_coef 0.5, classifier dropout 0.1, 3 epochs, linear decay."""
     config = base(
         "classify", size, log_every=10, save_every=pick(size, tiny=10, default=100, large=500)
     )

@@ -1,21 +1,27 @@
-"""The whole recipe: pretrain, SFT, reward model, PPO, PPO-ptx, evaluation. `make quickstart` runs this file.
+"""Run the whole recipe: pretrain, SFT, label, reward model, PPO, PPO-ptx, evaluation.
 
     python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=runs/quickstart
-    python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py:tiny --workdir=/tmp/tour       (under a minute)
+    python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py:tiny --workdir=/tmp/tour
+
+`make quickstart` runs the first: 11 to 13 minutes on two CPU cores, of which pretraining takes 4,
+SFT 1.5, labelling and the reward model 2.4, PPO and PPO-ptx 1.5 each; PPO-ptx gains 0.4 to 0.55 SD
+of gold over SFT and is preferred to it in 62 to 67 %. README.md has the table of three seeds. The
+second is for tests and takes less than a minute.
 
 Any field of any stage is one flag: --config.stages.ppo_ptx.ppo.kl_coef=0.1 --config.seed=1
 """
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie import evaluate, ppo, ppo_ptx, pretrain, reward, sft
+from experiments.menagerie import evaluate, label, ppo, ppo_ptx, pretrain, reward, sft
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """Stages in order; each runs in WORKDIR/NAME and is skipped when it is complete."""
+    """List the stages in order; each runs in WORKDIR/NAME and is skipped when it is complete."""
     stages = {
         "pretrain": pretrain,
         "sft": sft,
+        "label": label,
         "reward": reward,
         "ppo": ppo,
         "ppo_ptx": ppo_ptx,

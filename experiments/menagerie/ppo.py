@@ -1,6 +1,10 @@
-"""PPO against the reward model; `ppo_ptx.py` is the same with the pretraining mix.
+"""Train PPO against the reward model; `ppo_ptx.py` is the same with the pretraining mix.
 
-python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo --config.ppo.kl_coef=0.05
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/menagerie/ppo
+
+Reads ../sft and ../reward. Two CPU cores: 1.2 minutes; three seeds: gold 0.31 to 0.45 SD over SFT
+at 3 to 5.6 nats of KL, preferred to SFT by held-out labelers in 60 to 64 %, pretraining loss 0.92
+to 0.95 (SFT: 0.855). Any field is one flag: --config.ppo.kl_coef=0.02
 """
 
 from typing import Any
@@ -20,7 +24,7 @@ from experiments.menagerie.shared import (
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """Separate value network from the reward model, KL in the reward, one reward per response."""
+    """Take a value network from the reward model, KL in the reward, one score a response."""
     config = base(
         "ppo",
         size,

@@ -1,12 +1,14 @@
-"""Preset `instructgpt`: the details of Ouyang et al. 2022 (§3.5, App. C.4) on the Menagerie.
+"""Train PPO-ptx with the details of InstructGPT on the Menagerie (Ouyang 2022 §3.5, App. C.4).
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo_instructgpt.py --workdir=runs/menagerie/ppo_instructgpt
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo_instructgpt.py \
+        --workdir=runs/menagerie/ppo_instructgpt
 
-Published and kept: one inner epoch, 8 minibatches per batch, clip 0.2, no discount, β = 0.02 fixed, temperature 1, value
-network from the reward model, constant learning rate warmed up from a tenth over 10 iterations, weight average 0.992,
-8 pretraining examples per episode, Adam (0.9, 0.95).
-Not published, ours: λ = 0.95 (Stiennon 2020), gradient clipping 1, γ of the pretraining loss as a token mean (their 27.8
-belongs to an unstated reduction). Scaled to the model: learning rates and batch size; 1 example per episode on the CPU sizes.
+Published and kept: one inner epoch, 8 minibatches per batch, clip 0.2, no discount, β = 0.02 fixed,
+temperature 1, value network from the reward model, constant learning rate warmed up from a tenth
+over 10 iterations, weight average 0.992, 8 pretraining examples per episode, Adam (0.9, 0.95).
+Not published, ours: λ = 0.95 (Stiennon 2020), gradient clipping 1, γ of the pretraining loss as a
+token mean (their 27.8 belongs to an unstated reduction). Scaled to the model: learning rates and
+batch size; 1 example per episode on the CPU sizes.
 """
 
 from typing import Any
@@ -18,7 +20,7 @@ from experiments.menagerie.shared import adam, pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """InstructGPT's PPO-ptx."""
+    """Set InstructGPT's PPO-ptx."""
     config = ppo_ptx.get_config(size)
     ppo = config.ppo
     ppo.num_ppo_epochs, ppo.num_mini_batches = 1, pick(size, tiny=2, default=8, large=8)

@@ -1,12 +1,15 @@
-"""Preset `openai_2019`: the details of Ziegler et al. 2019 and its code (lm-human-preferences) on the Menagerie.
+"""Train PPO with the details of lm-human-preferences on the Menagerie (Ziegler 2019 and its code).
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo_openai_2019.py --workdir=runs/menagerie/ppo_openai_2019
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo_openai_2019.py \
+        --workdir=runs/menagerie/ppo_openai_2019
 
-Published and kept: 4 epochs x 1 minibatch, adaptive KL from 0.15 towards 6 nats with a horizon of 10,000 episodes, reward
-whitening without mean shift, advantages whitened per minibatch, value coefficient 0.1, value clip 0.2, missing-end score
-replaced by -1, linear decay to 0, TensorFlow's Adam with ε = 1e-5, no gradient clipping, temperature 0.7.
-Differs: policy and value are separate networks here, the value network starts from the policy with a fresh head (they shared
-a trunk with a zero head); responses end at the end token, not at a full stop after 16 tokens. Learning rate scaled.
+Published and kept: 4 epochs x 1 minibatch, adaptive KL from 0.15 towards 6 nats with a horizon of
+10,000 episodes, reward whitening without mean shift, advantages whitened per minibatch, value
+coefficient 0.1, value clip 0.2, missing-end score replaced by -1, linear decay to 0, TensorFlow's
+Adam with ε = 1e-5, no gradient clipping, temperature 0.7.
+Differs: policy and value are separate networks here, the value network starts from the policy with
+a fresh head (they shared a trunk with a zero head); responses end at the end token, not at a full
+stop after 16 tokens. Learning rate scaled.
 """
 
 from typing import Any
@@ -18,7 +21,7 @@ from experiments.menagerie.shared import adam, pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """Fine-Tuning Language Models from Human Preferences, sentiment task."""
+    """Set Fine-Tuning Language Models from Human Preferences, sentiment task."""
     config = ours.get_config(size)
     config.init.value = "policy"
     ppo = config.ppo

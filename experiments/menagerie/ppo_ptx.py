@@ -1,6 +1,10 @@
-"""PPO-ptx: PPO with the language-model loss on pretraining documents added (Ouyang 2022 eq. 2).
+"""Train PPO-ptx: PPO with the language-model loss on pretraining documents (Ouyang 2022 eq. 2).
 
-python -m rlhf_jax.main --config=experiments/menagerie/ppo_ptx.py --workdir=runs/menagerie/ppo_ptx
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo_ptx.py \
+        --workdir=runs/menagerie/ppo_ptx
+
+Reads ../sft and ../reward. Two CPU cores: 1.5 minutes; three seeds: gold 0.38 to 0.44 SD over SFT
+at 2 to 4 nats of KL, pretraining loss 0.863 to 0.874 (SFT: 0.855, PPO: 0.92 to 0.95).
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +14,10 @@ from experiments.menagerie.shared import pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """The same run as ppo.py but for γ. InstructGPT's 27.8 belongs to reductions it does not state; ours is a token mean."""
+    """Change γ of ppo.py and nothing else.
+
+    InstructGPT's 27.8 belongs to reductions that it does not state; ours is a token mean.
+    """
     config = ppo.get_config(size)
     config.ppo.ptx_coef = 1.0
     config.ppo.ptx_batch_size = pick(size, tiny=2, default=16, large=64)

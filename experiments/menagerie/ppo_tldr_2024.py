@@ -1,10 +1,12 @@
-"""Preset `tldr_2024`: the details of Huang et al. 2024 ("N+ implementation details", TL;DR) on the Menagerie.
+"""Train PPO with the "N+ implementation details" of TL;DR on the Menagerie (Huang 2024).
 
-    python -m rlhf_jax.main --config=experiments/menagerie/ppo_tldr_2024.py --workdir=runs/menagerie/ppo_tldr_2024
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo_tldr_2024.py \
+        --workdir=runs/menagerie/ppo_tldr_2024
 
-Published and kept: 4 epochs x 1 minibatch, β = 0.05 fixed, value network from the reward model, no reward whitening,
-advantages whitened over the batch, value coefficient 0.1, missing-end score replaced by -1, temperature 0.7, Adam ε = 1e-5,
-linear decay. Learning rate scaled to the model (theirs: 3e-6).
+Published and kept: 4 epochs x 1 minibatch, β = 0.05 fixed, value network from the reward model, no
+reward whitening, advantages whitened over the batch, value coefficient 0.1, missing-end score
+replaced by -1, temperature 0.7, Adam ε = 1e-5, linear decay. Learning rate scaled to the model
+(theirs: 3e-6).
 """
 
 from typing import Any
@@ -16,7 +18,7 @@ from experiments.menagerie.shared import adam, pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """The N+ Implementation Details of RLHF with PPO."""
+    """Set The N+ Implementation Details of RLHF with PPO."""
     config = ours.get_config(size)
     ppo = config.ppo
     ppo.num_ppo_epochs, ppo.num_mini_batches = 4, 1

@@ -1,6 +1,10 @@
-"""Sample 4 to 9 answers per prompt from the supervised policy, have labelers rank them, train the reward model.
+"""Train the reward model on the rankings that the label stage collected.
 
-python -m rlhf_jax.main --config=experiments/menagerie/reward.py --workdir=runs/menagerie/reward
+    python -m rlhf_jax.main --config=experiments/menagerie/reward.py --workdir=runs/menagerie/reward
+
+Reads ../sft and ../label; on fewer: --config.data.comparisons='../label?train=train[:300]'.
+Two CPU cores: 2.4 minutes together with label.py. Expect a validation accuracy of 0.73 to 0.75
+against gold and of 0.675 against held-out labelers, who do not always agree with each other.
 """
 
 from ml_collections import ConfigDict
@@ -17,28 +21,16 @@ from experiments.menagerie.shared import (
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """InstructGPT's recipe: K-wise rankings, one epoch, cosine to 10 %, demonstrations at mean 0."""
+    """Take InstructGPT's recipe: all pairs of a prompt, one epoch, demonstrations at mean 0."""
     config = base(
         "reward", size, log_every=10, save_every=pick(size, tiny=5, default=100, large=200)
     )
-    config.init = {"policy": "../sft", "sampler": ""}
+    config.init = {"policy": "../sft"}
     config.data = {
         "data_dir": DATA_DIR,
-        "comparisons": "collect",
+        "comparisons": "../label",
         "earlier": (),
         "demonstrations": f"tfds:menagerie_demonstrations/{size}",
-    }
-    config.labelling = {
-        "world": f"menagerie/{size}",
-        "prompts": f"tfds:menagerie_prompts/{size}",
-        "num_prompts": pick(size, tiny=48, default=5000, large=33_000),
-        "num_validation_prompts": pick(size, tiny=16, default=256, large=1024),
-        "min_candidates": 4,
-        "max_candidates": 9,
-        "temperature": 1.0,
-        "prompt_length": prompt_length(size),
-        "response_length": RESPONSE_LENGTH,
-        "batch_size": pick(size, tiny=16, default=576, large=1152),
     }
     config.reward = {
         "num_epochs": 1.0,

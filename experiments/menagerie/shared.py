@@ -1,7 +1,7 @@
-"""What all Menagerie experiments agree on: sizes, devices, how often to write, the optimizer's shape.
+"""Define what all Menagerie experiments share: sizes, devices, how often to write, the optimizer.
 
-Sizes: `tiny` is for tests (seconds), `default` for the quickstart (minutes on two cores), `large` for ablations on a GPU.
-Choose one with `--config=experiments/menagerie/ppo.py:tiny`.
+Sizes: `tiny` is for tests (seconds), `default` for the quickstart (minutes on two CPU cores),
+`large` for ablations on a GPU. Choose one with `--config=experiments/menagerie/ppo.py:tiny`.
 """
 
 from typing import Any
@@ -9,41 +9,42 @@ from typing import Any
 from ml_collections import ConfigDict
 
 SIZES = ("tiny", "default", "large")
+DATA_DIR = "runs/data"
+RESPONSE_LENGTH = 40
 
 
 def pick(size: str, *, tiny: Any, default: Any, large: Any) -> Any:
-    """The value for a size."""
+    """Return the value for a size."""
     if size not in SIZES:
         raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
     return {"tiny": tiny, "default": default, "large": large}[size]
 
 
+def mesh(size: str) -> dict[str, Any]:
+    """Return data parallelism over all devices; the smallest size takes one."""
+    return {
+        "data": pick(size, tiny=1, default=-1, large=-1),
+        "fsdp": 1,
+        "tensor": 1,
+        "fsdp_min_size": 16_384,
+        "compute_dtype": "as_trained",
+        "remat": "as_trained",
+        "scan_layers": "as_trained",
+        "attention": "as_trained",
+    }
+
+
 def base(
     stage: str, size: str, *, log_every: int, save_every: int, sample_every: int = 0
 ) -> ConfigDict:
-    """The fields that every stage has."""
-    pick(size, tiny=None, default=None, large=None)
-    return ConfigDict(
-        {
-            "stage": stage,
-            "seed": 0,
-            "mesh": {
-                "data": pick(size, tiny=1, default=-1, large=-1),
-                "fsdp": 1,
-                "tensor": 1,
-                "fsdp_min_size": 16_384,
-                **dict.fromkeys(
-                    ("compute_dtype", "remat", "scan_layers", "attention"), "as_trained"
-                ),
-            },
-            "checkpoint": {
-                "log_every": log_every,
-                "save_every": save_every,
-                "keep": 1,
-                "sample_every": sample_every,
-            },
-        }
-    )
+    """Return a config with the fields that every training stage has."""
+    checkpoint = {
+        "log_every": log_every,
+        "save_every": save_every,
+        "keep": 1,
+        "sample_every": sample_every,
+    }
+    return ConfigDict({"stage": stage, "seed": 0, "mesh": mesh(size), "checkpoint": checkpoint})
 
 
 def adam(
@@ -59,7 +60,7 @@ def adam(
     max_grad_norm: float = 1.0,
     adam_style: str = "torch",
 ) -> dict[str, Any]:
-    """Adam as InstructGPT used it (b1 0.9, b2 0.95), cosine to a tenth of the peak."""
+    """Return Adam as InstructGPT used it (b1 0.9, b2 0.95), cosine to a tenth of the peak."""
     return {
         "learning_rate": learning_rate,
         "schedule": schedule,
@@ -76,7 +77,7 @@ def adam(
 
 
 def lora(rank: int) -> dict[str, Any]:
-    """Adapters on every linear layer of a gated model; rank 0 trains all parameters."""
+    """Return adapters on every linear layer of a gated model; rank 0 trains all parameters."""
     return {
         "rank": rank,
         "alpha": 16.0,
@@ -85,14 +86,14 @@ def lora(rank: int) -> dict[str, Any]:
 
 
 def prompt_length(size: str) -> int:
-    """Room for the longest prompt; a tiny vocabulary needs more tokens for the same words."""
+    """Return room for the longest prompt; a small vocabulary needs more tokens per word."""
     return pick(size, tiny=64, default=48, large=64)
 
 
 def monitor(size: str, *, every: int) -> dict[str, Any]:
-    """Gold's view of a few validation prompts while a policy trains."""
+    """Return gold as the judge of a few validation prompts while a policy trains."""
     return {
-        "world": f"menagerie/{size}",
+        "judge": f"menagerie/{size}:gold",
         "prompts": f"tfds:menagerie_prompts/{size}",
         "num_prompts": pick(size, tiny=16, default=256, large=512),
         "every": every,
@@ -100,7 +101,3 @@ def monitor(size: str, *, every: int) -> dict[str, Any]:
         "response_length": RESPONSE_LENGTH,
         "batch_size": pick(size, tiny=16, default=256, large=512),
     }
-
-
-DATA_DIR = "runs/data"
-RESPONSE_LENGTH = 40

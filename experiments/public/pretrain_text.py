@@ -13,6 +13,7 @@ Not run here at the default size.
 from dataclasses import replace
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.public.shared import DATA_DIR, adam, base, pick
 from rlhf_jax.models.config import llama, to_dict
@@ -29,7 +30,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "documents": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
         "mask_documents": False,
     }
-    config.tokenizer = {"kind": "bpe", "vocab_size": vocab_size, "path": ""}
+    config.tokenizer = {"kind": "bpe", "vocab_size": vocab_size, "path": placeholder(str)}
     model = llama(
         vocab_size=vocab_size,
         context_length=pick(size, tiny=128, default=512, large=1024),

@@ -12,31 +12,9 @@ from `init.policy`, the folder of an earlier stage.
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.menagerie.shared import DATA_DIR, adam, base, lora, pick
-
-# Read only by runs that collect rankings from simulated labelers, and by those that are watched by gold.
-NO_LABELLING = {
-    "world": "",
-    "prompts": "",
-    "num_prompts": 0,
-    "num_validation_prompts": 0,
-    "min_candidates": 2,
-    "max_candidates": 2,
-    "temperature": 1.0,
-    "prompt_length": 2,
-    "response_length": 1,
-    "batch_size": 1,
-}
-NO_MONITOR = {
-    "world": "",
-    "prompts": "",
-    "num_prompts": 0,
-    "every": 0,
-    "prompt_length": 2,
-    "response_length": 1,
-    "batch_size": 1,
-}
 
 
 def reward(
@@ -46,14 +24,13 @@ def reward(
     config = base(
         "reward", size, log_every=10, save_every=pick(size, tiny=10, default=200, large=200)
     )
-    config.init = {"policy": "../sft", "sampler": ""}
+    config.init = {"policy": "../sft"}
     config.data = {
         "data_dir": DATA_DIR,
         "comparisons": comparisons,
         "earlier": (),
         "demonstrations": comparisons,
     }
-    config.labelling = NO_LABELLING
     config.reward = {
         "num_epochs": 1.0,
         "batching": "prompts",
@@ -92,13 +69,13 @@ def sft(
 ) -> ConfigDict:
     """Demonstrations alone, the last parameters."""
     config = base("sft", size, log_every=10, save_every=pick(size, tiny=10, default=500, large=500))
-    config.init = {"policy": "../pretrain", "reward": ""}
+    config.init = {"policy": "../pretrain", "reward": placeholder(str)}
     config.data = {
         "data_dir": DATA_DIR,
         "demonstrations": demonstrations,
-        "documents": "",
-        "prompts": "",
-        "prompt_length": 2,
+        "documents": placeholder(str),
+        "prompts": placeholder(str),
+        "prompt_length": placeholder(int),
     }
     config.sft = {
         "num_epochs": num_epochs,
@@ -111,9 +88,9 @@ def sft(
         "eval_every": pick(size, tiny=10, default=100, large=200),
         "eval_batches": pick(size, tiny=1, default=8, large=8),
         "select": "last",
-        "response_length": 1,
+        "response_length": placeholder(int),
     }
-    config.monitor = NO_MONITOR
+    config.monitor = None
     config.lora = lora(0)
     config.optimizer = optimizer
     return config

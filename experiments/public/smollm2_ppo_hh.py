@@ -7,9 +7,10 @@ answers of at most 32, 20 updates of 32 episodes. An answer that is cut off keep
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.menagerie import ppo
-from experiments.public.shared import DATA_DIR, NO_MONITOR, adam, lora, pick
+from experiments.public.shared import DATA_DIR, adam, lora, pick
 from experiments.public.smollm2_reward_ukp import MODEL
 
 
@@ -21,7 +22,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "data_dir": DATA_DIR,
         "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
         "prompt_length": pick(size, tiny=32, default=96, large=256),
-        "documents": "",
+        "documents": placeholder(str),
     }
     batch_size = pick(size, tiny=4, default=32, large=256)
     config.ppo.batch_size = batch_size
@@ -31,7 +32,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.ppo.response_length = pick(size, tiny=8, default=32, large=128)
     config.ppo.missing_eos_mode = "none"
     config.lora = {**lora(16), "alpha": 32.0}
-    config.monitor = NO_MONITOR
+    config.monitor = None
     config.optimizer = adam(1e-4, schedule="constant", final_fraction=1.0, warmup_steps=2, b2=0.99)
     config.value_optimizer = adam(
         2e-4, schedule="constant", final_fraction=1.0, warmup_steps=2, b2=0.99

@@ -26,5 +26,5 @@ def get_config(size: str = "default") -> ConfigDict:
     # Minibatches have 64 episodes, so data x fsdp x num_micro_batches is at most 64.
     config.ppo.num_micro_batches = pick(size, tiny=1, default=1, large=4)
     config.ppo.ptx_batch_size = 8 * 64
-    config.monitor.world = ""
+    config.monitor = None
     return config

@@ -1,33 +1,52 @@
-"""Judges: whoever says which of several answers to a prompt is better, whether in labelling or in evaluation.
+"""Judges say which of several responses to a prompt is better, in labelling, in monitors and in evaluation.
 
-    labelers      draw a person, who ranks with noise                   -> `Judge`
-    gold, a reward model, a reward function: a number per answer        -> `ScoreJudge`
+    labelers      a person is drawn, who ranks with noise                                       -> `Judge`
+    file          rankings that others made: people, another program                            -> `FileJudge`
+    gold, a reward model, a Python function: one number per response, higher is better          -> `ScoreJudge`
 
-A config names a judge by a string, KIND:NAME; `rlhf_jax.main` has the table of kinds and hands judges to the stages, so that
-no stage knows where its judge comes from.
+A config names a judge by a string, KIND:NAME; `rlhf_jax.main.JUDGES` has the kinds and hands judges to the stages, so that no
+stage knows where its judge comes from. Paths in NAME that start with ../ are relative to the workdir.
+
+Left out on purpose: a judge that is asked over the network, and several judges who vote.
 """
 
+import importlib
+import importlib.util
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.chat import render_batch
+from rlhf_jax.data.records import Comparison, Message, Prompt
+from rlhf_jax.data.sources import load
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import Generation
+from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.models.config import from_dict
+from rlhf_jax.models.heads import Params, ScalarModel
+from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
+from rlhf_jax.training.run import locate
 
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
+Ranks = tuple[int, ...]  # 1 is best, ties share a rank
+SCORE_BATCH = 64  # texts that a reward model reads at once
 
 
 class Judge(ABC):
-    """Compare answers to one prompt; `name` is what tables, metrics and folders call the judge."""
+    """Compare responses to one prompt; `name` is what tables and metrics call the judge."""
 
     name: str
 
     @abstractmethod
     def rank(
         self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> tuple[int, ...]:
-        """Return the rank of every finished response to one prompt: 1 is best, ties share a rank."""
+    ) -> Ranks | None:
+        """Return the rank of every finished response to one prompt, None if this judge cannot rank them all."""
 
     @abstractmethod
     def preferences(
@@ -35,22 +54,49 @@ class Judge(ABC):
     ) -> np.ndarray:
         """Return preference_NSL of L opinions each: 1 for the first's sample s, 0 for the second's, ½ for a tie."""
 
+    def rank_all(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Ranks | None]:
+        """Return what `rank` says of every prompt; each prompt has a generator of its own."""
+        return [
+            self.rank(prompt, texts, rng)
+            for prompt, texts, rng in zip(prompts, responses, rngs, strict=True)
+        ]
+
 
 class ScoreJudge(Judge):
-    """Compare answers by one number each, higher is better; equal numbers (to six decimals) tie."""
+    """Compare responses by one number each, higher is better; equal numbers (to six decimals) tie."""
 
     @abstractmethod
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
         """Return score_NS of every response to every prompt."""
 
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> tuple[int, ...]:
+    def measure(self, prompts: Sequence[Prompt], responses: Responses) -> dict[str, np.ndarray]:
+        """Return the numbers, by name and each (N, S), that a monitor of this judge averages."""
+        return {"score": self.scores(prompts, responses)}
+
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator) -> Ranks:
         """Return 1 + the number of better responses, for every response; `rng` is not used."""
         del rng
         finished = [[Generation(text, (), finished=True) for text in responses]]
-        score_C = np.round(self.scores([prompt], finished)[0], 6)
-        return tuple(1 + int((score_C > score).sum()) for score in score_C)
+        return _ranks(self.scores([prompt], finished)[0])
+
+    def rank_all(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        rngs: Sequence[np.random.Generator],
+    ) -> list[Ranks | None]:
+        """Return what `rank` says of every prompt, from one call of `scores`, which a model answers in full batches."""
+        del rngs
+        repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
+        finished = [[Generation(text, (), finished=True)] for texts in responses for text in texts]
+        score_M = self.scores(repeated, finished)[:, 0]
+        ends = np.cumsum([len(texts) for texts in responses])[:-1]
+        return [_ranks(score_C) for score_C in np.split(score_M, ends)]
 
     def preferences(
         self, prompts: Sequence[Prompt], first: Responses, second: Responses
@@ -58,3 +104,233 @@ class ScoreJudge(Judge):
         """Return preference_NS1 by the sign of the difference of scores."""
         difference_NS = np.round(self.scores(prompts, first) - self.scores(prompts, second), 6)
         return (0.5 * (1.0 + np.sign(difference_NS)))[..., None]
+
+
+def _ranks(score_C: np.ndarray) -> Ranks:
+    rounded_C = np.round(score_C, 6)
+    return tuple(1 + int((rounded_C > score).sum()) for score in rounded_C)
+
+
+# --- a reward model -----------------------------------------------------------------------------
+
+
+class _LoadedReward(NamedTuple):
+    model: ScalarModel
+    params: Params
+    tokenizer: Tokenizer
+
+
+class RewardModelJudge(ScoreJudge):
+    """Score responses with a reward model of its own tokenizer, as `reward:PATH`; PATH is written as in `init`.
+
+    The checkpoint is looked for at once and loaded when the first score is wanted.
+    """
+
+    def __init__(self, path: str, workdir: Path) -> None:
+        """Find the checkpoint.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: the checkpoint holds another kind of model.
+        """
+        self.name = Path(path).name
+        self._path = path
+        self._folder = locate(workdir, path)
+        meta = read_meta(self._folder)
+        if meta.kind != "scalar_model":
+            raise ValueError(
+                f"judge reward:{path}: the checkpoint is a {meta.kind} (stage {meta.stage}), "
+                "expected a scalar_model; name the folder of a reward stage"
+            )
+
+    @cached_property
+    def _loaded(self) -> _LoadedReward:
+        params, meta = load_model(self._folder)
+        return _LoadedReward(
+            ScalarModel(from_dict(meta.model)), params, read_tokenizer(self._folder)
+        )
+
+    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+        """Return score_NS, each read at the token that ends the turn, or at the last one of a response that does not end."""
+        model, params, tokenizer = self._loaded
+        contexts = render_batch(
+            tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
+        )
+        texts = [response.text for samples in responses for response in samples]
+        encoded = iter(tokenizer.encode_batch(texts, special=False))
+        items = [
+            Continuation(context.ids, _with_end(next(encoded), response, tokenizer.turn_end_id))
+            for context, samples in zip(contexts, responses, strict=True)
+            for response in samples
+        ]
+        try:
+            score_M = scores(model, params, items, batch_size=SCORE_BATCH)
+        except ValueError as error:
+            raise ValueError(f"judge reward:{self._path}: {error}") from None
+        return score_M.reshape(len(prompts), -1)
+
+
+def _with_end(ids: list[int], response: Generation, end_id: int) -> list[int]:
+    return [*ids, end_id] if response.finished or not ids else ids
+
+
+# --- a Python function --------------------------------------------------------------------------
+
+RewardFunction = Callable[[list[dict[str, str]], str], float]
+
+
+class FunctionJudge(ScoreJudge):
+    """Score responses with a Python function, as `function:FILE.py:NAME` or `function:package.module:NAME`.
+
+    The function gets the prompt's messages, a list of {"role": ..., "content": ...}, and the text of the response, and returns a
+    finite number, higher for a better response.
+    """
+
+    def __init__(self, location: str, workdir: Path) -> None:
+        """Import the function.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the file or module cannot be imported, or has no function of that name.
+        """
+        self._location = location
+        self._function = _import_function(location, workdir)
+        self.name = location.rpartition(":")[2]
+
+    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+        """Return score_NS.
+
+        Raises:
+          ValueError: the function fails, or returns something else than a finite number; names the prompt.
+        """
+        return np.array(
+            [
+                [self._score(number, prompt, response.text) for response in samples]
+                for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
+            ],
+            np.float64,
+        )
+
+    def _score(self, number: int, prompt: Prompt, text: str) -> float:
+        messages = [
+            {"role": message.role, "content": message.content} for message in prompt.messages
+        ]
+        where = (
+            f"judge function:{self._location}: prompt {number} "
+            f"({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
+        )
+        try:
+            score = self._function(messages, text)
+        except Exception as error:
+            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        try:
+            number_or_nan = float(score)
+        except (TypeError, ValueError):
+            number_or_nan = math.nan
+        if not math.isfinite(number_or_nan):
+            raise ValueError(f"{where}: returned {score!r}, expected a finite number")
+        return number_or_nan
+
+
+def _import_function(location: str, workdir: Path) -> RewardFunction:
+    """Return what FILE.py:NAME or package.module:NAME means."""
+    source, _, name = location.rpartition(":")
+    where = f"judge function:{location}"
+    if not source or not name:
+        raise ValueError(f"{where}: expected function:FILE.py:NAME or function:package.module:NAME")
+    module = (
+        _import_file(locate(workdir, source), where)
+        if source.endswith(".py")
+        else _import_module(source, where)
+    )
+    function = getattr(module, name, None)
+    if not callable(function):
+        what = f"no {name!r}" if function is None else f"{name!r}, which is no function"
+        raise ValueError(f"{where}: {source} has {what}; expected a function (messages, response)")
+    return function
+
+
+def _import_file(path: Path, where: str) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: no file {path}")
+    spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"{where}: {path} fails: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import_module(name: str, where: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise ValueError(f"{where}: cannot import {name}: {error}") from error
+
+
+# --- rankings that others made ------------------------------------------------------------------
+
+
+class FileJudge(Judge):
+    """Rank responses as a file does, as `file:PATH`; the file holds comparisons, one JSON object a line.
+
+    Responses are looked up by the prompt's messages and the response's text. The responses to a prompt are ranked if one line of
+    the file ranks them all, perhaps beside others.
+    """
+
+    def __init__(self, path: str, workdir: Path) -> None:
+        """Read the file.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: a line is no comparison; names file and line.
+        """
+        self.name = Path(path).stem
+        self._path = path
+        self._ranks: dict[tuple[Message, ...], list[dict[str, int]]] = {}
+        source = f"jsonl:{locate(workdir, path)}"
+        for comparison in load(source, Comparison, split="train", data_dir=""):
+            rank_of = dict(zip(comparison.responses, comparison.ranks, strict=True))
+            self._ranks.setdefault(comparison.messages, []).append(rank_of)
+
+    def rank(
+        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
+    ) -> Ranks | None:
+        """Return the file's order of these responses as ranks without gaps, None if no line has them all; `rng` is not used."""
+        del rng
+        for rank_of in self._ranks.get(prompt.messages, []):
+            if all(text in rank_of for text in responses):
+                order = sorted({rank_of[text] for text in responses})
+                return tuple(1 + order.index(rank_of[text]) for text in responses)
+        return None
+
+    def preferences(
+        self, prompts: Sequence[Prompt], first: Responses, second: Responses
+    ) -> np.ndarray:
+        """Return preference_NS1.
+
+        Raises:
+          ValueError: the file does not rank a pair.
+        """
+        return np.array(
+            [
+                [
+                    [self._preference(prompt, (a.text, b.text))]
+                    for a, b in zip(*samples, strict=True)
+                ]
+                for prompt, *samples in zip(prompts, first, second, strict=True)
+            ],
+            np.float64,
+        )
+
+    def _preference(self, prompt: Prompt, texts: tuple[str, str]) -> float:
+        ranks = self.rank(prompt, texts, np.random.default_rng(0))
+        if ranks is None:
+            raise ValueError(
+                f"judge file:{self._path}: no line ranks both {texts[0][:40]!r} and {texts[1][:40]!r} "
+                f"after {prompt.messages[-1].content[:40]!r}"
+            )
+        return 0.5 * (1.0 + float(np.sign(ranks[1] - ranks[0])))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import jax
 
-from rlhf_jax.config import require
+from rlhf_jax.config import require, require_given
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import stream
@@ -47,8 +47,8 @@ class TokenizerConfig:
     """How text becomes tokens: trained on the documents, or read from a folder."""
 
     kind: Literal["bpe", "words", "folder"]
-    vocab_size: int  # of a trained BPE; 0 otherwise
-    path: str  # of a folder; "" otherwise
+    vocab_size: int | None  # of a trained BPE
+    path: str | None  # of a folder
 
 
 @dataclass(frozen=True)
@@ -149,9 +149,15 @@ def run(config: Config, workdir: str) -> None:
 def make_tokenizer(config: TokenizerConfig, documents: Iterable[Document]) -> Tokenizer:
     """Train or read the tokenizer that the config names."""
     if config.kind == "folder":
-        return load_tokenizer(config.path)
+        return load_tokenizer(
+            require_given(config.path, "tokenizer.kind=folder needs tokenizer.path")
+        )
     texts = (document.text for document in documents)
-    return train_words(texts) if config.kind == "words" else train_bpe(texts, config.vocab_size)
+    if config.kind == "words":
+        return train_words(texts)
+    return train_bpe(
+        texts, require_given(config.vocab_size, "tokenizer.kind=bpe needs tokenizer.vocab_size")
+    )
 
 
 def _blocks(config: Config, run: Run, split: str) -> Batches:

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ from rlhf_jax.training.updates import TrainState
 
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
+LABELS = "label.json"  # what the label stage writes last
 # Groups of a config that may change between a run and its continuation, because they decide where
 # and how often, not what is computed; and the fields of theirs that may not.
 _NUM_SHOWN = 4  # rows of a batch in samples.jsonl
@@ -125,7 +126,7 @@ class Run:
     workdir: Path
     mesh: jax.sharding.Mesh
     mesh_config: MeshConfig
-    checkpoint: CheckpointConfig
+    checkpoint: CheckpointConfig | None  # of a stage that trains
     writer: MetricsWriter
     parents: dict[str, Parent] = field(default_factory=dict)
     _tokenizer: Tokenizer | None = None
@@ -140,7 +141,9 @@ class Run:
             claim(folder, config)
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         writer = MetricsWriter(folder)
-        return cls(config.stage, folder, mesh, config.mesh, config.checkpoint, writer)
+        trains = any(group.name == "checkpoint" for group in fields(config))
+        checkpoint = config.checkpoint if trains else None
+        return cls(config.stage, folder, mesh, config.mesh, checkpoint, writer)
 
     # --- parents and tokenizer -------------------------------------------------------------------
 
@@ -276,6 +279,7 @@ class Run:
         self, step: int, batch: Mapping[str, Any], samples: Samples, score_B: jax.Array
     ) -> None:
         """Write some prompts, responses and scores, every `sample_every` steps."""
+        assert self.checkpoint is not None
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
         tokens_BR = processes.fetch(samples.tokens_BR)
@@ -326,6 +330,7 @@ class Run:
             },
             extra=dict(extra or {}),
         )
+        assert self.checkpoint is not None
         config = LoopConfig(
             log_every=self.checkpoint.log_every,
             save_every=self.checkpoint.save_every,
@@ -368,7 +373,8 @@ def claim(folder: Path, config: Any) -> None:
     if path.exists():
         begun = json.loads(path.read_text())["config"]
         changed = differences(_fixed(begun), _fixed(content["config"]))
-        if changed and checkpoints.latest_step(folder) is None:
+        started = checkpoints.latest_step(folder) is not None or (folder / LABELS).exists()
+        if changed and not started:
             # That run was refused or died early: there is nothing to protect.
             for name in ("tokenizer", CORPUS):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -395,7 +401,7 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_complete(workdir: str | Path) -> bool:
-    """Tell whether a run has reached its end: its last step, or its evaluation.json."""
-    if (Path(workdir) / "evaluation.json").exists():
+    """Tell whether a run has reached its end: its last step, or the file of its results."""
+    if any((Path(workdir) / results).exists() for results in ("evaluation.json", LABELS)):
         return True
     return checkpoints.latest_step(workdir) is not None and checkpoints.read_meta(workdir).complete

@@ -1,0 +1,322 @@
+"""Collect comparisons: sample K responses to every prompt from a policy and have judges rank them.
+
+    for every prompt:  K ~ U{min..max};  y_1..y_K ~ π(.|x);  a judge ranks them, ties allowed
+
+One judge ranks the training prompts, every other judge ranks the validation prompts (InstructGPT: labelers who gave no training
+label; a world with an exact judge: that one, too, which only measures). Responses that did not end and repeats of an earlier
+one are left out; prompts with fewer than two different responses, or whose responses a judge cannot rank, are dropped. All are
+counted.
+
+    WORKDIR/comparisons/train/train.jsonl         what `data.comparisons=../label` of the stages reward and preference reads
+    WORKDIR/comparisons/JUDGE/validation.jsonl    the same validation responses for every judge
+    WORKDIR/label.json                            judges, policy and counts; written last
+
+A killed run continues with the files that are missing.
+
+Left out on purpose: several judges per training prompt (InstructGPT had one), active choice of what to label.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from rlhf_jax.config import require
+from rlhf_jax.data.batches import fitting_prompts
+from rlhf_jax.data.records import Comparison, Dropped, Prompt, report
+from rlhf_jax.data.sources import load, write_jsonl
+from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.judges import Judge
+from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.training import processes
+from rlhf_jax.training.run import LABELS, MeshConfig, Parent, Run
+
+Split = Literal["train", "validation"]
+TRAIN_KEY, VALIDATION_KEY, COUNT_KEY = 2, 3, 4  # of the random numbers of each purpose
+
+
+@dataclass(frozen=True)
+class Init:
+    """The policy whose responses are ranked; a path starting with ../ is relative to the workdir."""
+
+    policy: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """The prompts, of which both splits are read; those of more than `prompt_length` tokens are left out."""
+
+    data_dir: str
+    prompts: str
+    prompt_length: int
+
+
+@dataclass(frozen=True)
+class Label:
+    """Who ranks how many responses to how many prompts."""
+
+    train_judge: str
+    validation_judges: dict[str, str]  # folder under comparisons/ -> judge
+    num_prompts: int
+    num_validation_prompts: int
+    min_candidates: int
+    max_candidates: int
+    temperature: float
+    response_length: int
+    batch_size: int  # responses that are sampled at once
+
+
+@dataclass(frozen=True)
+class Config:
+    """Exactly what this stage reads."""
+
+    stage: Literal["label"]
+    seed: int
+    init: Init
+    data: Data
+    label: Label
+    mesh: MeshConfig
+
+
+class Candidates(NamedTuple):
+    """Prompts, the different finished responses to each, and how many responses were left out."""
+
+    prompts: list[Prompt]
+    responses: list[list[str]]
+    unfinished: int
+    repeated: int
+
+
+def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> None:
+    """Collect the comparisons that are not in the workdir yet."""
+    check(config.label)
+    run = Run.open(config, workdir)
+    judges: dict[Split, dict[str, Judge]] = {
+        "train": {"train": make_judge(config.label.train_judge)},
+        "validation": {
+            folder: make_judge(judge) for folder, judge in config.label.validation_judges.items()
+        },
+    }
+    policy = run.parent("policy", config.init.policy, kind="language_model")
+    length = config.data.prompt_length + config.label.response_length
+    require(
+        length <= policy.model.context_length,
+        f"data.prompt_length + label.response_length = {length} exceeds the policy's context of "
+        f"{policy.model.context_length}; shorten one of them",
+    )
+    with processes.main_process_first("label"):
+        complete = _check_origin(run.workdir, config, policy)
+    if complete:
+        return
+    run.announce(config, {"policy": policy.params}, _arithmetic(config.label))
+    # All processes look before the first of them writes, for all of them have to sample together.
+    missing = [
+        s for s, split_judges in judges.items() if not _is_collected(run.workdir, s, split_judges)
+    ]
+    processes.barrier("what is missing")
+    counts: dict[str, Any] = {}
+    for split, split_judges in judges.items():
+        if split in missing:
+            candidates = sample_candidates(config, run, policy, split)
+            if processes.is_main_process():
+                _rank_and_write(run.workdir, split, candidates, split_judges, config.seed)
+        processes.barrier(f"comparisons {split}")
+        counts[split] = json.loads(_counts_file(run.workdir, split).read_text())
+    if processes.is_main_process():
+        judge_names = {"train": config.label.train_judge, **config.label.validation_judges}
+        summary = {
+            "policy": {
+                "path": config.init.policy,
+                "stage": policy.meta.stage,
+                "step": policy.meta.step,
+                "fingerprint": policy.meta.fingerprint,
+            },
+            "judges": judge_names,
+            **counts,
+        }
+        _write_json(run.workdir / LABELS, summary)
+    processes.barrier("label.json")
+
+
+def check(label: Label) -> None:
+    """Refuse impossible settings before anything compiles."""
+    require(
+        2 <= label.min_candidates <= label.max_candidates,
+        f"label.min_candidates={label.min_candidates} must be between 2 and "
+        f"label.max_candidates={label.max_candidates}",
+    )
+    for folder in label.validation_judges:
+        require(
+            re.fullmatch(r"[\w.-]+", folder) is not None and folder != "train",
+            f"label.validation_judges: {folder!r} becomes a folder beside train; use letters, digits and _.-",
+        )
+
+
+def _arithmetic(label: Label) -> str:
+    validation = ", ".join(
+        f"{folder} = {judge}" for folder, judge in label.validation_judges.items()
+    )
+    return (
+        f"{label.num_prompts} prompts x {label.min_candidates} to {label.max_candidates} responses ranked by "
+        f"{label.train_judge}; {label.num_validation_prompts} validation prompts by {validation or 'nobody'}"
+    )
+
+
+# --- responses ----------------------------------------------------------------------------------
+
+
+def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) -> Candidates:
+    """Sample responses to randomly chosen prompts of a split, the same ones for the same seed and policy."""
+    label, seed = config.label, config.seed
+    prompts = fitting_prompts(
+        load(config.data.prompts, Prompt, split=split, data_dir=config.data.data_dir),
+        run.tokenizer,
+        prompt_length=config.data.prompt_length,
+    )
+    count = label.num_prompts if split == "train" else label.num_validation_prompts
+    order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
+    chosen = [prompts[int(i)] for i in order]
+    purpose = TRAIN_KEY if split == "train" else VALIDATION_KEY
+    generations = generate(
+        LanguageModel(policy.model),
+        policy.params,
+        run.tokenizer,
+        chosen,
+        jax.random.fold_in(jax.random.key(seed), purpose),
+        spec=SamplingSpec(temperature=label.temperature, top_k=0, top_p=1.0, nucleus="holtzman"),
+        prompt_length=config.data.prompt_length,
+        response_length=label.response_length,
+        batch_size=label.batch_size,
+        num_samples=label.max_candidates,
+    )
+    # All prompts get `max_candidates` responses, so that batches have one shape, and most keep fewer.
+    rng = np.random.default_rng((seed, COUNT_KEY))
+    kept = [
+        group[: int(rng.integers(label.min_candidates, label.max_candidates + 1))]
+        for group in generations
+    ]
+    responses = [different_texts(group) for group in kept]
+    finished = sum(generation.finished for group in kept for generation in group)
+    different = sum(map(len, responses))
+    candidates = Candidates(chosen, responses, sum(map(len, kept)) - finished, finished - different)
+    if processes.is_main_process():
+        print(
+            f"   {split}: {len(chosen)} prompts, {different} responses to rank; left out "
+            f"{candidates.unfinished} unfinished and {candidates.repeated} repeated",
+            flush=True,
+        )
+    return candidates
+
+
+def different_texts(generations: list[Generation]) -> list[str]:
+    """Return the texts of finished responses that say something, each once, in their order."""
+    return list(dict.fromkeys(g.text for g in generations if g.finished and g.text.strip()))
+
+
+# --- rankings -----------------------------------------------------------------------------------
+
+
+def rank_candidates(
+    candidates: Candidates, judge: Judge, seed: int
+) -> tuple[list[Comparison], Dropped]:
+    """Return one comparison per prompt that has one, and how many prompts have none, by reason."""
+    places = [n for n, texts in enumerate(candidates.responses) if len(texts) >= 2]
+    reasons = {"with fewer than two different responses": len(candidates.prompts) - len(places)}
+    prompts = [candidates.prompts[n] for n in places]
+    responses = [candidates.responses[n] for n in places]
+    # The generator of a prompt is its own, whatever happens to the others.
+    rngs = [np.random.default_rng((seed, n)) for n in places]
+    ranks = judge.rank_all(prompts, responses, rngs) if places else []
+    comparisons = [
+        Comparison(prompt.messages, tuple(texts), prompt_ranks, prompt.metadata)
+        for prompt, texts, prompt_ranks in zip(prompts, responses, ranks, strict=True)
+        if prompt_ranks is not None
+    ]
+    reasons[f"whose responses {judge.name} does not rank"] = len(places) - len(comparisons)
+    reasons = {reason: count for reason, count in reasons.items() if count}
+    return comparisons, Dropped(len(candidates.prompts), reasons)
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
+    """Return whether all is collected; forget an unfinished collection of another policy, seed or config.
+
+    Raises:
+      ValueError: all was collected from another policy than is there now.
+    """
+    if (workdir / LABELS).exists():
+        before = json.loads((workdir / LABELS).read_text())["policy"]
+        require(
+            before["fingerprint"] == policy.meta.fingerprint,
+            f"{workdir} has comparisons of policy {before['path']} at step {before['step']} "
+            f"({before['fingerprint']}), but {config.init.policy} now holds step {policy.meta.step} "
+            f"({policy.meta.fingerprint}); use a new workdir, or restore that policy",
+        )
+        return True
+    origin = {
+        **asdict(config.label),
+        "prompts": config.data.prompts,
+        "prompt_length": config.data.prompt_length,
+        "seed": config.seed,
+        "policy": policy.meta.fingerprint,
+    }
+    folder = workdir / "comparisons"
+    note = folder / "origin.json"
+    if note.exists() and json.loads(note.read_text()) != origin:
+        print(f"   {folder}: made by another policy or config, collected anew", flush=True)
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if processes.is_main_process():
+        _write_json(note, origin)
+    return False
+
+
+def _is_collected(workdir: Path, split: Split, judges: Mapping[str, Judge]) -> bool:
+    files = [_comparisons_file(workdir, folder, split) for folder in judges]
+    return _counts_file(workdir, split).exists() and all(file.exists() for file in files)
+
+
+def _rank_and_write(
+    workdir: Path, split: Split, candidates: Candidates, judges: Mapping[str, Judge], seed: int
+) -> None:
+    """Write the comparisons of every judge; a file is complete as soon as it is there."""
+    counts: dict[str, Any] = {
+        "prompts": len(candidates.prompts),
+        "responses": sum(map(len, candidates.responses)),
+        "unfinished": candidates.unfinished,
+        "repeated": candidates.repeated,
+        "judges": {},
+    }
+    for folder, judge in judges.items():
+        comparisons, dropped = rank_candidates(candidates, judge, seed)
+        report(f"{split} prompts ranked by {judge.name}", dropped)
+        path = _comparisons_file(workdir, folder, split)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        write_jsonl(temporary, comparisons)
+        temporary.replace(path)
+        counts["judges"][folder] = {"comparisons": len(comparisons), "dropped": dropped.reasons}
+    _write_json(_counts_file(workdir, split), counts)
+
+
+def _comparisons_file(workdir: Path, folder: str, split: Split) -> Path:
+    return workdir / "comparisons" / folder / f"{split}.jsonl"
+
+
+def _counts_file(workdir: Path, split: Split) -> Path:
+    return workdir / "comparisons" / f"{split}.json"
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    temporary.replace(path)
