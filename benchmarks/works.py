@@ -26,11 +26,12 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
 from rlhf_jax.stages import ppo, reward
-from rlhf_jax.stages.language import language_loss, weigh_tokens
-from rlhf_jax.stages.rollout import Frozen, Models, make_rollout, sample_responses
+from rlhf_jax.stages.comparisons import prompts_with_pairs
+from rlhf_jax.stages.language import language_loss, trained_tokens
+from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
-from rlhf_jax.training.updates import init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, init_state, supervised_update
 
 SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 PAD = 0
@@ -157,14 +158,15 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
 
 
 def _supervised(
-    update: Callable[..., Any], params: Any, batch: dict[str, jax.Array]
+    objective: Objective, params: Any, batch: dict[str, jax.Array]
 ) -> Callable[[], dict[str, float]]:
-    step = jax.jit(update, donate_argnums=0)
-    state = init_state(params, optimizer(10**6))
+    adam = optimizer(10**6)
+    step = jax.jit(partial(supervised_update, objective, adam), donate_argnums=0)
+    state = init_state(params, adam)
 
     def run() -> dict[str, float]:
         nonlocal state
-        (state, _), seconds = timed(step, state, batch, jax.random.key(0))
+        (state, _), seconds = timed(step, state, batch, jax.random.key(0), {})
         return {"seconds": seconds}
 
     return run
@@ -177,10 +179,8 @@ def sft(size: Size, dtype: str) -> Work:
     tokens = jnp.asarray(
         np.random.default_rng(0).integers(2, size.vocab_size, ones.shape), jnp.int32
     )
-    loss = language_loss(model, z_loss_coef=0.0, dropout=False)
-    update = make_supervised_update(loss, weigh_tokens, optimizer(10**6), num_micro_batches=1)
     run = _supervised(
-        update,
+        Objective(partial(language_loss, model, 0.0), trained_tokens),
         init_params(model, jax.random.key(0)),
         {"tokens_BT": tokens, "segments_BT": ones, "loss_mask_BT": ones},
     )
@@ -200,12 +200,29 @@ def rm(size: Size, dtype: str) -> Work:
         "rank_BC": jnp.tile(jnp.arange(2)[None], (size.pairs, 1)),
         "mask_BC": jnp.ones((size.pairs, 2), bool),
     }
-    loss = reward.reward_loss(model, pair_norm="num_valid_pairs", dropout=False)
-    update = make_supervised_update(
-        loss, reward.weigh_prompts, optimizer(10**6), num_micro_batches=1
-    )
-    run = _supervised(update, init_params(model, jax.random.key(0)), batch)
+    settings = reward_config(size)
+    objective = Objective(partial(reward.reward_loss, settings, model), prompts_with_pairs)
+    run = _supervised(objective, init_params(model, jax.random.key(0)), batch)
     return Work(run, size.pairs, "pairs", 6 * matmul_params(size)[0] * rows * size.length)
+
+
+def reward_config(size: Size) -> reward.Reward:
+    """Return pairs, one candidate to a row, without dropout."""
+    return reward.Reward(
+        num_epochs=1.0,
+        batch_size=size.pairs,
+        num_micro_batches=1,
+        max_length=size.length,
+        row_length=size.length,
+        max_candidates=2,
+        pair_norm="num_valid_pairs",
+        eval_every=1,
+        loss="bradley_terry",
+        batching="prompts",
+        normalise="none",
+        normalise_before=False,
+        dropout_rate=0.0,
+    )
 
 
 def ppo_config(size: Size) -> ppo.PPO:
@@ -250,48 +267,35 @@ def ppo_config(size: Size) -> ppo.PPO:
 
 def ppo_iteration(size: Size, dtype: str) -> Work:
     """Generate, score with reference, value and reward model, update policy and value: four separate networks."""
-    config, model = shape(size, dtype), ppo_config(size)
-    models = Models(LanguageModel(config), ScalarModel(config), ScalarModel(config))
-    policy, scalar = (
-        init_params(models.policy, jax.random.key(0)),
-        init_params(models.reward, jax.random.key(1)),
+    config, settings = shape(size, dtype), ppo_config(size)
+    networks = Networks(
+        policy=LanguageModel(config), reward=ScalarModel(config), value=ScalarModel(config)
     )
+    policy = init_params(networks.policy, jax.random.key(0))
+    reward_params = init_params(networks.reward, jax.random.key(1))
     adam = optimizer(10**6)
-    trained = {"policy": policy, "value": scalar}
-    state = jax.tree.map(jnp.copy, ppo.initial_state(cast(Any, _Coefficient(model)), trained, adam))
-    draw = jax.jit(
-        partial(
-            sample_responses,
-            models.policy,
-            spec=SPEC,
-            response_length=size.response,
-            stop_tokens=(),
-            pad_id=PAD,
-        )
-    )
-    judge = jax.jit(partial(make_rollout, models, spec=SPEC, rules=ppo.reward_rules(model)))
-    update = jax.jit(ppo.make_update(models, adam, model, SPEC), donate_argnums=0)
-    prompts, frozen = _prompts(size), Frozen(policy, scalar)
+    trained = {"policy": policy, "value": reward_params}
+    start = ppo.initial_state(cast(Any, _Coefficient(settings)), trained, adam)
+    state = jax.tree.map(jnp.copy, start)
+    draw = jax.jit(partial(sample_texts, networks.policy, settings, StopTokens((), PAD)))
+    collect = jax.jit(partial(ppo.collect, settings, networks))
+    update = jax.jit(partial(ppo.update, settings, networks, adam), donate_argnums=0)
+    prompts = _prompts(size)
 
     def run() -> dict[str, float]:
         nonlocal state
         key = jax.random.fold_in(jax.random.key(2), int(state.step))
+        sampling_key, update_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
+        (texts, samples), drawing = timed(draw, state.params["policy"], prompts, sampling_key)
+        params = Parameters(state.params["policy"], policy, reward_params, state.params["value"])
         controllers = state.extras["controllers"]
-        samples, drawing = timed(draw, state.params["policy"], prompts, jax.random.fold_in(key, 0))
-        judged, judging = timed(
-            judge,
-            state.params["value"],
-            frozen,
-            prompts,
-            samples,
-            controllers.kl_coef,
-            controllers.score_moments,
-        )
-        (state, _), updating = timed(update, state, (judged[0], {}), jax.random.fold_in(key, 1))
+        (rollout, _, _), scoring = timed(collect, params, texts, samples, controllers)
+        data = ppo.UpdateData(rollout, {}, {})
+        (state, _), updating = timed(update, state, data, update_key)
         return {
-            "seconds": drawing + judging + updating,
+            "seconds": drawing + scoring + updating,
             "generate": drawing,
-            "score": judging,
+            "score": scoring,
             "update": updating,
         }
 

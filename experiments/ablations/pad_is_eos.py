@@ -40,9 +40,9 @@ from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_toke
 from rlhf_jax.evaluation.generate import generate
 from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel
 from rlhf_jax.models.heads import init_params
-from rlhf_jax.stages.language import language_loss, weigh_tokens
+from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
-from rlhf_jax.training.updates import init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, init_state, supervised_update
 
 STARTS = ("pretrained", "fresh")
 MASKS = {"end trained": False, "end masked": True}
@@ -110,12 +110,12 @@ def tune(
     if start == "fresh":
         params = init_params(model, jax.random.key(seed))
     optimizer = make_optimizer(OptimizerConfig(**settings.optimizer), num_steps)
-    loss = language_loss(model, z_loss_coef=0.0, dropout=False)
-    update = jax.jit(make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=1))
+    objective = Objective(partial(language_loss, model, 0.0), trained_tokens)
+    update = jax.jit(partial(supervised_update, objective, optimizer))
     state = init_state(params, optimizer)
     for step in range(num_steps):
         state, metrics = update(
-            state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step)
+            state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step), {}
         )
     if not np.isfinite(float(metrics["grad_norm"])):
         return [{"status": f"diverged: {start}, end {'masked' if hidden else 'trained'}"}]

@@ -27,7 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments.scale.hlo_stats import bytes_on_a_device, measure
 from rlhf_jax.config import require
-from rlhf_jax.inference.packing import row_bucket
+from rlhf_jax.inference.packing import Texts, row_bucket
 from rlhf_jax.inference.sampling import Samples, rows_at_once
 from rlhf_jax.maths.returns import empty_moments
 from rlhf_jax.models import apply, cast_for_compute, init_cache
@@ -35,11 +35,11 @@ from rlhf_jax.models.config import TransformerConfig, num_params
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.layout import BATCH
 from rlhf_jax.stages import ppo as ppo_stage
-from rlhf_jax.stages.language import check_batches, language_loss, weigh_tokens
-from rlhf_jax.stages.rollout import Frozen, Models, Rollout, make_rollout, sample_responses
+from rlhf_jax.stages.language import check_batches, language_loss, trained_tokens
+from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
 from rlhf_jax.training.mesh import batch_shards, check_model, jit_step, state_shardings
 from rlhf_jax.training.optimizer import make_optimizer
-from rlhf_jax.training.updates import TrainState, init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
 
 Shapes = dict[str, TransformerConfig]
 ITEM = {"float32": 4, "bfloat16": 2}
@@ -201,12 +201,11 @@ class _Supervised(_Run):
 
         def program(layers: int) -> np.ndarray:
             shape = replace(self.policy, num_layers=layers, dropout_rate=dropout)
-            loss = language_loss(LanguageModel(shape), z_loss_coef=z_loss_coef, dropout=dropout > 0)
-            update = make_supervised_update(
-                loss, weigh_tokens, optimizer, num_micro_batches=stage.num_micro_batches
-            )
+            loss = partial(language_loss, LanguageModel(shape), z_loss_coef)
+            objective = Objective(loss, trained_tokens, stage.num_micro_batches)
+            update = partial(supervised_update, objective, optimizer)
             state = state_of(layers)
-            return measure(self.mesh, self.step(update, state), (state,), (batch, self.key))
+            return measure(self.mesh, self.step(update, state), (state,), (batch, self.key, {}))
 
         state = state_of(self.policy.num_layers)
         resident = {
@@ -240,12 +239,9 @@ class _Ppo(_Run):
             f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the policy's context of "
             f"{self.policy.context_length}; shorten one of them",
         )
-        self.spec, self.optimizer = (
-            ppo_stage.sampling_spec(self.ppo),
-            ppo_stage.make_optimizers(config),
-        )
+        self.optimizer = ppo_stage.make_optimizers(config)
         micro = self.ppo.batch_size // (self.ppo.num_mini_batches * self.ppo.num_micro_batches)
-        self.judge_rows, self.update_rows = (
+        self.collect_rows, self.update_rows = (
             row_bucket(math.ceil(fill * size), size, shards)
             for size in (self.ppo.batch_size, micro)
         )
@@ -255,35 +251,41 @@ class _Ppo(_Run):
         """Rows of the sampler's cache, on all devices."""
         return rows_at_once(self.ppo.batch_size, self.ppo.sampling_rows, batch_shards(self.mesh))
 
-    def models(self, policy_layers: int, value_layers: int) -> Models:
-        judge = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
-        policy, value = (
-            replace(self.policy, num_layers=policy_layers),
-            replace(self.value, num_layers=value_layers),
+    def networks(self, policy_layers: int, value_layers: int) -> Networks:
+        reward = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
+        return Networks(
+            policy=LanguageModel(replace(self.policy, num_layers=policy_layers)),
+            reward=ScalarModel(reward),
+            value=ScalarModel(replace(self.value, num_layers=value_layers)),
         )
-        return Models(LanguageModel(policy), ScalarModel(value), ScalarModel(judge))
 
-    def rollout(self) -> Rollout:
+    def texts(self, num_rows: int) -> Texts:
         row = partial(rows_of, self.mesh)
         size, prompt, response = self.ppo.batch_size, self.prompt, self.response
-        number = row(jnp.float32, size, response)
-        return Rollout(
-            row(jnp.int32, size, prompt),
-            row(bool, size, prompt),
-            row(jnp.int32, size, response),
-            row(bool, size, response),
-            number,
-            number,
-            number,
-            number,
-            row(jnp.float32, size),
-            row(bool, size),
+        return Texts(
+            prompt_BP=row(jnp.int32, size, prompt),
+            prompt_mask_BP=row(bool, size, prompt),
+            response_BR=row(jnp.int32, size, response),
+            mask_BR=row(bool, size, response),
+            num_rows=num_rows,
         )
 
-    def state(self, models: Models) -> TrainState:
+    def rollout(self, num_rows: int) -> ppo_stage.Rollout:
+        number_BR = rows_of(self.mesh, jnp.float32, self.ppo.batch_size, self.response)
+        return ppo_stage.Rollout(
+            texts=self.texts(num_rows),
+            logp_BR=number_BR,
+            value_BR=number_BR,
+            advantage_BR=number_BR,
+            return_BR=number_BR,
+            score_B=rows_of(self.mesh, jnp.float32, self.ppo.batch_size),
+            stopped_B=rows_of(self.mesh, bool, self.ppo.batch_size),
+        )
+
+    def state(self, networks: Networks) -> TrainState:
         params = {
-            "policy": _abstract_params(models.policy),
-            "value": _abstract_params(models.value),
+            "policy": _abstract_params(networks.policy),
+            "value": _abstract_params(networks.value),
         }
         return self.on(
             jax.eval_shape(
@@ -292,22 +294,14 @@ class _Ppo(_Run):
         )
 
     def draw(self, policy_layers: int) -> np.ndarray:
-        model, rollout = self.models(policy_layers, 1).policy, self.rollout()
-        call = partial(
-            sample_responses,
-            model,
-            spec=self.spec,
-            response_length=self.response,
-            stop_tokens=(0,),
-            pad_id=0,
-            max_rows=self.ppo.sampling_rows,
-        )
-        prompts = {"prompt_BP": rollout.prompt_BP, "prompt_mask_BP": rollout.prompt_mask_BP}
-        return measure(self.mesh, jax.jit(call), (self.params(model),), (prompts, self.key))
+        policy, texts = self.networks(policy_layers, 1).policy, self.texts(0)
+        call = partial(sample_texts, policy, self.ppo, StopTokens((0,), 0))
+        prompts = {"prompt_BP": texts.prompt_BP, "prompt_mask_BP": texts.prompt_mask_BP}
+        return measure(self.mesh, jax.jit(call), (self.params(policy),), (prompts, self.key))
 
     def token(self, policy_layers: int) -> np.ndarray:
         """One more token for every row, the sampler's step, with parameters that it has gathered over fsdp."""
-        model, rows = self.models(policy_layers, 1).policy, self.sampled_at_once
+        model, rows = self.networks(policy_layers, 1).policy, self.sampled_at_once
         cache = jax.eval_shape(lambda: init_cache(model.config, rows, self.prompt + self.response))
         heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
         split = NamedSharding(self.mesh, PartitionSpec(BATCH, heads))
@@ -338,52 +332,41 @@ class _Ppo(_Run):
         )
         return self.on(params, fsdp_min_size=sys.maxsize)
 
-    def judge(self, policy_layers: int, value_layers: int) -> np.ndarray:
-        models, rows = self.models(policy_layers, value_layers), self.rollout()
-        frozen = Frozen(self.params(models.policy), self.params(models.reward))
+    def collect(self, policy_layers: int, value_layers: int) -> np.ndarray:
+        networks = self.networks(policy_layers, value_layers)
+        policy = self.params(networks.policy)
+        reward = self.params(networks.reward)
+        params = Parameters(policy, policy, reward, self.params(networks.value))
+        rollout = self.rollout(self.collect_rows)
         samples = Samples(
-            rows.response_BR,
-            rows.logp_BR,
-            rows_of(self.mesh, jnp.int32, self.ppo.batch_size),
-            rows.stopped_B,
+            tokens_BR=rollout.texts.response_BR,
+            logp_BR=rollout.logp_BR,
+            length_B=rows_of(self.mesh, jnp.int32, self.ppo.batch_size),
+            stopped_B=rollout.stopped_B,
         )
-        prompts = {"prompt_BP": rows.prompt_BP, "prompt_mask_BP": rows.prompt_mask_BP}
-        call = partial(
-            make_rollout,
-            models,
-            spec=self.spec,
-            rules=ppo_stage.reward_rules(self.ppo),
-            num_rows=self.judge_rows,
-        )
-        numbers = jax.eval_shape(lambda: (jnp.zeros(()), empty_moments()))
-        return measure(
-            self.mesh,
-            jax.jit(call),
-            (self.params(models.value), frozen),
-            (prompts, samples, *numbers),
-        )
+        zero = jax.eval_shape(lambda: jnp.zeros(()))
+        controllers = ppo_stage.Controllers(zero, zero, jax.eval_shape(empty_moments))
+        call = jax.jit(partial(ppo_stage.collect, self.ppo, networks))
+        return measure(self.mesh, call, (params,), (rollout.texts, samples, controllers))
 
     def update(self, policy_layers: int, value_layers: int) -> np.ndarray:
-        ppo, models = self.ppo, self.models(policy_layers, value_layers)
-        update = ppo_stage.make_update(
-            models, self.optimizer, ppo, self.spec, num_rows=self.update_rows
-        )
+        ppo, networks = self.ppo, self.networks(policy_layers, value_layers)
+        update = partial(ppo_stage.update, ppo, networks, self.optimizer)
         blocks = (
             ppo.num_ppo_epochs * ppo.num_mini_batches,
             ppo.ptx_batch_size,
             self.policy.context_length,
         )
         block = rows_of(self.mesh, jnp.int32, *blocks, axis=1)
-        others = {"tokens_BT": block, "segments_BT": block} if ppo.ptx_coef else {}
-        state = self.state(models)
-        return measure(
-            self.mesh, self.step(update, state), (state,), ((self.rollout(), others), self.key)
-        )
+        documents = {"tokens_BT": block, "segments_BT": block} if ppo.ptx_coef else {}
+        state = self.state(networks)
+        data = ppo_stage.UpdateData(self.rollout(self.update_rows), documents, {})
+        return measure(self.mesh, self.step(update, state), (state,), (data, self.key))
 
     def plan(self) -> Plan:
         policy, value, reward, ppo = self.policy, self.value, self.reward, self.ppo
         depths = (policy.num_layers, value.num_layers)
-        state, reading = self.state(self.models(*depths)), self.params(ScalarModel(reward))
+        state, reading = self.state(self.networks(*depths)), self.params(ScalarModel(reward))
         sizes = {name: bytes_on_a_device(tree) for name, tree in state.params.items()}
         resident = {
             **sizes,
@@ -404,7 +387,7 @@ class _Ppo(_Run):
             policy: epochs * forward[policy] + forward_flops(policy, mixed, policy.context_length)
         }
         trained[value] = trained.get(value, 0.0) + epochs * forward[value]
-        judged, judge_received = with_layers(self.judge, *depths, few=FORWARD)
+        judged, judge_received = with_layers(self.collect, *depths, few=FORWARD)
         updated, update_received = with_layers(self.update, *depths, few=TRAINED)
         judging = forward[policy] + forward[value] + forward[reward]
         return Plan(

@@ -35,6 +35,7 @@ from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training import processes
 from rlhf_jax.training.run import LABELS, MeshConfig, Parent, Run
 
@@ -104,7 +105,7 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
             folder: make_judge(judge) for folder, judge in config.label.validation_judges.items()
         },
     }
-    policy = run.parent("policy", config.init.policy, kind="language_model")
+    policy = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     length = config.data.prompt_length + config.label.response_length
     require(
         length <= policy.model.context_length,

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rlhf_jax.menagerie.monitor import quick_evaluation
 
 from rlhf_jax.data.sources import write_jsonl
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
@@ -15,7 +16,6 @@ from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.menagerie import measurements
 from rlhf_jax.menagerie.corpus import documents
-from rlhf_jax.menagerie.monitor import quick_evaluation
 from rlhf_jax.menagerie.prompts import prompts
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
