@@ -8,7 +8,7 @@ import pytest
 from rlhf_jax.data import packing as host
 from rlhf_jax.inference import scoring
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.inference.packing import first_fit, row_bucket, rows_needed
+from rlhf_jax.inference.packing import Texts, first_fit, row_bucket, rows_needed
 from rlhf_jax.models import LanguageModel, ScalarModel, init_params, llama
 
 SHAPE = llama(
@@ -56,26 +56,25 @@ def _batch(rng, batch=6, prompt=5, response=6):
     tokens = rng.integers(
         0, 13, (batch, prompt + response)
     )  # padding holds other tokens: it must not be read
-    return tuple(map(jnp.asarray, (tokens[:, :prompt], mask_BP, tokens[:, prompt:], mask_BR)))
+    return Texts(*map(jnp.asarray, (tokens[:, :prompt], mask_BP, tokens[:, prompt:], mask_BR)))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_packed_is_unpacked_forwards_and_backwards(seed):
-    batch = _batch(np.random.default_rng(seed))
+    texts = _batch(np.random.default_rng(seed))
     policy, value = LanguageModel(SHAPE), ScalarModel(SHAPE)
     trained = {
         "policy": init_params(policy, jax.random.key(0)),
         "value": init_params(value, jax.random.key(1)),
     }
-    needed = int(rows_needed(batch[1].sum(1) + batch[3].sum(1), 11))
+    needed = int(rows_needed(texts.length_B, 11))
     assert needed < 6
 
     def everything(params, num_rows):
-        logp_BR, entropy_BR = scoring.response_logps(
-            policy, params["policy"], *batch, spec=SPEC, num_rows=num_rows
-        )
-        value_BR = scoring.response_values(value, params["value"], *batch, num_rows=num_rows)
-        score_B = scoring.response_scores(value, params["value"], *batch, num_rows=num_rows)
+        packed = texts.packed(num_rows)
+        logp_BR, entropy_BR = scoring.response_logps(policy, params["policy"], packed, spec=SPEC)
+        value_BR = scoring.response_values(value, params["value"], packed)
+        score_B = scoring.response_scores(value, params["value"], packed)
         return logp_BR, entropy_BR, value_BR, score_B
 
     def loss(params, num_rows):

@@ -12,11 +12,11 @@ from evaluation_support import config, drawn_params
 
 from experiments.control import environments, ppo
 from experiments.control.networks import CATEGORICAL, GAUSSIAN, ActorCritic, init_network
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.maths.masking import value, whiten
 from rlhf_jax.models import LanguageModel, ScalarModel, apply
 from rlhf_jax.stages import ppo as stage
-from rlhf_jax.stages.rollout import Models, Rollout
+from rlhf_jax.stages.rollout import Networks
 from rlhf_jax.training.optimizer import OptimizerConfig
 
 OPTIMIZER = OptimizerConfig(
@@ -120,7 +120,7 @@ def test_running_returns_start_anew_and_carry_over_the_segments_end():
 def test_language_and_control_have_the_same_ppo_loss():
     """A rollout of a language model, seen as a categorical control problem whose outputs are the model's logits."""
     shape, size, width = config(11), 3, 4
-    models = Models(LanguageModel(shape), ScalarModel(shape), ScalarModel(shape))
+    models = Networks(LanguageModel(shape), ScalarModel(shape), ScalarModel(shape))
     params = {"policy": drawn_params(models.policy, 0), "value": drawn_params(models.value, 1)}
     rng = np.random.default_rng(0)
     tokens = jnp.asarray(rng.integers(2, 11, (size, 2 * width)), jnp.int32)
@@ -133,19 +133,16 @@ def test_language_and_control_have_the_same_ppo_loss():
     action = tokens[:, width:]
     old = CATEGORICAL.logp(logits, action) + 0.3 * noise[0]
     advantage = whiten(noise[1], ones, shift_mean=True)
-    rollout = Rollout(
-        tokens[:, :width],
-        ones,
-        action,
-        ones,
-        old,
-        noise[2],
-        advantage,
-        noise[3],
-        jnp.zeros(size),
-        jnp.ones(size, bool),
+    rollout = stage.Rollout(
+        texts=Texts(tokens[:, :width], ones, action, ones),
+        logp_BR=old,
+        value_BR=noise[2],
+        advantage_BR=advantage,
+        return_BR=noise[3],
+        score_B=jnp.zeros(size),
+        stopped_B=jnp.ones(size, bool),
     )
-    how = stage.PPO(
+    ppo_settings = stage.PPO(
         **dict.fromkeys(stage.PPO.__dataclass_fields__, 0)
         | {
             "policy_loss": "clip",
@@ -154,12 +151,12 @@ def test_language_and_control_have_the_same_ppo_loss():
             "vf_coef": 0.5,
             "entropy_coef": 0.01,
             "temperature": 1.0,
+            "top_p": 1.0,
         }
     )
-    spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
-    weight = jnp.float32(ones.sum())
-    language, metrics = stage.minibatch_loss(
-        models, how, spec, params, rollout, weight, jax.random.key(0)
+    num_tokens = jnp.float32(ones.sum())
+    language, metrics = stage.ppo_loss(
+        ppo_settings, models, params, rollout, num_tokens, jax.random.key(0)
     )
 
     flat = [
