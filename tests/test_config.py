@@ -1,4 +1,4 @@
-"""Strict configs: whatever does not fit is said before anything runs, with the name, both values and the remedy."""
+"""Strict configs: what does not fit is an error before anything runs, with name and remedy."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -21,6 +21,7 @@ from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.inference import scoring
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, Params, ScalarModel, TransformerConfig, from_dict
@@ -201,12 +202,11 @@ class ChatModel:
             self.tokenizer.turn_end_id
         )
         response_mask_BR = np.arange(tokens_BR.shape[1])[None] < length_B[:, None]
-        score_B = _scores(
-            ScalarModel(self.reward.config),
-            self.reward.params,
-            jnp.asarray(np.repeat(prompt_BP, batch, axis=0)),
-            jnp.asarray(np.repeat(mask_BP, batch, axis=0)),
-            jnp.asarray(response_BR),
-            jnp.asarray(response_mask_BR),
+        texts = Texts(
+            prompt_BP=jnp.asarray(np.repeat(prompt_BP, batch, axis=0)),
+            prompt_mask_BP=jnp.asarray(np.repeat(mask_BP, batch, axis=0)),
+            response_BR=jnp.asarray(response_BR),
+            mask_BR=jnp.asarray(response_mask_BR),
         )
+        score_B = _scores(ScalarModel(self.reward.config), self.reward.params, texts)
         return [float(score) for score in np.asarray(score_B)]

@@ -39,7 +39,7 @@ class SamplingSpec:
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < math.inf:
             raise ValueError(
-                f"sampling.temperature = {self.temperature}: expected 0 (greedy) or more."
+                f"sampling.temperature = {self.temperature}: expected 0 (greedy) or positive."
             )
         if self.top_k < 0:
             raise ValueError(

@@ -156,11 +156,11 @@ def response_logps(
             f"{spec} truncates the distribution, so log-probabilities of two policies are not "
             "comparable: sample with top_k=0, top_p=1.0 and temperature > 0."
         )
-    laid = _lay(texts)
+    rows = _make_rows(texts)
     hidden_NTD = _by_rows(
-        lambda *rows: apply(model, params, *rows, method="hidden")[0], model.config, laid
+        lambda *columns: apply(model, params, *columns, method="hidden")[0], model.config, rows
     )
-    hidden_BRD = _before_responses(hidden_NTD, laid, texts.prompt_BP.shape[1])
+    hidden_BRD = _before_responses(hidden_NTD, rows, texts.prompt_BP.shape[1])
 
     def read(
         params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
@@ -179,9 +179,9 @@ def response_logps(
 
 def response_values(model: ScalarModel, params: Params, texts: Texts) -> jax.Array:
     """Return value_BR, the value of everything before response token r, 0 where masked."""
-    laid = _lay(texts)
-    score_NT = _by_rows(partial(apply, model, params), model.config, laid)
-    value_BR = _before_responses(score_NT, laid, texts.prompt_BP.shape[1])
+    rows = _make_rows(texts)
+    score_NT = _by_rows(partial(apply, model, params), model.config, rows)
+    value_BR = _before_responses(score_NT, rows, texts.prompt_BP.shape[1])
     return jnp.where(texts.mask_BR.astype(bool), value_BR, 0.0)
 
 
@@ -192,7 +192,7 @@ class _Rows(NamedTuple):
     segments_NT: jax.Array
 
 
-def _lay(texts: Texts) -> _Rows | Packed:
+def _make_rows(texts: Texts) -> _Rows | Packed:
     tokens_BT, segments_BT = texts.rows()
     if texts.num_rows:
         return pack(tokens_BT, segments_BT, texts.num_rows)
@@ -200,35 +200,36 @@ def _lay(texts: Texts) -> _Rows | Packed:
 
 
 def _by_rows(
-    read: Callable[..., jax.Array], c: TransformerConfig, laid: _Rows | Packed
+    read: Callable[..., jax.Array], c: TransformerConfig, batch: _Rows | Packed
 ) -> jax.Array:
     """Call `read(tokens_NT, segments_NT)`, in parts that keep a layer within `MOST_ACTIVATIONS`.
 
     The plain version is `read` of all rows. On large batches one layer's activations alone would
     fill a device, and nothing is lost by reading the rows one after the other.
     """
-    rows, time = laid.tokens_NT.shape
-    mine = rows // num_shards(rows, BATCH)
+    num_rows, time = batch.tokens_NT.shape
+    rows_per_shard = num_rows // num_shards(num_rows, BATCH)
     per_row = time * max(c.ffw_width, c.num_heads * time) // num_shards(c.num_heads, TENSOR)
-    divisors = [p for p in range(1, mine + 1) if mine % p == 0]
-    parts = next(p for p in divisors if mine // p * per_row <= MOST_ACTIVATIONS or p == mine)
+    divisors = [p for p in range(1, rows_per_shard + 1) if rows_per_shard % p == 0]
+    most_rows = max(MOST_ACTIVATIONS // per_row, 1)
+    parts = next(p for p in divisors if rows_per_shard // p <= most_rows)
     if parts == 1:
-        return read(laid.tokens_NT, laid.segments_NT)
+        return read(batch.tokens_NT, batch.segments_NT)
 
     def split(x_NT: jax.Array) -> jax.Array:  # every device's rows into as many parts
-        return jnp.moveaxis(x_NT.reshape(rows // parts, parts, time), 1, 0)
+        return jnp.moveaxis(x_NT.reshape(num_rows // parts, parts, time), 1, 0)
 
     stacked = jax.lax.map(
-        lambda part: read(*part), (split(laid.tokens_NT), split(laid.segments_NT))
+        lambda part: read(*part), (split(batch.tokens_NT), split(batch.segments_NT))
     )
-    return jnp.moveaxis(stacked, 0, 1).reshape(rows, *stacked.shape[2:])
+    return jnp.moveaxis(stacked, 0, 1).reshape(num_rows, *stacked.shape[2:])
 
 
-def _before_responses(x_NT: jax.Array, laid: _Rows | Packed, prompt_length: int) -> jax.Array:
+def _before_responses(x_NT: jax.Array, rows: _Rows | Packed, prompt_length: int) -> jax.Array:
     """Return in column r what stands one column before response token r."""
-    if isinstance(laid, _Rows):
+    if isinstance(rows, _Rows):
         return x_NT[:, prompt_length - 1 : -1]
-    return laid.read(x_NT, jnp.arange(prompt_length - 1, x_NT.shape[1] - 1)[None, :])
+    return rows.read(x_NT, jnp.arange(prompt_length - 1, x_NT.shape[1] - 1)[None, :])
 
 
 def last_token_scores(
@@ -257,12 +258,12 @@ def _at_last_token(x_BTC: jax.Array, segments_BT: jax.Array) -> jax.Array:
 
 def response_scores(model: ScalarModel, params: Params, texts: Texts) -> jax.Array:
     """Return score_B of prompt and response together, read at the last response token."""
-    laid = _lay(texts)
-    score_NT = _by_rows(partial(apply, model, params), model.config, laid)
-    if isinstance(laid, _Rows):
-        return _last_scores(score_NT, laid.segments_NT)
+    rows = _make_rows(texts)
+    score_NT = _by_rows(partial(apply, model, params), model.config, rows)
+    if isinstance(rows, _Rows):
+        return _last_scores(score_NT, rows.segments_NT)
     last_B = texts.prompt_BP.shape[1] - 1 + texts.mask_BR.sum(axis=1)
-    return laid.read(score_NT, last_B[:, None])[:, 0]
+    return rows.read(score_NT, last_B[:, None])[:, 0]
 
 
 class TextClasses(NamedTuple):

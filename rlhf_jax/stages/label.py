@@ -35,8 +35,8 @@ from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import LanguageModel
-from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training import processes
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import LABELS, MeshConfig, Parent, Run
 
 Split = Literal["train", "validation"]

@@ -294,8 +294,7 @@ def _read_item(
     try:
         named = _read_arrays(folder, item, list(leaves))
     except Exception as error:  # Orbax and tensorstore raise many types for a damaged file.
-        unreadable = _first_unreadable(folder, item, list(leaves))
-        raise _damaged(folder, f"{item}/{unreadable}", error) from error
+        raise _damaged(folder, item, error) from error
     for name, saved in leaves.items():
         read = checksum(named[name])
         if read != saved:
@@ -312,16 +311,6 @@ def _read_arrays(folder: Path, item: str, names: list[str]) -> dict[str, np.ndar
         args = ocp.args.PyTreeRestore(like, restore_args=as_numpy, partial_restore=True)
         tree = checkpointer.restore(folder.absolute() / item, args=args)
     return flatten_named(tree)
-
-
-def _first_unreadable(folder: Path, item: str, names: list[str]) -> str:
-    """Find the first leaf that cannot be read alone (any leaf, where a shared file is at fault)."""
-    for name in names:
-        try:
-            _read_arrays(folder, item, [name])
-        except Exception:
-            return name
-    return "(all leaves together)"
 
 
 def _damaged(folder: Path, where: str, error: Exception) -> ValueError:

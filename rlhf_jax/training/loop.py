@@ -207,10 +207,10 @@ def _resume(
     return state_from_trees(params, train), step
 
 
-def _check_same_run(workdir: str | Path, saved: Meta, mine: Meta) -> None:
+def _check_same_run(workdir: str | Path, saved: Meta, current: Meta) -> None:
     for name in ("stage", "kind", "num_steps", "model", "tokenizer"):
-        _require_same(workdir, name, getattr(saved, name), getattr(mine, name))
-    _require_same(workdir, "lineage", _parents(saved), _parents(mine))
+        _require_same(workdir, name, getattr(saved, name), getattr(current, name))
+    _require_same(workdir, "lineage", _parents(saved), _parents(current))
 
 
 def _parents(meta: Meta) -> dict[str, Any]:
@@ -221,12 +221,12 @@ def _parents(meta: Meta) -> dict[str, Any]:
     }
 
 
-def _require_same(workdir: str | Path, name: str, saved: object, mine: object) -> None:
+def _require_same(workdir: str | Path, name: str, saved: object, current: object) -> None:
     # Through JSON, as the saved value went: a tuple becomes a list, an enum a string.
-    saved, mine = json.loads(json.dumps([saved, mine]))
-    if saved != mine:
+    saved, current = json.loads(json.dumps([saved, current]))
+    if saved != current:
         raise ValueError(
-            f"{workdir} holds another run: its {name} is {saved!r}, this run's is {mine!r}. "
+            f"{workdir} holds another run: its {name} is {saved!r}, this run's is {current!r}. "
             "Use the configuration that made it, or another workdir"
         )
 

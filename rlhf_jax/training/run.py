@@ -43,9 +43,9 @@ from rlhf_jax.training.updates import TrainState
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
 LABELS = "label.json"  # what the label stage writes last
+_NUM_SHOWN = 4  # rows of a batch in samples.jsonl
 # Groups of a config that may change between a run and its continuation, because they decide where
 # and how often, not what is computed; and the fields of theirs that may not.
-_NUM_SHOWN = 4  # rows of a batch in samples.jsonl
 _ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
 
 
@@ -219,6 +219,13 @@ class Run:
                 self._tokenizer.save(folder)
         return self._tokenizer
 
+    def lora_link(self, role: str, config: LoraConfig) -> dict[str, Any]:
+        """Return what a checkpoint's meta.extra says of the base that its adapters stand on."""
+        if not config.rank:
+            return {}
+        parent = self.parents[role]
+        return describe_link(self.workdir, locate(self.workdir, parent.path), parent.meta, config)
+
     # --- devices ----------------------------------------------------------------------------------
 
     @property
@@ -233,13 +240,6 @@ class Run:
     def place_frozen(self, tree: Params) -> Params:
         """Put parameters that no step trains on the mesh, without copies."""
         return meshes.place_frozen(tree, self.shardings(tree))
-
-    def lora_link(self, role: str, config: LoraConfig) -> dict[str, Any]:
-        """Return what a checkpoint's meta.extra says of the base that its adapters stand on."""
-        if not config.rank:
-            return {}
-        parent = self.parents[role]
-        return describe_link(self.workdir, locate(self.workdir, parent.path), parent.meta, config)
 
     def shardings(self, tree: Any) -> Any:
         """Return the sharding of each leaf."""

@@ -12,8 +12,9 @@ import pytest
 
 from rlhf_jax.inference import decoding
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import sample
-from rlhf_jax.inference.scoring import join, response_logps
+from rlhf_jax.inference.scoring import response_logps
 from rlhf_jax.models import LanguageModel, TransformerConfig, apply, gpt, init_params
 
 SIZES = {
@@ -272,7 +273,7 @@ def rescore(spec, prompts, mask, samples):
     model, params = real()
     length = samples.tokens_BR.shape[1]
     response_mask = jnp.arange(length)[None] < samples.length_B[:, None]
-    rows = join(prompts, mask, samples.tokens_BR, response_mask)
+    rows = Texts(prompts, mask, samples.tokens_BR, response_mask).rows()
     before_BRV = apply(model, params, *rows)[0][:, prompts.shape[1] - 1 : -1]
     logits_BRV = decoding.sampling_logits(before_BRV, spec)
     logp_BR = decoding.log_prob(logits_BRV, samples.tokens_BR)
@@ -308,7 +309,7 @@ def test_bfloat16_sampler_agrees_with_the_bfloat16_scorer():
     samples = draw(PLAIN, model=half, length=3)
     mask = jnp.arange(3)[None] < samples.length_B[:, None]
     score = jax.jit(functools.partial(response_logps, half, spec=PLAIN))
-    logp_BR, _ = score(params, REAL_PROMPTS, REAL_MASK, samples.tokens_BR, mask)
+    logp_BR, _ = score(params, Texts(REAL_PROMPTS, REAL_MASK, samples.tokens_BR, mask))
     np.testing.assert_allclose(np.asarray(samples.logp_BR), logp_BR, atol=0.02)
 
 

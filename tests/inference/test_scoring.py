@@ -12,9 +12,9 @@ import pytest
 
 from rlhf_jax.inference import scoring
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.scoring import (
     classify_texts,
-    join,
     last_token_scores,
     next_token,
     next_token_nll,
@@ -101,18 +101,18 @@ def test_predictions_are_aligned_with_the_tokens_they_predict():
     model, ones = Successor(CONFIG), np.ones((2, 2), bool)
     prompt, response = np.array([[5, 0], [4, 3]]), np.array([[1, 2, 3, 4], [4, 5, 6, 7]])
     mask = np.ones_like(response, bool)
-    logp_BR, entropy_BR = response_logps(model, {}, prompt, ones, response, mask, spec=PLAIN)
+    logp_BR, entropy_BR = response_logps(model, {}, Texts(prompt, ones, response, mask), spec=PLAIN)
     np.testing.assert_allclose(logp_BR, 0.0, atol=1e-6)
     np.testing.assert_allclose(entropy_BR, 0.0, atol=1e-6)
-    wrong, _ = response_logps(model, {}, prompt, ones, response + 1, mask, spec=PLAIN)
+    wrong, _ = response_logps(model, {}, Texts(prompt, ones, response + 1, mask), spec=PLAIN)
     np.testing.assert_array_equal(np.asarray(wrong)[:, 0], -100.0)  # only the first does not follow
-    nll_BT, valid_BT = next_token_nll(model, {}, *join(prompt, ones, response, mask))
+    nll_BT, valid_BT = next_token_nll(model, {}, *Texts(prompt, ones, response, mask).rows())
     np.testing.assert_array_equal(nll_BT, [[0, 100, 0, 0, 0, 0], [0, 100, 0, 0, 0, 0]])
     np.testing.assert_array_equal(valid_BT, [[False] + 5 * [True]] * 2)
 
 
 def test_next_token_nll_against_a_loop(params):
-    tokens_BT, segments_BT = join(*BATCH)
+    tokens_BT, segments_BT = Texts(*BATCH).rows()
     segments_BT = np.array(segments_BT)
     segments_BT[1, 3:] = 2  # a second document in the same row
     segments_BT[1, 6] = 0  # and a gap
@@ -140,14 +140,14 @@ def test_packed_losses_equal_separate_losses(params):
 
 
 def test_response_logps_are_negated_next_token_losses(params):
-    logp_BR, _ = logps(params, *BATCH, spec=PLAIN)
-    expected = -np.asarray(losses(params, *join(*BATCH)).nll_BT)[:, 4:]
+    logp_BR, _ = logps(params, Texts(*BATCH), spec=PLAIN)
+    expected = -np.asarray(losses(params, *Texts(*BATCH).rows()).nll_BT)[:, 4:]
     np.testing.assert_allclose(logp_BR, np.where(RESPONSE_MASK, expected, 0.0), atol=1e-5)
 
 
 def test_temperature_and_entropy_belong_to_the_sampled_distribution(params):
-    logp_BR, entropy_BR = logps(params, *BATCH, spec=WARM)
-    logits = np.asarray(logits_of(params, *join(*BATCH)), np.float64)[:, 3:-1] / 0.7
+    logp_BR, entropy_BR = logps(params, Texts(*BATCH), spec=WARM)
+    logits = np.asarray(logits_of(params, *Texts(*BATCH).rows()), np.float64)[:, 3:-1] / 0.7
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     chosen = np.take_along_axis(log_p, RESPONSE[..., None], -1)[..., 0]
     np.testing.assert_allclose(logp_BR, np.where(RESPONSE_MASK, chosen, 0), atol=1e-5)
@@ -156,12 +156,12 @@ def test_temperature_and_entropy_belong_to_the_sampled_distribution(params):
 
 
 def test_kl_of_a_policy_with_itself_is_zero_and_with_another_is_not(params):
-    logp_BR, _ = logps(params, *BATCH, spec=PLAIN)
+    logp_BR, _ = logps(params, Texts(*BATCH), spec=PLAIN)
     copy = jax.tree.map(jnp.copy, params)
-    reference_BR, _ = logps(copy, *BATCH, spec=PLAIN)
+    reference_BR, _ = logps(copy, Texts(*BATCH), spec=PLAIN)
     np.testing.assert_array_equal(logp_BR - reference_BR, 0.0)
     copy["lm_head"]["kernel"] = copy["lm_head"]["kernel"] * 1.1
-    other_BR, _ = logps(copy, *BATCH, spec=PLAIN)
+    other_BR, _ = logps(copy, Texts(*BATCH), spec=PLAIN)
     assert (np.abs(logp_BR - other_BR)[RESPONSE_MASK] > 0).all()
 
 
@@ -170,15 +170,15 @@ def test_truncating_specs_are_refused(params, change):
     with pytest.raises(
         ValueError, match=r"truncates the distribution.*sample with top_k=0, top_p=1"
     ):
-        logps(params, *BATCH, spec=dataclasses.replace(PLAIN, **change))
+        logps(params, Texts(*BATCH), spec=dataclasses.replace(PLAIN, **change))
 
 
 def test_values_see_exactly_what_precedes_their_token(params, scalar):
     """V at response token r is the score of the prompt and the first r response tokens."""
-    value_BR = np.asarray(values(scalar, *BATCH))
+    value_BR = np.asarray(values(scalar, Texts(*BATCH)))
     for r in range(5):
         prefix = RESPONSE_MASK & (np.arange(5) < r)[None]
-        expected = scores(scalar, PROMPT, PROMPT_MASK, RESPONSE, prefix)
+        expected = scores(scalar, Texts(PROMPT, PROMPT_MASK, RESPONSE, prefix))
         np.testing.assert_allclose(
             value_BR[:, r][RESPONSE_MASK[:, r]], expected[RESPONSE_MASK[:, r]], atol=1e-5
         )
@@ -186,8 +186,8 @@ def test_values_see_exactly_what_precedes_their_token(params, scalar):
 
 
 def test_scores_do_not_depend_on_padding_or_on_the_batch(scalar):
-    score_B = np.asarray(scores(scalar, *BATCH))
-    tokens_BT, segments_BT = (np.asarray(x) for x in join(*BATCH))
+    score_B = np.asarray(scores(scalar, Texts(*BATCH)))
+    tokens_BT, segments_BT = (np.asarray(x) for x in Texts(*BATCH).rows())
     for b in range(3):
         real = tokens_BT[b][segments_BT[b] > 0]
         rows, masks = np.full((3, 9), 8, np.int32), np.zeros((3, 9), np.int32)
@@ -202,14 +202,16 @@ def test_scores_do_not_depend_on_padding_or_on_the_batch(scalar):
 
 def test_empty_response_is_scored_at_the_last_prompt_token(scalar):
     nothing = np.zeros_like(RESPONSE_MASK)
-    expected = row_scores(scalar, *join(PROMPT, PROMPT_MASK, RESPONSE, nothing))
-    np.testing.assert_array_equal(scores(scalar, PROMPT, PROMPT_MASK, RESPONSE, nothing), expected)
+    expected = row_scores(scalar, *Texts(PROMPT, PROMPT_MASK, RESPONSE, nothing).rows())
+    np.testing.assert_array_equal(
+        scores(scalar, Texts(PROMPT, PROMPT_MASK, RESPONSE, nothing)), expected
+    )
 
 
 def test_classifier_is_read_at_the_last_token_and_keeps_the_language_loss(params):
     model = Classifier(CONFIG, 3)
     classes = {**params, "head": {"kernel": jnp.eye(8, 3), "bias": jnp.array([0.0, 1.0, 2.0])}}
-    rows = join(*BATCH)
+    rows = Texts(*BATCH).rows()
     result = jax.jit(functools.partial(classify_texts, model))(classes, *rows)
     hidden_BTD, _ = apply(LANGUAGE, params, *rows, method="hidden")
     last = np.asarray(hidden_BTD)[np.arange(3), [6, 8, 4], :3] + [0, 1, 2]
@@ -225,8 +227,8 @@ def test_masked_columns_get_no_gradient(params, scalar):
 
     @jax.jit
     def gradients(batch):
-        total = lambda p: response_logps(LANGUAGE, p, *batch, spec=PLAIN)[0].sum()  # noqa: E731
-        worth = lambda p: response_values(SCALAR, p, *batch).sum()  # noqa: E731
+        total = lambda p: response_logps(LANGUAGE, p, Texts(*batch), spec=PLAIN)[0].sum()  # noqa: E731
+        worth = lambda p: response_values(SCALAR, p, Texts(*batch)).sum()  # noqa: E731
         return jax.grad(total)(params), jax.grad(worth)(scalar)
 
     ours, theirs = gradients(BATCH), gradients(other)
@@ -238,7 +240,7 @@ def test_dropout_is_off_unless_a_key_is_given():
     wet = dataclasses.replace(CONFIG, dropout_rate=0.5)
     language, scalar_model = LanguageModel(wet), ScalarModel(wet)
     language_params, scalar_params = random_like(language), random_like(scalar_model)
-    rows = join(*BATCH)
+    rows = Texts(*BATCH).rows()
 
     @jax.jit
     def both(key):
@@ -258,7 +260,7 @@ def _read_everything(params):
     losses = next_token(
         LANGUAGE, params, jnp.asarray(RESPONSE), jnp.asarray(RESPONSE_MASK).astype(int)
     )
-    logp_BR, entropy_BR = response_logps(LANGUAGE, params, *BATCH, spec=WARM)
+    logp_BR, entropy_BR = response_logps(LANGUAGE, params, Texts(*BATCH), spec=WARM)
     parts = (losses.nll_BT, losses.log_z_BT, logp_BR, entropy_BR)
     return sum(jnp.sin(x + jnp.arange(x.size).reshape(x.shape)).sum() for x in parts), parts
 
@@ -290,12 +292,12 @@ def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows,
     twice = tuple(np.concatenate([x, x[::-1]]) for x in BATCH)
 
     def read(language, scalar):
-        logp_BR, _ = response_logps(LANGUAGE, language, *twice, spec=PLAIN, num_rows=num_rows)
-        value_BR = response_values(SCALAR, scalar, *twice, num_rows=num_rows)
+        logp_BR, _ = response_logps(LANGUAGE, language, Texts(*twice, num_rows), spec=PLAIN)
+        value_BR = response_values(SCALAR, scalar, Texts(*twice, num_rows))
         return (
             jnp.maximum(logp_BR, -20.0),
             value_BR,
-            response_scores(SCALAR, scalar, *twice, num_rows=num_rows),
+            response_scores(SCALAR, scalar, Texts(*twice, num_rows)),
         )
 
     whole = jax.jit(read)(params, scalar)

@@ -362,7 +362,7 @@ def save(folder, params, *, kind="language_model", extra=None):
         model=to_dict(LLAMA),
         tokenizer="t",
         lineage={},
-        extra=extra,
+        extra=extra or {},
     )
     return checkpoints.save(folder, 1, params, {"step": 1}, meta, keep=1)
 

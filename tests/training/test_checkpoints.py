@@ -64,12 +64,12 @@ def make_state(seed=0):
     return init_state(make_params(seed), optax.adam(1e-3), extras)
 
 
-def assert_same(one, other):
+def assert_same(actual, expected):
     def same(a, b):
         assert np.asarray(a).dtype == np.asarray(b).dtype
         np.testing.assert_array_equal(a, b)
 
-    jax.tree.map(same, one, other)
+    jax.tree.map(same, actual, expected)
 
 
 @pytest.fixture
@@ -138,10 +138,10 @@ def test_parameters_move_to_any_mesh(tmp_path):
 
 def test_restoring_lists_every_leaf_that_does_not_fit(saved):
     workdir, state = saved
-    other = state.params | {"extra": jnp.zeros(3), "head": jnp.zeros((8, 5), jnp.bfloat16)}
-    other["trunk"] = {"wte": state.params["trunk"]["wte"].astype(jnp.bfloat16)}
+    expected = state.params | {"extra": jnp.zeros(3), "head": jnp.zeros((8, 5), jnp.bfloat16)}
+    expected["trunk"] = {"wte": state.params["trunk"]["wte"].astype(jnp.bfloat16)}
     with pytest.raises(ValueError, match="does not fit this run") as caught:
-        restore(workdir, 20, other, checkpoint_trees(state)[1])
+        restore(workdir, 20, expected, checkpoint_trees(state)[1])
     message = str(caught.value)
     assert "missing    extra: this run float32[3]" in message
     assert "differs    head: checkpoint bfloat16[8, 4], this run bfloat16[8, 5]" in message
@@ -296,7 +296,7 @@ def test_a_missing_checkpoint_names_the_path_the_neighbours_and_the_remedy(tmp_p
     assert f"no checkpoint at {tmp_path / 'sft'}; {tmp_path} has pretrain (step 7)" in message
     assert "Correct the path, or train the model first" in message
     assert f"python -m rlhf_jax.main --config=FILE --workdir={tmp_path / 'sft'}" in message
-    with pytest.raises(FileNotFoundError, match="Stage preference was begun there .* its config"):
+    with pytest.raises(FileNotFoundError, match=r"Stage preference was begun .* its config"):
         load_params(tmp_path / "dpo")
     with pytest.raises(FileNotFoundError, match=r"pretrain has steps 7"):
         load_params(tmp_path / "pretrain" / "checkpoints" / "8")

@@ -25,9 +25,9 @@ thread.join()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="mallopt is glibc's")
 def test_memory_that_was_freed_is_not_asked_of_the_kernel_again():
-    def faults(how: str) -> int:
+    def faults(mode: str) -> int:
         done = subprocess.run(
-            [sys.executable, "-c", _FAULTS, how], capture_output=True, text=True, check=True
+            [sys.executable, "-c", _FAULTS, mode], capture_output=True, text=True, check=True
         )
         return int(done.stdout)
 

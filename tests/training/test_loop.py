@@ -1,6 +1,7 @@
 """The loop: a run killed anywhere ends with the same bits and the same rows as one that was not.
 
-Run as a script (`python test_loop.py WORKDIR`) this file trains the toy problem slowly enough to be killed.
+Run as a script (`python test_loop.py WORKDIR`) this file trains the toy problem slowly enough to be
+killed.
 """
 
 import os
@@ -103,8 +104,8 @@ def rows_of(workdir):
     ]
 
 
-def assert_same_bits(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), one, other)
+def assert_same_bits(actual, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b), actual, expected)
 
 
 @pytest.fixture(scope="module")

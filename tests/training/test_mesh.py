@@ -168,7 +168,7 @@ def test_mesh_shapes_and_errors_name_both_numbers():
         shard_batch({"x": BATCH["x"][:15]}, make_mesh(-1, 1, 1))
 
 
-# --- a transformer on every mesh ----------------------------------------------------------------------------
+# --- a transformer on every mesh -----------------------------------------------------------------
 
 CONFIG = llama(
     vocab_size=128,
@@ -204,7 +204,7 @@ def _drop_finished_rows_of_few():
 
 @cache
 def updated(axes):
-    """The state after one update of supervised fine-tuning on a mesh, its compiled program, and samples from it."""
+    """The state after one update of fine-tuning on a mesh, its program, and samples from it."""
     mesh = make_mesh(*axes)
     optimizer = optax.sgd(0.1, momentum=0.9)
     loss = language_loss(MODEL, z_loss_coef=0.0, dropout=False)
@@ -259,12 +259,12 @@ def shapes_of(tensor):
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_fine_tuning_and_sampling_on_every_mesh_equal_one_device(axes):
     state, _, samples, _ = updated(axes)
-    expected, _, drawn, _ = updated((1, 1, 1))
+    expected, _, first_samples, _ = updated((1, 1, 1))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, expected.params
     )
-    np.testing.assert_array_equal(samples.tokens_BR, drawn.tokens_BR)
-    np.testing.assert_allclose(samples.logp_BR, drawn.logp_BR, atol=1e-5)
+    np.testing.assert_array_equal(samples.tokens_BR, first_samples.tokens_BR)
+    np.testing.assert_allclose(samples.logp_BR, first_samples.logp_BR, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -272,10 +272,10 @@ def test_fine_tuning_and_sampling_on_every_mesh_equal_one_device(axes):
 )
 def test_memory_of_the_state_falls_with_the_devices_that_share_it(axes, shards):
     batch = sum(array.nbytes for array in ROWS.values())
-    whole, mine = (
+    whole, shard = (
         updated(a)[1].memory_analysis().argument_size_in_bytes for a in ((1, 1, 1), axes)
     )
-    state = mine - batch // (axes[0] * axes[1])
+    state = shard - batch // (axes[0] * axes[1])
     # Over tensor alone the norms' scales are copies; beside that exactly 1/N.
     assert state == pytest.approx((whole - batch) / shards, rel=0.05)
 
@@ -284,17 +284,24 @@ def test_collectives_are_the_expected_ones():
     by_mesh = {axes: collectives(updated(axes)[1]) for axes in MESHES}
     params = 4 * sum(leaf.size for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params))
     for axes in ((8, 1, 1), (1, 1, 8)):  # parameters stay where they are
-        assert {one.kind for one in by_mesh[axes]} == {"all-reduce"}
+        assert {collective.kind for collective in by_mesh[axes]} == {"all-reduce"}
     # Data parallel: the gradient once, and scalars.
-    assert sum(one.num_bytes for one in by_mesh[8, 1, 1]) == pytest.approx(params, abs=64)
+    assert sum(collective.num_bytes for collective in by_mesh[8, 1, 1]) == pytest.approx(
+        params, abs=64
+    )
     for axes in (
         (1, 8, 1),
         (2, 2, 2),
     ):  # a layer's parameters are gathered over fsdp, and nothing else is
-        gathered = {one.array for one in by_mesh[axes] if one.kind == "all-gather"}
+        gathered = {
+            collective.array for collective in by_mesh[axes] if collective.kind == "all-gather"
+        }
         assert gathered
         assert gathered <= shapes_of(axes[2]) | {"f32[32]"}
-        assert not {one.kind for one in by_mesh[axes]} & {"all-to-all", "collective-permute"}
+        assert not {collective.kind for collective in by_mesh[axes]} & {
+            "all-to-all",
+            "collective-permute",
+        }
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
@@ -306,13 +313,15 @@ def test_sampling_gathers_parameters_once_over_fsdp_and_never_moves_its_cache(ax
     exchanged = collectives(compiled)
     matrices = {shape for shape in shapes_of(axes[2]) if "," in shape}
     gathered = sum(
-        one.num_bytes for one in exchanged if one.kind == "all-gather" and one.array in matrices
+        collective.num_bytes
+        for collective in exchanged
+        if collective.kind == "all-gather" and collective.array in matrices
     )
     whole = sum(
         leaf.nbytes for leaf in jax.tree.leaves(updated((1, 1, 1))[0].params) if leaf.ndim > 1
     )
     assert gathered == (whole / axes[2] if axes[1] > 1 else 0)
-    assert not [one.array for one in exchanged if one.array.count(",") == 3]
+    assert not [collective.array for collective in exchanged if collective.array.count(",") == 3]
 
 
 @pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
@@ -343,10 +352,12 @@ def test_waiting_prompts_stay_on_their_device(axes):
             jax.random.key(2),
         )
         compiled = jax.jit(partial(draw, max_rows=8)).lower(*arguments).compile()
-        found = compiled(*arguments)
-    np.testing.assert_array_equal(found.tokens_BR, expected.tokens_BR)
-    np.testing.assert_array_equal(found.stopped_B, expected.stopped_B)
-    assert not [one.array for one in collectives(compiled) if one.array.count(",") == 3]  # caches
+        result = compiled(*arguments)
+    np.testing.assert_array_equal(result.tokens_BR, expected.tokens_BR)
+    np.testing.assert_array_equal(result.stopped_B, expected.stopped_B)
+    assert not [
+        collective.array for collective in collectives(compiled) if collective.array.count(",") == 3
+    ]  # caches
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
@@ -366,12 +377,12 @@ def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(ax
             compiled = jax.jit(jax.grad(loss)).lower(params).compile()
             return jax.device_get(compiled(params)), compiled
 
-    (expected, _), (found, compiled) = gradients((1, 1, 1)), gradients(axes)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+    (expected, _), (result, compiled) = gradients((1, 1, 1)), gradients(axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, expected)
     assert (
         compiled.as_text().count('known_trip_count":{"n":"4"') >= 2
     )  # forwards and backwards in four parts
-    repeated = {one.array for one in collectives(compiled) if one.times > 1}
+    repeated = {collective.array for collective in collectives(compiled) if collective.times > 1}
     assert not repeated & {shape for shape in shapes_of(axes[2]) if "," in shape}
 
 

@@ -1,4 +1,4 @@
-"""Adam in both readings of epsilon, schedules by hand, clipping, the decay mask, weight averages."""
+"""Adam with both epsilons, schedules by hand, clipping, the decay mask, weight averages."""
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +62,11 @@ def test_three_adam_steps_equal_the_float64_golden_values(style, expected):
 def test_torch_style_is_optax_adam_and_tf_style_tends_to_it():
     grads = [{"a": jax.random.normal(jax.random.key(i), (4, 3))} for i in range(5)]
     start = {"a": jnp.ones((4, 3))}
-    mine = trajectory(
+    ours = trajectory(
         optax.chain(scale_by_adam(0.9, 0.95, 1e-3, style="torch"), optax.scale(-0.1)), grads, start
     )
-    theirs = trajectory(optax.adam(0.1, b1=0.9, b2=0.95, eps=1e-3), grads, start)
-    np.testing.assert_allclose(mine[-1]["a"], theirs[-1]["a"], rtol=1e-5)
+    reference = trajectory(optax.adam(0.1, b1=0.9, b2=0.95, eps=1e-3), grads, start)
+    np.testing.assert_allclose(ours[-1]["a"], reference[-1]["a"], rtol=1e-5)
 
     tiny = scale_by_adam(0.9, 0.5, 1e-2, style="tf")  # after 30 steps 1 - b2^t is 1
     state = tiny.init(start)._replace(updates=jnp.asarray(30))
@@ -133,11 +133,11 @@ def test_clipping_is_optax_clipping(scale):
         "a": scale * jax.random.normal(keys[0], (5, 3)),
         "b": scale * jax.random.normal(keys[1], (7,)),
     }
-    mine, _ = clip_by_global_norm(0.5).update(grads, optax.EmptyState())
-    theirs, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), mine, theirs)
+    ours, _ = clip_by_global_norm(0.5).update(grads, optax.EmptyState())
+    reference, _ = optax.clip_by_global_norm(0.5).update(grads, optax.EmptyState())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, reference)
     np.testing.assert_allclose(global_norm(grads), optax.global_norm(grads), rtol=1e-6)
-    assert global_norm(mine) <= 0.5 * (1 + 1e-6)
+    assert global_norm(ours) <= 0.5 * (1 + 1e-6)
 
 
 def test_clipping_by_hand_and_of_zero_gradients():

@@ -35,7 +35,7 @@ TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
 
 @pytest.fixture
 def foreign(tmp_path):
-    """A folder as on the hub: a llama of 24 rows, and a tokenizer of 22 tokens that knows no chat."""
+    """A folder as on the hub: a llama of 24 rows, a tokenizer of 22 tokens that knows no chat."""
     folder = Path(shutil.copytree(golden.FOLDER / "llama", tmp_path / "foreign"))
     vocab = {
         word: i for i, word in enumerate(["<s>", "</s>", "[UNK]", *(f"w{i}" for i in range(3, 22))])

@@ -1,4 +1,4 @@
-"""Two processes on loopback make the run of one: the same numbers, one log, and both end when one is killed."""
+"""Two processes make the run of one: the same numbers, one log, and both end with one."""
 
 import json
 import os
@@ -49,14 +49,14 @@ def start(tmp_path, plans):
 
 
 def finish(processes, seconds=240):
-    said = [process.communicate(timeout=seconds)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    return said
+    outputs = [process.communicate(timeout=seconds)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    return outputs
 
 
 @pytest.fixture(scope="module")
 def plans(tour):
-    """Pretraining of four steps, and PPO-ptx of three updates from the tour's models, on four devices."""
+    """Pretraining of four steps, and PPO-ptx of three updates from the tour's models."""
     pretrain, ppo = (json.loads(json.dumps(tour.plans[stage])) for stage in ("pretrain", "ppo_ptx"))
     pretrain["pretrain"] |= {"num_steps": 4, "eval_every": 4}
     pretrain["optimizer"]["warmup_steps"] = 1
@@ -69,27 +69,31 @@ def plans(tour):
 
 
 @pytest.fixture(scope="module")
-def together(plans, tmp_path_factory):
+def two_processes(plans, tmp_path_factory):
     """The folders of both stages, run by two processes, and what these said."""
     folder = tmp_path_factory.mktemp("together")
-    said = finish(start(folder, {str(folder / name): plan for name, plan in plans.items()}))
-    return folder, said
+    outputs = finish(start(folder, {str(folder / name): plan for name, plan in plans.items()}))
+    return folder, outputs
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "ppo_ptx"])
-def test_two_processes_compute_what_one_does(together, plans, tmp_path, stage):
+def test_two_processes_compute_what_one_does(two_processes, plans, tmp_path, stage):
     main.run(plans[stage], str(tmp_path / stage))
-    for mine, theirs in zip(
-        params_of(together[0] / stage), params_of(tmp_path / stage), strict=True
+    for distributed, single in zip(
+        params_of(two_processes[0] / stage), params_of(tmp_path / stage), strict=True
     ):
-        np.testing.assert_allclose(mine, theirs, atol=2e-6)
-    for mine, theirs in zip(rows(together[0] / stage), rows(tmp_path / stage), strict=True):
-        assert mine["step"] == theirs["step"]
-        assert without_times(mine) == pytest.approx(without_times(theirs), abs=1e-4, rel=1e-3)
+        np.testing.assert_allclose(distributed, single, atol=2e-6)
+    for distributed, single in zip(
+        rows(two_processes[0] / stage), rows(tmp_path / stage), strict=True
+    ):
+        assert distributed["step"] == single["step"]
+        assert without_times(distributed) == pytest.approx(
+            without_times(single), abs=1e-4, rel=1e-3
+        )
 
 
-def test_only_the_first_process_writes_and_speaks(together):
-    folder, (first, second) = together
+def test_only_the_first_process_writes_and_speaks(two_processes):
+    folder, (first, second) = two_processes
     assert "== ppo" in first
     assert "== ppo" not in second
     for stage in ("pretrain", "ppo_ptx"):
@@ -98,23 +102,23 @@ def test_only_the_first_process_writes_and_speaks(together):
         assert len(list((folder / stage / "tensorboard").iterdir())) == 1
 
 
-def test_a_killed_process_ends_the_other_and_the_restart_is_exact(together, plans, tmp_path):
+def test_a_killed_process_ends_the_other_and_the_restart_is_exact(two_processes, plans, tmp_path):
     plan = {str(tmp_path / "ppo_ptx"): plans["ppo_ptx"]}
     processes = start(tmp_path, plan)
     deadline = time.monotonic() + 120
     while checkpoints.latest_step(tmp_path / "ppo_ptx") is None and time.monotonic() < deadline:
         time.sleep(0.02)
     processes[1].send_signal(signal.SIGKILL)
-    said = processes[0].communicate(timeout=60)[0]
-    assert processes[0].returncode == 1, said
-    assert "process 0 of 2: another process is gone" in said
-    assert "Start all of them again" in said
+    outputs = processes[0].communicate(timeout=60)[0]
+    assert processes[0].returncode == 1, outputs
+    assert "process 0 of 2: another process is gone" in outputs
+    assert "Start all of them again" in outputs
     processes[1].communicate()
     assert checkpoints.latest_step(tmp_path / "ppo_ptx") < 3
     finish(start(tmp_path, plan))
-    assert same_bits(tmp_path / "ppo_ptx", together[0] / "ppo_ptx")
+    assert same_bits(tmp_path / "ppo_ptx", two_processes[0] / "ppo_ptx")
     table = [without_times(row) for row in rows(tmp_path / "ppo_ptx")]
-    assert table == [without_times(row) for row in rows(together[0] / "ppo_ptx")]
+    assert table == [without_times(row) for row in rows(two_processes[0] / "ppo_ptx")]
 
 
 def test_launchers_are_recognised_and_half_a_command_line_is_refused():
