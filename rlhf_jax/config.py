@@ -1,8 +1,9 @@
 """From a ConfigDict to frozen dataclasses, strictly.
 
-An experiment file returns a ConfigDict; a stage declares a frozen dataclass with exactly the fields it reads. `build`
-joins the two and refuses whatever does not fit: an unknown key (with the nearest known name), a missing key, a value of
-the wrong type. Nothing has a default here: the experiment file is the whole truth about a run.
+An experiment file returns a ConfigDict; a stage declares a frozen dataclass with exactly the fields
+it reads. `build` joins the two and refuses whatever does not fit: an unknown key (with the nearest
+known name), a missing key, a value of the wrong type. Nothing has a default here: the experiment
+file is the whole truth about a run.
 
 Left out on purpose: string references, lazy imports and environment variables in configs.
 """
@@ -21,7 +22,8 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     """Make the frozen dataclass `cls` out of a mapping with exactly its fields.
 
     Raises:
-      ValueError: a key is unknown (names the nearest field), missing, or has a value of the wrong type.
+      ValueError: a key is unknown (the error names the nearest field), missing, or has a value of
+        the wrong type.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -79,12 +81,12 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
 
 
 def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the stage configs of a pipeline in the order in which they run, each with the pipeline's seed.
+    """Return a pipeline's stage configs in the order in which they run, each with its seed.
 
     Every stage runs in the folder WORKDIR/NAME, so stages name each other's folders as ../NAME.
 
     Raises:
-      ValueError: an unknown key, a stage without the field `stage`, or an `order` that names an absent stage.
+      ValueError: an unknown key, a stage without the field `stage`, an absent stage in `order`.
     """
     names = ["stage", "seed", "order", "stages"]
     for key in config:
@@ -119,7 +121,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_given(value: T | None, message: str) -> T:
-    """Return a value that only some runs need, or refuse a config that leaves it out where it is needed."""
+    """Return a value that only some runs need; refuse a config without it where it is needed."""
     if value is None:
         raise ValueError(message)
     return value
