@@ -98,7 +98,7 @@ def test_nothing_is_watched_where_nothing_is_asked_for(config):
 
 def test_judges_without_a_score_cannot_watch():
     config = dataclasses.replace(CONFIG, judge="menagerie/tiny:heldout")
-    with pytest.raises(ValueError, match=r"monitor\.judge=menagerie/tiny:heldout ranks .* reward:"):
+    with pytest.raises(ValueError, match=r"monitor\.judge=menagerie/tiny:heldout ranks .*reward:"):
         make_monitors(config, find_judge, "nowhere", seed=0)
 
 
