@@ -1,11 +1,12 @@
-"""Three arms with a known optimum: the smallest language model there is, trained by the stages' own functions.
+"""Train the smallest language model, three arms with a known optimum, by the stages' functions.
 
-    max_π  E_π[r] - β KL(π ‖ ρ)          π* ∝ ρ exp(r/β)                                       (KL in the reward)
-    max_π  E_π[r] - β KL(ρ ‖ π)          π_i = β ρ_i / (λ - r_i), λ such that they sum to 1    (where k3 in the loss leads)
+    max_π  E_π[r] - β KL(π ‖ ρ)    π* ∝ ρ exp(r/β)                          (KL in the reward)
+    max_π  E_π[r] - β KL(ρ ‖ π)    π_i = β ρ_i / (λ - r_i), λ: they sum to 1    (k3 in the loss)
 
-One empty prompt, answers of one token out of three, arm i pays i. Policy, value and reward model are real networks: the
-policy's logits are its last bias, the value is its head's bias, the reward model scores arm i with i.
-tests/stages/test_algorithms.py holds every algorithm to the optimum; colabs/ppo_details.ipynb draws the way there.
+One empty prompt, answers of one token out of three, arm i pays i. Policy, value and reward model
+are real networks: the policy's logits are its last bias, the value is its head's bias, the reward
+model scores arm i with i. tests/stages/test_algorithms.py holds every algorithm to the optimum;
+colabs/ppo_details.ipynb draws the way there.
 """
 
 from collections.abc import Callable
@@ -52,23 +53,26 @@ NETWORKS = Networks(policy=POLICY, reward=SCALAR, value=SCALAR)
 Play = tuple[jax.Array, dict[str, Any]]
 
 
-# --- what is known ----------------------------------------------------------------------------------------------------
+# --- what is known --------------------------------------------------------------------------------
 
 
 def objective(policy_A: jax.Array, *, beta: float) -> jax.Array:
-    """E_π[r] - β KL(π ‖ ρ), for probabilities over the last axis."""
+    """Return E_π[r] - β KL(π ‖ ρ) of probabilities over the last axis."""
     return policy_A @ REWARD - beta * categorical(
         jnp.log(policy_A), jnp.broadcast_to(REFERENCE, policy_A.shape)
     )
 
 
 def optimum(*, beta: float) -> jax.Array:
-    """π* ∝ ρ exp(r/β), where `objective` is highest: β log Σ ρ exp(r/β)."""
+    """Return π* ∝ ρ exp(r/β), where `objective` is highest: β log Σ ρ exp(r/β)."""
     return jax.nn.softmax(REFERENCE + REWARD / beta)
 
 
 def forward_optimum(*, beta: float) -> np.ndarray:
-    """The highest E_π[r] - β KL(ρ ‖ π): on samples of π, the gradient of k3 in the loss is that of KL(ρ ‖ π)."""
+    """Return the policy with the highest E_π[r] - β KL(ρ ‖ π).
+
+    On samples of π, the gradient of k3 in the loss is that of KL(ρ ‖ π).
+    """
     rho, reward = np.exp(np.asarray(REFERENCE, np.float64)), np.asarray(REWARD, np.float64)
     lam = brentq(
         lambda x: float(np.sum(beta * rho / (x - reward))) - 1.0,
@@ -78,39 +82,40 @@ def forward_optimum(*, beta: float) -> np.ndarray:
     return np.asarray(beta * rho / (lam - reward))
 
 
-# --- three networks ---------------------------------------------------------------------------------------------------
+# --- three networks -------------------------------------------------------------------------------
 
 
 def bare(model: Any) -> Any:
-    """All parameters zero but the embedding, whose rows are unit vectors."""
+    """Return parameters that are zero but for the embedding, whose rows are unit vectors."""
     params = jax.tree.map(jnp.zeros_like, init_params(model, jax.random.key(0)))
     params["trunk"]["embedding"] = jnp.eye(3, 4)
     return params
 
 
 def tabular_policy() -> Any:
-    """The reference."""
+    """Return the parameters of a policy that is the reference."""
     params = bare(POLICY)
     params["trunk"]["final_norm"]["bias"] = jnp.append(REFERENCE, 0.0)
     return params
 
 
 def arm_reward() -> Any:
-    """A reward model that scores arm i with i."""
+    """Return the parameters of a reward model that scores arm i with i."""
     params = bare(SCALAR)
     params["trunk"]["final_norm"]["scale"] = jnp.ones(4)
-    # LayerNorm of a unit vector is (e - 1/4) / sqrt(3)/4, and the kernel's mean is 0: arm i scores i.
+    # LayerNorm of a unit vector is (e - 1/4) / sqrt(3)/4, and the kernel's mean is 0: arm i scores
+    # i.
     params["head"]["kernel"] = np.sqrt(3) / 4 * jnp.array([[0.0], [1.0], [2.0], [-3.0]])
     return params
 
 
 def arms(params: Any) -> jax.Array:
-    """The policy's three probabilities."""
+    """Return the policy's three probabilities."""
     return jax.nn.softmax(params["trunk"]["final_norm"]["bias"][:3])
 
 
 def only(name: str, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Adam on the leaves called `name`; nothing else moves."""
+    """Return Adam on the leaves called `name`; nothing else moves."""
 
     def label(path: Any, _: Any) -> str:
         return "train" if name in jax.tree_util.keystr(path) else "keep"
@@ -140,11 +145,11 @@ def draw(params: Any, key: jax.Array) -> tuple[Texts, Samples]:
     return texts, samples
 
 
-# --- algorithms -------------------------------------------------------------------------------------------------------
+# --- algorithms -----------------------------------------------------------------------------------
 
 
 def ppo_settings(**changes: Any) -> ppo.PPO:
-    """PPO's settings at the bandit's size: one minibatch, advantages as they are."""
+    """Return PPO's settings at the bandit's size: one minibatch, advantages as they are."""
     config = build(ppo.Config, ppo_experiment.get_config("tiny").to_dict()).ppo
     return replace(
         config, batch_size=EPISODES, num_mini_batches=1, **{"whiten_advantages": "none", **changes}
@@ -154,7 +159,7 @@ def ppo_settings(**changes: Any) -> ppo.PPO:
 def group_settings(
     experiment: Any = rloo_experiment, **changes: Any
 ) -> policy_gradient.PolicyGradient:
-    """The settings of an experiment of the policy-gradient stage, at the bandit's size."""
+    """Return the settings of a policy-gradient experiment at the bandit's size."""
     config = build(policy_gradient.Config, experiment.get_config("tiny").to_dict()).policy_gradient
     return replace(config, batch_size=EPISODES, num_mini_batches=1, **changes)
 

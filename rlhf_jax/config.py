@@ -78,12 +78,12 @@ def _scalar(hint: type, value: Any, path: str) -> Any:
 
 
 def plan_pipeline(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the stage configs of a pipeline in the order in which they run, each with the pipeline's seed.
+    """Return a pipeline's stage configs in the order in which they run, each with its seed.
 
     Every stage runs in the folder WORKDIR/NAME, so stages name each other's folders as ../NAME.
 
     Raises:
-      ValueError: an unknown key, a stage without the field `stage`, or an `order` that names an absent stage.
+      ValueError: an unknown key, a stage without the field `stage`, an absent stage in `order`.
     """
     names = ["stage", "seed", "order", "stages"]
     for key in config:
@@ -118,7 +118,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def require_given(value: T | None, message: str) -> T:
-    """Return a value that only some runs need, or refuse a config that leaves it out where it is needed."""
+    """Return a value that only some runs need; refuse a config without it where it is needed."""
     if value is None:
         raise ValueError(message)
     return value

@@ -1,6 +1,7 @@
 """Run one stage, or a pipeline of stages, from an experiment config.
 
-python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
+python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo
+--config.ppo.kl_coef=0.05
 """
 
 import re
@@ -48,7 +49,7 @@ STAGES: dict[str, Any] = {
 }
 # A judge is KIND:NAME in a config; a path in NAME that starts with ../ is relative to the workdir.
 JUDGES: dict[str, Callable[[str, Path], Judge]] = {
-    "menagerie": menagerie.make_judge,  # menagerie/SIZE:labelers, menagerie/SIZE:heldout, menagerie/SIZE:gold
+    "menagerie": menagerie.make_judge,  # menagerie/SIZE:labelers, ...:heldout, ...:gold
     "reward": RewardModelJudge,  # reward:CHECKPOINT
     "function": FunctionJudge,  # function:FILE.py:NAME, function:package.module:NAME
     "file": FileJudge,  # file:COMPARISONS.jsonl
@@ -70,15 +71,13 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     if stage == "pipeline":
         run_pipeline(plan_pipeline(config), workdir)
         return
-    if stage not in STAGES:
-        known = ", ".join([*STAGES, "pipeline"])
-        raise ValueError(f"config.stage: {stage!r} is not one of {known}")
+    settings = build_settings(config)
     if processes.process_count() > 1 and stage in ONE_PROCESS:
         raise ValueError(
-            f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone"
+            f"config.stage: {stage} runs in one process; train with {processes.process_count()}, "
+            "then run it alone"
         )
     module = STAGES[stage]
-    settings = build(module.Config, config)
     find_judge = partial(make_judge, workdir=Path(workdir))
     if stage == "label":
         module.run(settings, workdir, find_judge)
@@ -91,15 +90,23 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
 
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
-    """Run named stages in order, each in its own folder under `workdir`, and skip those that are complete."""
+    """Run named stages in order, each in a folder of `workdir`, and skip complete ones."""
     for config in stages.values():  # a mistake in the last stage is said before the first one runs
-        build(STAGES[config["stage"]].Config, config)
+        build_settings(config)
     for name, config in stages.items():
         folder = Path(workdir) / name
         if is_complete(folder):
             print(f"== {name}: complete, skipped ({folder})", flush=True)
         else:
             run(config, str(folder))
+
+
+def build_settings(config: Mapping[str, Any]) -> Any:
+    """Return the `Config` of the stage that a config names; ValueError if it does not fit."""
+    if config["stage"] not in STAGES:
+        known = ", ".join([*STAGES, "pipeline"])
+        raise ValueError(f"config.stage: {config['stage']!r} is not one of {known}")
+    return build(STAGES[config["stage"]].Config, config)
 
 
 def make_judge(name: str, workdir: Path) -> Judge:

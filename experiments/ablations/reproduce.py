@@ -250,10 +250,7 @@ def check(ablation: Ablation) -> None:
 
 
 def _build(run: GridRun) -> Any:
-    stage = run.config["stage"]
-    if stage not in main.STAGES:
-        raise ValueError(f"config.stage: {stage!r} is not one of {', '.join(main.STAGES)}")
-    return build(main.STAGES[stage].Config, run.config)
+    return main.build_settings(run.config)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""GPT-1's discriminative fine-tuning on IMDB: is a review positive or negative (25,000 + 25,000)?
+"""Fine-tune GPT-1's way on IMDB: is a review positive or negative (25,000 + 25,000)?
 
-    python -m rlhf_jax.main --config=experiments/public/classify_imdb.py --workdir=runs/imdb/classify
+    python -m rlhf_jax.main --config=experiments/public/classify_imdb.py \
+        --workdir=runs/imdb/classify
 
-Needs `pip install datasets`, or a local copy: --config.data.texts='imdb@jsonl:PATH?validation=test'. Reviews longer than
-`max_length` are left out of training and of the accuracy, and counted; say so with the number. Not run here.
-The openings of the same reviews are prompts for Ziegler 2019's sentiment task: imdb_openings@hf:stanfordnlp/imdb?words=8.
+Needs `pip install datasets`, or a local copy:
+--config.data.texts='imdb@jsonl:PATH?validation=test'. Reviews longer than `max_length` are left out
+of training and of the accuracy, and counted; say so with the number. Not run here. The openings of
+the same reviews are prompts for Ziegler 2019's sentiment task:
+imdb_openings@hf:stanfordnlp/imdb?words=8.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
 """Pretrain a small LLaMA-shaped model on text.
 
-    python -m rlhf_jax.main --config=experiments/public/pretrain_text.py --workdir=runs/text/pretrain
+    python -m rlhf_jax.main --config=experiments/public/pretrain_text.py \
+        --workdir=runs/text/pretrain
 
-Needs `pip install datasets` for WikiText-103 (whole articles; 0.5 GB of text, all in memory). A file of one's own, and
-tiny-shakespeare, one document a speech:
+Needs `pip install datasets` for WikiText-103 (whole articles; 0.5 GB of text, all in memory). A
+file of one's own, and tiny-shakespeare, one document a speech:
 
     --config.data.documents='blocks:data/input.txt?train=train[:90%]&validation=train[90%:]'
 

@@ -1,9 +1,11 @@
-"""A reward model from OpenAssistant's rankings: the replies to a message of a conversation, ranked by volunteers.
+"""Train a reward model on OpenAssistant's rankings of replies by volunteers.
 
     python -m rlhf_jax.main --config=experiments/public/reward_oasst.py --workdir=runs/oasst/reward
 
-Needs `pip install datasets`, or the released trees: --config.data.comparisons='oasst@jsonl:PATH.jsonl.gz?lang=en&by=prompt&...'
-and the same for data.demonstrations. Rankings of two replies and more, several turns. Not run here. Source: Köpf et al. 2023.
+Needs `pip install datasets`, or the released trees:
+--config.data.comparisons='oasst@jsonl:PATH.jsonl.gz?lang=en&by=prompt&...' and the same for
+data.demonstrations. Rankings of two replies and more, several turns. Not run here. Source: Köpf et
+al. 2023.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
-"""A reward model from people's rankings of four answers (QA-Feedback of FineGrainedRLHF: 2,853 questions, 500 held out).
+"""Train a reward model on people's rankings of four answers (QA-Feedback of FineGrainedRLHF).
 
-    python -m rlhf_jax.main --config=experiments/public/reward_qa_feedback.py --workdir=runs/qa_feedback/reward
+    python -m rlhf_jax.main --config=experiments/public/reward_qa_feedback.py \
+        --workdir=runs/qa_feedback/reward
 
-Data: train_feedback.json and dev_feedback.json of github.com/allenai/FineGrainedRLHF, tasks/qa_feedback/data, under
-data/qa_feedback. Six answers a question become one ranking with ties; in the held-out file 22 of 500 contradict themselves
-and are dropped, 12 tie throughout. `tiny` leaves the passages out of the prompt. Source: Wu et al. 2023.
+2,853 questions for training, 500 held out. Data: train_feedback.json and dev_feedback.json of
+github.com/allenai/FineGrainedRLHF, tasks/qa_feedback/data, under data/qa_feedback. Six answers a
+question become one ranking with ties; in the held-out file 22 of 500 contradict themselves and are
+dropped, 12 tie throughout. `tiny` leaves the passages out of the prompt. Source: Wu et al. 2023.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,12 @@
-"""A reward model from OpenAI's comparisons of summaries (92,858 for training), details of Huang et al. 2024.
+"""Train a reward model on OpenAI's 92,858 comparisons of summaries, as Huang et al. 2024 did.
 
-    python -m rlhf_jax.main --config=experiments/public/reward_summarize.py --workdir=runs/tldr/reward
+    python -m rlhf_jax.main --config=experiments/public/reward_summarize.py \
+        --workdir=runs/tldr/reward
 
-Needs `pip install datasets`; the hub's own conversion is read because that data set's script is not. Published: 1 epoch,
-batch 64, 3e-6 cosine, Adam ε = 1e-5; accuracy .628 / .669 / .689 at 1B / 2.8B / 6.9B. Theirs cut a long post, ours drops the
-comparison and counts it. The validation split also holds CNN/DM articles, most of which are too long. Not run here.
+Needs `pip install datasets`; the hub's own conversion is read because that data set's script is
+not. Published: 1 epoch, batch 64, 3e-6 cosine, Adam ε = 1e-5; accuracy .628 / .669 / .689 at 1B /
+2.8B / 6.9B. Theirs cut a long post, ours drops the comparison and counts it. The validation split
+also holds CNN/DM articles, most of which are too long. Not run here.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,11 @@
-"""A reward model from UltraFeedback: four completions ranked by GPT-4's overall score (64k instructions).
+"""Train a reward model on UltraFeedback: four completions ranked by GPT-4 (64k instructions).
 
-    python -m rlhf_jax.main --config=experiments/public/reward_ultrafeedback.py --workdir=runs/ultrafeedback/reward
+    python -m rlhf_jax.main --config=experiments/public/reward_ultrafeedback.py \
+        --workdir=runs/ultrafeedback/reward
 
-Needs `pip install datasets`. Equal scores tie. The hub has one split; 3 % of the instructions are held out, by a hash of
-their text, so that the repeated ones stay together. Not run here. Source: Cui et al. 2023.
+Needs `pip install datasets`. Equal scores tie. The hub has one split; 3 % of the instructions are
+held out, by a hash of their text, so that the repeated ones stay together. Not run here. Source:
+Cui et al. 2023.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,10 @@
-"""Supervised fine-tuning on Alpaca: 52k instructions answered by text-davinci-003.
+"""Fine-tune on Alpaca: 52k instructions answered by text-davinci-003.
 
     python -m rlhf_jax.main --config=experiments/public/sft_alpaca.py --workdir=runs/alpaca/sft
 
-Needs `pip install datasets`, or a local copy: --config.data.demonstrations='alpaca@json:PATH?by=prompt&...'. 3 epochs, batch
-128, 512 tokens, cosine to 0 as in their script (2e-5 at 7B). Not run here.
+Needs `pip install datasets`, or a local copy:
+--config.data.demonstrations='alpaca@json:PATH?by=prompt&...'. 3 epochs, batch 128, 512 tokens,
+cosine to 0 as in their script (2e-5 at 7B). Not run here.
 """
 
 from ml_collections import ConfigDict

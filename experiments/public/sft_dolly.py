@@ -1,9 +1,10 @@
-"""Supervised fine-tuning on Dolly: 15k instructions answered by people.
+"""Fine-tune on Dolly: 15k instructions answered by people.
 
     python -m rlhf_jax.main --config=experiments/public/sft_dolly.py --workdir=runs/dolly/sft
 
-Needs `pip install datasets`, or a local copy: --config.data.demonstrations='dolly@jsonl:PATH?by=prompt&...'. 2 epochs, batch
-32, cosine to a tenth: InstructGPT's initial policy for PPO (Ouyang 2022 App. C.3; 5e-6 at 1.3B). Not run here.
+Needs `pip install datasets`, or a local copy:
+--config.data.demonstrations='dolly@jsonl:PATH?by=prompt&...'. 2 epochs, batch 32, cosine to a
+tenth: InstructGPT's initial policy for PPO (Ouyang 2022 App. C.3; 5e-6 at 1.3B). Not run here.
 """
 
 from ml_collections import ConfigDict

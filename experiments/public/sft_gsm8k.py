@@ -1,10 +1,11 @@
-"""Supervised fine-tuning on GSM8K: grade-school problems with worked solutions (7,473 + 1,319).
+"""Fine-tune on GSM8K: grade-school problems with worked solutions (7,473 + 1,319).
 
     python -m rlhf_jax.main --config=experiments/public/sft_gsm8k.py --workdir=runs/gsm8k/sft
 
-Needs `pip install datasets`, or a local copy: --config.data.demonstrations='gsm8k@jsonl:PATH/{split}.jsonl?validation=test'.
-2 epochs, as the generators of Cobbe et al. 2021 whose samples a verifier chooses from; the calculator's annotations are part of
-the solution. Not run here.
+Needs `pip install datasets`, or a local copy:
+--config.data.demonstrations='gsm8k@jsonl:PATH/{split}.jsonl?validation=test'. 2 epochs, as the
+generators of Cobbe et al. 2021 whose samples a verifier chooses from; the calculator's annotations
+are part of the solution. Not run here.
 """
 
 from ml_collections import ConfigDict

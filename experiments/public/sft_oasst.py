@@ -1,9 +1,10 @@
-"""Supervised fine-tuning on OpenAssistant: in every tree the thread of the best-ranked replies, all turns trained.
+"""Fine-tune on OpenAssistant: in every tree the thread of the best-ranked replies, all turns.
 
     python -m rlhf_jax.main --config=experiments/public/sft_oasst.py --workdir=runs/oasst/sft
 
-Needs `pip install datasets`, or the released trees: --config.data.demonstrations='oasst@jsonl:PATH?lang=en&by=prompt&...'.
-2 epochs, batch 32, as `sft_dolly.py`. Not run here. Source: Köpf et al. 2023.
+Needs `pip install datasets`, or the released trees:
+--config.data.demonstrations='oasst@jsonl:PATH?lang=en&by=prompt&...'. 2 epochs, batch 32, as
+`sft_dolly.py`. Not run here. Source: Köpf et al. 2023.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""Supervised fine-tuning on the filtered TL;DR posts (116,722 for training), details of Huang et al. 2024.
+"""Fine-tune on the 116,722 filtered TL;DR posts, with the details of Huang et al. 2024.
 
     python -m rlhf_jax.main --config=experiments/public/sft_tldr.py --workdir=runs/tldr/sft
 
-Needs `pip install datasets`. Published: 1 epoch, batch 128, 3e-6 cosine, Adam ε = 1e-5. Not run here.
+Needs `pip install datasets`. Published: 1 epoch, batch 128, 3e-6 cosine, Adam ε = 1e-5. Not run
+here.
 """
 
 from ml_collections import ConfigDict

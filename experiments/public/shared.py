@@ -1,12 +1,14 @@
-"""What the experiments on public data agree on. `rlhf_jax/data/sources.py` says how a source is written.
+"""Define what the experiments on public data share; `rlhf_jax/data/sources.py` explains sources.
 
-Every file names its data by their public name and reads a local copy when told so, with the shape in front:
+Every file names its data by their public name and reads a local copy when told so, with the shape
+in front:
 
     --config.data.comparisons='hh@jsonl:/data/hh-rlhf/harmless-base?validation=test'
 
-Sizes: `tiny` for tests (any text, seconds), `default` for models like GPT-2 on one GPU, `large` for those of a billion
-parameters. Learning rates are the papers' where a paper has that size, and follow the menagerie's elsewhere. The model comes
-from `init.policy`, the folder of an earlier stage.
+Sizes: `tiny` for tests (any text, seconds), `default` for models like GPT-2 on one GPU, `large` for
+those of a billion parameters. Learning rates are the papers' where a paper has that size, and
+follow the menagerie's elsewhere. The model comes from `init.policy`, the folder of an earlier
+stage.
 """
 
 from typing import Any
@@ -20,7 +22,7 @@ from experiments.menagerie.shared import DATA_DIR, adam, base, lora, pick
 def reward(
     size: str, *, comparisons: str, max_length: int, max_candidates: int, optimizer: dict[str, Any]
 ) -> ConfigDict:
-    """One epoch over rankings, 64 prompts a batch; the best responses get mean 0 (Ouyang 2022 §3.5, App. C.2)."""
+    """Return one epoch over rankings; best responses get mean 0 (Ouyang 2022 §3.5, App. C.2)."""
     config = base(
         "reward", size, log_every=10, save_every=pick(size, tiny=10, default=200, large=200)
     )
@@ -51,7 +53,7 @@ def reward(
 
 
 def reward_adam(size: str) -> dict[str, Any]:
-    """Ziegler 2019's rate for GPT-2 (5e-5), Stiennon 2020's for 1.3B (1.5e-5); cosine to a tenth."""
+    """Return Ziegler 2019's rate for GPT-2, 5e-5, and Stiennon 2020's for 1.3B, 1.5e-5."""
     return adam(
         pick(size, tiny=1e-3, default=5e-5, large=1.5e-5),
         warmup_steps=pick(size, tiny=2, default=10, large=10),
@@ -67,7 +69,7 @@ def sft(
     max_length: int,
     optimizer: dict[str, Any],
 ) -> ConfigDict:
-    """Demonstrations alone, the last parameters."""
+    """Return a run on demonstrations alone, of which the last parameters are kept."""
     config = base("sft", size, log_every=10, save_every=pick(size, tiny=10, default=500, large=500))
     config.init = {"policy": "../pretrain", "reward": placeholder(str)}
     config.data = {

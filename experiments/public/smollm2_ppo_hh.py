@@ -1,9 +1,11 @@
-"""PPO of SmolLM2-135M-Instruct with adapters against the reward model of smollm2_reward_hh.py.
+"""Train adapters of SmolLM2-135M-Instruct with PPO against smollm2_reward_hh.py's reward model.
 
-    python -m rlhf_jax.main --config=experiments/public/smollm2_ppo_hh.py --workdir=runs/smollm2/ppo_hh
+    python -m rlhf_jax.main --config=experiments/public/smollm2_ppo_hh.py \
+        --workdir=runs/smollm2/ppo_hh
 
-Policy, reference, reward and value share one copy of the model. `default` is for two CPU cores: prompts of at most 96 tokens,
-answers of at most 32, 20 updates of 32 episodes. An answer that is cut off keeps its score, since few end within 32 tokens.
+Policy, reference, reward and value share one copy of the model. `default` is for two CPU cores:
+prompts of at most 96 tokens, answers of at most 32, 20 updates of 32 episodes. An answer that is
+cut off keeps its score, since few end within 32 tokens.
 """
 
 from ml_collections import ConfigDict

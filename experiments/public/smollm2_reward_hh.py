@@ -1,10 +1,12 @@
-"""SmolLM2-135M-Instruct with adapters becomes a reward model of harmlessness (Anthropic HH, harmless-base).
+"""Train adapters of SmolLM2-135M-Instruct as a reward model of harmlessness (HH harmless-base).
 
-    python -m rlhf_jax.main --config=experiments/public/smollm2_reward_hh.py --workdir=runs/smollm2/reward_hh
+    python -m rlhf_jax.main --config=experiments/public/smollm2_reward_hh.py \
+        --workdir=runs/smollm2/reward_hh
 
-`default` is for two CPU cores and a local copy of a few thousand pairs; conversations of more than 256 tokens are left out and
-counted (a quarter). Alone, these pairs teach to refuse: read the answers, too. Local copies: --config.init.policy=hf:FOLDER or
-hf:FILE.gguf; --config.data.comparisons='hh@jsonl:PATH/{split}.jsonl', and the same for data.demonstrations.
+`default` is for two CPU cores and a local copy of a few thousand pairs; conversations of more than
+256 tokens are left out and counted (a quarter). Alone, these pairs teach to refuse: read the
+answers, too. Local copies: --config.init.policy=hf:FOLDER or hf:FILE.gguf;
+--config.data.comparisons='hh@jsonl:PATH/{split}.jsonl', and the same for data.demonstrations.
 """
 
 from ml_collections import ConfigDict

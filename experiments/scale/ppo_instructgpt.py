@@ -1,13 +1,18 @@
-"""InstructGPT's PPO-ptx at its three sizes (Ouyang et al. 2022, App. C.4): tiny is 1.3B, default 6B, large 175B.
+"""Plan InstructGPT's PPO-ptx at its three sizes: tiny is 1.3B, default 6B, large 175B.
 
-    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py:tiny --mesh=fsdp=16 --chip=v5p
-    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py --mesh=fsdp=32 --chip=v5p
-    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py:large --mesh=fsdp=16,tensor=16 --chip=v5p
+    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py:tiny \
+        --mesh=fsdp=16 --chip=v5p
+    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py \
+        --mesh=fsdp=32 --chip=v5p
+    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py:large \
+        --mesh=fsdp=16,tensor=16 --chip=v5p
 
-Published: 256,000 episodes in batches of 512, 8 minibatches, one epoch, 8 pretraining examples per episode, prompts and
-responses of up to 1,024 tokens in a context of 2,048, reward model and value function of 6B for every policy. The rest is as in
-experiments/menagerie/ppo_instructgpt.py. Ours: the number of micro-batches, which changes memory and nothing else.
-To run it, point init.policy and init.reward at checkpoints of these sizes, and data at your prompts and documents.
+Published (Ouyang et al. 2022, App. C.4): 256,000 episodes in batches of 512, 8 minibatches, one
+epoch, 8 pretraining examples per episode, prompts and responses of up to 1,024 tokens in a context
+of 2,048, reward model and value function of 6B for every policy. The rest is as in
+experiments/menagerie/ppo_instructgpt.py. Ours: the number of micro-batches, which changes memory
+and nothing else. To run it, point init.policy and init.reward at checkpoints of these sizes, and
+data at your prompts and documents.
 """
 
 from ml_collections import ConfigDict

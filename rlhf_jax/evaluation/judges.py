@@ -1,11 +1,14 @@
-"""Judges say which of several responses to a prompt is better, in labelling, in monitors and in evaluation.
+"""Define judges, which say which of several responses to a prompt is better.
 
-    labelers      a person is drawn, who ranks with noise                                       -> `Judge`
-    file          rankings that others made: people, another program                            -> `FileJudge`
-    gold, a reward model, a Python function: one number per response, higher is better          -> `ScoreJudge`
+    labelers    a person is drawn, who ranks with noise                         -> `Judge`
+    file        rankings that others made: people, another program              -> `FileJudge`
+    gold, a reward model, a function: one number per response                   -> `ScoreJudge`
 
-A config names a judge by a string, KIND:NAME; `rlhf_jax.main.JUDGES` has the kinds and hands judges to the stages, so that no
-stage knows where its judge comes from. Paths in NAME that start with ../ are relative to the workdir.
+Labelling, monitors and evaluation ask them.
+
+A config names a judge by a string, KIND:NAME; `rlhf_jax.main.JUDGES` has the kinds and hands judges
+to the stages, so that no stage knows where its judge comes from. Paths in NAME that start with ../
+are relative to the workdir.
 
 Left out on purpose: a judge that is asked over the network, and several judges who vote.
 """
@@ -46,13 +49,16 @@ class Judge(ABC):
     def rank(
         self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
     ) -> Ranks | None:
-        """Return the rank of every finished response to one prompt, None if this judge cannot rank them all."""
+        """Return the rank of every finished response to a prompt, None if it has no ranking."""
 
     @abstractmethod
     def preferences(
         self, prompts: Sequence[Prompt], first: Responses, second: Responses
     ) -> np.ndarray:
-        """Return preference_NSL of L opinions each: 1 for the first's sample s, 0 for the second's, ½ for a tie."""
+        """Return preference_NSL of L opinions on sample s of both.
+
+        1 prefers the first, 0 the second, ½ is a tie.
+        """
 
     def rank_all(
         self,
@@ -68,7 +74,7 @@ class Judge(ABC):
 
 
 class ScoreJudge(Judge):
-    """Compare responses by one number each, higher is better; equal numbers (to six decimals) tie."""
+    """Compare responses by one number each, higher is better; equal to six decimals is a tie."""
 
     @abstractmethod
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
@@ -90,7 +96,7 @@ class ScoreJudge(Judge):
         responses: Sequence[Sequence[str]],
         rngs: Sequence[np.random.Generator],
     ) -> list[Ranks | None]:
-        """Return what `rank` says of every prompt, from one call of `scores`, which a model answers in full batches."""
+        """Return what `rank` says of every prompt, in one call of `scores` for full batches."""
         del rngs
         repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
         finished = [[Generation(text, (), finished=True)] for texts in responses for text in texts]
@@ -121,9 +127,10 @@ class _LoadedReward(NamedTuple):
 
 
 class RewardModelJudge(ScoreJudge):
-    """Score responses with a reward model of its own tokenizer, as `reward:PATH`; PATH is written as in `init`.
+    """Score responses with a reward model, as `reward:PATH`; PATH is written as in `init`.
 
-    The checkpoint is looked for at once and loaded when the first score is wanted.
+    The model reads text with its own tokenizer. The checkpoint is looked for at once and loaded
+    when the first score is wanted.
     """
 
     def __init__(self, path: str, workdir: Path) -> None:
@@ -151,7 +158,7 @@ class RewardModelJudge(ScoreJudge):
         )
 
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
-        """Return score_NS, each read at the token that ends the turn, or at the last one of a response that does not end."""
+        """Return score_NS, read at the end of the turn, or where an unfinished response stops."""
         model, params, tokenizer = self._loaded
         contexts = render_batch(
             tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
@@ -180,9 +187,10 @@ RewardFunction = Callable[[list[dict[str, str]], str], float]
 
 
 class FunctionJudge(ScoreJudge):
-    """Score responses with a Python function, as `function:FILE.py:NAME` or `function:package.module:NAME`.
+    """Score responses with a Python function, as `function:FILE.py:NAME`.
 
-    The function gets the prompt's messages, a list of {"role": ..., "content": ...}, and the text of the response, and returns a
+    Or, of an installed module, as `function:package.module:NAME`. The function gets the prompt's
+    messages, a list of {"role": ..., "content": ...}, and the text of the response, and returns a
     finite number, higher for a better response.
     """
 
@@ -201,7 +209,7 @@ class FunctionJudge(ScoreJudge):
         """Return score_NS.
 
         Raises:
-          ValueError: the function fails, or returns something else than a finite number; names the prompt.
+          ValueError: the function fails, or returns no finite number; names the prompt.
         """
         return np.array(
             [
@@ -275,10 +283,11 @@ def _import_module(name: str, where: str) -> Any:
 
 
 class FileJudge(Judge):
-    """Rank responses as a file does, as `file:PATH`; the file holds comparisons, one JSON object a line.
+    """Rank responses as a file of comparisons does, as `file:PATH`.
 
-    Responses are looked up by the prompt's messages and the response's text. The responses to a prompt are ranked if one line of
-    the file ranks them all, perhaps beside others.
+    The file has one JSON object a line. Responses are looked up by the prompt's messages and the
+    response's text. The responses to a prompt are ranked if one line of the file ranks them all,
+    perhaps beside others.
     """
 
     def __init__(self, path: str, workdir: Path) -> None:
@@ -299,7 +308,7 @@ class FileJudge(Judge):
     def rank(
         self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
     ) -> Ranks | None:
-        """Return the file's order of these responses as ranks without gaps, None if no line has them all; `rng` is not used."""
+        """Return the file's order of the responses, without gaps; None if no line has them all."""
         del rng
         for rank_of in self._ranks.get(prompt.messages, []):
             if all(text in rank_of for text in responses):
@@ -330,7 +339,7 @@ class FileJudge(Judge):
         ranks = self.rank(prompt, texts, np.random.default_rng(0))
         if ranks is None:
             raise ValueError(
-                f"judge file:{self._path}: no line ranks both {texts[0][:40]!r} and {texts[1][:40]!r} "
-                f"after {prompt.messages[-1].content[:40]!r}"
+                f"judge file:{self._path}: no line ranks both {texts[0][:40]!r} and "
+                f"{texts[1][:40]!r} after {prompt.messages[-1].content[:40]!r}"
             )
         return 0.5 * (1.0 + float(np.sign(ranks[1] - ranks[0])))

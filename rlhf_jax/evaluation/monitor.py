@@ -1,7 +1,8 @@
 """Watch a policy with a judge while it trains: one response to each of a few validation prompts.
 
-For choosing the checkpoint of supervised fine-tuning and for watching reinforcement learning. The judge only measures: nothing
-that it says reaches a loss. The random key is the same every time, so that the differences between two steps are the policy's.
+For choosing the checkpoint of supervised fine-tuning and for watching reinforcement learning. The
+judge only measures: nothing that it says reaches a loss. The random key is the same every time, so
+that the differences between two steps are the policy's.
 
 Left out on purpose: judges that rank but give no number, such as labelers.
 """
@@ -42,8 +43,8 @@ def make_monitors(
     judge = make_judge(config.judge)
     if not isinstance(judge, ScoreJudge):
         raise ValueError(
-            f"monitor.judge={config.judge} ranks responses and gives no number; name a judge that does, such as a reward "
-            "model (reward:PATH) or a function (function:FILE.py:NAME)"
+            f"monitor.judge={config.judge} ranks responses and gives no number; name a judge that "
+            "does, such as a reward model (reward:PATH) or a function (function:FILE.py:NAME)"
         )
     prompts = load(config.prompts, Prompt, split="validation", data_dir=data_dir)
     return (PolicyMonitor(config.every, _Measure(config, judge, prompts, seed)),)
@@ -51,7 +52,7 @@ def make_monitors(
 
 @dataclass
 class _Measure:
-    """Sample responses and average what the judge says of them, under NAME/NUMBER for a judge called NAME."""
+    """Sample responses and average what the judge says of them, as JUDGE/NUMBER."""
 
     config: MonitorConfig
     judge: ScoreJudge

@@ -2,18 +2,21 @@
 
     for every prompt:  K ~ U{min..max};  y_1..y_K ~ π(.|x);  a judge ranks them, ties allowed
 
-One judge ranks the training prompts, every other judge ranks the validation prompts (InstructGPT: labelers who gave no training
-label; a world with an exact judge: that one, too, which only measures). Responses that did not end and repeats of an earlier
-one are left out; prompts with fewer than two different responses, or whose responses a judge cannot rank, are dropped. All are
-counted.
+One judge ranks the training prompts, every other judge ranks the validation prompts (InstructGPT:
+labelers who gave no training label; a world with an exact judge: that one, too, which only
+measures). Responses that did not end and repeats of an earlier one are left out; prompts with fewer
+than two different responses, or whose responses a judge cannot rank, are dropped. All are counted.
 
-    WORKDIR/comparisons/train/train.jsonl         what `data.comparisons=../label` of the stages reward and preference reads
+    WORKDIR/comparisons/train/train.jsonl         training comparisons
     WORKDIR/comparisons/JUDGE/validation.jsonl    the same validation responses for every judge
     WORKDIR/label.json                            judges, policy and counts; written last
 
+The stages reward and preference read them with `data.comparisons=../label`.
+
 A killed run continues with the files that are missing.
 
-Left out on purpose: several judges per training prompt (InstructGPT had one), active choice of what to label.
+Left out on purpose: several judges per training prompt (InstructGPT had one), active choice of what
+to label.
 """
 
 import json
@@ -45,14 +48,14 @@ TRAIN_KEY, VALIDATION_KEY, COUNT_KEY = 2, 3, 4  # of the random numbers of each 
 
 @dataclass(frozen=True)
 class Init:
-    """The policy whose responses are ranked; a path starting with ../ is relative to the workdir."""
+    """The policy whose responses are ranked; ../ is relative to the workdir."""
 
     policy: str
 
 
 @dataclass(frozen=True)
 class Data:
-    """The prompts, of which both splits are read; those of more than `prompt_length` tokens are left out."""
+    """The prompts, train and validation; those of more than `prompt_length` tokens are left out."""
 
     data_dir: str
     prompts: str
@@ -156,7 +159,8 @@ def check(label: Label) -> None:
     for folder in label.validation_judges:
         require(
             re.fullmatch(r"[\w.-]+", folder) is not None and folder != "train",
-            f"label.validation_judges: {folder!r} becomes a folder beside train; use letters, digits and _.-",
+            f"label.validation_judges: {folder!r} becomes a folder beside train; use letters, "
+            "digits and _.-",
         )
 
 
@@ -165,8 +169,9 @@ def _arithmetic(label: Label) -> str:
         f"{folder} = {judge}" for folder, judge in label.validation_judges.items()
     )
     return (
-        f"{label.num_prompts} prompts x {label.min_candidates} to {label.max_candidates} responses ranked by "
-        f"{label.train_judge}; {label.num_validation_prompts} validation prompts by {validation or 'nobody'}"
+        f"{label.num_prompts} prompts x {label.min_candidates} to {label.max_candidates} responses "
+        f"ranked by {label.train_judge}; {label.num_validation_prompts} validation prompts by "
+        f"{validation or 'nobody'}"
     )
 
 
@@ -174,7 +179,7 @@ def _arithmetic(label: Label) -> str:
 
 
 def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) -> Candidates:
-    """Sample responses to randomly chosen prompts of a split, the same ones for the same seed and policy."""
+    """Sample responses to prompts of a split that are chosen by the seed."""
     label, seed = config.label, config.seed
     prompts = fitting_prompts(
         load(config.data.prompts, Prompt, split=split, data_dir=config.data.data_dir),
@@ -197,7 +202,8 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
         batch_size=label.batch_size,
         num_samples=label.max_candidates,
     )
-    # All prompts get `max_candidates` responses, so that batches have one shape, and most keep fewer.
+    # All prompts get `max_candidates` responses, so that batches have one shape, and most keep
+    # fewer.
     rng = np.random.default_rng((seed, COUNT_KEY))
     kept = [
         group[: int(rng.integers(label.min_candidates, label.max_candidates + 1))]
@@ -249,7 +255,7 @@ def rank_candidates(
 
 
 def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
-    """Return whether all is collected; forget an unfinished collection of another policy, seed or config.
+    """Return whether all is collected; forget what another policy, seed or config has begun.
 
     Raises:
       ValueError: all was collected from another policy than is there now.
@@ -258,9 +264,10 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
         before = json.loads((workdir / LABELS).read_text())["policy"]
         require(
             before["fingerprint"] == policy.meta.fingerprint,
-            f"{workdir} has comparisons of policy {before['path']} at step {before['step']} "
-            f"({before['fingerprint']}), but {config.init.policy} now holds step {policy.meta.step} "
-            f"({policy.meta.fingerprint}); use a new workdir, or restore that policy",
+            f"{workdir} has comparisons of {before['path']} at step {before['step']} "
+            f"({before['fingerprint']}), but {config.init.policy} now holds step "
+            f"{policy.meta.step} ({policy.meta.fingerprint}); use a new workdir, or "
+            "restore that policy",
         )
         return True
     origin = {

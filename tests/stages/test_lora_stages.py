@@ -25,9 +25,8 @@ STAGES = ("sft", "reward", "ppo")
 def plan_of(tour, stage):
     plan = json.loads(json.dumps(tour.plans[stage]))
     plan["lora"] = LORA
-    plan["monitor"] = {**tour.plans["sft"]["monitor"], "world": ""}
-    if stage == "reward":
-        del plan["monitor"]
+    if stage != "reward":
+        plan["monitor"] = None
     return plan
 
 
@@ -36,7 +35,7 @@ def adapted(tour, tmp_path_factory):
     """Folders of sft, reward and ppo runs with adapters, beside the pretrained model."""
     folder = tmp_path_factory.mktemp("adapted")
     (folder / "pretrain").symlink_to(tour.workdir / "pretrain")
-    labelled = tour.workdir / "reward" / "comparisons"
+    labelled = tour.workdir / "label" / "comparisons"
     (folder / "comparisons").mkdir()
     for part, judge in (("train", "train"), ("validation", "heldout")):
         shutil.copy(labelled / judge / f"{part}.jsonl", folder / "comparisons" / f"{part}.jsonl")

@@ -76,7 +76,7 @@ def test_reward_model_scores_demonstrations_zero(tour):
 
 def test_comparisons_rank_four_to_nine_answers(tour):
     lines = (
-        (tour.workdir / "reward" / "comparisons" / "train" / "train.jsonl").read_text().splitlines()
+        (tour.workdir / "label" / "comparisons" / "train" / "train.jsonl").read_text().splitlines()
     )
     sizes = [len(json.loads(line)["responses"]) for line in lines]
     assert max(sizes) > 4
@@ -94,7 +94,7 @@ def test_every_config_field_is_read(tour):
         f"{cls.__module__.split('.')[-1]}.{cls.__name__}.{field.name}"
         for cls in config_classes()
         if not cls.__module__.endswith(
-            ("benchmark", "benchmark_config")
+            ("benchmark", "benchmark_tasks")
         )  # tests/stages/test_benchmark.py runs that stage
         for field in dataclasses.fields(cls)
         if field.name not in tour.fields_read[f"{cls.__module__}.{cls.__name__}"]
@@ -114,7 +114,8 @@ def test_every_config_field_is_read(tour):
         # Adapters are off: tests/stages/test_lora_stages.py runs with them.
         "lora.LoraConfig.alpha",
         "lora.LoraConfig.modules",
-        # Read by `main`, which chooses the stage by it, and by `claim`, which the recorder does not watch.
+        # Read by `main`, which chooses the stage by it, and by `claim`, which the recorder does not
+        # watch.
         "evaluate.Config.stage",
     }
 

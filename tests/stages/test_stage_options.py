@@ -1,6 +1,8 @@
 """Settings that the tour does not use: selection by a reward model, the adaptive controller, a tokenizer from a folder."""
 
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -34,6 +36,7 @@ def test_sft_selects_the_parameters_that_the_reward_model_prefers(tour, tmp_path
 def test_sft_by_reward_needs_a_reward_model(tour, tmp_path):
     plan = plan_of(tour, "sft")
     plan["sft"]["select"] = "reward"
+    assert plan["init"]["reward"] is None
     with pytest.raises(ValueError, match=r"sft\.select=reward needs init\.reward"):
         main.run(plan, str(beside(tour, tmp_path, "sft")))
 
@@ -74,7 +77,7 @@ def test_ppo_with_an_adaptive_penalty_for_moving(tour, tmp_path):
 @pytest.mark.parametrize("name", ["online_dpo", "expert_iteration"])
 def test_algorithms_that_choose_among_responses(tour, tmp_path, name):
     plan = load_experiment(f"experiments/menagerie/{name}.py", "tiny").to_dict()
-    plan["data"]["data_dir"], plan["monitor"]["world"] = tour.plans["grpo"]["data"]["data_dir"], ""
+    plan["data"]["data_dir"], plan["monitor"] = tour.plans["grpo"]["data"]["data_dir"], None
     plan["policy_gradient"] |= {"total_episodes": 32, "batch_size": 32}
     plan["optimizer"]["warmup_steps"] = 1
     folder = beside(tour, tmp_path, "grpo")
@@ -85,9 +88,9 @@ def test_algorithms_that_choose_among_responses(tour, tmp_path, name):
     assert ("rewards/margin" in row) == (name == "online_dpo")
 
 
-def test_kto_on_the_rankings_of_the_reward_stage(tour, tmp_path):
+def test_kto_on_the_collected_comparisons(tour, tmp_path):
     plan = load_experiment("experiments/menagerie/kto.py", "tiny").to_dict()
-    plan["data"]["data_dir"], plan["monitor"]["world"] = tour.plans["grpo"]["data"]["data_dir"], ""
+    plan["data"]["data_dir"], plan["monitor"] = tour.plans["grpo"]["data"]["data_dir"], None
     folder = beside(tour, tmp_path, "dpo")
     main.run(plan, str(folder))
     first = rows(folder)[0]
@@ -97,24 +100,23 @@ def test_kto_on_the_rankings_of_the_reward_stage(tour, tmp_path):
 
 
 def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, tmp_path, capsys):
-    for name in ("sft", "ppo", "reward"):
+    for name in ("sft", "ppo", "label"):
         (tmp_path / name).symlink_to(tour.workdir / name)
-    plan = plan_of(tour, "reward")
-    plan["init"]["sampler"], plan["data"]["earlier"] = "../ppo", ["../reward"]
-    plan["labelling"] |= {"num_prompts": 16, "num_validation_prompts": 8}
+    labels, plan = plan_of(tour, "label"), plan_of(tour, "reward")
+    labels["init"]["policy"] = "../ppo"
+    labels["label"] |= {"num_prompts": 16, "num_validation_prompts": 8}
+    plan["data"] |= {"comparisons": "../label_2", "earlier": ["../label"]}
+    main.run(labels, str(tmp_path / "label_2"))
     main.run(plan, str(tmp_path / "reward_2"))
-    meta = checkpoints.read_meta(tmp_path / "reward_2")
+    ranked_policy = json.loads((tmp_path / "label_2" / "label.json").read_text())["policy"]
+    assert ranked_policy["fingerprint"] == checkpoints.read_meta(tour.workdir / "ppo").fingerprint
     assert (
-        meta.lineage["sampler"]["fingerprint"]
-        == checkpoints.read_meta(tour.workdir / "ppo").fingerprint
-    )
-    assert (
-        meta.lineage["policy"]["fingerprint"]
+        checkpoints.read_meta(tmp_path / "reward_2").lineage["policy"]["fingerprint"]
         == checkpoints.read_meta(tour.workdir / "sft").fingerprint
     )
     files = [
         folder / "comparisons" / "train" / "train.jsonl"
-        for folder in (tmp_path / "reward", tmp_path / "reward_2")
+        for folder in (tmp_path / "label", tmp_path / "label_2")
     ]
     first, second = (
         [json.loads(line)["ranks"] for line in path.read_text().splitlines()] for path in files
@@ -124,20 +126,72 @@ def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, 
     assert f"epochs of {untied} rankings" in capsys.readouterr().out
 
 
-def test_rankings_of_a_stage_that_has_none(tour, tmp_path):
+def test_comparisons_of_a_stage_that_has_none(tour, tmp_path):
     (tmp_path / "sft").symlink_to(tour.workdir / "sft")
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"data\.comparisons=\.\./reward: no rankings in .*; name a reward stage",
-    ):
-        main.run(plan_of(tour, "dpo"), str(tmp_path / "dpo"))
+    for comparisons in ("../label", "../label?train=train[:5]"):
+        plan = plan_of(tour, "dpo")
+        plan["data"]["comparisons"] = comparisons
+        with pytest.raises(
+            FileNotFoundError,
+            match=rf"data\.comparisons={re.escape(comparisons)}: no comparisons in .*/label; run",
+        ):
+            main.run(plan, str(tmp_path / "dpo"))
+
+
+def test_a_part_of_the_comparisons_and_other_judges(tour, tmp_path, capsys):
+    """Options go to every source; the judges are those whose folders are there."""
+    (tmp_path / "sft").symlink_to(tour.workdir / "sft")
+    shutil.copytree(tour.workdir / "label", tmp_path / "label")
+    (tmp_path / "label" / "comparisons" / "gold").rename(
+        tmp_path / "label" / "comparisons" / "oracle"
+    )
+    plan = plan_of(tour, "dpo")
+    plan["data"]["comparisons"] = "../label?train=train[:24]"
+    main.run(plan, str(tmp_path / "dpo"))
+    judges = {
+        name.rpartition("_")[2]
+        for name in rows(tmp_path / "dpo")[-1]
+        if name.startswith("validation/accuracy_")
+    }
+    assert judges == {"heldout", "oracle"}
+    lines = (tmp_path / "label/comparisons/train/train.jsonl").read_text().splitlines()[:24]
+    untied = sum(len(set(json.loads(line)["ranks"])) > 1 for line in lines)
+    assert f"epochs of {untied} rankings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sft": {"document_rows": 1}, "data": {"documents": None}}, r"needs data\.documents"),
+        ({"sft": {"select": "reward"}, "data": {"prompts": None}}, r"needs data\.prompts"),
+        (
+            {"sft": {"select": "reward"}, "data": {"prompt_length": None}},
+            r"needs data\.prompt_length",
+        ),
+        ({"sft": {"select": "reward", "response_length": None}}, r"needs sft\.response_length"),
+    ],
+)
+def test_sft_says_which_absent_field_it_needs(tour, tmp_path, changes, message):
+    plan = plan_of(tour, "sft")
+    plan["init"]["reward"] = str(tour.workdir / "reward")
+    for group, fields in changes.items():
+        plan[group] |= fields
+    with pytest.raises(ValueError, match=message):
+        main.run(plan, str(beside(tour, tmp_path, "sft")))
+
+
+def test_ppo_ptx_needs_documents(tour, tmp_path):
+    plan = plan_of(tour, "ppo_ptx")
+    plan["data"]["documents"] = None
+    with pytest.raises(ValueError, match=r"ppo\.ptx_coef > 0 needs data\.documents"):
+        main.run(plan, str(beside(tour, tmp_path, "ppo_ptx")))
 
 
 def test_pretraining_with_a_tokenizer_from_a_folder(tour, tmp_path):
     plan = plan_of(tour, "pretrain")
     plan["tokenizer"] = {
         "kind": "folder",
-        "vocab_size": 0,
+        "vocab_size": None,
         "path": str(tour.workdir / "pretrain" / "tokenizer"),
     }
     main.run(plan, str(tmp_path / "pretrain"))

@@ -1,7 +1,6 @@
 """What the tests of whole runs share: reading a run's files, comparing their bits, and killing a run at a step."""
 
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ from rlhf_jax.training import checkpoints, run
 PARENTS = {
     "pretrain": (),
     "sft": ("pretrain",),
+    "label": ("sft",),
     "reward": ("sft",),
     "ppo": ("sft", "reward"),
     "ppo_ptx": ("sft", "reward"),
@@ -48,10 +48,8 @@ def beside(tour, tmp_path, stage):
     """A folder where `stage` can run again beside its parents."""
     for parent in PARENTS[stage]:
         (tmp_path / parent).symlink_to(tour.workdir / parent)
-    if stage in ("reward", "dpo"):
-        shutil.copytree(
-            tour.workdir / "reward" / "comparisons", tmp_path / "reward" / "comparisons"
-        )
+    if stage in ("reward", "dpo"):  # a label stage is no parent whose parameters are loaded
+        (tmp_path / "label").symlink_to(tour.workdir / "label")
     return tmp_path / stage
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,14 +91,15 @@ workspace_claim = run.claim
 
 def config_classes() -> list[type]:
     """Every dataclass that a stage's Config consists of."""
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
 
     def visit(cls: type) -> None:
-        found[f"{cls.__module__}.{cls.__name__}"] = cls
+        classes[f"{cls.__module__}.{cls.__name__}"] = cls
         for field in dataclasses.fields(cls):
-            if dataclasses.is_dataclass(field.type):
-                visit(field.type)
+            for part in (field.type, *typing.get_args(field.type)):  # X, or X | None
+                if dataclasses.is_dataclass(part):
+                    visit(part)
 
     for module in main.STAGES.values():
         visit(module.Config)
-    return list(found.values())
+    return list(classes.values())

@@ -19,7 +19,7 @@ from experiments.ablations import (
 )
 from experiments.ablations.framework import Bench, Table, paired, several
 from experiments.ablations.shared import base, beside
-from experiments.menagerie import reward
+from experiments.menagerie import label
 from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Dropped
 from rlhf_jax.evaluation.table import Cache
@@ -47,11 +47,13 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
         episodes.add(settings.total_episodes)
     assert len(episodes) == 1
     for name in algorithms.OFFLINE:
-        assert runs[name].config.data.comparisons == beside(base(1, "reward"), runs[name].folder)
-    reward_1, ppo_1, reward_2, ppo_2 = algorithms.runs_of(size, 1, algorithms.ITERATED)
+        assert runs[name].config.data.comparisons == beside(base(1, "label"), runs[name].folder)
+    label_1, reward_1, ppo_1, label_2, reward_2, ppo_2 = algorithms.runs_of(
+        size, 1, algorithms.ITERATED
+    )
     assert episodes == {ppo_1.config.ppo.total_episodes + ppo_2.config.ppo.total_episodes}
-    labelled = reward.get_config(size).labelling.num_prompts
-    assert labelled == reward_1.config.labelling.num_prompts + reward_2.config.labelling.num_prompts
+    labelled = label.get_config(size).label.num_prompts
+    assert labelled == label_1.config.label.num_prompts + label_2.config.label.num_prompts
     for policy, rewarded in ((ppo_1, reward_1), (ppo_2, reward_2)):
         assert policy.config.init.to_dict() == {
             "policy": "../../../../base/seed1/sft",
@@ -59,10 +61,12 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
             "reward": beside(rewarded.folder, policy.folder),
         }
         assert rewarded.config.init.policy == policy.config.init.policy
-    assert (reward_2.config.init.sampler, reward_2.config.data.earlier) == (
+    assert label_1.config.init.policy == "../../../../base/seed1/sft"
+    assert (label_2.config.init.policy, reward_2.config.data.comparisons) == (
         "../ppo_1",
-        ("../reward_1",),
+        "../label_2",
     )
+    assert reward_2.config.data.earlier == ("../label_1",)
     assert len({run.folder for run in runs.values()}) == len(algorithms.TRAINED) - 1 == 10
 
 
