@@ -34,6 +34,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     config.reward = {
         "num_epochs": 1.0,
+        "loss": "bradley_terry",
         "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=32, large=64),
         "num_micro_batches": 1,

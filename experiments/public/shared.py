@@ -35,6 +35,7 @@ def reward(
     }
     config.reward = {
         "num_epochs": 1.0,
+        "loss": "bradley_terry",
         "batching": "prompts",
         "batch_size": pick(size, tiny=8, default=64, large=64),
         "num_micro_batches": pick(size, tiny=1, default=8, large=16),
