@@ -1,12 +1,17 @@
 """The label stage: what it samples and who ranks it, kept through kills, and what it refuses."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from run_files import Death
+from tests_support import ROOT
 
 from rlhf_jax import main
 from rlhf_jax.data.records import Comparison, Prompt, read, to_dict
@@ -348,6 +353,32 @@ def test_another_policy_under_a_finished_stage_is_refused(tour, tmp_path):
     ):
         main.run(plan, str(tmp_path / "label"))
     assert files_of(tmp_path / "label") == before
+
+
+def test_two_processes_collect_what_one_does(tour, collected, tmp_path):
+    plan = plan_of(tour)
+    plan["mesh"] |= {"data": 2, "fsdp": 2, "fsdp_min_size": 256}
+    (tmp_path / "plans.json").write_text(json.dumps({str(tmp_path / "label"): plan}))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, str(ROOT / "tests" / "support" / "hosts_worker.py"), port, "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(number), str(tmp_path / "plans.json")],
+            cwd=ROOT,
+            env=environment | {"PYTHONPATH": str(ROOT)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for number in range(2)
+    ]
+    said = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert files_of(tmp_path / "label") == files_of(collected)
+    assert ("6 prompts" in said[0], "6 prompts" in said[1]) == (True, False)  # process 0 speaks
 
 
 # --- what does not fit ----------------------------------------------------------------------------
