@@ -1,8 +1,7 @@
-"""What alignment costs: the loss on the pretraining corpus, and the distance from the reference policy.
+"""Measure what alignment costs: the loss on the pretraining corpus, and the distance from the reference.
 
 alignment tax   Σ -log π(token | before) / tokens over a validation corpus packed as in pretraining; its rise
-over
-                the pretrained model (Ouyang et al. 2022, section 4.2 and appendix E.6)
+                over the pretrained model (Ouyang et al. 2022, section 4.2 and appendix E.6)
 KL              E_{x, y~π} [ log π(y|x) - log π_ref(y|x) ] per response, in nats
 """
 
@@ -27,20 +26,19 @@ def corpus_nll(
     batch_size: int,
     mask_documents: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(Σ nll, tokens) of every block of `context_length` tokens of the packed corpus.
+    """Return Σ nll and the number of tokens of every block of `context_length` tokens of the packed corpus.
 
     Weigh blocks by their tokens (`estimates.ratio`): a mean of batch means favours the tokens of short
     batches.
     """
-    packed = lm_batches(
+    arrays = lm_batches(
         documents,
         tokenizer,
         context_length=context_length,
         batch_size=1,
         seed=0,
         mask_documents=mask_documents,
-    )
-    arrays = packed.arrays
+    ).arrays
     return block_nll(
         model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
     )
@@ -53,9 +51,9 @@ def sequence_kl(
     *,
     batch_size: int,
 ) -> np.ndarray:
-    """log π(y|x) - log π_ref(y|x) of each of the policy's own samples at temperature 1, without truncation.
+    """Return log π(y|x) - log π_ref(y|x) of the policy's own samples at temperature 1, without truncation.
 
     Their mean estimates KL(π ‖ π_ref) without bias; a single one may be negative.
     """
-    ours = continuation_logps(*policy, samples, batch_size=batch_size)
-    return ours - continuation_logps(*reference, samples, batch_size=batch_size)
+    logp_N = continuation_logps(*policy, samples, batch_size=batch_size)
+    return logp_N - continuation_logps(*reference, samples, batch_size=batch_size)

@@ -33,7 +33,7 @@ from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
 )
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
-    find,
+    find_checkpoint,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
@@ -432,7 +432,7 @@ def _check_sections(config: Comparisons) -> None:
 
 
 def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
-    judge = find(how.workdir, config.judge)
+    judge = find_checkpoint(how.workdir, config.judge)
     kind = judge.meta.kind
     require(
         kind == "scalar_model",

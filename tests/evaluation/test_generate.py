@@ -19,12 +19,12 @@ from rlhf_jax.evaluation.likelihood import (
     block_nll,
     choice_logps,
     continuation_logps,
+    continuations,
     scores,
 )
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
-from rlhf_jax.menagerie.measurements import continuations
 from rlhf_jax.models import apply
 
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
