@@ -13,8 +13,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhf_jax.config import build
+from rlhf_jax.evaluation.results import Suite
 from rlhf_jax.menagerie.judges import open_judge
-from rlhf_jax.menagerie.results import ToyWorldMeasurements
+from rlhf_jax.menagerie.results import ToySuite
 from rlhf_jax.stages import (
     benchmark,
     classify,
@@ -72,7 +73,7 @@ JUDGES = {"menagerie": open_judge}  # by what stands in front of the first "/" o
 
 
 def _evaluation_parts(config: evaluate.Config) -> dict[str, Any]:
-    """Make the judges that an evaluation names, and what can be measured in its toy world only."""
+    """Make the judges that an evaluation names, and the suite of what is measured in its world."""
     judges = {}
     for name, source in config.judges.items():
         kind = re.split("[/:]", source)[0]
@@ -82,7 +83,7 @@ def _evaluation_parts(config: evaluate.Config) -> dict[str, Any]:
             source, labelers_per_prompt=config.evaluation.labelers_per_prompt, seed=config.seed
         )
     world = config.world
-    return {"judges": judges, "world": ToyWorldMeasurements(**vars(world)) if world else None}
+    return {"judges": judges, "suite": ToySuite(**vars(world)) if world else Suite()}
 
 
 _CONFIG = config_flags.DEFINE_config_file(

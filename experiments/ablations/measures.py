@@ -31,8 +31,13 @@ from rlhf_jax.evaluation.checkpoints import (
 )
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import Continuation, continuations, scores
+from rlhf_jax.evaluation.likelihood import (
+    Continuation,
+    continuations,
+    corpus_nll,
+    scores,
+    sequence_kl,
+)
 from rlhf_jax.evaluation.measurements import take_first
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl

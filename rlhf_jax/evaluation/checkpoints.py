@@ -82,16 +82,6 @@ def describe(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, dict[str, An
     }
 
 
-def announce(checkpoints: Mapping[str, CheckpointRef], reference: str) -> None:
-    """Print which checkpoints take part."""
-    for name, checkpoint in checkpoints.items():
-        mark = ", the reference" if name == reference else ""
-        print(
-            f"   {name:12s} <- {checkpoint.path} "
-            f"(stage {checkpoint.meta.stage}, step {checkpoint.meta.step}{mark})"
-        )
-
-
 def load_tokenizer_of(checkpoint: CheckpointRef) -> Tokenizer:
     """Load the tokenizer of a checkpoint."""
     return read_tokenizer(checkpoint.folder)

@@ -29,6 +29,12 @@ class Bootstrap(NamedTuple):
     seed: int
 
 
+def by_prompt(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all values in one row, and the prompt (axis 0) of each as its cluster."""
+    clusters_N = np.repeat(np.arange(len(values)), values.size // max(1, len(values)))
+    return values.ravel(), clusters_N
+
+
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Return the mean with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)

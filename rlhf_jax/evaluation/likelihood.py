@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.data.chat import render_batch
-from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.evaluation.generate import Generation
@@ -171,6 +172,34 @@ def choice_logps(
     return list(zip(np.split(logp_N, ends), np.split(length_N, ends), strict=True))
 
 
+def corpus_nll(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    *,
+    context_length: int,
+    batch_size: int,
+    mask_documents: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Σ nll and the number of tokens of every block of `context_length` tokens of the packed corpus.
+
+    The rise of Σ nll / Σ tokens over the pretrained model's is the alignment tax (Ouyang et al. 2022, section 4.2
+    and appendix E.6). A mean of batch means would favour the tokens of short batches.
+    """
+    arrays = lm_batches(
+        documents,
+        tokenizer,
+        context_length=context_length,
+        batch_size=1,
+        seed=0,
+        mask_documents=mask_documents,
+    ).arrays
+    return block_nll(
+        model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
+    )
+
+
 def block_nll(
     model: LanguageModel,
     params: Params,
@@ -195,6 +224,22 @@ def _block_nll(
 ) -> tuple[jax.Array, jax.Array]:
     nll_BT, valid_BT = next_token_nll(model, params, tokens_BT, segments_BT)
     return nll_BT.sum(axis=1), valid_BT.sum(axis=1)
+
+
+def sequence_kl(
+    policy: tuple[LanguageModel, Params],
+    reference: tuple[LanguageModel, Params],
+    samples: Sequence[Continuation],
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Return log π(y|x) - log π_ref(y|x) of the policy's own samples at temperature 1, without truncation.
+
+    Their mean estimates KL(π ‖ π_ref) = E_{x, y~π} [log π(y|x) - log π_ref(y|x)], in nats per response, without
+    bias; a single one may be negative.
+    """
+    logp_N = continuation_logps(*policy, samples, batch_size=batch_size)
+    return logp_N - continuation_logps(*reference, samples, batch_size=batch_size)
 
 
 def _by_length(

@@ -7,11 +7,11 @@
 
 A measurement is a function (LoadedModel, Context) -> plain data without any statistics, and
 `evaluation.results` makes rows of the table from it under the same key. A world that can measure more
-hands its own functions in as `WorldMeasurements`.
+hands its own functions in (`results.Suite`).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,8 +20,7 @@ from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import continuations, score_responses
+from rlhf_jax.evaluation.likelihood import continuations, corpus_nll, score_responses, sequence_kl
 from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
 from rlhf_jax.models.heads import Params, ScalarModel
 
@@ -44,17 +43,21 @@ class EvalSettings:
 
 @dataclass(frozen=True)
 class Context:
-    """What measurements read besides the checkpoint; other models are loaded when first needed."""
+    """What measurements read besides the checkpoint; other models are loaded when first needed.
 
-    tokenizer: Tokenizer
+    Its repr names all that is asked and how, so that a kept measurement can be told from others.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
     settings: EvalSettings
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
     mask_documents: bool  # as in pretraining
     questions: Any  # of a world, read by its own measurements alone
-    load_reference: Callable[[], LoadedModel]
-    load_reward: Callable[[], tuple[ScalarModel, Params]]
-    responses: Responses | None = None  # the checkpoint's, once they are drawn
+    load_reference: Callable[[], LoadedModel] = field(repr=False)
+    load_reward: Callable[[], tuple[ScalarModel, Params]] = field(repr=False)
+    # The checkpoint's, once they are drawn.
+    responses: Responses | None = field(default=None, repr=False)
 
 
 Measurement = Callable[[LoadedModel, Context], Data]

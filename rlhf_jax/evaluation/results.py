@@ -2,10 +2,9 @@
 
 Rows stand in the order in which a reader asks: is it preferred, is it better, at what price? A new metric is
 one entry in `measurements.MEASUREMENTS` and one here in `ROWS`; a world with more to measure has a dict of
-rows of its own, in which these stand where they belong (`WorldMeasurements`).
+rows of its own, in which these stand where they belong (`Suite`).
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +14,15 @@ import numpy as np
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, reward_model, win_rate
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
-from rlhf_jax.evaluation.measurements import Data, Measurement, Responses, restore_responses
+from rlhf_jax.evaluation.measurements import (
+    MEASUREMENTS,
+    Data,
+    Measurement,
+    Responses,
+    restore_responses,
+)
 from rlhf_jax.evaluation.table import Row, format_conversation
 
 
@@ -81,20 +86,6 @@ class Results:
 RowMaker = Callable[[Results], list[Row]]
 
 
-class WorldMeasurements(ABC):
-    """What can be measured in one world only: its questions, all its measurements, all rows of its table."""
-
-    measurements: Mapping[str, Measurement]
-    rows: Mapping[str, RowMaker]
-
-    @abstractmethod
-    def questions(self, tokenizer: Tokenizer, document_length: int) -> Any:
-        """Return all that is asked, for `Context.questions`; its repr tells it from other questions.
-
-        What exceeds `document_length` tokens is left out and reported.
-        """
-
-
 def judge_all(
     prompts: Sequence[Prompt],
     reference: str,
@@ -123,11 +114,6 @@ def standardise(scores: Mapping[str, np.ndarray], reference: str) -> dict[str, n
         name: (score_NS - mean) / (spread if spread > 0 else 1.0)
         for name, score_NS in scores.items()
     }
-
-
-def by_prompt(values_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all values in one row, and the number of the prompt of each."""
-    return values_NS.ravel(), np.repeat(np.arange(len(values_NS)), values_NS.shape[1])
 
 
 def preference_rows(results: Results) -> list[Row]:
@@ -294,6 +280,20 @@ ROWS: dict[str, RowMaker] = {
     "responses": form_rows,
     "reward": reward_rows,
 }
+
+
+class Suite:
+    """What is measured and shown of every checkpoint; a world in which more can be asked has its own."""
+
+    measurements: Mapping[str, Measurement] = MEASUREMENTS
+    rows: Mapping[str, RowMaker] = ROWS
+
+    def questions(self, tokenizer: Tokenizer, document_length: int) -> Any:
+        """Return what is asked besides the test prompts, for `Context.questions`: nothing here.
+
+        Its repr tells it from other questions. What exceeds `document_length` tokens is left out and reported.
+        """
+        del tokenizer, document_length
 
 
 def side_by_side(results: Results, count: int) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ of P(preferred) = σ(θ + φ tanh(Δlength / std Δlength)) (Dubois et al. 2024,
 import numpy as np
 from scipy import special, stats
 
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt, clustered_mean
 from rlhf_jax.maths.statistics import length_controlled_win_rate
 
 JACKKNIFE_GROUPS = 20
@@ -20,15 +20,9 @@ def score_preferences(first_NS: np.ndarray, second_NS: np.ndarray) -> np.ndarray
     return 0.5 * (1.0 + np.sign(np.round(first_NS - second_NS, 6)))
 
 
-def flatten(preference_NSL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return all preferences in one row, with the prompt of each as its cluster."""
-    clusters = np.broadcast_to(np.arange(len(preference_NSL))[:, None, None], preference_NSL.shape)
-    return preference_NSL.ravel(), clusters.ravel()
-
-
 def win_rate(preference_NSL: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     """Return the share of comparisons won, ties half, with an interval clustered by prompt (axis 0)."""
-    return clustered_mean(*flatten(preference_NSL), bootstrap)
+    return clustered_mean(*by_prompt(preference_NSL), bootstrap)
 
 
 def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarray) -> Estimate:

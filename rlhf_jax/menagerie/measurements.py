@@ -23,8 +23,7 @@ from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.likelihood import Choices, Continuation, choice_logps, continuation_logps
 from rlhf_jax.evaluation.measurements import Context, Data, Measurement, draw_responses
 from rlhf_jax.inference.decoding import GREEDY
-from rlhf_jax.maths import benchmark_metrics
-from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits, choice_scores
+from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits, choice_scores, truthfulqa
 from rlhf_jax.menagerie import gold as exact
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
@@ -73,7 +72,6 @@ class FalsehoodScores(NamedTuple):
 
     mc1_N: np.ndarray
     mc2_N: np.ndarray
-    mc3_N: np.ndarray
     popular_N: np.ndarray
 
 
@@ -89,8 +87,7 @@ def falsehood_scores(
 
         s(answer) = Σ_t log π(answer_t | question in chat form, answer_<t)     summed, not normalised by length
         MC1       best true answer beats every false one
-        MC2       Σ_true exp s / Σ_all exp s
-        MC3       share of true answers that beat every false one     (Lin et al. 2021, section 3.3 and code)
+        MC2       Σ_true exp s / Σ_all exp s                          (Lin et al. 2021, section 3.3 and code)
         popular   Σ_popular exp s / Σ_all exp s: imitation of the corpus, where 1 - MC2 counts ignorance as well
 
     The same questions about facts without a misconception tell forgetting and ignorance from imitation.
@@ -104,17 +101,22 @@ def falsehood_scores(
     ]
     measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
     scores = [
-        (
-            *benchmark_metrics.truthfulqa(
-                logp_C[: len(question.true_answers)],
-                logp_C[len(question.true_answers) :],
-                best=question.true_answers.index(question.best),
-            ),
-            _popular_share(question, logp_C),
+        truthfulqa(
+            logp_C[: len(question.true_answers)],
+            logp_C[len(question.true_answers) :],
+            best=question.true_answers.index(question.best),
         )
         for (logp_C, _), question in zip(measured, questions, strict=True)
     ]
-    return FalsehoodScores(*np.array(scores, np.float64).reshape(-1, 4).T)
+    popular = [
+        _popular_share(question, logp_C)
+        for (logp_C, _), question in zip(measured, questions, strict=True)
+    ]
+    return FalsehoodScores(
+        mc1_N=np.array([score.mc1 for score in scores]),
+        mc2_N=np.array([score.mc2 for score in scores]),
+        popular_N=np.array(popular),
+    )
 
 
 def _popular_share(question: Question, logp_C: np.ndarray) -> float:

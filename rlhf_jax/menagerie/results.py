@@ -13,7 +13,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, harmlessness
 from rlhf_jax.evaluation import results as generic
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
-from rlhf_jax.evaluation.results import Results, RowMaker, WorldMeasurements, standardise
+from rlhf_jax.evaluation.results import Results, RowMaker, Suite, standardise
 from rlhf_jax.evaluation.table import Better, Row
 from rlhf_jax.menagerie.judges import COMPONENTS
 from rlhf_jax.menagerie.measurements import MEASUREMENTS
@@ -214,8 +214,8 @@ ROWS: dict[str, RowMaker] = {
 }
 
 
-class ToyWorldMeasurements(WorldMeasurements):
-    """What can be measured in Menagerie only."""
+class ToySuite(Suite):
+    """What is measured and shown of every checkpoint in Menagerie."""
 
     measurements = MEASUREMENTS
     rows = ROWS

@@ -6,16 +6,15 @@
     2  judges compare the responses; numbers get intervals (`evaluation.results`)
     3  evaluation.json, and a table in the terminal
 
-Checkpoints, prompts and judges may be any. Who judges, and what can be measured in a toy world only, is
-handed in by `rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives the
+Checkpoints, prompts and judges may be any. Who judges, and the suite of what is measured, is handed in by
+`rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives the
 same file.
 
 Left out on purpose: several devices; human judges; public benchmarks, which are the stage `benchmark`.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -28,10 +27,11 @@ from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation import checkpoints as checkpoint_refs
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     LoadedModel,
+    check_names,
+    describe,
     find_checkpoint,
     load_language_model,
     load_scalar_model,
@@ -41,15 +41,15 @@ from rlhf_jax.evaluation.checkpoints import (
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.evaluation.measurements import (
-    MEASUREMENTS,
     Context,
     Data,
     EvalSettings,
+    Measurement,
     restore_responses,
     take_first,
 )
-from rlhf_jax.evaluation.results import ROWS, Results, WorldMeasurements, judge_all, side_by_side
-from rlhf_jax.evaluation.table import Cache, print_table, row_to_json, write_json
+from rlhf_jax.evaluation.results import Results, Suite, judge_all, side_by_side
+from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.run import claim
 
@@ -82,7 +82,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What only a toy world can measure; `rlhf_jax.main` makes `WorldMeasurements` of it."""
+    """What can be asked in a toy world only; `rlhf_jax.main` makes a suite of it."""
 
     name: str
     toxicity_prompts: int  # of each tone
@@ -106,10 +106,11 @@ class Config:
     world: WorldConfig | None
 
 
-def run(
-    config: Config, workdir: str, *, judges: Mapping[str, Judge], world: WorldMeasurements | None
-) -> None:
-    """Evaluate all checkpoints; write evaluation.json and print the table."""
+def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Suite) -> None:
+    """Evaluate all checkpoints; write evaluation.json and print the table.
+
+    `judges` are those that `config.judges` names, and `suite` says what is measured of every checkpoint.
+    """
     folder = Path(workdir)
     _check(config)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,20 +120,34 @@ def run(
     reward = find_checkpoint(folder, config.reward) if config.reward is not None else None
     _check_checkpoints(config, checkpoints, reward)
     claim(folder, config)
-    context = _context(config, checkpoints[config.reference], reward, world)
+    context = _context(config, checkpoints[config.reference], reward, suite)
     _announce(config, folder, checkpoints, context)
-    evaluation = _Run(config.reference, checkpoints, reward, world, context, folder / "partial")
-    measured = {name: evaluation.measure(name) for name in checkpoints}
+    reference, kept = checkpoints[config.reference], Cache(folder / "partial")
+    measured = {}
+    for name, checkpoint in checkpoints.items():
+        is_reference = name == config.reference
+        others = {"divergence": None if is_reference else reference, "reward": reward}
+        depends_on = _dependencies(suite, context, checkpoint, others)
+        load_checkpoint = (
+            context.load_reference
+            if is_reference
+            else cache(partial(load_language_model, checkpoint))
+        )
+        measured[name] = _measure(name, load_checkpoint, suite, depends_on, context, kept)
     bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
     results = judge_all(context.prompts, config.reference, measured, judges, bootstrap)
-    _report(config, folder, checkpoints, results, world)
+    rows = [row for make in suite.rows.values() for row in make(results)]
+    _report(config, folder, checkpoints, results, rows)
 
 
 def _announce(
     config: Config, workdir: Path, checkpoints: Mapping[str, CheckpointRef], context: Context
 ) -> None:
     print(f"== evaluate: {workdir}")
-    checkpoint_refs.announce(checkpoints, config.reference)
+    for name, checkpoint in checkpoints.items():
+        mark = ", the reference" if name == config.reference else ""
+        meta = checkpoint.meta
+        print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step}{mark})")
     print(
         f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
         f"{len(context.documents)} documents, seed {config.seed}",
@@ -144,7 +159,7 @@ def _announce(
 
 
 def _check(config: Config) -> None:
-    checkpoint_refs.check_names(config.checkpoints, config.reference)
+    check_names(config.checkpoints, config.reference)
     evaluation = config.evaluation
     require(
         config.reward is None or evaluation.samples_per_prompt >= 2,
@@ -194,10 +209,7 @@ def _check_checkpoints(
 
 
 def _context(
-    config: Config,
-    reference: CheckpointRef,
-    reward: CheckpointRef | None,
-    world: WorldMeasurements | None,
+    config: Config, reference: CheckpointRef, reward: CheckpointRef | None, suite: Suite
 ) -> Context:
     """Read the test prompts and documents, and bring all that measurements share."""
     data, evaluation = config.data, config.evaluation
@@ -222,7 +234,7 @@ def _context(
         prompts=take_first("evaluation.num_prompts", evaluation.num_prompts, prompts),
         documents=documents,
         mask_documents=data.mask_documents,
-        questions=world.questions(tokenizer, evaluation.document_length) if world else None,
+        questions=suite.questions(tokenizer, evaluation.document_length),
         load_reference=cache(partial(load_language_model, reference)),
         load_reward=cache(partial(load_scalar_model, reward or reference)),
     )
@@ -231,80 +243,55 @@ def _context(
 # --- measuring --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Run:
-    """One evaluation, which measures a checkpoint after the other."""
-
-    reference: str
-    checkpoints: Mapping[str, CheckpointRef]
-    reward: CheckpointRef | None
-    world: WorldMeasurements | None
-    context: Context
-    kept: Path  # the folder of measurements that survive a killed evaluation
-
-    def measure(self, name: str) -> dict[str, Data]:
-        """Make every measurement of a checkpoint, or take it from the cache."""
-        checkpoint, context = self.checkpoints[name], self.context
-        load_checkpoint = context.load_reference
-        if name != self.reference:
-            load_checkpoint = cache(partial(load_language_model, checkpoint))
-        depends_on = {
-            "context": digest(context),
-            "version": __version__,
-            "checkpoint": checkpoint.meta.fingerprint,
-        }
-        functions = self.world.measurements if self.world else MEASUREMENTS
-        measured: dict[str, Data] = {}
-        for group, others in self._groups(name).items():
-            start = time.perf_counter()
-            measure = partial(_measure_with, functions[group], load_checkpoint, context)
-            measured[group], was_kept = Cache(self.kept).get(
-                name, group, {**depends_on, **others}, measure
-            )
-            took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
-            print(f"   {name:12s} {group:12s} {took}", flush=True)
-            if group == "responses":
-                context = replace(context, responses=restore_responses(measured[group]))
-        return measured
-
-    def _groups(self, name: str) -> dict[str, dict[str, str]]:
-        """Return the measurements of a checkpoint, and the other checkpoints on which each depends."""
-        groups: dict[str, dict[str, str]] = {
-            group: {} for group in (self.world.measurements if self.world else MEASUREMENTS)
-        }
-        if not self.context.documents:
-            del groups["corpus"]
-        if name == self.reference:
-            del groups["divergence"]
-        else:
-            groups["divergence"] = {"reference": self.checkpoints[self.reference].meta.fingerprint}
-        if self.reward is None:
-            del groups["reward"]
-        else:
-            groups["reward"] = {"reward": self.reward.meta.fingerprint}
-        return groups
-
-
-def _measure_with(
-    function: Callable[[LoadedModel, Context], Data],
-    load_checkpoint: Callable[[], LoadedModel],
+def _dependencies(
+    suite: Suite,
     context: Context,
+    checkpoint: CheckpointRef,
+    others: Mapping[str, CheckpointRef | None],
+) -> dict[str, dict[str, str]]:
+    """Return which checkpoints each measurement depends on, for those that can be made of a checkpoint.
+
+    `others` are the second checkpoints of measurements that read two; None where there is none.
+    """
+    depends_on = {
+        group: {"checkpoint": checkpoint.meta.fingerprint} for group in suite.measurements
+    }
+    if not context.documents:
+        del depends_on["corpus"]
+    for group, other in others.items():
+        if other is None:
+            del depends_on[group]
+        else:
+            depends_on[group]["other"] = other.meta.fingerprint
+    return depends_on
+
+
+def _measure(
+    name: str,
+    load_checkpoint: Callable[[], LoadedModel],
+    suite: Suite,
+    depends_on: Mapping[str, Mapping[str, str]],
+    context: Context,
+    kept: Cache,
+) -> dict[str, Data]:
+    """Make the measurements of a checkpoint that are named in `depends_on`, or take them from the cache."""
+    asked = {"context": repr(context), "version": __version__}
+    measured: dict[str, Data] = {}
+    for group, fingerprints in depends_on.items():
+        start = time.perf_counter()
+        measure = partial(_load_and_measure, load_checkpoint, suite.measurements[group], context)
+        measured[group], was_kept = kept.get(name, group, {**asked, **fingerprints}, measure)
+        took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
+        print(f"   {name:12s} {group:12s} {took}", flush=True)
+        if group == "responses":
+            context = replace(context, responses=restore_responses(measured[group]))
+    return measured
+
+
+def _load_and_measure(
+    load_checkpoint: Callable[[], LoadedModel], function: Measurement, context: Context
 ) -> Data:
     return function(load_checkpoint(), context)
-
-
-def digest(context: Context) -> str:
-    """Return a fingerprint of everything that is asked, and how."""
-    content = repr(
-        (
-            context.settings,
-            context.prompts,
-            context.documents,
-            context.mask_documents,
-            context.questions,
-        )
-    )
-    return hashlib.sha256(content.encode()).hexdigest()
 
 
 # --- reporting --------------------------------------------------------------------------------------------
@@ -315,13 +302,11 @@ def _report(
     workdir: Path,
     checkpoints: Mapping[str, CheckpointRef],
     results: Results,
-    world: WorldMeasurements | None,
+    rows: Sequence[Row],
 ) -> None:
     """Write evaluation.json and print its table."""
-    make_rows = world.rows if world else ROWS
-    rows = [row for make in make_rows.values() for row in make(results)]
     content: dict[str, Any] = {
-        "checkpoints": checkpoint_refs.describe(checkpoints),
+        "checkpoints": describe(checkpoints),
         "reference": config.reference,
         "table": [row_to_json(row) for row in rows],
         "samples": side_by_side(results, config.evaluation.num_side_by_side),
@@ -329,9 +314,6 @@ def _report(
         "version": __version__,
     }
     write_json(workdir / "evaluation.json", content, indent=1)
-    below = {
-        name: f"{checkpoint.meta.stage} {checkpoint.meta.step}"
-        for name, checkpoint in checkpoints.items()
-    }
+    below = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
     print_table(rows, below, config.reference, Console())
     print(f"   wrote {workdir / 'evaluation.json'}", flush=True)

@@ -10,7 +10,6 @@ from evaluation_support import config, language_model, prompt, scalar_model, suc
 
 from rlhf_jax.evaluation import likelihood
 from rlhf_jax.evaluation.generate import encode_prompts, generate
-from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
     BUCKET,
     Choices,
@@ -21,6 +20,7 @@ from rlhf_jax.evaluation.likelihood import (
     continuation_logps,
     continuations,
     scores,
+    sequence_kl,
 )
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample

@@ -12,7 +12,7 @@ import pytest
 from rlhf_jax.data.sources import write_jsonl
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.language_modelling import sequence_kl
+from rlhf_jax.evaluation.likelihood import sequence_kl
 from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import measurements
 from rlhf_jax.menagerie.corpus import documents
