@@ -72,7 +72,7 @@ STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module 
 JUDGES = {"menagerie": open_judge}  # by what stands in front of the first "/" or ":"
 
 
-def _evaluation_parts(config: evaluate.Config) -> dict[str, Any]:
+def evaluation_parts(config: evaluate.Config) -> dict[str, Any]:
     """Make the judges that an evaluation names, and the suite of what is measured in its world."""
     judges = {}
     for name, source in config.judges.items():
@@ -108,7 +108,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         )
     module = STAGES[stage]
     settings = build(module.Config, config)
-    parts = _evaluation_parts(settings) if isinstance(settings, evaluate.Config) else {}
+    parts = evaluation_parts(settings) if isinstance(settings, evaluate.Config) else {}
     module.run(settings, workdir, **parts)
 
 

@@ -76,12 +76,7 @@ def labeler_preferences(
     Raises:
         ValueError: there are not so many labelers.
     """
-    people = labelers.labelers(world, group)
-    if not 1 <= labelers_per_prompt <= len(people):
-        raise ValueError(
-            f"labelers_per_prompt: {labelers_per_prompt}, expected 1 to {len(people)} "
-            f"labelers of the group {group}"
-        )
+    people = _labelers(world, group, labelers_per_prompt)
     num_samples = len(first[0]) if first else 1
     preference_NSL = np.empty((len(prompts), num_samples, labelers_per_prompt))
     for n, (prompt, first_S, second_S) in enumerate(zip(prompts, first, second, strict=True)):
@@ -100,10 +95,20 @@ def labeler_preferences(
     return preference_NSL
 
 
+def _labelers(world: World, group: str, at_least: int) -> list[labelers.Labeler]:
+    people = labelers.labelers(world, group)
+    if not 1 <= at_least <= len(people):
+        raise ValueError(
+            f"labelers_per_prompt: {at_least}, expected 1 to {len(people)} {GROUPS[group]} labelers"
+        )
+    return people
+
+
 class LabelerJudge(Judge):
     """Labelers of one group, drawn anew for every prompt."""
 
     def __init__(self, world: World, group: str, *, labelers_per_prompt: int, seed: int) -> None:
+        self.people = _labelers(world, group, labelers_per_prompt)
         self.name = group
         self.description = f"{labelers_per_prompt} {GROUPS[group]} labelers per prompt"
         self.world = world
@@ -114,8 +119,7 @@ class LabelerJudge(Judge):
         self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
     ) -> tuple[int, ...]:
         """Return one labeler's ranking of finished responses; ties share a rank."""
-        people = labelers.labelers(self.world, self.name)
-        labeler = people[int(rng.integers(len(people)))]
+        labeler = self.people[int(rng.integers(len(self.people)))]
         finished = [True] * len(responses)
         ranks, _, _ = labelers.rank(self.world, labeler, prompt.messages, responses, finished, rng)
         return tuple(ranks)
