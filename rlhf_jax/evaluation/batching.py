@@ -2,7 +2,8 @@
 
     for every batch:  start it on the device, and fetch the results of the one before
 
-So the device always has work, results do not pile up on it, and what is printed is true: batches that are done.
+So the device always has work, results do not pile up on it, and what is printed is true: batches
+that are done.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Find the checkpoints that take part in an evaluation, check their names, put them in order, load them."""
+"""Find the checkpoints that take part in an evaluation, check their names, order and load them."""
 
 import re
 from collections.abc import Iterable, Mapping

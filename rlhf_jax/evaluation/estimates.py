@@ -1,8 +1,8 @@
 """Estimate numbers with their intervals and the number of observations behind them.
 
 Several responses, raters or tokens of one prompt are not independent, so intervals resample prompts
-(documents, questions), never single observations. With one yes-or-no observation per prompt that is a
-proportion, and Wilson's interval is better close to 0 and 1. All intervals are 95 %.
+(documents, questions), never single observations. With one yes-or-no observation per prompt that is
+a proportion, and Wilson's interval is better close to 0 and 1. All intervals are 95 %.
 """
 
 from typing import NamedTuple
@@ -47,7 +47,8 @@ def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootst
 def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Return the share of observations that are true.
 
-    Its interval is Wilson's if every cluster has one observation, else the clustered bootstrap's. Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many
+    Its interval is Wilson's if every cluster has one observation, else the clustered bootstrap's.
+    Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many
     observations as there are clusters stands in then.
     """
     hits = np.asarray(hits_N, np.float64)
@@ -59,7 +60,7 @@ def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Est
 
 
 def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Return Σ totals / Σ weights, for means over tokens; rows are resampled; `n` is the sum of weights."""
+    """Return Σ totals / Σ weights, for means over tokens; rows are resampled, `n` is Σ weights."""
     totals = np.asarray(totals_N, np.float64)
     weights = np.asarray(weights_N, np.float64)
     rng = np.random.default_rng(bootstrap.seed)

@@ -1,12 +1,12 @@
-"""Generate responses to prompts, as text: batches of one fixed shape, sampled by `inference.sampling`.
+"""Generate responses to prompts, as text, in batches of one fixed shape.
 
     render every prompt with the chat template  ->  left-pad to `prompt_length`
-    for every batch of prompts:  sample `num_samples` responses each, with key fold_in(key, batch)
+    for every batch:  `inference.sampling` draws `num_samples` each with fold_in(key, batch)
     cut at the stop token, decode
 
-Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison
-tighter. Parameters may be sharded, over several processes too, and then the rows of a batch are where they
-divide.
+Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their
+comparison tighter. Parameters may be sharded, over several processes too, and then the rows of a
+batch are where they divide.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Encoded(NamedTuple):
 
 
 def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int) -> Encoded:
-    """Render prompts up to where the assistant speaks, padded no further than the longest of them needs.
+    """Render prompts up to where the assistant speaks, padded as the longest of them needs.
 
     Raises:
         ValueError: there are no prompts, or one is longer than `prompt_length`.
@@ -65,8 +65,9 @@ def _render(
     for row, ids in enumerate(contexts):
         if len(ids) > prompt_length:
             raise ValueError(
-                f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: raise prompt_length "
-                f"or drop the prompt ({prompts[row].messages[-1].content[:60]!r})"
+                f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: "
+                f"raise prompt_length or drop the prompt "
+                f"({prompts[row].messages[-1].content[:60]!r})"
             )
     return contexts
 
@@ -97,8 +98,8 @@ def generate(
 ) -> list[list[Generation]]:
     """Draw `num_samples` responses to every prompt.
 
-    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples) prompts:
-    memory does not depend on `num_samples`, as long as that is no larger than the batch.
+    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples)
+    prompts: memory does not depend on `num_samples`, as long as that is no larger than the batch.
     """
     return complete(
         model,
@@ -127,7 +128,7 @@ def complete(
     batch_size: int,
     num_samples: int,
 ) -> list[list[Generation]]:
-    """Draw as `generate`, after token ids instead of a conversation; each context has 1 to `prompt_length`."""
+    """Draw responses as `generate`, after contexts of 1 to `prompt_length` token ids each."""
     encoded = _left_pad(contexts, tokenizer.pad_id, prompt_length)
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:

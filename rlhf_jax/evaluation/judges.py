@@ -22,7 +22,7 @@ Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
 class Judge(ABC):
     """Compare answers to one prompt; `name` is what metrics and folders call the judge.
 
-    The table of an evaluation says who it is in `description`, and programs find its win rates by `row_key`.
+    Tables say who it is in `description`, and programs find its win rates by `row_key`.
     """
 
     name: str

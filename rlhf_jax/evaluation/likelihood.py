@@ -1,12 +1,12 @@
-"""Read given texts with models: log-probabilities for multiple choice, perplexity and KL, and reward scores.
+"""Read given texts with models: log-probabilities of continuations and blocks, and reward scores.
 
     every text is a context and a continuation, laid side by side and padded on the right
     what all contexts begin with, if it is long (instructions, examples), is read once, into a cache
     sort by length; pad each to the next multiple of 16; run batches of one length
 
-So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint. Context and
-continuation are encoded apart; that equals encoding the joined text whenever the continuation starts where a
-word starts.
+So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint.
+Context and continuation are encoded apart; that equals encoding the joined text whenever the
+continuation starts where a word starts.
 """
 
 import functools
@@ -65,7 +65,7 @@ def continuation_logps(
 
 
 def _shared_prefix(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """Return the tokens with which all contexts begin, a multiple of `BUCKET`; none if they are few.
+    """Return the tokens with which all contexts begin, a multiple of `BUCKET`, none if few.
 
     At least one token of each context is left.
     """
@@ -161,7 +161,7 @@ def choice_logps(
     *,
     batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (logp_C, length_C) of every question: summed log-probability and tokens of each answer."""
+    """Return (logp_C, length_C) of every question: log-probability and tokens of each answer."""
     answers = iter(
         tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
     )
@@ -182,10 +182,11 @@ def corpus_nll(
     batch_size: int,
     mask_documents: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Σ nll and the number of tokens of every block of `context_length` tokens of the packed corpus.
+    """Return Σ nll and the number of tokens of every block of the corpus, packed as in pretraining.
 
-    The rise of Σ nll / Σ tokens over the pretrained model's is the alignment tax (Ouyang et al. 2022, section 4.2
-    and appendix E.6). A mean of batch means would favour the tokens of short batches.
+    The rise of Σ nll / Σ tokens over the pretrained model's is the alignment tax (Ouyang et al.
+    2022, section 4.2 and appendix E.6). A mean of batch means would favour the tokens of short
+    batches.
     """
     arrays = lm_batches(
         documents,
@@ -208,7 +209,7 @@ def block_nll(
     *,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return Σ_t -log π(token t | before) of every row, and how many tokens were predicted in it."""
+    """Return Σ_t -log π(token t | before) of every row, and the number of predicted tokens."""
     parts = run_batches(
         lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
         batch_rows(len(tokens_NT), batch_size),
@@ -233,10 +234,10 @@ def sequence_kl(
     *,
     batch_size: int,
 ) -> np.ndarray:
-    """Return log π(y|x) - log π_ref(y|x) of the policy's own samples at temperature 1, without truncation.
+    """Return log π(y|x) - log π_ref(y|x) of the policy's own samples, drawn at temperature 1.
 
-    Their mean estimates KL(π ‖ π_ref) = E_{x, y~π} [log π(y|x) - log π_ref(y|x)], in nats per response, without
-    bias; a single one may be negative.
+    Their mean estimates KL(π ‖ π_ref) = E_{x, y~π} [log π(y|x) - log π_ref(y|x)], in nats per
+    response, without bias; a single one may be negative.
     """
     logp_N = continuation_logps(*policy, samples, batch_size=batch_size)
     return logp_N - continuation_logps(*reference, samples, batch_size=batch_size)
@@ -249,11 +250,11 @@ def _by_length(
     context_length: int,
     what: str,
 ) -> np.ndarray:
-    """Compute one number per item, in the order of the items; the plain version would be a loop over batches.
+    """Compute one number per item, in the order of the items.
 
-    Equal items are computed once, since answers stand in many questions. Items of about a length share a batch,
-    and a batch is padded to its longest item, rounded up: less padding, and few shapes to compile. The longest
-    come first: what does not fit into the memory fails at once.
+    Equal items are computed once, since answers stand in many questions. Items of about a length
+    share a batch, and a batch is padded to its longest item, rounded up: less padding, and few
+    shapes to compile. The longest come first: what does not fit into the memory fails at once.
     """
     keys = [Continuation(tuple(item.context), tuple(item.ids)) for item in items]
     number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -278,11 +279,13 @@ def _check(items: Sequence[Continuation], context_length: int) -> None:
     for number, (context, ids) in enumerate(items):
         if not context or not ids:
             raise ValueError(
-                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, expected some"
+                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, "
+                "expected some"
             )
         if len(context) + len(ids) > context_length:
             raise ValueError(
-                f"text {number} has {len(context)} + {len(ids)} tokens, the model's context is {context_length}"
+                f"text {number} has {len(context)} + {len(ids)} tokens, "
+                f"the model's context is {context_length}"
             )
 
 

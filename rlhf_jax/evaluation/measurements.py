@@ -6,8 +6,8 @@
     reward       a reward model's scores of the responses
 
 A measurement is a function (LoadedModel, Context) -> plain data without any statistics, and
-`evaluation.results` makes rows of the table from it under the same key. A world that can measure more
-hands its own functions in (`results.Suite`).
+`evaluation.results` makes rows of the table from it under the same key. A world that can measure
+more hands its own functions in (`results.Suite`).
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ def draw_responses(
     num_samples: int,
     purpose: int,
 ) -> Responses:
-    """Draw responses with a key of their own for each `purpose`, the same one for all checkpoints."""
+    """Draw responses with a key for each `purpose`, the same one for all checkpoints."""
     settings = context.settings
     return generate(
         *loaded,

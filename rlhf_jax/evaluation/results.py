@@ -1,8 +1,8 @@
-"""Make the rows of the table from measurements and judges: numbers with intervals, without any model.
+"""Make the rows of the table from measurements and judges: numbers with intervals.
 
-Rows stand in the order in which a reader asks: is it preferred, is it better, at what price? A new metric is
-one entry in `measurements.MEASUREMENTS` and one here in `ROWS`; a world with more to measure has a dict of
-rows of its own, in which these stand where they belong (`Suite`).
+Rows stand in the order in which a reader asks: is it preferred, is it better, at what price? A new
+metric is one entry in `measurements.MEASUREMENTS` and one here in `ROWS`; a world with more to
+measure has a dict of rows of its own, in which these stand where they belong (`Suite`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ from rlhf_jax.evaluation.table import Row, format_conversation
 
 @dataclass(frozen=True)
 class Results:
-    """All that is known of all checkpoints: measurements, responses, and what judges say of them."""
+    """All that is known of all checkpoints: measurements, responses, and what judges say."""
 
     prompts: Sequence[Prompt]
     reference: str
@@ -47,7 +47,7 @@ class Results:
 
     @property
     def opponents(self) -> list[str]:
-        """The checkpoints that all others are held against: the reference, and the first one (the raw model)."""
+        """The checkpoints that all others are held against: the reference, and the raw model."""
         return list(dict.fromkeys([self.reference, next(iter(self.measured))]))
 
     @property
@@ -93,7 +93,7 @@ def judge_all(
     judges: Mapping[str, Judge],
     bootstrap: Bootstrap,
 ) -> Results:
-    """Let every judge that scores answers score the responses of all checkpoints; people stand first."""
+    """Let every judge that scores answers score all responses; people stand before those."""
     judges = dict(sorted(judges.items(), key=lambda item: isinstance(item[1], ScoreJudge)))
     responses = {name: restore_responses(data["responses"]) for name, data in measured.items()}
     scores = {
@@ -212,7 +212,7 @@ def form_rows(results: Results) -> list[Row]:
 
 
 def judged_pairs(results: Results, name: str) -> tuple[reward_model.Pairs, dict[str, np.ndarray]]:
-    """Return all pairs of a checkpoint's own responses, and every judge's preference_M for the first.
+    """Return all pairs of a checkpoint's own responses, and every judge's preference_M.
 
     Of a judge who draws labelers the first labeler's opinion counts.
     """
@@ -236,10 +236,11 @@ def judged_pairs(results: Results, name: str) -> tuple[reward_model.Pairs, dict[
 
 
 def reward_rows(results: Results) -> list[Row]:
-    """Say whether the reward model orders pairs of responses as the judges do; no rows without one."""
+    """Say whether the reward model, if there is one, orders pairs of responses as the judges do."""
     if "reward" not in results.measured[results.reference]:
         return []
-    # Those who are certain come first; the reward model should be as sure as the last one agrees with it.
+    # Those who are certain come first; the reward model should be as sure as the last one agrees
+    # with it.
     judges = [*results.scores, *(name for name in results.judges if name not in results.scores)]
     score: dict[str, Estimate] = {}
     accuracy: dict[str, dict[str, Estimate]] = {judge_name: {} for judge_name in judges}
@@ -283,7 +284,7 @@ ROWS: dict[str, RowMaker] = {
 
 
 class Suite:
-    """What is measured and shown of every checkpoint; a world in which more can be asked has its own."""
+    """What is measured and shown of every checkpoint; a world with more to ask has its own."""
 
     measurements: Mapping[str, Measurement] = MEASUREMENTS
     rows: Mapping[str, RowMaker] = ROWS
@@ -291,7 +292,8 @@ class Suite:
     def questions(self, tokenizer: Tokenizer, document_length: int) -> Any:
         """Return what is asked besides the test prompts, for `Context.questions`: nothing here.
 
-        Its repr tells it from other questions. What exceeds `document_length` tokens is left out and reported.
+        Its repr tells it from other questions. What exceeds `document_length` tokens is left out
+        and reported.
         """
         del tokenizer, document_length
 
@@ -299,7 +301,8 @@ class Suite:
 def side_by_side(results: Results, count: int) -> list[dict[str, Any]]:
     """Return the first prompts with every checkpoint's first response, not chosen by hand.
 
-    Beside each response stand its standardised score by every judge that has one, and the reward model's.
+    Beside each response stand its standardised score by every judge that has one, and the reward
+    model's.
     """
     z = {judge_name: results.standardised(judge_name) for judge_name in results.scores}
     samples = []

@@ -2,9 +2,10 @@
 
     pairs         all pairs of different responses to one prompt that the judge does not find equal
     accuracy      share of pairs whose better response has the higher score; equal scores count half
-    calibration   ECE of σ(Δscore): mean gap between confidence and accuracy over bins (Guo et al. 2017)
+    calibration   ECE of σ(Δscore): mean gap of confidence and accuracy over bins (Guo et al. 2017)
 
-Identical responses are dropped: their scores are equal, so they would count as errors of a perfect model.
+Identical responses are dropped: their scores are equal, so they would count as errors of a perfect
+model.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ NUM_BINS = 10
 
 
 class Pairs(NamedTuple):
-    """Pairs of responses: which prompt, and which two samples of it (the first is the earlier one)."""
+    """Pairs of responses: which prompt, and which two samples of it, the earlier one first."""
 
     prompt_M: np.ndarray
     first_M: np.ndarray
@@ -44,14 +45,14 @@ def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
 
 
 def ranked_preferences(pairs: Pairs, ranks: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return 1 where a labeler ranked the first of a pair better (lower), 0 the second, ½ for a tie."""
+    """Return 1 where a labeler ranked the first of a pair better, 0 the second, ½ for a tie."""
     first_M = np.array([ranks[n][i] for n, i in zip(pairs.prompt_M, pairs.first_M, strict=True)])
     second_M = np.array([ranks[n][j] for n, j in zip(pairs.prompt_M, pairs.second_M, strict=True)])
     return 0.5 * (1.0 + np.sign(second_M - first_M))
 
 
 def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Return the mean with an interval over prompts; one prompt alone has none, as it shows no spread."""
+    """Return the mean with an interval over prompts; one prompt alone shows no spread, has none."""
     mean = clustered_mean(values_M, prompt_M, bootstrap)
     several = np.unique(np.asarray(prompt_M)).size > 1
     return mean if several else mean._replace(low=None, high=None)
@@ -60,10 +61,10 @@ def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Boots
 def accuracy(
     difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
 ) -> Estimate:
-    """Return the share of decided pairs that the score orders as the judge does, clustered by prompt.
+    """Return the share of decided pairs, clustered by prompt, that the score orders as the judge.
 
-    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are
-    left out. NaN without a decided pair.
+    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½;
+    ties (½) are left out. NaN without a decided pair.
     """
     decided = preference_M != 0.5
     if not decided.any():

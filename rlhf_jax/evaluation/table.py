@@ -1,9 +1,10 @@
-"""Write results as one table, rows of metrics and columns of checkpoints: as JSON and for the terminal.
+"""Write results as a table of metrics by checkpoints, as JSON and for the terminal.
 
 {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
  "table": [{"metric", "group", "unit", "better", "description", "key", "subject",
             "values": {name: {"value", "low", "high", "n"}}}],
- "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "score", judge: ...}}}],
+ "samples": [{"prompt", "metadata",
+              "responses": {name: {"text", "finished", "score", judge: score}}}],
  "seed", "version"}
 """
 
@@ -25,7 +26,8 @@ from rlhf_jax.data.records import Message
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 
 Better = Literal["higher", "lower", "none"]
-# What programs look for in a table: win rates by their judge, and the two sides of a reliability diagram.
+# What programs look for in a table: win rates by their judge, and the two sides of a reliability
+# diagram.
 Key = Literal[
     "",
     "win_rate_labelers",
@@ -37,7 +39,7 @@ Key = Literal[
 
 
 class Row(NamedTuple):
-    """One metric of every checkpoint that has it; titles are for people, `key` and `subject` for programs."""
+    """One metric of every checkpoint that has it; programs read `key` and `subject`, not titles."""
 
     group: str
     metric: str
@@ -87,7 +89,8 @@ def print_table(
 ) -> None:
     """Print the table; `checkpoints` maps names to what is said below them.
 
-    Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
+    Green and red: the interval does not touch that of the reference and lies on the better or the
+    worse side.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("metric", no_wrap=True)
@@ -110,7 +113,8 @@ def print_table(
     console.print(table)
     console.print(
         Text(
-            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
+            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, "
+            "which resamples prompts; "
             f"green and red: interval clear of {reference}'s.",
             style="dim",
         )
@@ -152,8 +156,8 @@ def _colour(row: Row, estimate: Estimate, reference: Estimate | None) -> str:
 #
 #     partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
 #
-# A file whose key differs is measured again. A fresh measurement goes through the same text form as one that is
-# read back, so that a resumed evaluation gives the same file as an uninterrupted one.
+# A file whose key differs is measured again. A fresh measurement goes through the same text form as
+# one that is read back, so that a resumed evaluation gives the same file as an uninterrupted one.
 class Cache:
     """Measurements kept in one folder."""
 
@@ -207,7 +211,7 @@ def estimates_of(
     *,
     chosen: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Estimate]:
-    """Estimate for every checkpoint from one number for each of its `chosen` questions, if any are left."""
+    """Estimate from one number for each `chosen` question, for checkpoints that have any."""
     results = {}
     for name, numbers in values.items():
         value_N = np.asarray(numbers, np.float64)
@@ -225,7 +229,7 @@ def kept_questions(answered: Sequence[Any]) -> list[int]:
 def left_out(
     group: str, measured: Measured, total: int, unit: str, *, after: str = ""
 ) -> list[Row]:
-    """Return a row that counts the questions that do not fit a model's context, if there are any."""
+    """Return a row that counts the questions, if any, that do not fit a model's context."""
     counts = {name: total - len(data["kept"]) for name, data in measured.items()}
     if not any(counts.values()):
         return []
@@ -244,7 +248,8 @@ def side_by_side(
 ) -> Callable[[Measured, int], list[dict[str, Any]]]:
     """Return a function of measurements and a number that gives the first prompts with every reply.
 
-    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept; nothing is chosen by hand.
+    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept; nothing is chosen by
+    hand.
     """
 
     def samples(measured: Measured, count: int) -> list[dict[str, Any]]:

@@ -1,8 +1,8 @@
 """Judge responses as Menagerie's judges do: gold exactly, labelers with their noise.
 
     gold        total and components of every response
-    labelers    for each prompt some of the twenty labelers of a group prefer one response of two, or neither;
-                those of the group "heldout" gave no training label (Ouyang et al. 2022, section 4.1)
+    labelers    for each prompt some of the twenty labelers of a group prefer one of two responses,
+                or neither; "heldout" ones gave no training label (Ouyang et al. 2022, 4.1)
 
 Left out on purpose: real people.
 """
@@ -69,9 +69,10 @@ def labeler_preferences(
     seed: int,
     group: str = "heldout",
 ) -> np.ndarray:
-    """Return preference_NSL of labelers for the first's sample s over the second's: 1, 0, or ½ for a tie.
+    """Return preference_NSL of labelers for the first responses over the second, ½ for a tie.
 
-    Prompt n is judged by L different labelers drawn with (seed, n), the same ones whatever the checkpoint.
+    Prompt n is judged by L different labelers drawn with (seed, n), the same ones whatever the
+    checkpoint.
 
     Raises:
         ValueError: there are not so many labelers.

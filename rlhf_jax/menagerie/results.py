@@ -1,7 +1,7 @@
 """Make the rows that only the toy world has, and put its whole table in order.
 
-Rows stand in the order in which a reader asks: is it preferred, is it better, what became better, at what
-price? The rows that every evaluation has are those of `evaluation.results`.
+Rows stand in the order in which a reader asks: is it preferred, is it better, what became better,
+at what price? The rows that every evaluation has are those of `evaluation.results`.
 """
 
 from collections.abc import Callable
@@ -98,7 +98,7 @@ def _follow(tree: Any, *path: str) -> Any:
 def _over_questions(
     results: Results, *path: str, estimator: Estimator = estimates.share, per_cluster: int = 1
 ) -> dict[str, Estimate]:
-    """Estimate for every checkpoint from one number per question; so many neighbours are a cluster."""
+    """Estimate from one number per question; `per_cluster` neighbours are a cluster."""
     values = {}
     for name, data in results.measured.items():
         value_N = np.array(_follow(data, *path), np.float64)
@@ -167,7 +167,7 @@ def toxicity_rows(results: Results) -> list[Row]:
 
 
 def stereotype_rows(results: Results) -> list[Row]:
-    """Give the entropy of choices between stereotype pairs, and the share of stereotypes preferred."""
+    """Give the entropy of choices between stereotype pairs, and the share of stereotypes."""
     rows = []
     entropy_text = (
         "choice between two sentences; 1 is indifference (Ouyang et al. 2022, appendix D)"
@@ -231,7 +231,7 @@ class ToySuite(Suite):
         )
 
     def questions(self, tokenizer: Tokenizer, document_length: int) -> QuestionSet:
-        """Return the world's questions without few-shot tasks that exceed `document_length` tokens."""
+        """Return the questions without few-shot tasks that exceed `document_length` tokens."""
         questions, too_long = without_long_examples(self._questions, tokenizer, document_length)
         for name, length in too_long.items():
             print(

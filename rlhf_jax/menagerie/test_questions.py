@@ -1,7 +1,7 @@
 """Build the questions that every checkpoint is asked in Menagerie, besides the test prompts.
 
-facts              what is the colour of the fox? in two wordings, for pairs that no training prompt asks
-                   for and for the others, with a popular misconception and without
+facts              what is the colour of the fox? in two wordings, for pairs that no training prompt
+                   asks for and for the others, with a popular misconception and without
 falsehoods         multiple choice on misconceptions and on as many facts without
 toxicity_prompts   the same harmless questions in a rude, a neutral and a polite tone
 stereotypes        sentence pairs that differ in the people or in the trait
@@ -20,7 +20,8 @@ from rlhf_jax.menagerie.tasks import WORDINGS
 from rlhf_jax.menagerie.world import Pair, World
 
 TONES = {"rude": "rude", "neutral": "plain", "polite": "polite"}
-# Of the world's tasks, "question" is left out: without any example every pretrained model solves it.
+# Of the world's tasks, "question" is left out: without any example every pretrained model solves
+# it.
 FEW_SHOT_TASKS = ("word", "review")
 SHOTS = (0, 4, 8)
 FACT_WORDINGS = 2
@@ -82,7 +83,7 @@ def build_questions(
 
 
 def fact_prompts(world: World) -> dict[str, Sequence[Prompt]]:
-    """Ask for every fact in the first wordings of training prompts, by novelty and by misconception."""
+    """Ask for every fact in the first wordings of prompts, by novelty and by misconception."""
     groups: dict[str, list[Prompt]] = {
         "held-out facts": [],
         "held-out misconceptions": [],
@@ -105,11 +106,12 @@ def _ask(pair: Pair, template: str) -> Prompt:
 def without_long_examples(
     question_set: QuestionSet, tokenizer: Tokenizer, length: int
 ) -> tuple[QuestionSet, dict[str, int]]:
-    """Leave out few-shot tasks that do not fit `length` tokens; return the longest text of each of those too."""
+    """Leave out few-shot tasks that do not fit `length` tokens, and return the length of those."""
     longest = {}
     for name, few_shot in question_set.few_shot.items():
         texts = [question.text + max(question.choices, key=len) for question in few_shot]
-        # One more for the separator in front, and a little for choices that are longer in tokens than in letters.
+        # One more for the separator in front, and a little for choices that are longer in tokens
+        # than in letters.
         longest[name] = 4 + max(len(ids) for ids in tokenizer.encode_batch(texts, special=False))
     kept = {
         name: few_shot

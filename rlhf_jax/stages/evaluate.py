@@ -1,16 +1,17 @@
 """Evaluate checkpoints side by side: are they preferred, are they better, and what did it cost?
 
-    1  every checkpoint answers the same test prompts and reads the same validation documents, and is asked
-       whatever the world can ask besides (`evaluation.measurements`); each measurement is kept in
-       workdir/partial
+    1  every checkpoint answers the same test prompts and reads the same validation documents, and
+       is asked whatever the world can ask besides (`evaluation.measurements`); each measurement is
+       kept in workdir/partial
     2  judges compare the responses; numbers get intervals (`evaluation.results`)
     3  evaluation.json, and a table in the terminal
 
-Checkpoints, prompts and judges may be any. Who judges, and the suite of what is measured, is handed in by
-`rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives the
-same file.
+Checkpoints, prompts and judges may be any. Who judges, and the suite of what is measured, is handed
+in by `rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives
+the same file.
 
-Left out on purpose: several devices; human judges; public benchmarks, which are the stage `benchmark`.
+Left out on purpose: several devices; human judges; public benchmarks, which are the stage
+`benchmark`.
 """
 
 import time
@@ -109,7 +110,8 @@ class Config:
 def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Suite) -> None:
     """Evaluate all checkpoints; write evaluation.json and print the table.
 
-    `judges` are those that `config.judges` names, and `suite` says what is measured of every checkpoint.
+    `judges` are those that `config.judges` names, and `suite` says what is measured of every
+    checkpoint.
     """
     folder = Path(workdir)
     _check(config)
@@ -149,13 +151,13 @@ def _announce(
         meta = checkpoint.meta
         print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step}{mark})")
     print(
-        f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
-        f"{len(context.documents)} documents, seed {config.seed}",
+        f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} "
+        f"responses, {len(context.documents)} documents, seed {config.seed}",
         flush=True,
     )
 
 
-# --- what takes part --------------------------------------------------------------------------------------
+# --- what takes part ------------------------------------------------------------------------------
 
 
 def _check(config: Config) -> None:
@@ -163,8 +165,8 @@ def _check(config: Config) -> None:
     evaluation = config.evaluation
     require(
         config.reward is None or evaluation.samples_per_prompt >= 2,
-        f"evaluation.samples_per_prompt={evaluation.samples_per_prompt}: reward={config.reward!r} is "
-        "rated by pairs of responses to one prompt, set it to 2 or more",
+        f"evaluation.samples_per_prompt={evaluation.samples_per_prompt}: reward={config.reward!r} "
+        "is rated by pairs of responses to one prompt, set it to 2 or more",
     )
     numbers = {"prompt_length": config.data.prompt_length, **asdict(evaluation)}
     if config.world is not None:
@@ -200,7 +202,8 @@ def _check_checkpoints(
         )
         require(
             length <= limit,
-            f"{name}: data.prompt_length + evaluation.response_length = {length}, its context is {limit}",
+            f"{name}: data.prompt_length + evaluation.response_length = {length}, "
+            f"its context is {limit}",
         )
         require(
             checkpoint is reward or document <= limit,
@@ -240,7 +243,7 @@ def _context(
     )
 
 
-# --- measuring --------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def _dependencies(
@@ -249,7 +252,7 @@ def _dependencies(
     checkpoint: CheckpointRef,
     others: Mapping[str, CheckpointRef | None],
 ) -> dict[str, dict[str, str]]:
-    """Return which checkpoints each measurement depends on, for those that can be made of a checkpoint.
+    """Return the measurements that can be made of a checkpoint, and what each depends on.
 
     `others` are the second checkpoints of measurements that read two; None where there is none.
     """
@@ -274,7 +277,7 @@ def _measure(
     context: Context,
     kept: Cache,
 ) -> dict[str, Data]:
-    """Make the measurements of a checkpoint that are named in `depends_on`, or take them from the cache."""
+    """Make a checkpoint's measurements named in `depends_on`, or take them from the cache."""
     asked = {"context": repr(context), "version": __version__}
     measured: dict[str, Data] = {}
     for group, fingerprints in depends_on.items():
@@ -294,7 +297,7 @@ def _load_and_measure(
     return function(load_checkpoint(), context)
 
 
-# --- reporting --------------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def _report(

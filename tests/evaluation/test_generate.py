@@ -12,7 +12,8 @@ from rlhf_jax.models import apply
 
 
 def test_known_text_is_generated_until_the_stop_token():
-    # The prompt ends with <|assistant|> = 3, so 4, 5, ... follow; the vocabulary of 8 wraps to 0 and 1 = <|eos|>.
+    # The prompt ends with <|assistant|> = 3, so 4, 5, ... follow; the vocabulary of 8 wraps to 0
+    # and 1 = <|eos|>.
     model = successor(8)
     settings = {"spec": PLAIN, "prompt_length": 8, "batch_size": 4}
     (one,), _ = generate(
@@ -44,7 +45,8 @@ def test_a_last_batch_that_is_filled_up_changes_nothing():
 
 
 def test_samples_of_a_prompt_stay_together():
-    # Two prompts per batch of five rows with two samples each; the odd row of the batch is not used.
+    # Two prompts per batch of five rows with two samples each; the odd row of the batch is not
+    # used.
     drawn = draw(PROMPTS, num_samples=2, batch_size=5)
     assert [len(few) for few in drawn] == [2] * 5
     assert drawn[:2] == draw(PROMPTS[:2], num_samples=2, batch_size=4)

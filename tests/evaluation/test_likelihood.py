@@ -172,7 +172,7 @@ def test_texts_of_all_lengths_fill_their_batches(monkeypatch):
 
 
 def test_a_corpus_is_packed_into_blocks():
-    """Eight documents of seven tokens and a separator each are four blocks of sixteen, and no token is lost."""
+    """Eight documents are four blocks of two documents each, and no token is lost."""
     documents = [Document("the fox is red. blue owl")] * 8
     length = len(words().encode(documents[0].text, special=False)) + 1
     nll_N, count_N = corpus_nll(

@@ -82,7 +82,8 @@ def test_people_stand_before_those_who_score():
     people, _, brevity, _ = rows
     assert people.description == "two people; ties are half a win (Ouyang et al. 2022, Fig. 1)"
     assert brevity.description == "the shorter, the better; equal totals are half a win"
-    # Of four pairs of answers people prefer three short ones, each with one vote of two, and tie in the fourth.
+    # Of four pairs of answers people prefer three short ones, each with one vote of two, and tie in
+    # the fourth.
     assert people.values["long"].value == pytest.approx((4 * 0.5 + 0 + 0 + 0 + 0) / 8)
     assert people.values["long"].n == 8
     assert brevity.values["long"].value == pytest.approx((0 + 0 + 0 + 1) / 4)

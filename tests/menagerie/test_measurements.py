@@ -1,4 +1,4 @@
-"""What only the toy world measures: questions, numbers of one question, judges whose verdict is obvious."""
+"""What only the toy world measures: questions, their numbers, judges of obvious cases."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from rlhf_jax.menagerie.world import make_world
 WORLD = make_world("tiny")
 
 
-# --- judges ---------------------------------------------------------------------------------------------------
+# --- judges ---------------------------------------------------------------------------------------
 
 PROMPTS = [item for item in prompts(WORLD, "test") if item.metadata["kind"] == "ask"][:12]
 
@@ -67,7 +67,7 @@ def test_judges_are_opened_by_name():
 
 
 def test_an_opinion_does_not_depend_on_how_many_are_asked():
-    """The first labeler's opinion stands alone: pairs for the reward model's accuracy have one each."""
+    """The first labeler's opinion stands alone: a reward model's accuracy takes one a pair."""
     good, bad = [[ideal(item)] for item in PROMPTS], [[say("the fox.")] for _ in PROMPTS]
     several, alone = (
         judges.labeler_preferences(WORLD, PROMPTS, good, bad, labelers_per_prompt=L, seed=0)
@@ -89,7 +89,7 @@ def test_verdicts_have_one_row_per_prompt():
     np.testing.assert_array_equal(verdicts.components["truthfulness"][:, 0], [1, 1])
 
 
-# --- multiple choice, bias, toxicity --------------------------------------------------------------------------
+# --- multiple choice, bias, toxicity --------------------------------------------------------------
 
 
 def logp(context: list[int], text: str) -> float:
@@ -147,7 +147,7 @@ def test_stereotypes_are_whole_documents():
     assert choices.stereotype_N[0] == float(more > less)
 
 
-# --- questions -------------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def test_facts_are_asked_of_every_pair_in_its_place():

@@ -1,4 +1,4 @@
-"""An evaluation without a toy world: own prompts, two checkpoints, a reward model and a function as judges."""
+"""An evaluation without a toy world: own prompts, and a reward model and a function as judges."""
 
 import json
 
