@@ -39,25 +39,21 @@ class Generation(NamedTuple):
         return len(self.ids)
 
 
-class Encoded(NamedTuple):
-    """Prompts as arrays: left-padded, one row each."""
+class Padded(NamedTuple):
+    """Contexts as arrays, one row each."""
 
     tokens_NP: np.ndarray
     mask_NP: np.ndarray
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int) -> Encoded:
-    """Render prompts up to where the assistant speaks, padded as the longest of them needs.
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int
+) -> Sequence[Sequence[int]]:
+    """Render prompts as token ids, up to where the assistant speaks.
 
     Raises:
         ValueError: there are no prompts, or one is longer than `prompt_length`.
     """
-    return _left_pad(_render(tokenizer, prompts, prompt_length), tokenizer.pad_id, prompt_length)
-
-
-def _render(
-    tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int
-) -> Sequence[Sequence[int]]:
     if not prompts:
         raise ValueError("prompts: none, expected at least one to generate responses to")
     messages = [prompt.messages for prompt in prompts]
@@ -72,7 +68,8 @@ def _render(
     return contexts
 
 
-def _left_pad(contexts: Sequence[Sequence[int]], pad_id: int, prompt_length: int) -> Encoded:
+def left_pad(contexts: Sequence[Sequence[int]], pad_id: int, prompt_length: int) -> Padded:
+    """Pad token ids on the left, no further than the longest of them needs."""
     longest = max(len(ids) for ids in contexts)
     width = min(prompt_length, -(-longest // ROUND) * ROUND)
     tokens_NP = np.full((len(contexts), width), pad_id, np.int32)
@@ -80,7 +77,7 @@ def _left_pad(contexts: Sequence[Sequence[int]], pad_id: int, prompt_length: int
     for row, ids in enumerate(contexts):
         tokens_NP[row, width - len(ids) :] = ids
         mask_NP[row, width - len(ids) :] = True
-    return Encoded(tokens_NP, mask_NP)
+    return Padded(tokens_NP, mask_NP)
 
 
 def generate(
@@ -105,7 +102,7 @@ def generate(
         model,
         params,
         tokenizer,
-        _render(tokenizer, prompts, prompt_length),
+        encode_prompts(tokenizer, prompts, prompt_length),
         key,
         spec=spec,
         prompt_length=prompt_length,
@@ -129,15 +126,15 @@ def complete(
     num_samples: int,
 ) -> list[list[Generation]]:
     """Draw responses as `generate`, after contexts of 1 to `prompt_length` token ids each."""
-    encoded = _left_pad(contexts, tokenizer.pad_id, prompt_length)
+    padded = left_pad(contexts, tokenizer.pad_id, prompt_length)
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:
         index, rows = batch
         return sample(
             model,
             params,
-            encoded.tokens_NP[rows],
-            encoded.mask_NP[rows],
+            padded.tokens_NP[rows],
+            padded.mask_NP[rows],
             jax.random.fold_in(key, index),
             spec=spec,
             response_length=response_length,

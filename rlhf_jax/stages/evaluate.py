@@ -124,18 +124,9 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     claim(folder, config)
     context = _context(config, checkpoints[config.reference], reward, suite)
     _announce(config, folder, checkpoints, context)
-    reference, kept = checkpoints[config.reference], Cache(folder / "partial")
-    measured = {}
-    for name, checkpoint in checkpoints.items():
-        is_reference = name == config.reference
-        others = {"divergence": None if is_reference else reference, "reward": reward}
-        depends_on = _dependencies(suite, context, checkpoint, others)
-        load_checkpoint = (
-            context.load_reference
-            if is_reference
-            else cache(partial(load_language_model, checkpoint))
-        )
-        measured[name] = _measure(name, load_checkpoint, suite, depends_on, context, kept)
+    kept = Cache(folder / "partial")
+    shared = _Shared(suite, context, checkpoints[config.reference], reward, kept)
+    measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
     bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
     results = judge_all(context.prompts, config.reference, measured, judges, bootstrap)
     rows = [row for make in suite.rows.values() for row in make(results)]
@@ -246,44 +237,39 @@ def _context(
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def _dependencies(
-    suite: Suite,
-    context: Context,
-    checkpoint: CheckpointRef,
-    others: Mapping[str, CheckpointRef | None],
-) -> dict[str, dict[str, str]]:
-    """Return the measurements that can be made of a checkpoint, and what each depends on.
+@dataclass(frozen=True)
+class _Shared:
+    """What the measurements of all checkpoints share."""
 
-    `others` are the second checkpoints of measurements that read two; None where there is none.
-    """
-    depends_on = {
-        group: {"checkpoint": checkpoint.meta.fingerprint} for group in suite.measurements
-    }
-    if not context.documents:
-        del depends_on["corpus"]
-    for group, other in others.items():
-        if other is None:
-            del depends_on[group]
-        else:
-            depends_on[group]["other"] = other.meta.fingerprint
-    return depends_on
+    suite: Suite
+    context: Context
+    reference: CheckpointRef
+    reward: CheckpointRef | None
+    kept: Cache
 
 
-def _measure(
-    name: str,
-    load_checkpoint: Callable[[], LoadedModel],
-    suite: Suite,
-    depends_on: Mapping[str, Mapping[str, str]],
-    context: Context,
-    kept: Cache,
-) -> dict[str, Data]:
-    """Make a checkpoint's measurements named in `depends_on`, or take them from the cache."""
-    asked = {"context": repr(context), "version": __version__}
+def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str, Data]:
+    """Make all measurements of a checkpoint, or take them from the cache."""
+    context, is_reference = shared.context, checkpoint is shared.reference
+    load_checkpoint: Callable[[], LoadedModel] = context.load_reference
+    if not is_reference:
+        load_checkpoint = cache(partial(load_language_model, checkpoint))
+    others = {"divergence": None if is_reference else shared.reference, "reward": shared.reward}
+    asked = repr(context)
     measured: dict[str, Data] = {}
-    for group, fingerprints in depends_on.items():
+    for group, function in shared.suite.measurements.items():
+        other = others.get(group)
+        if (group in others and other is None) or (group == "corpus" and not context.documents):
+            continue
         start = time.perf_counter()
-        measure = partial(_load_and_measure, load_checkpoint, suite.measurements[group], context)
-        measured[group], was_kept = kept.get(name, group, {**asked, **fingerprints}, measure)
+        depends_on = {
+            "asked": asked,
+            "checkpoint": checkpoint.meta.fingerprint,
+            "other": other.meta.fingerprint if other else None,
+            "version": __version__,
+        }
+        measure = partial(_load_and_measure, load_checkpoint, function, context)
+        measured[group], was_kept = shared.kept.get(name, group, depends_on, measure)
         took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
         print(f"   {name:12s} {group:12s} {took}", flush=True)
         if group == "responses":

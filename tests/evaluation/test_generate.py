@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_support import PROMPTS, config, draw, successor, words
 
-from rlhf_jax.evaluation.generate import encode_prompts, generate
+from rlhf_jax.evaluation.generate import encode_prompts, generate, left_pad
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models import apply
 
@@ -53,11 +53,12 @@ def test_samples_of_a_prompt_stay_together():
 
 
 def test_prompts_are_left_padded_and_too_long_ones_are_refused():
-    encoded = encode_prompts(words(), PROMPTS[:2], 6)
-    np.testing.assert_array_equal(encoded.mask_NP.sum(axis=1), [6, 4])
-    assert encoded.mask_NP[:, -1].all()
-    assert (encoded.tokens_NP[:, -1] == words().assistant_id).all()
-    assert encode_prompts(words(), PROMPTS[:2], 40).tokens_NP.shape == (2, 16)
+    contexts = encode_prompts(words(), PROMPTS[:2], 6)
+    padded = left_pad(contexts, words().pad_id, 6)
+    np.testing.assert_array_equal(padded.mask_NP.sum(axis=1), [6, 4])
+    assert padded.mask_NP[:, -1].all()
+    assert (padded.tokens_NP[:, -1] == words().assistant_id).all()
+    assert left_pad(contexts, words().pad_id, 40).tokens_NP.shape == (2, 16)
     with pytest.raises(ValueError, match=r"prompt 0 has 6 tokens, prompt_length is 5"):
         encode_prompts(words(), PROMPTS, 5)
     with pytest.raises(ValueError, match="none"):

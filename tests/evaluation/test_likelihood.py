@@ -9,7 +9,7 @@ from evaluation_support import PROMPTS, draw, language_model, scalar_model, word
 
 from rlhf_jax.data.records import Document
 from rlhf_jax.evaluation import likelihood
-from rlhf_jax.evaluation.generate import encode_prompts
+from rlhf_jax.evaluation.generate import encode_prompts, left_pad
 from rlhf_jax.evaluation.likelihood import (
     BUCKET,
     Choices,
@@ -125,10 +125,10 @@ def test_a_policy_does_not_diverge_from_itself_and_does_from_another():
 
 
 def test_samples_have_the_log_probability_with_which_they_were_drawn():
-    encoded = encode_prompts(words(), PROMPTS[:4], 8)
+    padded = left_pad(encode_prompts(words(), PROMPTS[:4], 8), words().pad_id, 8)
     sampled = sample(
         *language_model(),
-        *encoded,
+        *padded,
         jax.random.fold_in(jax.random.key(0), 0),
         spec=PLAIN,
         response_length=6,
