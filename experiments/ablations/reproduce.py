@@ -107,7 +107,7 @@ def names() -> list[str]:
             f"{FOLDER}: no such folder here; run this from the root of the repository"
         )
     return sorted(
-        path.stem for path in FOLDER.glob("*.py") if "def get_ablation" in path.read_text()
+        path.stem for path in FOLDER.glob("*.py") if "\ndef get_ablation(" in path.read_text()
     )
 
 

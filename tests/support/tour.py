@@ -24,7 +24,7 @@ class Tour(NamedTuple):
 
 def tiny_plans(data_dir: Path) -> dict[str, dict[str, Any]]:
     """The tiny pipeline, classification and one experiment of every further stage, with their data in `data_dir`."""
-    config = load_experiment("experiments/menagerie/main.py", "tiny")
+    config = load_experiment("experiments/menagerie/pipeline.py", "tiny")
     plans = main.plan_pipeline(config)
     for name in ("classify", "grpo", "dpo"):
         plans[name] = load_experiment(f"experiments/menagerie/{name}.py", "tiny").to_dict()

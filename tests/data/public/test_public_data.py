@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rlhf_jax.data.public import ON_HUB, SHAPES
-from rlhf_jax.data.public.preferences import LARGEST, rankings, ranks_from_pairs
+from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_from_pairs
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
 from rlhf_jax.data.sources import load
 
@@ -375,7 +375,7 @@ def test_rankings_hold_every_judged_pair_and_no_other():
         for b in strength
         if strength[a] > strength[b] and (strength[a] * strength[b]) % 3
     }
-    found = list(rankings(sorted(judged)))
+    found = list(consistent_rankings(sorted(judged)))
     assert {
         (a, b) for order in found for k, a in enumerate(order) for b in order[k + 1 :]
     } == judged
