@@ -16,9 +16,17 @@ from ml_collections import config_flags
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
-from rlhf_jax.evaluation.judges import FileJudge, FunctionJudge, Judge, RewardModelJudge
+from rlhf_jax.evaluation.judges import (
+    FileJudge,
+    FunctionJudge,
+    Judge,
+    JudgeSettings,
+    RewardModelJudge,
+)
 from rlhf_jax.evaluation.monitor import make_monitors
+from rlhf_jax.evaluation.results import Suite
 from rlhf_jax.menagerie import judges as menagerie
+from rlhf_jax.menagerie.results import ToySuite
 from rlhf_jax.stages import (
     benchmark,
     classify,
@@ -48,7 +56,7 @@ STAGES: dict[str, Any] = {
     "benchmark": benchmark,
 }
 # A judge is KIND:NAME in a config; a path in NAME that starts with ../ is relative to the workdir.
-JUDGES: dict[str, Callable[[str, Path], Judge]] = {
+JUDGES: dict[str, Callable[[str, JudgeSettings], Judge]] = {
     "menagerie": menagerie.make_judge,  # menagerie/SIZE:labelers, ...:heldout, ...:gold
     "reward": RewardModelJudge,  # reward:CHECKPOINT
     "function": FunctionJudge,  # function:FILE.py:NAME, function:package.module:NAME
@@ -85,6 +93,13 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         data_dir, seed = settings.data.data_dir, settings.seed
         monitors = make_monitors(settings.monitor, find_judge, data_dir, seed)
         module.run(settings, workdir, monitors)
+    elif stage == "evaluate":
+        labelers = settings.evaluation.labelers_per_prompt
+        find_judge = partial(find_judge, labelers_per_prompt=labelers, seed=settings.seed)
+        judges = {name: find_judge(judge) for name, judge in settings.judges.items()}
+        world = settings.world  # what only a toy world can measure joins the same table
+        suite = Suite() if world is None else ToySuite(**vars(world))
+        module.run(settings, workdir, judges=judges, suite=suite)
     else:
         module.run(settings, workdir)
 
@@ -109,7 +124,7 @@ def build_settings(config: Mapping[str, Any]) -> Any:
     return build(STAGES[config["stage"]].Config, config)
 
 
-def make_judge(name: str, workdir: Path) -> Judge:
+def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int = 0) -> Judge:
     """Return the judge that a config names; ValueError for an unknown kind."""
     parts = re.fullmatch(r"(\w+)[:/](.+)", name)
     if parts is None or parts[1] not in JUDGES:
@@ -117,7 +132,7 @@ def make_judge(name: str, workdir: Path) -> Judge:
             "menagerie/SIZE:NAME, reward:CHECKPOINT, function:FILE.py:NAME, file:COMPARISONS.jsonl"
         )
         raise ValueError(f"judge {name!r}: no such kind of judge, expected one of {known}")
-    return JUDGES[parts[1]](parts[2], workdir)
+    return JUDGES[parts[1]](parts[2], JudgeSettings(workdir, labelers_per_prompt, seed))
 
 
 def _main(argv: list[str]) -> None:

@@ -35,12 +35,16 @@ from experiments.ablations.framework import (
 from experiments.ablations.measures import Panel, ask
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.data.batches import lm_batches
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import (
+    LoadedModel,
+    find_checkpoint,
+    load_language_model,
+    load_tokenizer_of,
+)
 from rlhf_jax.evaluation.generate import complete, generate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
 from rlhf_jax.menagerie import judges
-from rlhf_jax.menagerie.measurements import GREEDY, PLAIN, LoadedModel
 
 PEOPLE, PURE, NUCLEUS = "people", "temperature 1", "nucleus 0.95"
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0, 1.3)
@@ -99,7 +103,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
 
 def texts(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     """Continuations of validation blocks by every decoding, and by people."""
-    one = find(bench.workdir, str(bench.folder(folder)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
     asked, candidate, half = (
         ask(panel, load_tokenizer_of(one)),
         load_language_model(one),
@@ -187,7 +191,7 @@ def distinct(texts: Sequence[Ids]) -> float:
 
 def answers(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     """Gold of answers by every decoding, in SD of those at temperature 1, and how many of a prompt's are different."""
-    one = find(bench.workdir, str(bench.folder(folder)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
     asked, candidate = ask(panel, load_tokenizer_of(one)), load_language_model(one)
     found: dict[str, tuple[np.ndarray, float]] = {}
     for name, spec in SPECS.items():

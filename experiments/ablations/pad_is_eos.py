@@ -36,9 +36,14 @@ from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import (
+    LoadedModel,
+    find_checkpoint,
+    load_language_model,
+    load_tokenizer_of,
+)
 from rlhf_jax.evaluation.generate import generate
-from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import init_params
 from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -82,7 +87,7 @@ def tune(
     bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epochs: float
 ) -> list[Row]:
     """Train on demonstrations with or without the end token in the loss; how many answers end by themselves."""
-    one = find(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
+    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
     asked, candidate, settings = (
         ask(panel, load_tokenizer_of(one)),
         load_language_model(one),

@@ -52,7 +52,6 @@ from experiments.ablations.framework import (
     seeds_shown,
 )
 from rlhf_jax import __version__, main
-from rlhf_jax.config import build
 from rlhf_jax.evaluation.table import Cache, write_json
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.pretrained import read_meta

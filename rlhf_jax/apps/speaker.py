@@ -21,8 +21,8 @@ from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.inference import scoring
-from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, Params, ScalarModel, TransformerConfig, from_dict
 from rlhf_jax.training.checkpoints import CheckpointKind, Meta, latest_step, resolve

@@ -30,6 +30,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.evaluation.table import Key
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.heads import Params, ScalarModel
 from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
@@ -40,10 +41,27 @@ Ranks = tuple[int, ...]  # 1 is best, ties share a rank
 SCORE_BATCH = 64  # texts that a reward model reads at once
 
 
+class JudgeSettings(NamedTuple):
+    """Say what a judge is told besides its name.
+
+    A path that starts with ../ is relative to `workdir`; for `preferences` so many labelers are drawn
+    for every prompt, with this seed.
+    """
+
+    workdir: Path
+    labelers_per_prompt: int = 1
+    seed: int = 0
+
+
 class Judge(ABC):
-    """Compare responses to one prompt; `name` is what tables and metrics call the judge."""
+    """Compare responses to one prompt; `name` is what metrics and folders call the judge.
+
+    Tables say who it is in `description`, and programs find its win rates by `row_key`.
+    """
 
     name: str
+    description: str = "the judge"
+    row_key: Key = "win_rate_labelers"
 
     @abstractmethod
     def rank(
@@ -75,6 +93,9 @@ class Judge(ABC):
 
 class ScoreJudge(Judge):
     """Compare responses by one number each, higher is better; equal to six decimals is a tie."""
+
+    score_description: str = "the judge's score"
+    row_key: Key = "win_rate_model"
 
     @abstractmethod
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
@@ -133,7 +154,7 @@ class RewardModelJudge(ScoreJudge):
     when the first score is wanted.
     """
 
-    def __init__(self, path: str, workdir: Path) -> None:
+    def __init__(self, path: str, settings: JudgeSettings) -> None:
         """Find the checkpoint.
 
         Raises:
@@ -142,7 +163,7 @@ class RewardModelJudge(ScoreJudge):
         """
         self.name = Path(path).name
         self._path = path
-        self._folder = locate(workdir, path)
+        self._folder = locate(settings.workdir, path)
         meta = read_meta(self._folder)
         if meta.kind != "scalar_model":
             raise ValueError(
@@ -194,7 +215,7 @@ class FunctionJudge(ScoreJudge):
     finite number, higher for a better response.
     """
 
-    def __init__(self, location: str, workdir: Path) -> None:
+    def __init__(self, location: str, settings: JudgeSettings) -> None:
         """Import the function.
 
         Raises:
@@ -202,7 +223,7 @@ class FunctionJudge(ScoreJudge):
           ValueError: the file or module cannot be imported, or has no function of that name.
         """
         self._location = location
-        self._function = _import_function(location, workdir)
+        self._function = _import_function(location, settings.workdir)
         self.name = location.rpartition(":")[2]
 
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
@@ -290,7 +311,7 @@ class FileJudge(Judge):
     perhaps beside others.
     """
 
-    def __init__(self, path: str, workdir: Path) -> None:
+    def __init__(self, path: str, settings: JudgeSettings) -> None:
         """Read the file.
 
         Raises:
@@ -300,7 +321,7 @@ class FileJudge(Judge):
         self.name = Path(path).stem
         self._path = path
         self._ranks: dict[tuple[Message, ...], list[dict[str, int]]] = {}
-        source = f"jsonl:{locate(workdir, path)}"
+        source = f"jsonl:{locate(settings.workdir, path)}"
         for comparison in load(source, Comparison, split="train", data_dir=""):
             rank_of = dict(zip(comparison.responses, comparison.ranks, strict=True))
             self._ranks.setdefault(comparison.messages, []).append(rank_of)

@@ -22,7 +22,13 @@ from rich.console import Console
 from rlhf_jax import __version__
 from rlhf_jax.config import require
 from rlhf_jax.evaluation.benchmarks import crows_pairs, reward_accuracy, truthfulqa
-from rlhf_jax.evaluation.checkpoints import CheckpointRef, check_names, described, find, in_order
+from rlhf_jax.evaluation.checkpoints import (
+    CheckpointRef,
+    check_names,
+    describe,
+    find_checkpoint,
+    parents_first,
+)
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
 from rlhf_jax.stages.benchmark_tasks import Benchmarks, How, Loaded, Task, tasks
@@ -67,7 +73,9 @@ def run(config: Config, workdir: str) -> None:
     }.items():
         require(number >= 1, f"{name}={number}: must be positive")
     folder.mkdir(parents=True, exist_ok=True)
-    entrants = in_order({name: find(folder, path) for name, path in config.checkpoints.items()})
+    entrants = parents_first(
+        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
+    )
     print(f"== benchmark: {folder}")
     for name, one in entrants.items():
         print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step})")
@@ -157,7 +165,7 @@ def _report(
     write_json(
         workdir / "evaluation.json",
         {
-            "checkpoints": described(entrants),
+            "checkpoints": describe(entrants),
             "reference": config.reference,
             "table": [row_to_json(row) for row in rows],
             "samples": samples,

@@ -33,15 +33,14 @@ from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
 )
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
-    find,
+    find_checkpoint,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Data, Row, not_run, side_by_side
+from rlhf_jax.evaluation.table import Data, Row, format_conversation, not_run, side_by_side
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie.results import marked
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.pretrained import HUB
 
@@ -436,7 +435,7 @@ def _check_sections(config: Comparisons) -> None:
 
 
 def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
-    judge = find(how.workdir, config.judge)
+    judge = find_checkpoint(how.workdir, config.judge)
     kind = judge.meta.kind
     require(
         kind == CheckpointKind.SCALAR_MODEL,
@@ -482,7 +481,9 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         config.response_length + 1,
         measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
-        side_by_side(judged_wins.GROUP, [marked(prompt.messages) for prompt in prompts], first),
+        side_by_side(
+            judged_wins.GROUP, [format_conversation(prompt.messages) for prompt in prompts], first
+        ),
     )
 
 

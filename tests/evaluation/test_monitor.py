@@ -1,6 +1,7 @@
 """Monitors give the same numbers every time, under the judge's name, and none if not asked."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from rlhf_jax import main
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import load_tokenizer
-from rlhf_jax.evaluation.judges import ScoreJudge
+from rlhf_jax.evaluation.judges import JudgeSettings, ScoreJudge
 from rlhf_jax.evaluation.monitor import make_monitors
 from rlhf_jax.menagerie.judges import make_judge
 from rlhf_jax.models import LanguageModel, from_dict
@@ -38,7 +39,7 @@ class Brevity(ScoreJudge):
 
 
 def find_judge(name):
-    return make_judge(name.removeprefix("menagerie/"), None)
+    return make_judge(name.removeprefix("menagerie/"), JudgeSettings(Path()))
 
 
 @pytest.fixture(scope="module")
