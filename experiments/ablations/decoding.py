@@ -35,12 +35,16 @@ from experiments.ablations.framework import (
 from experiments.ablations.measures import Panel, ask
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.data.batches import lm_batches
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import (
+    LoadedModel,
+    find,
+    load_language_model,
+    load_tokenizer_of,
+)
 from rlhf_jax.evaluation.generate import complete, generate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
 from rlhf_jax.menagerie import judges
-from rlhf_jax.menagerie.measurements import GREEDY, PLAIN, LoadedModel
 
 PEOPLE, PURE, NUCLEUS = "people", "temperature 1", "nucleus 0.95"
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0, 1.3)

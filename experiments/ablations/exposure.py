@@ -30,7 +30,7 @@ from experiments.ablations.framework import (
 )
 from experiments.ablations.shared import KL_COEF, PTX_COEF, base, base_runs, pick, policy
 from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
-from rlhf_jax.menagerie.measurements import PLAIN
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie.world import make_world
 
 FEWEST = 50  # decisions of all seeds behind a point of the right panel

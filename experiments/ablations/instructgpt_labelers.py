@@ -28,7 +28,7 @@ from experiments.ablations.measures import BOOTSTRAP, Panel, Proxy, Reference, m
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.reward_model import accuracy
-from rlhf_jax.menagerie import judges
+from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.menagerie.labelers import labelers, preference
 from rlhf_jax.menagerie.measurements import continuations
 
@@ -74,7 +74,7 @@ def agreements(bench: Bench, *, panel: Panel, seed: int) -> list[Row]:
         for k, one in enumerate(_two_opinions(ref, chosen, group, seed))
     }
     difference = (score_NS[:, 0] - score_NS[:, 1])[chosen]
-    gold = judges.gold_preferences(ref.total_NS[:, 0], ref.total_NS[:, 1])[chosen]
+    gold = score_preferences(ref.total_NS[:, 0], ref.total_NS[:, 1])[chosen]
     found = {f"agree_{group}": _agreement(told[f"{group}0"], told[f"{group}1"]) for group in GROUPS}
     found["agree_across"] = _agreement(told["train0"], told["heldout0"])
     for name, judge in (("train", told["train0"]), ("heldout", told["heldout0"]), ("gold", gold)):

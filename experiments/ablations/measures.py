@@ -23,6 +23,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, win_rate
 from rlhf_jax.evaluation.checkpoints import (
+    LoadedModel,
     find,
     load_language_model,
     load_scalar_model,
@@ -32,9 +33,10 @@ from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
 from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
 from rlhf_jax.menagerie import judges
-from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel, continuations
+from rlhf_jax.menagerie.measurements import continuations
 from rlhf_jax.menagerie.test_questions import take
 from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import ScalarModel

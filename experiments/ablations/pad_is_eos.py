@@ -36,9 +36,14 @@ from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import (
+    LoadedModel,
+    find,
+    load_language_model,
+    load_tokenizer_of,
+)
 from rlhf_jax.evaluation.generate import generate
-from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import init_params
 from rlhf_jax.stages.language import language_loss, weigh_tokens
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from rlhf_jax.config import require
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.menagerie.measurements import LoadedModel
 from rlhf_jax.models.config import TransformerConfig, from_dict
-from rlhf_jax.models.heads import LanguageModel, ScalarModel
+from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 from rlhf_jax.training.checkpoints import Meta
 from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
 from rlhf_jax.training.run import locate
@@ -26,6 +25,13 @@ class CheckpointRef(NamedTuple):
     def model(self) -> TransformerConfig:
         """The shape of its model."""
         return from_dict(self.meta.model)
+
+
+class LoadedModel(NamedTuple):
+    """A language model and its parameters."""
+
+    model: LanguageModel
+    params: Params
 
 
 def find(workdir: Path, path: str) -> CheckpointRef:

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_jax.data.records import Message
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 
 Better = Literal["higher", "lower", "none"]
@@ -62,6 +63,11 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def format_conversation(messages: Sequence[Message]) -> str:
+    """Write a conversation as one text in which `<|role|>` stands before every message."""
+    return "".join(f"<|{message.role}|>{message.content}" for message in messages)
 
 
 def print_table(

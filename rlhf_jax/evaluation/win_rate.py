@@ -15,6 +15,11 @@ from rlhf_jax.maths.statistics import length_controlled_win_rate
 JACKKNIFE_GROUPS = 20
 
 
+def score_preferences(first_NS: np.ndarray, second_NS: np.ndarray) -> np.ndarray:
+    """Return 1 where the first score is higher, 0 where the second is, ½ where they are equal to six decimals."""
+    return 0.5 * (1.0 + np.sign(np.round(first_NS - second_NS, 6)))
+
+
 def flatten(preference_NSL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All preferences in one row, with the prompt of each as its cluster."""
     clusters = np.broadcast_to(np.arange(len(preference_NSL))[:, None, None], preference_NSL.shape)

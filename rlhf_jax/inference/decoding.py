@@ -47,6 +47,10 @@ class SamplingSpec:
             raise ValueError(f"sampling.nucleus = {self.nucleus!r}: expected holtzman or openai.")
 
 
+GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
+PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
+
 def truncates(spec: SamplingSpec) -> bool:
     """Whether some tokens that the model finds possible cannot be sampled: top-k, nucleus, or greedy."""
     return spec.temperature == 0.0 or spec.top_k > 0 or spec.top_p < 1.0

@@ -62,12 +62,6 @@ def standardise(total: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return (total - reference.mean()) / (spread if spread > 0 else 1.0)
 
 
-def gold_preferences(a_NS: np.ndarray, b_NS: np.ndarray) -> np.ndarray:
-    """1 where gold prefers a, 0 where b, ½ where the totals are equal (to rounding)."""
-    difference = np.round(a_NS - b_NS, 6)
-    return 0.5 * (1.0 + np.sign(difference))
-
-
 def labeler_preferences(
     world: World,
     prompts: Sequence[Prompt],

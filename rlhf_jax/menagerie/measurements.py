@@ -17,15 +17,21 @@ from scipy import special
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.evaluation.harmlessness import stereotypes
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import Choices, Continuation, choice_logps, scores
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.evaluation.likelihood import (
+    Choices,
+    Continuation,
+    choice_logps,
+    continuation_logps,
+    scores,
+)
+from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
 from rlhf_jax.maths import benchmark_metrics
-from rlhf_jax.maths.benchmark_metrics import choice_scores
+from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits, choice_scores
 from rlhf_jax.menagerie import gold, judges
-from rlhf_jax.menagerie.questions import FewShot, Question
+from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
 from rlhf_jax.menagerie.test_questions import Exam
 from rlhf_jax.menagerie.world import World
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
@@ -118,9 +124,37 @@ def _popular(one: Question, logp_C: np.ndarray) -> float:
     return float(special.softmax(logp_C)[is_popular_C].sum()) if one.popular else np.nan
 
 
+class Stereotypes(NamedTuple):
+    """One entry per pair."""
+
+    entropy_N: np.ndarray
+    stereotype_N: np.ndarray
+
+
+def stereotypes(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    pairs: Sequence[StereotypePair],
+    *,
+    batch_size: int,
+) -> Stereotypes:
+    """Entropy, and whether the more stereotyping sentence is likelier.
+
+    The whole sentence's probability counts, read as the beginning of a document.
+    """
+    ids = tokenizer.encode_batch(
+        [text for pair in pairs for text in (pair.more, pair.less)], special=False
+    )
+    items = [Continuation(tokenizer.start_ids, one) for one in ids]
+    logp_N = continuation_logps(model, params, items, batch_size=batch_size)
+    pair_N2 = logp_N.reshape(-1, 2)
+    return Stereotypes(
+        choice_entropy_bits(pair_N2), (pair_N2[:, 0] > pair_N2[:, 1]).astype(np.float64)
+    )
+
+
 Data = dict[str, Any]
-GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
-PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
 
 @dataclass(frozen=True)
@@ -135,13 +169,6 @@ class EvalSettings:
     response_length: int
     document_length: int
     batch_size: int
-
-
-class LoadedModel(NamedTuple):
-    """A language model that takes the exam."""
-
-    model: LanguageModel
-    params: Params
 
 
 def responses(one: LoadedModel, tokenizer: Tokenizer, exam: Exam, how: EvalSettings) -> Data:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.records import Message, Prompt
+from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation import estimates, harmlessness, reward_model, win_rate
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.table import Better, Row
+from rlhf_jax.evaluation.table import Better, Row, format_conversation
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.judges import Verdicts
 from rlhf_jax.menagerie.measurements import restore_responses
@@ -100,7 +100,7 @@ def judged_pairs(session: Session, name: str) -> tuple[reward_model.Pairs, np.nd
     """Pairs of a checkpoint's own responses; gold's and one held-out labeler's preference for the first."""
     drawn, total_NS = session.responses[name], session.verdicts[name].total_NS
     pairs = reward_model.different_pairs([[one.text for one in few] for few in drawn])
-    gold_M = judges.gold_preferences(
+    gold_M = win_rate.score_preferences(
         total_NS[pairs.prompt_M, pairs.first_M], total_NS[pairs.prompt_M, pairs.second_M]
     )
     people_NSL = judges.labeler_preferences(
@@ -134,17 +134,12 @@ def side_by_side(session: Session, count: int) -> list[dict[str, Any]]:
             }
         samples.append(
             {
-                "prompt": marked(prompt.messages),
+                "prompt": format_conversation(prompt.messages),
                 "metadata": dict(prompt.metadata),
                 "responses": answers,
             }
         )
     return samples
-
-
-def marked(messages: Sequence[Message]) -> str:
-    """A conversation as the report reads it."""
-    return "".join(f"<|{message.role}|>{message.content}" for message in messages)
 
 
 Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
@@ -206,7 +201,7 @@ def _preferred_to(session: Session, opponent: str) -> list[Row]:
                 labelers_per_prompt=session.labelers_per_prompt,
                 seed=session.seed,
             ),
-            "gold": judges.gold_preferences(
+            "gold": win_rate.score_preferences(
                 session.verdicts[name].total_NS, session.verdicts[opponent].total_NS
             )[..., None],
         }

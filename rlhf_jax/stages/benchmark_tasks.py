@@ -39,9 +39,8 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Data, Row, not_run, side_by_side
+from rlhf_jax.evaluation.table import Data, Row, format_conversation, not_run, side_by_side
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie.results import marked
 from rlhf_jax.training.pretrained import HUB
 
 
@@ -479,7 +478,9 @@ def _win_rate(config: WinRate, how: How) -> Iterator[Task]:
         config.response_length + 1,
         measure,
         lambda measured: judged_wins.rows(prompts, measured, how.reference, how.bootstrap),
-        side_by_side(judged_wins.GROUP, [marked(prompt.messages) for prompt in prompts], first),
+        side_by_side(
+            judged_wins.GROUP, [format_conversation(prompt.messages) for prompt in prompts], first
+        ),
     )
 
 

@@ -28,6 +28,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
+    LoadedModel,
     check_names,
     described,
     find,
@@ -40,7 +41,7 @@ from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Cache, print_table, row_to_json, write_json
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.menagerie import measurements, results
-from rlhf_jax.menagerie.measurements import EvalSettings, LoadedModel
+from rlhf_jax.menagerie.measurements import EvalSettings
 from rlhf_jax.menagerie.results import Session, open_session, side_by_side
 from rlhf_jax.menagerie.test_questions import Exam, build_exam, without_long_examples
 from rlhf_jax.menagerie.world import make_world

@@ -9,7 +9,6 @@ import pytest
 from evaluation_support import config, language_model, prompt, scalar_model, successor, words
 
 from rlhf_jax.evaluation import likelihood
-from rlhf_jax.evaluation.best_of_n import best_of_n
 from rlhf_jax.evaluation.generate import encode_prompts, generate
 from rlhf_jax.evaluation.language_modelling import sequence_kl
 from rlhf_jax.evaluation.likelihood import (
@@ -25,7 +24,7 @@ from rlhf_jax.evaluation.likelihood import (
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
-from rlhf_jax.menagerie.measurements import LoadedModel, continuations
+from rlhf_jax.menagerie.measurements import continuations
 from rlhf_jax.models import apply
 
 PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -46,44 +45,6 @@ def draw(prompts, *, num_samples=1, batch_size=4, response_length=6, seed=0):
         batch_size=batch_size,
         num_samples=num_samples,
     )
-
-
-def test_best_of_n_is_the_finished_one_that_scores_highest():
-    best = best_of_n(
-        LoadedModel(*language_model()),
-        scalar_model(),
-        words(),
-        PROMPTS,
-        jax.random.key(0),
-        n=4,
-        spec=PLAIN,
-        prompt_length=8,
-        response_length=6,
-        batch_size=4,
-    )
-    drawn = draw(PROMPTS, num_samples=4)
-    score = scores(*scalar_model(), continuations(words(), PROMPTS, drawn), batch_size=1).reshape(
-        -1, 4
-    )
-    for one, few, score_S in zip(best, drawn, score, strict=True):
-        worthy = [i for i in range(4) if few[i].finished] or range(4)
-        chosen = max(worthy, key=lambda i: score_S[i])
-        assert one.response == few[chosen]
-        assert one.score == pytest.approx(score_S[chosen], abs=1e-5)
-    assert len({few.index(one.response) for one, few in zip(best, drawn, strict=True)}) > 1
-    with pytest.raises(ValueError, match="n = 0, expected 1 or more"):
-        best_of_n(
-            LoadedModel(*language_model()),
-            scalar_model(),
-            words(),
-            PROMPTS,
-            jax.random.key(0),
-            n=0,
-            spec=PLAIN,
-            prompt_length=8,
-            response_length=6,
-            batch_size=4,
-        )
 
 
 def test_known_text_is_generated_until_the_stop_token():

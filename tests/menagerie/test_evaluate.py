@@ -11,8 +11,9 @@ import pytest
 
 from rlhf_jax.data.sources import write_jsonl
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.language_modelling import sequence_kl
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import measurements
 from rlhf_jax.menagerie.corpus import documents
 from rlhf_jax.menagerie.monitor import quick_evaluation
@@ -23,7 +24,6 @@ from rlhf_jax.stages import evaluate
 from rlhf_jax.training.checkpoints import load_params, new_meta, read_meta, save
 
 WORLD = make_world("tiny")
-PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +102,9 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
     return dataclasses.replace(config, evaluation=dataclasses.replace(wanted, **inner), **outer)
 
 
-def load(folder: Path) -> measurements.LoadedModel:
+def load(folder: Path) -> LoadedModel:
     params, meta = load_params(folder)
-    return measurements.LoadedModel(LanguageModel(from_dict(meta.model)), params)
+    return LoadedModel(LanguageModel(from_dict(meta.model)), params)
 
 
 @pytest.fixture(scope="module")
@@ -242,12 +242,7 @@ def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
 
 def test_truncated_sampling_still_has_a_divergence(runs):
     config = make_config(
-        runs,
-        sampling=measurements.GREEDY,
-        reward="",
-        samples_per_prompt=1,
-        toxicity_samples=1,
-        num_prompts=4,
+        runs, sampling=GREEDY, reward="", samples_per_prompt=1, toxicity_samples=1, num_prompts=4
     )
     evaluate.run(config, str(runs / "truncated"))
     result = json.loads((runs / "truncated" / "evaluation.json").read_text())

@@ -19,14 +19,14 @@ from rlhf_jax.evaluation.estimates import (
     share,
 )
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.harmlessness import stereotypes, toxicity_measures
+from rlhf_jax.evaluation.harmlessness import toxicity_measures
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.evaluation.table import Cache, plain
 from rlhf_jax.maths import statistics
 from rlhf_jax.menagerie import judges, personas, tasks
 from rlhf_jax.menagerie import measurements as few_shots
 from rlhf_jax.menagerie import test_questions as exams
-from rlhf_jax.menagerie.measurements import falsehoods, few_shot
+from rlhf_jax.menagerie.measurements import falsehoods, few_shot, stereotypes
 from rlhf_jax.menagerie.prompts import prompts
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
 from rlhf_jax.menagerie.results import judged_pairs, open_session, side_by_side
@@ -135,7 +135,7 @@ def test_length_control_of_few_prompts_has_no_interval():
 
 def test_gold_prefers_the_better_and_ties_what_is_equal():
     np.testing.assert_array_equal(
-        judges.gold_preferences(np.array([[1.0, 0.3, 0.1 + 0.2]]), np.array([[0.5, 0.4, 0.3]])),
+        win_rate.score_preferences(np.array([[1.0, 0.3, 0.1 + 0.2]]), np.array([[0.5, 0.4, 0.3]])),
         [[1.0, 0.0, 0.5]],
     )
 

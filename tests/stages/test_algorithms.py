@@ -14,21 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from evaluation_support import prompt as user
-from evaluation_support import words
 from scipy.special import softmax
 from tests_support import load_experiment
 
 from experiments import bandit
 from experiments.bandit import POLICY, REFERENCE, SHAPE, SPEC, arms, tabular_policy
 from rlhf_jax.config import build
-from rlhf_jax.evaluation.best_of_n import best_of_n
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.maths.statistics import best_of_n as best_of_n_of_pool
-from rlhf_jax.menagerie.measurements import LoadedModel
-from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
+from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages import policy_gradient, preference
 from rlhf_jax.stages.policy_gradient import check
 from rlhf_jax.stages.rollout import Frozen, ScoredSamples
@@ -206,43 +202,6 @@ def test_best_of_n_from_a_pool_is_the_closed_form():
     for n in (1, 4, 16):
         share = [best_of_n_of_pool(pool, pool == arm, n) for arm in range(3)]
         np.testing.assert_allclose(share, best_of(n, [0.5, 0.3, 0.2]), atol=1e-3)
-
-
-def test_best_of_n_as_a_policy_has_the_closed_form():
-    """The policy that draws n answers and says the best: three words of the tokenizer are the arms."""
-    size, first = words().vocab_size, 5
-    shape = replace(SHAPE, vocab_size=size, width=32, context_length=64)
-    policy, scalar = LanguageModel(shape), ScalarModel(shape)
-    logits, kernel = np.full(32, -1e4, np.float32), np.zeros((32, 1), np.float32)
-    logits[first : first + 3], kernel[first : first + 3, 0] = REFERENCE, [1.0, 2.0, 3.0]
-
-    def bare(model):
-        params = jax.tree.map(jnp.zeros_like, init_params(model, jax.random.key(0)))
-        params["trunk"]["embedding"] = jnp.eye(size, 32)
-        return params
-
-    voice, judge = bare(policy), bare(scalar)
-    voice["trunk"]["final_norm"]["bias"] = jnp.asarray(logits)
-    judge["trunk"]["final_norm"]["scale"], judge["head"]["kernel"] = (
-        jnp.ones(32),
-        jnp.asarray(kernel),
-    )
-    said = best_of_n(
-        LoadedModel(policy, voice),
-        (scalar, judge),
-        words(),
-        [user("what?")] * 500,
-        jax.random.key(0),
-        n=4,
-        spec=SPEC,
-        prompt_length=8,
-        response_length=1,
-        batch_size=500,
-    )
-    share = np.bincount([one.response.ids[0] - first for one in said], minlength=3) / 500
-    np.testing.assert_allclose(
-        share, best_of(4, [0.5, 0.3, 0.2]), atol=0.05
-    )  # the standard error is 0.022
 
 
 def test_online_dpo_finds_the_best_arm():

@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.generate import ROUND, Generation, complete
 from rlhf_jax.evaluation.likelihood import Continuation, common_length, continuation_logps
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie.measurements import LoadedModel
 from rlhf_jax.models.heads import Params
 
 T = TypeVar("T")

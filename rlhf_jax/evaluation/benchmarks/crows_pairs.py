@@ -22,6 +22,7 @@ from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.asking import Asked
 from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import (
     Better,
@@ -34,7 +35,6 @@ from rlhf_jax.evaluation.table import (
     left_out,
 )
 from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits
-from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "CrowS-Pairs"
 BY_TYPE = "CrowS-Pairs by bias type"

@@ -19,13 +19,12 @@ from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import win_rate
 from rlhf_jax.evaluation.benchmarks.asking import by_group, of_kept
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap, clustered_mean
 from rlhf_jax.evaluation.generate import generate
 from rlhf_jax.evaluation.likelihood import Continuation, scores
 from rlhf_jax.evaluation.table import Data, Measured, Row, kept_questions, left_out
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie import judges
-from rlhf_jax.menagerie.measurements import LoadedModel
 from rlhf_jax.models.heads import Params, ScalarModel
 
 GROUP = "Preferred by a reward model"
@@ -115,7 +114,7 @@ def rows(
             continue
         ours, theirs = _on(shared, measured[name]), _on(shared, measured[reference])
         # Equal to six decimals is a tie, as for the judge of the embedded world.
-        preference_NS1 = judges.gold_preferences(ours["scores"], theirs["scores"])[..., None]
+        preference_NS1 = win_rate.score_preferences(ours["scores"], theirs["scores"])[..., None]
         rate[name] = win_rate.win_rate(preference_NS1, bootstrap)
         controlled[name] = win_rate.length_controlled(
             preference_NS1, ours["lengths"] - theirs["lengths"]

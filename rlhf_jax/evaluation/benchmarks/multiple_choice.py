@@ -21,10 +21,10 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.asking import Asked
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Data, Measured, Row, estimates_of, kept_questions, left_out
 from rlhf_jax.maths.benchmark_metrics import Normalisation, choice_scores
-from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "Few-shot multiple choice"
 ANSWER = "Answer:"

@@ -22,10 +22,10 @@ from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.evaluation.table import Data, Measured, Row
-from rlhf_jax.menagerie.measurements import LoadedModel
 
 GROUP = "Plain text"
 

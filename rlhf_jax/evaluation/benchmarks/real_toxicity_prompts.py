@@ -29,11 +29,11 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import Scorer
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.harmlessness import TOXIC
 from rlhf_jax.evaluation.table import Data, Measured, Row, estimates_of, kept_questions, left_out
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie.measurements import LoadedModel
 
 # The three ways in which InstructGPT asks for a sentence: as it is, kindly, and to do its worst (Ouyang et al. 2022,
 # appendix D). The paper prints the instructions without saying how they are joined to the sentence: here by a newline.

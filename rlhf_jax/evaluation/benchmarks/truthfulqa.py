@@ -27,10 +27,11 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
 from rlhf_jax.evaluation.benchmarks import asking, reading
 from rlhf_jax.evaluation.benchmarks.asking import Asked
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Data, Measured, Row, estimates_of, kept_questions, left_out
+from rlhf_jax.inference.decoding import GREEDY
 from rlhf_jax.maths import benchmark_metrics
-from rlhf_jax.menagerie.measurements import GREEDY, LoadedModel
 
 # How alike two short texts are: BLEU and ROUGE, as TruthfulQA uses them on free answers.
 #

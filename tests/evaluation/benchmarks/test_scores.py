@@ -22,10 +22,11 @@ from rlhf_jax.evaluation.benchmarks import (
     truthfulqa,
 )
 from rlhf_jax.evaluation.benchmarks.asking import Asked
+from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps, scores
-from rlhf_jax.menagerie.measurements import GREEDY, PLAIN, LoadedModel
+from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.models import LanguageModel
 
 BOOT = Bootstrap(50, 0)

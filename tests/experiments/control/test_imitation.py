@@ -24,7 +24,7 @@ from experiments.control.imitation import (
     walk,
 )
 from rlhf_jax.data.tokenizers import train_words
-from rlhf_jax.menagerie.measurements import PLAIN
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie.tasks import Task
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel
