@@ -1,4 +1,4 @@
-"""RewardBench: reward models on its 23 subsets, with the weights of its leaderboard (Lambert et al. 2024).
+"""Measure reward models on the 23 subsets of RewardBench, weighted as on its leaderboard (Lambert 2024).
 
     python -m rlhf_jax.main --config=experiments/public/rewardbench.py --workdir=runs/menagerie/rewardbench
 
@@ -53,11 +53,11 @@ SECTIONS = {
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """The benchmark stage with these comparisons alone; never a part of them, for a section needs all of its subsets."""
-    config = benchmarks.get_config(size)
+    """Return the benchmark stage with all of these comparisons alone; a section needs all of its subsets."""
+    config = benchmarks.get_config(f"{size},comparisons")
     config.checkpoints = {"reward": "../reward"}
     config.reference = "reward"
-    config.limit = 0
+    config.limit = None
     config.benchmarks.comparisons = {
         "source": "hf:allenai/reward-bench",
         "split": "filtered",
