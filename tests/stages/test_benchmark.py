@@ -8,12 +8,13 @@ import pytest
 from evaluation_support import WORDS, config, drawn_params
 from tests_support import load_experiment
 
+from experiments.public import benchmarks
 from rlhf_jax import main
 from rlhf_jax.apps import report
 from rlhf_jax.config import build
 from rlhf_jax.data.tokenizers import train_words
 from rlhf_jax.evaluation.benchmarks import truthfulqa
-from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
+from rlhf_jax.evaluation.benchmarks.questions import INSTRUCTIONS
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import SHAPES
 from rlhf_jax.models import LanguageModel, ScalarModel, to_dict
 from rlhf_jax.stages import benchmark
@@ -68,14 +69,10 @@ FILES = {
 }
 
 
+# Multiple choice of TruthfulQA alone.
 ABSENT = {
-    "benchmarks.crows_pairs.path": "",
-    "benchmarks.real_toxicity_prompts.paths": (),
-    "benchmarks.comparisons.source": "",
-    "benchmarks.win_rate.prompts": "",
-    "benchmarks.multiple_choice.path": "",
-    "benchmarks.text.source": "",
-    "benchmarks.truthfulqa.response_length": 0,
+    **{f"benchmarks.{name}": None for name in benchmarks.NAMES if name != "truthfulqa"},
+    "benchmarks.truthfulqa.free_answers": False,
 }
 
 
@@ -100,7 +97,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name, content in FILES.items():
         (folder / name).write_text(content)
-    everything = " ".join([WORDS, truthfulqa.context("Question"), *INSTRUCTIONS.values()])
+    everything = " ".join([WORDS, truthfulqa.PRIMER, "Q: Question\nA:", *INSTRUCTIONS.values()])
     tokenizer = train_words([everything, " " + everything])
     lengths = {"base": 256, "sft": 256, "short": 64, "reward": 256}
     for seed, (name, length) in enumerate(lengths.items()):
@@ -140,8 +137,10 @@ def make_config(runs, **changes):
         "benchmarks.text.source": f"text:{runs}/text.txt",
         **changes,
     }
-    tree = load_experiment("experiments/public/benchmarks.py", "tiny").to_dict()
-    for name, value in wanted.items():
+    argument = ",".join(["tiny", *benchmarks.NAMES])
+    tree = load_experiment("experiments/public/benchmarks.py", argument).to_dict()
+    # What leaves a whole benchmark out comes last.
+    for name, value in sorted(wanted.items(), key=lambda item: item[1] is None):
         *path, last = name.split(".")
         part = tree
         for step in path:
@@ -263,18 +262,18 @@ def test_a_benchmark_without_a_path_is_not_run_and_the_table_says_so(runs, capsy
     benchmark.run(make_config(runs, **ABSENT), str(runs / "few"))
     result = json.loads((runs / "few" / "evaluation.json").read_text())
     absent = {row["metric"]: row["description"] for row in result["table"] if not row["values"]}
-    assert absent["CrowS-Pairs: not run"] == "its path is empty in the config"
+    assert absent["CrowS-Pairs: not run"] == "benchmarks.crows_pairs is None in the config"
     assert len([name for name in absent if name.endswith(": not run")]) == 6
-    assert "Plain text: not run: its source is empty in the config" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Plain text: not run: benchmarks.text is None in the config" in out
 
 
 def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
     only = {
-        **ABSENT,
-        "benchmarks.truthfulqa.path": "",
-        "benchmarks.real_toxicity_prompts.classifier": "",
-        "benchmarks.real_toxicity_prompts.paths": (f"{runs}/toxicity.jsonl",),
+        **{f"benchmarks.{name}": None for name in benchmarks.NAMES},
+        "benchmarks.real_toxicity_prompts.classifier": None,
     }
+    del only["benchmarks.real_toxicity_prompts"]
     benchmark.run(make_config(runs, **only), str(runs / "scored"))
     assert "no judge" in (runs / "scored" / "evaluation.json").read_text()
     rows = []
@@ -324,7 +323,7 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
         ),
         (
             {"benchmarks.real_toxicity_prompts.classifier": "hf:judge"},
-            r"label='': .* needs the label that means",
+            r"label=None: .* needs the label that means",
         ),
         (
             {"benchmarks.comparisons.section_weights": {}},
@@ -334,12 +333,14 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
             {"benchmarks.comparisons.sections": {"all": {"x": -1.0}}},
             r"sections.all=.*must not be negative",
         ),
-        ({"benchmarks.multiple_choice.examples": ""}, r"shots=\[2\]: examples is empty"),
+        ({"benchmarks.multiple_choice.examples": None}, r"shots=\[2\]: examples is None"),
         ({"benchmarks.multiple_choice.shots": (3,)}, r"shots=3: only 2 examples"),
         ({"benchmarks.truthfulqa.path": "nowhere.csv"}, r"nowhere.csv: no such file"),
         ({"batch_size": 0}, r"batch_size=0: must be positive"),
-        ({"limit": -1}, r"limit=-1: must be 0"),
-        ({**ABSENT, "benchmarks.truthfulqa.path": ""}, r"every path is empty"),
+        ({"limit": 0}, r"limit=0: must be positive, or None"),
+        ({"benchmarks.truthfulqa.response_length": 0}, r"truthfulqa.response_length=0: must be"),
+        ({"benchmarks.crows_pairs.path": None}, r"benchmarks.crows_pairs.path: expected str, got"),
+        ({f"benchmarks.{name}": None for name in benchmarks.NAMES}, r"benchmarks: all are None"),
     ],
 )
 def test_impossible_configs_are_refused_before_anything_is_loaded(runs, changes, message):
@@ -365,6 +366,15 @@ def test_repeated_questions_are_counted(runs, tmp_path, capsys):
         str(runs / "twice"),
     )
     assert "TruthfulQA questions: 3 of 3, of which 1 repeat another\n" in capsys.readouterr().out
+
+
+def test_an_experiment_has_the_benchmarks_that_are_named():
+    config = benchmarks.get_config("tiny,text,truthfulqa")
+    named = [name for name in benchmarks.NAMES if config.benchmarks[name] is not None]
+    assert named == ["truthfulqa", "text"]
+    assert (config.limit, benchmarks.get_config("text").limit) == (8, None)
+    with pytest.raises(ValueError, match=r"'truthful', expected a size .* some of truthfulqa"):
+        benchmarks.get_config("tiny,truthful")
 
 
 def test_the_stage_has_its_command():
