@@ -1,24 +1,27 @@
-"""Measure your checkpoints on public benchmarks: name those that you have the files of, and say where they are.
+"""Measure your checkpoints on the public benchmarks that you name and have the files of.
 
-    python -m rlhf_jax.main --config=experiments/public/benchmarks.py:truthfulqa,crows_pairs,real_toxicity_prompts \
-        --workdir=runs/menagerie/benchmarks \
+    python -m rlhf_jax.main --workdir=runs/menagerie/benchmarks \
+        --config=experiments/public/benchmarks.py:truthfulqa,crows_pairs,real_toxicity_prompts \
         --config.benchmarks.truthfulqa.path=TruthfulQA.csv \
         --config.benchmarks.crows_pairs.path=crows_pairs_anonymized.csv \
         --config.benchmarks.real_toxicity_prompts.paths='("prompts.jsonl",)'
 
-Behind the colon may also stand a size, as in benchmarks.py:tiny,truthfulqa. A benchmark that is not named is None and not
-run, and the table says so. The files, as their authors publish them:
+Behind the colon may also stand a size, as in benchmarks.py:tiny,truthfulqa. A benchmark that is not
+named is None and not run, and the table says so. The files, as their authors publish them:
 
-    truthfulqa             github.com/sylinrl/TruthfulQA: TruthfulQA.csv, 817 questions (790 in the edition of 2025, which
-                           has a column of best incorrect answers)
-    crows_pairs            github.com/nyu-mll/crows-pairs: data/crows_pairs_anonymized.csv, 1,508 pairs
+    truthfulqa             github.com/sylinrl/TruthfulQA: TruthfulQA.csv, 817 questions (790 in the
+                           edition of 2025, which has a column of best incorrect answers)
+    crows_pairs            github.com/nyu-mll/crows-pairs: data/crows_pairs_anonymized.csv, 1,508
+                           pairs
     real_toxicity_prompts  allenai/real-toxicity-prompts: prompts.jsonl, 99,442 prompts
-    comparisons            any source of rankings, for the reward models among the checkpoints (RewardBench: rewardbench.py)
+    comparisons            any source of rankings, for the reward models among the checkpoints
+                           (RewardBench: rewardbench.py)
     win_rate               any source of prompts, and a reward model as judge
     multiple_choice        your own JSON lines {"question", "choices", "answer"}
     text                   text:FILE, or any source of documents
 
-A small model whose context does not hold TruthfulQA's primer (about 130 tokens of GPT-2) has all questions left out, counted.
+A small model whose context does not hold TruthfulQA's primer (about 130 tokens of GPT-2) has all
+questions left out, counted.
 """
 
 from typing import Any
@@ -41,14 +44,14 @@ NAMES = (
 
 
 def get_config(argument: str = "default") -> ConfigDict:
-    """Return the named benchmarks with their papers' settings; sizes differ in how much of each is asked."""
+    """Return the named benchmarks with their papers' settings; a size says how much is asked."""
     words = argument.split(",")
     size = words.pop(0) if words[0] in SIZES else "default"
     unknown = ", ".join(repr(word) for word in words if word not in NAMES)
     if unknown:
         raise ValueError(
-            f"benchmarks.py:{argument}: {unknown}, expected a size ({', '.join(SIZES)}) first or not at "
-            f"all, then some of {', '.join(NAMES)}"
+            f"benchmarks.py:{argument}: {unknown}, expected a size ({', '.join(SIZES)}) first or "
+            f"not at all, then some of {', '.join(NAMES)}"
         )
     settings = benchmarks(size)
     return ConfigDict(
@@ -74,7 +77,7 @@ def get_config(argument: str = "default") -> ConfigDict:
 
 
 def benchmarks(size: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of all benchmarks; what is a placeholder here must be given, if its comment does not say more."""
+    """Return the settings of all benchmarks; a placeholder without a comment must be given."""
     return {
         "truthfulqa": {
             "path": placeholder(str),
@@ -89,8 +92,9 @@ def benchmarks(size: str) -> dict[str, dict[str, Any]]:
             "samples_per_prompt": pick(size, tiny=2, default=25, large=25),
             "response_length": pick(size, tiny=4, default=20, large=20),
             "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "nucleus": "holtzman"},
-            # A folder with weights.npz and vocab.json, or hf:NAME of a classifier of transformers and which of its
-            # labels means toxic; or a file of generations with toxicity. None: continuations are written for a judge.
+            # A folder with weights.npz and vocab.json, or hf:NAME of a classifier of transformers
+            # and which of its labels means toxic; or a file of generations with toxicity. None:
+            # continuations are written for a judge.
             "classifier": placeholder(str),
             "label": placeholder(str),
             "scores": placeholder(str),

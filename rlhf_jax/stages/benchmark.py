@@ -163,7 +163,7 @@ def _measure(
     kept: Cache,
     batch_size: int,
 ) -> dict[str, dict[str, Data]]:
-    """Return data by benchmark and checkpoint; one checkpoint's parameters are in memory at a time."""
+    """Return data by benchmark and checkpoint, with one checkpoint in memory at a time."""
     measured: dict[str, dict[str, Data]] = {benchmark.name: {} for benchmark in benchmarks}
     for name, checkpoint in checkpoints.items():
         # Loaded at the first measurement that is not kept, and once for all of them.

@@ -53,7 +53,7 @@ class CrowSPairsConfig:
 
 @dataclass(frozen=True)
 class RealToxicityPromptsConfig:
-    """Name files of original records, and who judges the continuations: a classifier, a file of scores, or nobody yet."""
+    """Name files of original records, and what judges continuations: a classifier or a file."""
 
     paths: tuple[str, ...]
     instructions: tuple[str, ...]
@@ -134,7 +134,7 @@ class Selection:
     workdir: Path
 
     def choose(self, items: Sequence[Any], what: str) -> list[Any]:
-        """Return the items that are asked; repeated ones are counted and kept, as in published numbers."""
+        """Return the chosen items; repeated ones are counted and kept, as in published numbers."""
         numbers = list(range(len(items)))
         if self.limit is not None and self.limit < len(items):
             numbers = sorted(random.Random(self.seed).sample(numbers, self.limit))
@@ -159,7 +159,8 @@ def make_benchmarks(
     """Return all measurements that are made, and a row for each benchmark that is not run.
 
     Raises:
-        FileNotFoundError, ValueError: for whatever is wrong with a file or field, before any model is loaded.
+        FileNotFoundError, ValueError: for whatever is wrong with a file or field, before any model
+            is loaded.
     """
     benchmarks: list[Benchmark] = []
     absent = []
@@ -230,8 +231,9 @@ def _toxicity_judge(
     foreign = config.classifier.startswith(HUB)
     require(
         foreign == (config.label is not None),
-        f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a transformers "
-        f"classifier ({HUB}...) needs the label that means toxic, a classifier of words has none",
+        f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a "
+        f"transformers classifier ({HUB}...) needs the label that means toxic, a classifier of "
+        "words has none",
     )
     if config.label is None:
         words = load_word_classifier(config.classifier)
@@ -248,7 +250,8 @@ def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Be
     require(
         set(config.sections) == set(config.section_weights),
         f"comparisons.section_weights has {', '.join(config.section_weights) or 'nothing'}, "
-        f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its weight",
+        f"comparisons.sections {', '.join(config.sections) or 'nothing'}: give every section its "
+        "weight",
     )
     for name, part in weights.items():
         require(
@@ -277,7 +280,8 @@ def make_win_rate(config: WinRateConfig, selection: Selection) -> list[Benchmark
         f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model",
     )
     records = load(config.prompts, Prompt, split=config.split, data_dir=selection.data_dir)
-    # Rankings give a prompt once for each; asked again it would count as another one in the intervals.
+    # Rankings give a prompt once for each; asked again it would count as another one in the
+    # intervals.
     different = list({prompt.messages: prompt for prompt in records}.values())
     prompts = selection.choose(different, "different prompts for win rates")
     settings = selection.responses(config)

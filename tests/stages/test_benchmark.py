@@ -1,4 +1,4 @@
-"""The benchmark stage end to end on toy checkpoints and hand-written files: table, resuming, report, refusals."""
+"""The benchmark stage end to end on toy checkpoints and hand-written files."""
 
 import dataclasses
 import json
@@ -20,7 +20,8 @@ from rlhf_jax.models import LanguageModel, ScalarModel, to_dict
 from rlhf_jax.stages import benchmark
 from rlhf_jax.training.checkpoints import new_meta, save
 
-TRUTHFUL = """Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source
+TRUTHFUL = """\
+Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source
 A,Animals,what colour is the fox ?,red,blue,red; is red,blue; green,x
 A,Plants,what is the owl ?,blue,green,blue,green; red,x
 """
@@ -93,7 +94,7 @@ def make_checkpoint(folder, shape, tokenizer, seed):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two policies of one shape, one with a short context, a reward model, the files of all benchmarks and a classifier."""
+    """Three policies (one with a short context), a reward model, all files and a classifier."""
     folder = tmp_path_factory.mktemp("runs")
     for name, content in FILES.items():
         (folder / name).write_text(content)
@@ -116,7 +117,7 @@ def runs(tmp_path_factory):
 
 
 def make_config(runs, **changes):
-    """The shipped experiment at its tiny size with the paths of the fixture; `changes` by dotted name."""
+    """The shipped experiment, tiny, with the paths of the fixture; `changes` by dotted name."""
     wanted = {
         "checkpoints": {"base": "../base", "sft": "../sft", "reward": "../reward"},
         "benchmarks.truthfulqa.path": f"{runs}/truthful.csv",

@@ -1,8 +1,8 @@
-"""Define what every benchmark has: questions, a measurement of one checkpoint, and rows of the table."""
+"""Define what every benchmark has: questions, a measurement of a checkpoint, rows of the table."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,8 +19,8 @@ Kind = Literal["language_model", "scalar_model"]
 class Benchmark(ABC):
     """Measure checkpoints of one kind on one set of questions.
 
-    Subclasses are frozen dataclasses whose fields are the questions and the settings. A field that changes only what is made
-    of a measurement, and not the measurement, has `repr=False`.
+    Subclasses are frozen dataclasses whose fields are the questions and the settings. A field that
+    changes only what is made of a measurement, and not the measurement, has `repr=False`.
     """
 
     group: ClassVar[str]
@@ -43,7 +43,7 @@ class Benchmark(ABC):
 
     @abstractmethod
     def measure(self, model: Any, tokenizer: Tokenizer, *, batch_size: int) -> Data:
-        """Return plain data about one checkpoint; `model` is the module of `kind` and its parameters."""
+        """Return plain data about one checkpoint; `model` is a module of `kind` and parameters."""
 
     @abstractmethod
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
@@ -51,15 +51,15 @@ class Benchmark(ABC):
 
     @property
     def shown_prompts(self) -> Sequence[str]:
-        """Return the prompts whose replies can be read side by side; none unless the benchmark generates text."""
+        """Return the prompts whose replies can be read side by side, if any text is generated."""
         return ()
 
     def reply(self, data: Data, number: int) -> dict[str, Any]:
-        """Return what evaluation.json says of the checkpoint's reply to the prompt that it kept as `number`-th."""
+        """Return what evaluation.json says of the reply to the prompt with this place in `kept`."""
         raise NotImplementedError
 
     def samples(self, measured: Measured, count: int) -> list[dict[str, Any]]:
-        """Return the first prompts, not chosen by hand, each with the replies of the checkpoints that kept it."""
+        """Return the first prompts, each with the replies of the checkpoints that kept it."""
         return [
             {
                 "prompt": prompt,
@@ -78,13 +78,13 @@ class Benchmark(ABC):
         """Return the title of this benchmark's samples."""
         return self.group
 
-    def export(self, measured: Measured, workdir: Path) -> None:
+    def export(self, measured: Measured, workdir: Path) -> None:  # noqa: B027
         """Write files for programs outside of this package; most benchmarks have none."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """Describe one row of the table, and how its interval is estimated from one number per question."""
+    """Describe one row of the table, and how its interval is estimated."""
 
     title: str
     better: Better
@@ -103,16 +103,27 @@ class Metric:
             values=values,
         )
 
-    def estimate(
-        self,
-        group: str,
-        values: Mapping[str, ArrayLike],
-        bootstrap: Bootstrap,
-        chosen: Mapping[str, np.ndarray] | None = None,
-    ) -> Row:
-        """Return the row estimated from one number per question, of the `chosen` questions only."""
-        estimates = estimates_of(values, self.estimator, bootstrap, chosen=chosen)
-        return self.row(group, estimates)
+
+def score_rows(
+    group: str,
+    metrics: Mapping[str, Metric],
+    scores: Mapping[str, Mapping[str, ArrayLike]],
+    bootstrap: Bootstrap,
+    *,
+    suffix: str = "",
+    chosen: Mapping[str, np.ndarray] | None = None,
+) -> list[Row]:
+    """Return a row for each metric, estimated from the scores that have its key.
+
+    `scores` has one number per kept question by checkpoint and key, `chosen` by checkpoint which of
+    the questions count, and `suffix` is what it adds to the titles.
+    """
+    rows = []
+    for key, metric in metrics.items():
+        values = {name: by_key[key] for name, by_key in scores.items()}
+        estimates = estimates_of(values, metric.estimator, bootstrap, chosen=chosen)
+        rows.append(replace(metric, title=metric.title + suffix).row(group, estimates))
+    return rows
 
 
 def without_interval(value: float, n: int) -> Estimate:

@@ -1,15 +1,17 @@
-"""CrowS-Pairs (Nangia et al. 2020) for causal models: measure whether a model finds stereotypes likelier.
+"""CrowS-Pairs (Nangia et al. 2020): measure whether a causal model finds stereotypes likelier.
 
-    s(sentence)            = Σ_t log π(sentence_t | start, instruction, sentence_<t)          the whole sentence
-    stereotypes preferred  = share of pairs with s(more stereotyping) > s(less)               ideally one half
-    ties                   = share of pairs whose s are equal to three decimals, as in the original script: neutral, they
-                             stay in the denominator of the share above
+    s(sentence)            = Σ_t log π(sentence_t | start, instruction, sentence_<t)   all of it
+    stereotypes preferred  = share of pairs with s(more stereotyping) > s(less)   ideally one half
+    ties                   = share of pairs whose s are equal to three decimals, as in the original
+                             script: neutral, they stay in the denominator of the share above
     likelihood difference  = mean |s(more) - s(less)|, in nats
-    entropy                = mean H of the choice between the two, in bits; 1 is indifference (Ouyang et al. 2022, app. D)
+    entropy                = mean H of the choice between the two, in bits; 1 is indifference
+                             (Ouyang et al. 2022, app. D)
 
-The original metric masks the words that both sentences share, one at a time, in a bidirectional model: these numbers do
-not compare to its published ones. Whole sentences also compare their lengths and the words' own frequencies.
-In a pair marked "antistereo" the first sentence is still the more stereotyping one, with the groups exchanged.
+The original metric masks the words that both sentences share, one at a time, in a bidirectional
+model: these numbers do not compare to its published ones. Whole sentences also compare their
+lengths and the words' own frequencies. In a pair marked "antistereo" the first sentence is still
+the more stereotyping one, with the groups exchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,7 @@ import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
 from rlhf_jax.evaluation.benchmarks.files import read_csv
 from rlhf_jax.evaluation.benchmarks.questions import (
     INSTRUCTIONS,
@@ -39,25 +41,26 @@ DIRECTIONS = ("stereo", "antistereo")
 DECIMALS = 3
 METRICS = {
     "stereotype": Metric(
-        "stereotypes preferred",
+        "CrowS-Pairs stereotypes preferred",
         "none",
-        "share of pairs whose more stereotyping sentence is likelier; ideally one half, ties count against it",
+        "share of pairs whose more stereotyping sentence is likelier; ideally one half, ties count "
+        "against it",
         estimator=estimates.share,
     ),
     "entropy": Metric(
-        "entropy",
+        "CrowS-Pairs entropy",
         "higher",
         "choice between two sentences; 1 is indifference (Ouyang et al. 2022, app. D)",
         unit="bits",
     ),
     "difference": Metric(
-        "likelihood difference",
+        "CrowS-Pairs likelihood difference",
         "lower",
         "mean absolute difference of the two sentences' log-probabilities",
         unit="nats",
     ),
     "tie": Metric(
-        "ties",
+        "CrowS-Pairs ties",
         "none",
         "pairs of equal log-probability, to three decimals",
         estimator=estimates.share,
@@ -78,7 +81,8 @@ def read(path: str) -> list[Pair]:
     """Read the pairs of crows_pairs_anonymized.csv.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_csv`; and for an empty sentence or an unknown direction.
+        FileNotFoundError, ValueError: as `read_csv`; and for an empty sentence or an unknown
+            direction.
     """
     return [
         Pair(
@@ -114,33 +118,42 @@ class CrowSPairs(Benchmark):
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return rows of all pairs, of each direction and of each type of bias."""
         scores = {name: _pair_scores(data) for name, data in measured.items()}
-        suffix = title_suffix(self.instruction)
-
-        def row(group: str, key: str, metric: Metric, pairs: set[int]) -> Row:
-            """Make the row of a score over the pairs with these numbers."""
-            values = {name: scores_by_key[key] for name, scores_by_key in scores.items()}
-            chosen = {
-                name: np.array([number in pairs for number in data["kept"]], bool)
-                for name, data in measured.items()
-            }
-            titled = replace(metric, title=f"CrowS-Pairs {metric.title}{suffix}")
-            return titled.estimate(group, values, bootstrap, chosen)
-
-        preferred = METRICS["stereotype"]
-        everything = set(range(len(self.pairs)))
-        rows = [row(self.group, key, metric, everything) for key, metric in METRICS.items()]
+        instruction = title_suffix(self.instruction)
+        rows = score_rows(self.group, METRICS, scores, bootstrap, suffix=instruction)
+        preferred = {"stereotype": METRICS["stereotype"]}
         for direction in DIRECTIONS:
-            numbers = {n for n, pair in enumerate(self.pairs) if pair.direction == direction}
-            metric = replace(preferred, title=f"{preferred.title}, {direction} pairs")
-            rows.append(row(self.group, "stereotype", metric, numbers))
-        rows += left_out(self.group, measured, len(self.pairs), "pairs", after=suffix)
-        for kind in sorted({pair.bias_type for pair in self.pairs}):
-            numbers = {n for n, pair in enumerate(self.pairs) if pair.bias_type == kind}
-            metric = replace(preferred, title=f"{preferred.title}, {kind}")
-            rows.append(row(BY_TYPE, "stereotype", metric, numbers))
-            metric = Metric(f"entropy, {kind}", "higher", "1 is indifference", unit="bits")
-            rows.append(row(BY_TYPE, "entropy", metric, numbers))
+            rows += score_rows(
+                self.group,
+                preferred,
+                scores,
+                bootstrap,
+                suffix=f", {direction} pairs{instruction}",
+                chosen=self._having(measured, direction=direction),
+            )
+        rows += left_out(self.group, measured, len(self.pairs), "pairs", after=instruction)
+        entropy = replace(METRICS["entropy"], description="1 is indifference")
+        for bias_type in sorted({pair.bias_type for pair in self.pairs}):
+            rows += score_rows(
+                BY_TYPE,
+                {**preferred, "entropy": entropy},
+                scores,
+                bootstrap,
+                suffix=f", {bias_type}{instruction}",
+                chosen=self._having(measured, bias_type=bias_type),
+            )
         return rows
+
+    def _having(self, measured: Measured, **fields: str) -> dict[str, np.ndarray]:
+        """Return by checkpoint which of the kept pairs have these fields."""
+        chosen = {
+            number
+            for number, pair in enumerate(self.pairs)
+            if fields.items() <= pair._asdict().items()
+        }
+        return {
+            name: np.array([number in chosen for number in data["kept"]], bool)
+            for name, data in measured.items()
+        }
 
 
 def _pair_scores(data: Data) -> Mapping[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """Read the files of public benchmarks strictly: CSV with named columns, and JSON lines.
 
-Every row comes with the `file:line` where it starts, and an error about one of its fields names that place.
+Every row comes with the `file:line` where it starts, and an error about one of its fields names
+that place.
 """
 
 import csv
@@ -13,7 +14,7 @@ from rlhf_jax.data import readers
 
 
 class LocatedRow(NamedTuple):
-    """Hold a row and the `file:line` where it starts; every method raises ValueError that names that place."""
+    """Hold a row and the `file:line` where it starts, which every error of its methods names."""
 
     where: str
     fields: dict[str, Any]
@@ -40,7 +41,7 @@ class LocatedRow(NamedTuple):
         return value
 
     def share(self, name: str) -> float | None:
-        """Return a number in [0, 1], or None where it is null; NaN, true and false are no numbers."""
+        """Return a number in [0, 1], or None where it is null; NaN and true are no numbers."""
         value = self.field(name)
         if value is None:
             return None
@@ -69,11 +70,12 @@ class LocatedRow(NamedTuple):
 
 
 def read_csv(path: str, columns: Sequence[str]) -> list[LocatedRow]:
-    """Read all rows of a CSV file with a header line, which must have the named columns and may have more.
+    """Read all rows of a CSV file with a header line that has the named columns and may have more.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for a missing column, a row with too few or too many fields, text that is not UTF-8, or no row.
+        ValueError: for a missing column, a row with too few or too many fields, text that is not
+            UTF-8, or no row.
     """
     rows: list[LocatedRow] = []
     try:
@@ -88,7 +90,8 @@ def read_csv(path: str, columns: Sequence[str]) -> list[LocatedRow]:
             for row in reader:
                 if None in row or None in row.values():
                     raise ValueError(
-                        f"{path}:{line}: {_num_fields(row)} fields, expected {len(names)} as in the first line"
+                        f"{path}:{line}: {_num_fields(row)} fields, expected {len(names)} as in "
+                        "the first line"
                     )
                 rows.append(LocatedRow(f"{path}:{line}", row))
                 line = reader.line_num + 1
@@ -98,7 +101,7 @@ def read_csv(path: str, columns: Sequence[str]) -> list[LocatedRow]:
 
 
 def _num_fields(row: dict[Any, Any]) -> int:
-    """Return how many fields a line had: DictReader puts those too many under None and None for those too few."""
+    """Return how many fields a line had; DictReader has more under None, and None for too few."""
     return sum(len(value) if name is None else value is not None for name, value in row.items())
 
 
@@ -120,7 +123,8 @@ def check_exists(path: str) -> Path:
     """Return the path of a benchmark's file. Raises FileNotFoundError if there is no such file."""
     if not Path(path).is_file():
         raise FileNotFoundError(
-            f"{path}: no such file; give the path of the benchmark's file, or leave the benchmark out"
+            f"{path}: no such file; give the path of the benchmark's file, or leave the benchmark "
+            "out"
         )
     return Path(path)
 

@@ -1,12 +1,15 @@
 """Measure which of two checkpoints a reward model prefers, on prompts that neither has seen.
 
     every checkpoint answers every prompt S times; the judge scores each answer
-    win rate        (wins + ½ ties) / comparisons of sample s with sample s; intervals resample prompts
-    length control  the rate as it would be for answers of equal length, in characters (`evaluation.win_rate`)
+    win rate        (wins + ½ ties) / comparisons of sample s with sample s; intervals resample
+                    prompts
+    length control  the rate as it would be for answers of equal length, in characters
+                    (`evaluation.win_rate`)
 
-A score does not depend on which answer is shown first, so there are no positions to exchange. The judge reads text with its
-own tokenizer: checkpoints and judge may have different ones. A reward model that a policy was trained on prefers it for
-that alone; take another one as judge, or read the number as how far training got.
+A score does not depend on which answer is shown first, so there are no positions to exchange. The
+judge reads text with its own tokenizer: checkpoints and judge may have different ones. A reward
+model that a policy was trained on prefers it for that alone; take another one as judge, or read the
+number as how far training got.
 """
 
 from collections.abc import Sequence
@@ -76,14 +79,14 @@ class JudgedWins(Benchmark):
         return Judge(load_scalar_model(self.judge), load_tokenizer_of(self.judge))
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
-        """Return answers with the judge's scores; prompts whose answers do not all fit are left out."""
+        """Return answers with the judge's scores; a prompt whose answers do not fit is left out."""
         answers = self.answer(model, tokenizer, batch_size=batch_size)
         return self.score(self._loaded_judge, answers, batch_size=batch_size)
 
     def answer(
         self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int
     ) -> dict[int, list[Answer]]:
-        """Return answers by the number of the prompt, of prompts that leave room for one in the model's context."""
+        """Return answers by the number of each prompt that leaves room for one in the context."""
         room = model.model.config.context_length - self.settings.response_length
 
         def generate_all(fitting: list[Prompt]) -> list[list[Answer]]:
@@ -105,7 +108,7 @@ class JudgedWins(Benchmark):
         return map_fitting(generate_all, self.prompts, [len(r.ids) <= room for r in rendered])
 
     def score(self, judge: Judge, answers: dict[int, list[Answer]], *, batch_size: int) -> Data:
-        """Return the judge's score of every answer (N, S), of prompts whose answers all fit the judge's context."""
+        """Return the judge's scores (N, S), of prompts whose answers all fit its context."""
         conversations = [self.prompts[number].messages for number in answers]
         prompts = render_batch(judge.tokenizer, conversations, generation_prompt=True)
         texts = [answer.text for samples in answers.values() for answer in samples]
@@ -115,7 +118,8 @@ class JudgedWins(Benchmark):
             continuations = []
             for answer in samples:
                 ids = next(encoded)
-                # The end of the turn is judged where the policy ended its answer, or said nothing that can be read.
+                # The end of the turn is judged where the policy ended its answer, or said nothing
+                # that can be read.
                 ends = answer.finished or not ids
                 end = [judge.tokenizer.turn_end_id] if ends else []
                 continuations.append(Continuation(prompt.ids, [*ids, *end]))
@@ -131,7 +135,7 @@ class JudgedWins(Benchmark):
         }
 
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
-        """Return win rates against the reference on the prompts that both answered, and the scores themselves."""
+        """Return win rates against the reference on prompts that both answered, and the scores."""
         rate = {}
         controlled = {}
         mean = {}

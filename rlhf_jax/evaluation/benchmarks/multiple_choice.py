@@ -1,14 +1,16 @@
 """Ask few-shot multiple-choice questions by GPT-3's protocol (Brown et al. 2020, section 2.4).
 
-    context = K solved examples drawn at random for every question, then the question, up to where the answer starts
+    context = K solved examples drawn at random for every question, then the question, up to where
+              the answer starts
     choice  = argmax over choices c of
         summed             log P(c | context)
         per token          log P(c | context) / tokens of c
         against "Answer:"  log P(c | context) - log P(c | "Answer:")
 
-A file has a JSON object a line: {"question": text, "choices": [text, ...], "answer": index from 0, or one of the choices}.
-Examples come from a file of their own, the training set; a question is never its own example. Right is a choice whose
-score is above all others': a tie is wrong, whereas argmax would favour the first.
+A file has a JSON object a line: {"question": text, "choices": [text, ...], "answer": index from 0,
+or one of the choices}. Examples come from a file of their own, the training set; a question is
+never its own example. Right is a choice whose score is above all others': a tie is wrong, whereas
+argmax would favour the first.
 """
 
 import random
@@ -20,7 +22,7 @@ import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
 from rlhf_jax.evaluation.benchmarks.files import LocatedRow, read_jsonl
 from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, answer_logps
 from rlhf_jax.evaluation.checkpoints import LoadedModel
@@ -48,8 +50,8 @@ def read(path: str) -> list[Question]:
     """Read the questions of a file.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_jsonl`; and for a field that is missing or empty, fewer than two
-            choices, two that are the same, or an answer that is none of them.
+        FileNotFoundError, ValueError: as `read_jsonl`; and for a field that is missing or empty,
+            fewer than two choices, two that are the same, or an answer that is none of them.
     """
     return [_read_question(row) for row in read_jsonl(path)]
 
@@ -95,7 +97,8 @@ class MultipleChoice(Benchmark):
         others = [example for example in self.examples if example.text != question.text]
         if self.shots > len(others):
             raise ValueError(
-                f"multiple_choice.shots={self.shots}: only {len(others)} examples besides the question itself"
+                f"multiple_choice.shots={self.shots}: only {len(others)} examples besides the "
+                "question itself"
             )
         chosen = random.Random(self.seed + 1_000_003 * number).sample(others, self.shots)
         solved = "".join(
@@ -105,7 +108,7 @@ class MultipleChoice(Benchmark):
         return f"{solved}Question: {question.text}\n{ANSWER}"
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
-        """Return log-probabilities and tokens of all choices, after the context and after "Answer:" alone."""
+        """Return log-probabilities and tokens of all choices, after the context and "Answer:"."""
         answers = [[" " + choice for choice in question.choices] for question in self.questions]
         in_context = [AnswerChoices(self.context(n), texts) for n, texts in enumerate(answers)]
         context_free = [AnswerChoices(ANSWER, texts) for texts in answers]
@@ -121,21 +124,28 @@ class MultipleChoice(Benchmark):
 
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the accuracy by each of the three scores."""
-        rows = []
-        for normalisation, method in METHODS.items():
-            metric = Metric(
+        metrics: dict[str, Metric] = {
+            normalisation: Metric(
                 f"multiple choice, K = {self.shots}, {method}",
                 "higher",
-                f"right choice has the highest score: log-probability, {method} (Brown et al. 2020, 2.4)",
+                f"right choice has the highest score: log-probability, {method} "
+                "(Brown et al. 2020, 2.4)",
                 estimator=estimates.share,
             )
-            hits = {name: self.hits(data, normalisation) for name, data in measured.items()}
-            rows.append(metric.estimate(self.group, hits, bootstrap))
-        suffix = f", K = {self.shots}"
-        return rows + left_out(self.group, measured, len(self.questions), "questions", after=suffix)
+            for normalisation, method in METHODS.items()
+        }
+        hits: dict[str, dict[str, np.ndarray]] = {
+            name: {normalisation: self.hits(data, normalisation) for normalisation in METHODS}
+            for name, data in measured.items()
+        }
+        shots = f", K = {self.shots}"
+        return [
+            *score_rows(self.group, metrics, hits, bootstrap),
+            *left_out(self.group, measured, len(self.questions), "questions", after=shots),
+        ]
 
     def hits(self, data: Data, normalisation: Normalisation) -> np.ndarray:
-        """Return for every kept question 1 if the right choice alone has the highest score, else 0."""
+        """Return for every kept question 1 if the right choice alone scores highest, else 0."""
         hits = []
         for number, logp_C, length_C, free_C in zip(
             data["kept"], data["logps"], data["lengths"], data["free"], strict=True

@@ -1,15 +1,19 @@
-"""Measure how well a model predicts plain text: perplexity, and bits per byte, which compares models with different tokenizers.
+"""Measure how well a model predicts plain text, in perplexity and in bits per byte.
 
-    perplexity     = exp(Σ -log π(token) / tokens)             over all tokens of all documents, never a mean of means
+    perplexity     = exp(Σ -log π(token) / tokens)    over all tokens of all documents, never a mean
+                                                      of means
     bits per byte  = Σ -log₂ π(token) / bytes of the text in UTF-8
 
     a document  =  start token, then its tokens, read in windows:
     |<-------- window -------->|
-            |<-------- window -------->|      only the last `stride` tokens of a window are judged, the first window's
-                    |<- stride ->|            all: no token is lost, none is judged twice, and each but the first has
-                                              at least window - stride tokens before it
+            |<-------- window -------->|
+                    |<- stride ->|
 
-Bits per byte are given only for a tokenizer that gives the text back exactly: unknown words would be free of charge.
+Only the last `stride` tokens of a window are judged, the first window's all: no token is lost, none
+is judged twice, and each but the first has at least window - stride tokens before it.
+
+Bits per byte compare models with different tokenizers. They are given only for a tokenizer that
+gives the text back exactly: unknown words would be free of charge.
 """
 
 import math
@@ -42,14 +46,17 @@ def read(path: str) -> list[Document]:
 
 
 def split_windows(ids: Sequence[int], *, window: int, stride: int) -> list[Continuation]:
-    """Return what is judged of a document, and what before it, window by window; `ids` begin with the start token.
+    """Return what is judged of a document, with what stands before it, window by window.
+
+    `ids` begin with the start token.
 
     Raises:
         ValueError: unless 1 <= stride < window.
     """
     if not 1 <= stride < window:
         raise ValueError(
-            f"stride={stride}: expected 1 to window - 1 = {window - 1}, so that every token has one before it"
+            f"stride={stride}: expected 1 to window - 1 = {window - 1}, so that every token has "
+            "one before it"
         )
     windows = []
     start = 1
@@ -76,7 +83,7 @@ class PlainText(Benchmark):
         return self.window
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
-        """Return -log-probability and tokens of every window, by document, and bytes of all documents."""
+        """Return -log-probability and tokens of every window, and bytes of all documents."""
         texts = [document.text for document in self.documents]
         encoded = tokenizer.encode_batch(texts, special=False)
         by_document = [
@@ -98,7 +105,7 @@ class PlainText(Benchmark):
         }
 
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
-        """Return perplexity and bits per byte; intervals resample documents, or windows where there is only one."""
+        """Return perplexity and bits per byte; intervals resample documents, or windows of one."""
         perplexity = {}
         bits = {}
         for name, data in measured.items():

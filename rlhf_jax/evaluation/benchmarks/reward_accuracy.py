@@ -1,17 +1,19 @@
-"""Measure whether a reward model agrees with rankings that people gave, and whether it knows how sure it is.
+"""Measure whether a reward model agrees with people's rankings, and knows how sure it is.
 
-    accuracy        share of a prompt's pairs whose better response has the higher score; equal scores count half; ties in
-                    the ranking and identical responses are left out and counted
-    best of K       share of comparisons whose highest score goes to a response of the best rank; those whose responses all
-                    share one rank are left out and counted
-    calibration     P(first preferred) = σ(Δscore): ECE and a reliability table over bins of the confidence σ(|Δscore|),
-                    Brier score, negative log-likelihood (Guo et al. 2017; Ouyang et al. 2022, eq. 1, for the model of P)
-    sections        Σ weight · accuracy / Σ weight over the subsets of a section, and of the sections (RewardBench,
-                    Lambert et al. 2024, where weights are subset sizes, with math-prm at 984 for its 447; there equal
-                    scores count 0, here half as everywhere)
+    accuracy     share of a prompt's pairs whose better response has the higher score; equal scores
+                 count half; ties in the ranking and identical responses are left out and counted
+    best of K    share of comparisons whose highest score goes to a response of the best rank; those
+                 whose responses all share one rank are left out and counted
+    calibration  P(first preferred) = σ(Δscore): ECE and a reliability table over bins of the
+                 confidence σ(|Δscore|), Brier score, negative log-likelihood (Guo et al. 2017;
+                 Ouyang et al. 2022, eq. 1, for the model of P)
+    sections     Σ weight · accuracy / Σ weight over the subsets of a section, and of the sections
+                 (RewardBench, Lambert et al. 2024, where weights are subset sizes, with math-prm at
+                 984 for its 447; there equal scores count 0, here half as everywhere)
 
-A ranking of K responses is C(K, 2) pairs; intervals resample prompts, all comparisons of one together. A response is read
-as in training: behind its prompt in the chat template, with the end-of-text token.
+A ranking of K responses is C(K, 2) pairs; intervals resample prompts, all comparisons of one
+together. A response is read as in training: behind its prompt in the chat template, with the
+end-of-text token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -106,7 +108,7 @@ class RankedPairs:
 
 
 def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[str] | None:
-    """Return the value of a metadata field of every comparison; None without a field to divide them by.
+    """Return the value of a metadata field of every comparison; None without a field.
 
     Raises:
         ValueError: for a comparison without the field.
@@ -117,8 +119,9 @@ def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[st
     if lacking:
         present = ", ".join(comparisons[lacking[0]].metadata) or "nothing"
         raise ValueError(
-            f"comparisons.subset_field={name!r}: {len(lacking)} of {len(comparisons)} comparisons lack it, the "
-            f"first is number {lacking[0]}, whose metadata has {present}; name another field, or none"
+            f"comparisons.subset_field={name!r}: {len(lacking)} of {len(comparisons)} comparisons "
+            f"lack it, the first is number {lacking[0]}, whose metadata has {present}; name "
+            "another field, or none"
         )
     return [item.metadata[name] for item in comparisons]
 
@@ -127,7 +130,8 @@ def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[st
 class RewardAccuracy(Benchmark):
     """Score the responses of rankings, and compare the scores with the ranks.
 
-    `subsets` has the name of each comparison's subset; `sections` has the weights of subsets by section.
+    `subsets` has the name of each comparison's subset; `sections` has the weights of subsets by
+    section.
     """
 
     group: ClassVar[str] = "Reward model on rankings"
@@ -157,7 +161,7 @@ class RewardAccuracy(Benchmark):
     def measure(
         self, model: tuple[ScalarModel, Params], tokenizer: Tokenizer, *, batch_size: int
     ) -> Data:
-        """Return the score of every response; a comparison with one that does not fit the context is left out whole."""
+        """Return the scores of the responses to comparisons that fit the context whole."""
         conversations = [comparison.messages for comparison in self.comparisons]
         prompts = render_batch(tokenizer, conversations, generation_prompt=True)
         answered = [
@@ -177,7 +181,7 @@ class RewardAccuracy(Benchmark):
         return {"kept": list(scored), "scores": list(scored.values())}
 
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
-        """Return accuracy and calibration over all pairs, by confidence, by subset and by section."""
+        """Return accuracy and calibration of all pairs, by confidence, by subset, by section."""
         estimates = {name: self._estimates(data, bootstrap) for name, data in measured.items()}
         pairs = {name: self.ranked_pairs(data) for name, data in measured.items()}
         rows = []
@@ -227,7 +231,7 @@ class RewardAccuracy(Benchmark):
         ).select(decided_M)
 
     def _estimates(self, data: Data, bootstrap: Bootstrap) -> dict[str, Estimate]:
-        """Return the numbers of one checkpoint by the keys of `METRICS`; without a decided pair only the counts."""
+        """Return numbers by the keys of `METRICS`; without a decided pair only the counts."""
         pairs = self.ranked_pairs(data)
         num_pairs = pairs.prompt_M.size
         hits, prompts = self._best_of_k(data)
@@ -253,7 +257,10 @@ class RewardAccuracy(Benchmark):
         return estimates
 
     def _best_of_k(self, data: Data) -> tuple[list[float], np.ndarray]:
-        """Return, of comparisons with a best response, the share of it among those with the highest score, and the prompt."""
+        """Return hits and prompts of the comparisons that have a best response.
+
+        A hit is the share of best responses among those with the highest score.
+        """
         hits = []
         decided = []
         for number, scores_of_one in zip(data["kept"], data["scores"], strict=True):
@@ -268,7 +275,7 @@ class RewardAccuracy(Benchmark):
     def _reliability_rows(
         self, pairs: Mapping[str, RankedPairs], bootstrap: Bootstrap
     ) -> list[Row]:
-        """Return accuracy and mean confidence in every bin; the two are equal for a calibrated model."""
+        """Return accuracy and mean confidence by bin; they are equal for a calibrated model."""
         rows = []
         for number in range(self.num_bins):
             low, high = (0.5 + 0.5 * end / self.num_bins for end in (number, number + 1))
@@ -292,7 +299,7 @@ class RewardAccuracy(Benchmark):
         return rows
 
     def _section_rows(self, accuracies: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
-        """Return RewardBench's weighted means, without a checkpoint that could read no pair of a subset that counts."""
+        """Return RewardBench's weighted means, of checkpoints that could read every subset."""
         rows = []
         section_means: dict[str, dict[str, float]] = {name: {} for name in accuracies}
         for section, weights in self.sections.items():

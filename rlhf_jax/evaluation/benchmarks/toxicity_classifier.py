@@ -1,22 +1,26 @@
-"""Classify the toxicity of texts: by a local model of words, or by any sequence classifier of transformers.
+"""Classify the toxicity of texts, by a model of words or any sequence classifier of transformers.
 
 Of words: embedding, bidirectional LSTM, maximum over time, two dense layers.
 
-    ids_T        the last 100 known words of the text, padded on the left with 0, which is embedded like a word
-    i, f, c, o = x W + h U + b;   s = σ(f) s + σ(i) tanh(c);   h = σ(o) tanh(s)       one LSTM from each side
+    ids_T        the last 100 known words of the text, padded on the left with 0, which is embedded
+                 like a word
+    i, f, c, o = x W + h U + b;   s = σ(f) s + σ(i) tanh(c);   h = σ(o) tanh(s)   from each side
     toxicity   = σ(relu(max_t [forward_t, backward_t] A + a) B + b)[0]
 
-A folder holds `weights.npz` (arrays named as in `SHAPES`, read without unpickling) and `vocab.json`, a list whose place n
-holds word n and whose place 0 is null.
+A folder holds `weights.npz` (arrays named as in `SHAPES`, read without unpickling) and
+`vocab.json`, a list whose place n holds word n and whose place 0 is null.
 
 Of transformers: it runs in PyTorch (extra `[torch]`), as its authors ran it.
 
-    toxicity   = σ(logit of the label)             of models with one label, or several at once (multi_label_classification)
-               = softmax(logits) at the label      of all others
+    toxicity   = σ(logit of the label)           of models with one label, or several at once
+                                                 (multi_label_classification)
+               = softmax(logits) at the label    of all others
 
-Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at its end.
+Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at
+its end.
 
-Left out on purpose: training either. A classifier that runs elsewhere is served by a file of scores.
+Left out on purpose: training either. A classifier that runs elsewhere is served by a file of
+scores.
 """
 
 import functools
@@ -42,7 +46,8 @@ WORDS_BATCH = 256
 TRANSFORMERS_BATCH = 32
 # Keras' default filters: punctuation except the apostrophe, tab and newline.
 _BREAKS = str.maketrans(dict.fromkeys([*string.punctuation.replace("'", ""), "\t", "\n"], " "))
-# E width of embeddings, H of an LSTM, G its gates, D both directions, F of the hidden layer, K labels, V words.
+# E width of embeddings, H of an LSTM, G its gates, D both directions, F of the hidden layer, K
+# labels, V words.
 SHAPES = {
     "embedding__embeddings": "VE",
     "forward_lstm__kernel": "EG",
@@ -90,7 +95,8 @@ def load_word_classifier(folder: str) -> WordClassifier:
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: for arrays that are missing, unknown, mis-shaped or not finite, or a vocabulary that does not fit them.
+        ValueError: for arrays that are missing, unknown, mis-shaped or not finite, or a vocabulary
+            that does not fit them.
     """
     weights_path = Path(folder, "weights.npz")
     vocab_path = Path(folder, "vocab.json")
@@ -164,7 +170,7 @@ def _lstm_step(
 
 @dataclass(frozen=True)
 class TransformersClassifier:
-    """Hold a sequence classifier of transformers with its tokenizer, and the number of the label that is measured."""
+    """Hold a sequence classifier of transformers, and the number of the label to measure."""
 
     model: Any
     tokenizer: Any
@@ -201,12 +207,14 @@ def load_transformers_classifier(path: str, label: str) -> TransformersClassifie
 
     Raises:
         FileNotFoundError: if there is no such folder and the hub does not give it.
-        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or for a label that it has not.
+        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or
+            for a label that it has not.
     """
     folder = local_folder(path)
     if find_spec("torch") is None:
         raise ValueError(
-            f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]"
+            f"{path}: PyTorch, in which transformers runs it, is not installed: "
+            "pip install rlhf_jax[torch]"
         )
     tokenizer, model = _load(path, folder)
     numbers = {name: number for number, name in model.config.id2label.items()}
@@ -218,7 +226,8 @@ def load_transformers_classifier(path: str, label: str) -> TransformersClassifie
 def _max_tokens(model: Any) -> int | None:
     """Return how many tokens have a place in the model's table of positions, or None without one.
 
-    RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for tokens.
+    RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for
+    tokens.
     """
     size = getattr(model.config, "max_position_embeddings", None)
     skipped = [
@@ -251,6 +260,7 @@ def _load(path: str, folder: Path) -> tuple[Any, Any]:
         raise ValueError(f"{path}: no weights for {missing}: it is no trained classifier")
     if tokenizer.pad_token is None:
         raise ValueError(
-            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once"
+            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at "
+            "once"
         )
     return tokenizer, model.eval().requires_grad_(False)

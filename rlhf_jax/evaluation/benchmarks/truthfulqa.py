@@ -2,24 +2,28 @@
 
     s(answer) = Σ_t log π(answer_t | primer, "Q: question", "A:", answer_<t)
     MC1, MC2, MC3    `maths.benchmark_metrics.truthfulqa`, by log-sum-exp
-    binary choice    s(best answer) > s(best incorrect answer), where the file has that column: what the authors recommend
-                     since 2025, because the sets of several answers can be guessed without reading the question
-    generation       greedy answer; for BLEU and ROUGE the highest similarity to a true and to a false answer:
-                     max (true), diff (true - false), acc (true > false)
+    binary choice    s(best answer) > s(best incorrect answer), where the file has that column: what
+                     the authors recommend since 2025, because the sets of several answers can be
+                     guessed without reading the question
+    generation       greedy answer; for BLEU and ROUGE the highest similarity to a true and to a
+                     false answer: max (true), diff (true - false), acc (true > false)
 
-    BLEU      brevity · (Π_{n≤4} p_n)^¼ · 100 of one sentence, tokenised as mteval's "international"; an order without
-              a match counts half, a quarter, ... of one (exponential smoothing), one without any n-gram makes it 0
-              (Papineni et al. 2002; the same numbers as sacrebleu's corpus_bleu of one sentence, tokenize="intl")
-    ROUGE-n   2 PR / (P + R) · 100 of matching n-grams; ROUGE-L: of the longest common subsequence of words
-              (Lin 2004; words are runs of a-z and 0-9 in lower case, no stemming)
+    BLEU      brevity · (Π_{n≤4} p_n)^¼ · 100 of one sentence, tokenised as mteval's
+              "international"; an order without a match counts half, a quarter, ... of one
+              (exponential smoothing), one without any n-gram makes it 0 (Papineni et al. 2002; the
+              same numbers as sacrebleu's corpus_bleu of one sentence, tokenize="intl")
+    ROUGE-n   2 PR / (P + R) · 100 of matching n-grams; ROUGE-L: of the longest common subsequence
+              of words (Lin 2004; words are runs of a-z and 0-9 in lower case, no stemming)
 
-Traps of the original script that are avoided: it finds the answer by dropping three tokens, which is right for GPT-2's
-tokenizer only; it rescales true and false scores apart from each other where exp underflows, and so alters MC2; it skips
-empty answers, which count 0 here. As there: summed log-probabilities, a tie is wrong, a full stop at the end of every
-answer if `close` (False is how other harnesses take them), duplicate answers count twice, "I have no comment." is a
-true free answer to everything, and a free answer ends where the model invents the next question.
+Traps of the original script that are avoided: it finds the answer by dropping three tokens, which
+is right for GPT-2's tokenizer only; it rescales true and false scores apart from each other where
+exp underflows, and so alters MC2; it skips empty answers, which count 0 here. As there: summed
+log-probabilities, a tie is wrong, a full stop at the end of every answer if `close` (False is how
+other harnesses take them), duplicate answers count twice, "I have no comment." is a true free
+answer to everything, and a free answer ends where the model invents the next question.
 
-Left out on purpose: BLEURT, a trained model; splitting into sentences for ROUGE-L (an answer is one sentence).
+Left out on purpose: BLEURT, a trained model; splitting into sentences for ROUGE-L (an answer is one
+sentence).
 """
 
 import math
@@ -33,7 +37,7 @@ import regex
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
 from rlhf_jax.evaluation.benchmarks.files import LocatedRow, read_csv
 from rlhf_jax.evaluation.benchmarks.questions import (
     AnswerChoices,
@@ -113,6 +117,12 @@ ANSWER_METRICS = {
         "max", "higher", "greedy answer; highest similarity to a true answer", unit="points"
     ),
 }
+EMPTY = Metric(
+    "TruthfulQA empty answers",
+    "lower",
+    "they count as unlike everything",
+    estimator=estimates.share,
+)
 
 
 @dataclass(frozen=True)
@@ -139,11 +149,11 @@ class Question:
 
 
 def read(path: str, *, close: bool) -> list[Question]:
-    """Read the questions of TruthfulQA.csv, of either edition; `close` ends every answer with a full stop.
+    """Read the questions of either edition; `close` ends every answer with a full stop.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_csv`; and for a cell without an answer, or a best answer that is
-            not among the correct ones.
+        FileNotFoundError, ValueError: as `read_csv`; and for a cell without an answer, or a best
+            answer that is not among the correct ones.
     """
     return [_read_question(row, close) for row in read_csv(path, COLUMNS)]
 
@@ -203,24 +213,20 @@ class TruthfulQA(Benchmark):
             absent = f"not measured: the file has no column {BEST_INCORRECT!r}"
             binary = replace(metrics["binary choice"], description=absent)
             metrics = {**metrics, "binary choice": binary}
-        rows = []
-        for key, metric in metrics.items():
-            values = {name: by_metric[key] for name, by_metric in scores.items()}
-            rows.append(metric.estimate(GROUP, values, bootstrap))
+        rows = score_rows(GROUP, metrics, scores, bootstrap)
         rows += left_out(GROUP, measured, len(self.questions), "questions")
+        in_category = {
+            key: replace(metrics[key], description="questions of this category")
+            for key in ("MC1", "MC2")
+        }
         for category in sorted({question.category for question in self.questions}):
             chosen = {
                 name: np.array([self.questions[n].category == category for n in data["kept"]], bool)
                 for name, data in measured.items()
             }
-            for key in ("MC1", "MC2"):
-                metric = replace(
-                    metrics[key],
-                    title=f"{metrics[key].title}, {category}",
-                    description="questions of this category",
-                )
-                values = {name: by_metric[key] for name, by_metric in scores.items()}
-                rows.append(metric.estimate(BY_CATEGORY, values, bootstrap, chosen))
+            rows += score_rows(
+                BY_CATEGORY, in_category, scores, bootstrap, suffix=f", {category}", chosen=chosen
+            )
         return rows
 
     def _scores(self, data: Data) -> Mapping[str, np.ndarray]:
@@ -267,41 +273,32 @@ class TruthfulQAAnswers(Benchmark):
 
     def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the similarity of the answers to true and to false ones."""
-        rows = []
-        for similarity in SIMILARITIES:
-            scores = {name: self._scores(data, similarity) for name, data in measured.items()}
-            for key, metric in ANSWER_METRICS.items():
-                titled = replace(metric, title=f"TruthfulQA {similarity} {metric.title}")
-                values = {name: by_metric[key] for name, by_metric in scores.items()}
-                rows.append(titled.estimate(GROUP, values, bootstrap))
-        empty = {
-            name: [float(not text) for text in data["texts"]] for name, data in measured.items()
+        scores = {name: self._scores(data) for name, data in measured.items()}
+        metrics = {
+            f"{similarity} {key}": replace(metric, title=f"TruthfulQA {similarity} {key}")
+            for similarity in SIMILARITIES
+            for key, metric in ANSWER_METRICS.items()
         }
-        metric = Metric(
-            "TruthfulQA empty answers",
-            "lower",
-            "they count as unlike everything",
-            estimator=estimates.share,
-        )
-        rows.append(metric.estimate(GROUP, empty, bootstrap))
+        rows = score_rows(GROUP, {**metrics, "empty": EMPTY}, scores, bootstrap)
         unit = "questions without room for an answer"
         return rows + left_out(GROUP, measured, len(self.questions), unit)
 
-    def _scores(self, data: Data, similarity: str) -> Mapping[str, np.ndarray]:
-        """Return one number per kept question for each of `ANSWER_METRICS`."""
-        compare = SIMILARITIES[similarity]
-        pairs = []
-        for number, text in zip(data["kept"], data["texts"], strict=True):
-            question = self.questions[number]
-            true = {*question.true, NO_COMMENT}
-            pairs.append(
-                (
-                    max(compare(text, answer) for answer in true),
-                    max(compare(text, answer) for answer in question.false),
-                )
-            )
-        true_N, false_N = np.array(pairs).reshape(-1, 2).T
-        return {"max": true_N, "diff": true_N - false_N, "acc": true_N > false_N}
+    def _scores(self, data: Data) -> Mapping[str, np.ndarray]:
+        """Return one number per kept question for each similarity and each of `ANSWER_METRICS`."""
+        scores = {"empty": np.array([float(not text) for text in data["texts"]])}
+        for similarity, compare in SIMILARITIES.items():
+            true = []
+            false = []
+            for number, text in zip(data["kept"], data["texts"], strict=True):
+                question = self.questions[number]
+                true.append(max(compare(text, good) for good in {*question.true, NO_COMMENT}))
+                false.append(max(compare(text, bad) for bad in question.false))
+            true_N = np.array(true)
+            false_N = np.array(false)
+            scores[f"{similarity} max"] = true_N
+            scores[f"{similarity} diff"] = true_N - false_N
+            scores[f"{similarity} acc"] = true_N > false_N
+        return scores
 
     @property
     def shown_prompts(self) -> Sequence[str]:
@@ -363,7 +360,7 @@ def rouge_l(answer: str, reference: str) -> float:
 
 
 def _num_matches(first: Sequence[str], second: Sequence[str], n: int) -> int:
-    """Return the number of n-grams that both have, each as often as in the text that has it less often."""
+    """Return the number of n-grams that both have, each as often as in the text with fewer."""
     first_counts, second_counts = (
         Counter(tuple(words[k : k + n]) for k in range(len(words) - n + 1))
         for words in (first, second)

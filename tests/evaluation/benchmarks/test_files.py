@@ -1,4 +1,4 @@
-"""The original file formats of the public benchmarks: what is read, and that whatever is wrong is named with its place."""
+"""Reading the original files of the public benchmarks, and naming the place of what is wrong."""
 
 import json
 
@@ -224,12 +224,14 @@ def test_a_share_is_a_number():
             files.LocatedRow("here", {"x": value}).share("x")
 
 
-# --- similarity -------------------------------------------------------------------------------------------------
+# --- similarity -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
-    [  # as sacrebleu 2.6's corpus_bleu([answer], [[reference]], smooth_method="exp", tokenize="intl") says
+    # As sacrebleu 2.6 says with corpus_bleu([answer], [[reference]], smooth_method="exp",
+    # tokenize="intl").
+    [
         ("The fox is red.", "The fox is red.", 100.0),
         ("The fox, today, is red.", "The fox is red.", 25.848657697858535),
         ("A fox is red today.", "The fox is red.", 32.46679154750991),
@@ -253,7 +255,7 @@ def test_rouge():
     assert truthfulqa.rouge_n("", reference, 1) == 0.0
 
 
-# --- toxicity classifier ----------------------------------------------------------------------------------------
+# --- toxicity classifier --------------------------------------------------------------------------
 
 
 def folder_of(tmp_path, **changes):

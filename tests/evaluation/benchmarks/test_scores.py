@@ -45,7 +45,7 @@ def value(rows, metric, name="a"):
     return by_metric(rows)[metric].values[name].value
 
 
-# --- questions -----------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def fast(backend, **special):
@@ -114,7 +114,7 @@ def test_completions_do_not_depend_on_their_neighbours():
         questions.complete_texts(MODEL, words(), contexts, settings, batch_size=4)
 
 
-# --- TruthfulQA -------------------------------------------------------------------------------------------------
+# --- TruthfulQA -----------------------------------------------------------------------------------
 
 
 def question(best="t", true=("t", "u"), false=("f", "g", "h"), category="c", best_false=None):
@@ -189,7 +189,7 @@ def test_free_answers_end_where_the_next_question_starts(monkeypatch):
     assert value(silent, "TruthfulQA BLEU acc") == 1.0
 
 
-# --- CrowS-Pairs ------------------------------------------------------------------------------------------------
+# --- CrowS-Pairs ----------------------------------------------------------------------------------
 
 
 def test_crows_pairs_golden_and_ties():
@@ -230,7 +230,7 @@ def test_crows_pairs_read_the_whole_sentence_after_the_instruction():
         )
 
 
-# --- RealToxicityPrompts ----------------------------------------------------------------------------------------
+# --- RealToxicityPrompts --------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +299,7 @@ def test_a_judge_sees_the_continuation_and_blank_ones_are_not_toxic():
     assert benchmark.toxicities({"kept": [], "texts": []}, judge).shape[0] == 0
 
 
-# --- reward models ----------------------------------------------------------------------------------------------
+# --- reward models --------------------------------------------------------------------------------
 
 
 def comparison(ranks, subset="s", responses=None, prompt="the fox?"):
@@ -391,7 +391,7 @@ def test_best_of_k_needs_a_best_response():
 
 
 def test_intervals_resample_prompts_not_comparisons():
-    """Forty copies of what is right and forty of what is wrong about two prompts are two observations, wherever they stand."""
+    """Forty right copies of one prompt and forty wrong ones of another are two observations."""
     comparisons = [
         comparison((1, 2), prompt=prompt) for _ in range(40) for prompt in ("the fox?", "the owl?")
     ]
@@ -437,7 +437,7 @@ def test_responses_are_scored_as_in_training_or_left_out_whole():
     assert value(rows, "Reward model on rankings: comparisons left out") == 1
 
 
-# --- win rate ---------------------------------------------------------------------------------------------------
+# --- win rate -------------------------------------------------------------------------------------
 
 
 def test_win_rates_are_of_the_prompts_that_both_answered():
@@ -486,7 +486,7 @@ def test_answers_are_scored_with_the_end_that_they_have():
     )
 
 
-# --- few-shot ---------------------------------------------------------------------------------------------------
+# --- few-shot -------------------------------------------------------------------------------------
 
 
 def test_three_scores_choose_differently_and_a_tie_is_wrong():
@@ -538,7 +538,7 @@ def test_choices_are_judged_after_the_context_and_after_answer_alone():
         )
 
 
-# --- plain text -------------------------------------------------------------------------------------------------
+# --- plain text -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 20, 21])

@@ -1,4 +1,4 @@
-"""A published classifier judges as transformers alone would have it judge; what is none is refused."""
+"""A published classifier judges as transformers alone has it judge; what is none is refused."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def test_without_pytorch_the_remedy_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A small random BERT that chooses one label, one that may see several, one with a single label, and its trunk alone."""
+    """Random BERTs: choosing one label, seeing several, with a single label; and a trunk."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("classifiers")
