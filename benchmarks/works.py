@@ -70,7 +70,7 @@ SIZES = {
 
 
 class Work(NamedTuple):
-    """Hold `run`, which does the work once and returns seconds by phase, and what one run counts."""
+    """Hold `run`, which does the work once and returns seconds by phase, and its counts."""
 
     run: Callable[[], dict[str, float]]
     units: float
