@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlhf_jax.config import require
 from rlhf_jax.data.records import Comparison, Document, Prompt
@@ -164,12 +164,12 @@ def make_benchmarks(
     """
     benchmarks: list[Benchmark] = []
     absent = []
-    for name, entry in BENCHMARKS.items():
+    for name, (group, make) in BENCHMARKS.items():
         benchmark_config = getattr(config, name)
         if benchmark_config is None:
-            absent.append(not_run(entry.group, f"benchmarks.{name} is None in the config"))
+            absent.append(not_run(group, f"benchmarks.{name} is None in the config"))
         else:
-            benchmarks += entry.make(benchmark_config, selection)
+            benchmarks += make(benchmark_config, selection)
     return benchmarks, absent
 
 
@@ -322,22 +322,17 @@ def make_text(config: TextConfig, selection: Selection) -> list[Benchmark]:
     return [plain_text.PlainText(documents, window, stride)]
 
 
-class Entry(NamedTuple):
-    """Hold a benchmark's group in the table, and the function that makes it of its config."""
-
-    group: str
-    make: Callable[[Any, Selection], list[Benchmark]]
-
-
-# By the field of `BenchmarksConfig`, in the order of the table.
-BENCHMARKS = {
-    "truthfulqa": Entry(truthfulqa.GROUP, make_truthfulqa),
-    "crows_pairs": Entry(crows_pairs.CrowSPairs.group, make_crows_pairs),
-    "real_toxicity_prompts": Entry(
-        real_toxicity_prompts.RealToxicityPrompts.group, make_real_toxicity_prompts
+# The group in the table, and the function that makes the benchmark of its config, by the field of
+# `BenchmarksConfig`; in the order of the table.
+BENCHMARKS: dict[str, tuple[str, Callable[[Any, Selection], list[Benchmark]]]] = {
+    "truthfulqa": (truthfulqa.GROUP, make_truthfulqa),
+    "crows_pairs": (crows_pairs.CrowSPairs.group, make_crows_pairs),
+    "real_toxicity_prompts": (
+        real_toxicity_prompts.RealToxicityPrompts.group,
+        make_real_toxicity_prompts,
     ),
-    "comparisons": Entry(reward_accuracy.RewardAccuracy.group, make_comparisons),
-    "win_rate": Entry(judged_wins.JudgedWins.group, make_win_rate),
-    "multiple_choice": Entry(multiple_choice.MultipleChoice.group, make_multiple_choice),
-    "text": Entry(plain_text.PlainText.group, make_text),
+    "comparisons": (reward_accuracy.RewardAccuracy.group, make_comparisons),
+    "win_rate": (judged_wins.JudgedWins.group, make_win_rate),
+    "multiple_choice": (multiple_choice.MultipleChoice.group, make_multiple_choice),
+    "text": (plain_text.PlainText.group, make_text),
 }
