@@ -179,7 +179,7 @@ def plain(tree: Any) -> Any:
     return tree.tolist() if isinstance(tree, np.ndarray | np.generic) else tree
 
 
-# From one number per question to rows of the table: intervals, groups of questions, what was left out; texts side by side.
+# From one number per question to rows of the table: intervals, groups of questions, and what was left out.
 Data = dict[str, Any]
 Measured = Mapping[str, Data]  # by checkpoint
 Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
@@ -202,11 +202,6 @@ def estimates_of(
     return found
 
 
-def kept_questions(answered: Sequence[Any]) -> list[int]:
-    """The places of the questions that were answered."""
-    return [n for n, one in enumerate(answered) if one is not None]
-
-
 def left_out(
     group: str, measured: Measured, total: int, unit: str, *, after: str = ""
 ) -> list[Row]:
@@ -222,32 +217,3 @@ def left_out(
 def not_run(group: str, why: str, *, after: str = "") -> Row:
     """A row without values that says why."""
     return Row(group, f"{group}: not run{after}", "", "none", why, {})
-
-
-def side_by_side(
-    benchmark: str, prompts: Sequence[str], reply: Callable[[Data, int], dict[str, Any]]
-) -> Callable[[Measured, int], list[dict[str, Any]]]:
-    """A function of measurements and a number: the first prompts with every checkpoint's reply, not chosen by hand.
-
-    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept.
-    """
-
-    def samples(measured: Measured, count: int) -> list[dict[str, Any]]:
-        place = {
-            name: {kept: n for n, kept in enumerate(data["kept"])}
-            for name, data in measured.items()
-        }
-        return [
-            {
-                "prompt": prompt,
-                "metadata": {"benchmark": benchmark},
-                "responses": {
-                    name: reply(data, place[name][n])
-                    for name, data in measured.items()
-                    if n in place[name]
-                },
-            }
-            for n, prompt in enumerate(prompts[:count])
-        ]
-
-    return samples
