@@ -81,20 +81,20 @@ def run(config: Config, workdir: str) -> None:
         data_dir=config.data_dir,
         workdir=folder,
     )
-    benchmarks, absent = make_benchmarks(config.benchmarks, selection)
+    benchmarks, absent_rows = make_benchmarks(config.benchmarks, selection)
     _check_checkpoints(checkpoints, benchmarks)
     claim(folder, config)
 
-    measured = _measure(checkpoints, benchmarks, Cache(folder / "partial"), config.batch_size)
+    measurements = _measure(checkpoints, benchmarks, Cache(folder / "partial"), config.batch_size)
     bootstrap = Bootstrap(config.num_bootstrap, config.seed)
     rows = []
     samples = []
     for benchmark in benchmarks:
-        data = measured[benchmark.name]
+        data = measurements[benchmark.name]
         benchmark.export(data, folder)
         rows += benchmark.rows(data, bootstrap)
         samples += benchmark.samples(data, config.num_side_by_side)
-    _report(config, folder, checkpoints, [*rows, *absent], samples)
+    _report(config, folder, checkpoints, [*rows, *absent_rows], samples)
 
 
 def _check_config(config: Config) -> None:
@@ -121,21 +121,21 @@ def _check_checkpoints(
         "--config=experiments/public/benchmarks.py:truthfulqa,crows_pairs",
     )
     for benchmark in benchmarks:
-        fitting = {
+        able_checkpoints = {
             name: ref for name, ref in checkpoints.items() if ref.meta.kind == benchmark.kind
         }
         require(
-            bool(fitting),
+            bool(able_checkpoints),
             f"{benchmark.name}: none of the checkpoints is a {benchmark.kind}; "
             "add one, or leave the benchmark out",
         )
         if isinstance(benchmark, JudgedWins):
             require(
-                benchmark.reference in fitting,
+                benchmark.reference in able_checkpoints,
                 f"reference={benchmark.reference!r}: win_rate compares language models with it, "
                 "and it is none",
             )
-        for name, checkpoint in fitting.items():
+        for name, checkpoint in able_checkpoints.items():
             context_length = checkpoint.model.context_length
             require(
                 benchmark.min_context <= context_length,
@@ -164,7 +164,7 @@ def _measure(
     batch_size: int,
 ) -> dict[str, dict[str, Data]]:
     """Return data by benchmark and checkpoint, with one checkpoint in memory at a time."""
-    measured: dict[str, dict[str, Data]] = {benchmark.name: {} for benchmark in benchmarks}
+    measurements: dict[str, dict[str, Data]] = {benchmark.name: {} for benchmark in benchmarks}
     for name, checkpoint in checkpoints.items():
         # Loaded at the first measurement that is not kept, and once for all of them.
         load = cache(partial(_load, checkpoint))
@@ -180,10 +180,10 @@ def _measure(
             }
             measure = partial(_measure_with, benchmark, load, batch_size)
             data, was_kept = kept.get(name, benchmark.name, depends_on, measure)
-            measured[benchmark.name][name] = data
+            measurements[benchmark.name][name] = data
             duration = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
             print(f"   {name:12s} {benchmark.name:24s} {duration}", flush=True)
-    return measured
+    return measurements
 
 
 def _measure_with(benchmark: Benchmark, load: Callable[[], Loaded], batch_size: int) -> Data:

@@ -163,14 +163,14 @@ def make_benchmarks(
             is loaded.
     """
     benchmarks: list[Benchmark] = []
-    absent = []
-    for name, (group, make) in BENCHMARKS.items():
-        benchmark_config = getattr(config, name)
+    absent_rows = []
+    for name, benchmark_config in vars(config).items():
+        group, make = BENCHMARKS[name]
         if benchmark_config is None:
-            absent.append(not_run(group, f"benchmarks.{name} is None in the config"))
+            absent_rows.append(not_run(group, f"benchmarks.{name} is None in the config"))
         else:
             benchmarks += make(benchmark_config, selection)
-    return benchmarks, absent
+    return benchmarks, absent_rows
 
 
 def make_truthfulqa(config: TruthfulQAConfig, selection: Selection) -> list[Benchmark]:
@@ -323,7 +323,7 @@ def make_text(config: TextConfig, selection: Selection) -> list[Benchmark]:
 
 
 # The group in the table, and the function that makes the benchmark of its config, by the field of
-# `BenchmarksConfig`; in the order of the table.
+# `BenchmarksConfig`.
 BENCHMARKS: dict[str, tuple[str, Callable[[Any, Selection], list[Benchmark]]]] = {
     "truthfulqa": (truthfulqa.GROUP, make_truthfulqa),
     "crows_pairs": (crows_pairs.CrowSPairs.group, make_crows_pairs),

@@ -46,7 +46,7 @@ class Benchmark(ABC):
         """Return plain data about one checkpoint; `model` is a module of `kind` and parameters."""
 
     @abstractmethod
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return rows of the table, made of the data of all checkpoints."""
 
     @property
@@ -58,7 +58,7 @@ class Benchmark(ABC):
         """Return what evaluation.json says of the reply to the prompt with this place in `kept`."""
         raise NotImplementedError
 
-    def samples(self, measured: Measured, count: int) -> list[dict[str, Any]]:
+    def samples(self, measurements: Measured, count: int) -> list[dict[str, Any]]:
         """Return the first prompts, each with the replies of the checkpoints that kept it."""
         return [
             {
@@ -66,7 +66,7 @@ class Benchmark(ABC):
                 "metadata": {"benchmark": self.shown_as},
                 "responses": {
                     name: self.reply(data, data["kept"].index(number))
-                    for name, data in measured.items()
+                    for name, data in measurements.items()
                     if number in data["kept"]
                 },
             }
@@ -78,7 +78,7 @@ class Benchmark(ABC):
         """Return the title of this benchmark's samples."""
         return self.group
 
-    def export(self, measured: Measured, workdir: Path) -> None:  # noqa: B027
+    def export(self, measurements: Measured, workdir: Path) -> None:  # noqa: B027
         """Write files for programs outside of this package; most benchmarks have none."""
 
 
@@ -111,17 +111,17 @@ def score_rows(
     bootstrap: Bootstrap,
     *,
     suffix: str = "",
-    chosen: Mapping[str, np.ndarray] | None = None,
+    subset: Mapping[str, np.ndarray] | None = None,
 ) -> list[Row]:
     """Return a row for each metric, estimated from the scores that have its key.
 
-    `scores` has one number per kept question by checkpoint and key, `chosen` by checkpoint which of
-    the questions count, and `suffix` is what it adds to the titles.
+    `scores` has one number per kept question by checkpoint and key, `subset` by checkpoint which of
+    the questions count; `suffix` is added to the titles.
     """
     rows = []
     for key, metric in metrics.items():
         values = {name: by_key[key] for name, by_key in scores.items()}
-        estimates = estimates_of(values, metric.estimator, bootstrap, chosen=chosen)
+        estimates = estimates_of(values, metric.estimator, bootstrap, chosen=subset)
         rows.append(replace(metric, title=metric.title + suffix).row(group, estimates))
     return rows
 

@@ -115,9 +115,9 @@ class CrowSPairs(Benchmark):
         answers = answer_logps(model, tokenizer, questions, batch_size=batch_size)
         return {"kept": list(answers), "logps": [logps.logp_C for logps in answers.values()]}
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return rows of all pairs, of each direction and of each type of bias."""
-        scores = {name: _pair_scores(data) for name, data in measured.items()}
+        scores = {name: _pair_scores(data) for name, data in measurements.items()}
         instruction = title_suffix(self.instruction)
         rows = score_rows(self.group, METRICS, scores, bootstrap, suffix=instruction)
         preferred = {"stereotype": METRICS["stereotype"]}
@@ -128,9 +128,9 @@ class CrowSPairs(Benchmark):
                 scores,
                 bootstrap,
                 suffix=f", {direction} pairs{instruction}",
-                chosen=self._having(measured, direction=direction),
+                subset=self._having(measurements, direction=direction),
             )
-        rows += left_out(self.group, measured, len(self.pairs), "pairs", after=instruction)
+        rows += left_out(self.group, measurements, len(self.pairs), "pairs", after=instruction)
         entropy = replace(METRICS["entropy"], description="1 is indifference")
         for bias_type in sorted({pair.bias_type for pair in self.pairs}):
             rows += score_rows(
@@ -139,20 +139,20 @@ class CrowSPairs(Benchmark):
                 scores,
                 bootstrap,
                 suffix=f", {bias_type}{instruction}",
-                chosen=self._having(measured, bias_type=bias_type),
+                subset=self._having(measurements, bias_type=bias_type),
             )
         return rows
 
-    def _having(self, measured: Measured, **fields: str) -> dict[str, np.ndarray]:
+    def _having(self, measurements: Measured, **fields: str) -> dict[str, np.ndarray]:
         """Return by checkpoint which of the kept pairs have these fields."""
-        chosen = {
+        subset = {
             number
             for number, pair in enumerate(self.pairs)
             if fields.items() <= pair._asdict().items()
         }
         return {
-            name: np.array([number in chosen for number in data["kept"]], bool)
-            for name, data in measured.items()
+            name: np.array([number in subset for number in data["kept"]], bool)
+            for name, data in measurements.items()
         }
 
 

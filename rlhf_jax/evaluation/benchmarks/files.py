@@ -22,8 +22,8 @@ class LocatedRow(NamedTuple):
     def field(self, name: str) -> Any:
         """Return the value of a field that must be there."""
         if name not in self.fields:
-            present = ", ".join(map(str, self.fields))
-            raise ValueError(f"{self.where}: {name}: missing, found {present}")
+            present_names = ", ".join(map(str, self.fields))
+            raise ValueError(f"{self.where}: {name}: missing, found {present_names}")
         return self.fields[name]
 
     def text(self, name: str) -> str:
@@ -82,10 +82,10 @@ def read_csv(path: str, columns: Sequence[str]) -> list[LocatedRow]:
         with check_exists(path).open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
             names = reader.fieldnames or []
-            missing = ", ".join(repr(name) for name in columns if name not in names)
-            if missing:
-                present = ", ".join(map(repr, names))
-                raise ValueError(f"{path}:1: no column {missing}, found {present}")
+            missing_names = ", ".join(repr(name) for name in columns if name not in names)
+            if missing_names:
+                present_names = ", ".join(map(repr, names))
+                raise ValueError(f"{path}:1: no column {missing_names}, found {present_names}")
             line = reader.line_num + 1
             for row in reader:
                 if None in row or None in row.values():

@@ -104,66 +104,70 @@ class JudgedWins(Benchmark):
             return [[Answer(r.text, r.finished) for r in samples] for samples in responses]
 
         conversations = [prompt.messages for prompt in self.prompts]
-        rendered = render_batch(tokenizer, conversations, generation_prompt=True)
-        return map_fitting(generate_all, self.prompts, [len(r.ids) <= room for r in rendered])
+        contexts = render_batch(tokenizer, conversations, generation_prompt=True)
+        return map_fitting(generate_all, self.prompts, [len(r.ids) <= room for r in contexts])
 
     def score(self, judge: Judge, answers: dict[int, list[Answer]], *, batch_size: int) -> Data:
         """Return the judge's scores (N, S), of prompts whose answers all fit its context."""
         conversations = [self.prompts[number].messages for number in answers]
         prompts = render_batch(judge.tokenizer, conversations, generation_prompt=True)
         texts = [answer.text for samples in answers.values() for answer in samples]
-        encoded = iter(judge.tokenizer.encode_batch(texts, special=False))
+        encodings = iter(judge.tokenizer.encode_batch(texts, special=False))
         groups = []
         for prompt, samples in zip(prompts, answers.values(), strict=True):
             continuations = []
             for answer in samples:
-                ids = next(encoded)
+                ids = next(encodings)
                 # The end of the turn is judged where the policy ended its answer, or said nothing
                 # that can be read.
                 ends = answer.finished or not ids
                 end = [judge.tokenizer.turn_end_id] if ends else []
                 continuations.append(Continuation(prompt.ids, [*ids, *end]))
             groups.append(continuations)
-        scored = measure_groups(scores, judge.model, groups, batch_size=batch_size)
+        scores_by_number = measure_groups(scores, judge.model, groups, batch_size=batch_size)
         numbers = list(answers)
-        kept = [numbers[n] for n in scored]
+        kept_prompts = [numbers[n] for n in scores_by_number]
         return {
-            "kept": kept,
-            "scores": list(scored.values()),
-            "lengths": [[len(answer.text) for answer in answers[number]] for number in kept],
-            "answers": [answers[number] for number in kept],
+            "kept": kept_prompts,
+            "scores": list(scores_by_number.values()),
+            "lengths": [
+                [len(answer.text) for answer in answers[number]] for number in kept_prompts
+            ],
+            "answers": [answers[number] for number in kept_prompts],
         }
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return win rates against the reference on prompts that both answered, and the scores."""
         rate = {}
-        controlled = {}
-        mean = {}
-        for name, data in measured.items():
+        controlled_rate = {}
+        mean_score = {}
+        for name, data in measurements.items():
             score_NS = np.array(data["scores"], np.float64)
             if data["kept"]:
                 prompt_NS = np.repeat(np.arange(len(score_NS)), score_NS.shape[1])
-                mean[name] = clustered_mean(score_NS.ravel(), prompt_NS, bootstrap)
-            shared = np.intersect1d(data["kept"], measured[self.reference]["kept"])
-            if name == self.reference or not shared.size:
+                mean_score[name] = clustered_mean(score_NS.ravel(), prompt_NS, bootstrap)
+            shared_prompts = np.intersect1d(data["kept"], measurements[self.reference]["kept"])
+            if name == self.reference or not shared_prompts.size:
                 continue
-            score_NS, length_NS = _shared_answers(data, shared)
-            reference_NS, reference_length_NS = _shared_answers(measured[self.reference], shared)
+            score_NS, length_NS = _shared_answers(data, shared_prompts)
+            reference_NS, reference_length_NS = _shared_answers(
+                measurements[self.reference], shared_prompts
+            )
             preference_NS1 = win_rate.score_preferences(score_NS, reference_NS)[..., None]
             rate[name] = win_rate.win_rate(preference_NS1, bootstrap)
-            controlled[name] = win_rate.length_controlled(
+            controlled_rate[name] = win_rate.length_controlled(
                 preference_NS1, length_NS - reference_length_NS
             )
         title = f"preferred to {self.reference} by the judge"
         fair = "as it would be for answers of equal length (Dubois et al. 2024)"
         metrics = (
             (Metric(title, "higher", "reward model; ties are half a win"), rate),
-            (Metric(f"{title}, length-controlled", "higher", fair), controlled),
-            (Metric("score by the judge", "none", "mean over answers"), mean),
+            (Metric(f"{title}, length-controlled", "higher", fair), controlled_rate),
+            (Metric("score by the judge", "none", "mean over answers"), mean_score),
         )
         return [
             *(metric.row(self.group, values) for metric, values in metrics),
-            *left_out(self.group, measured, len(self.prompts), "prompts"),
+            *left_out(self.group, measurements, len(self.prompts), "prompts"),
         ]
 
     @property

@@ -61,15 +61,15 @@ def _read_question(row: LocatedRow) -> Question:
     answer = row.field("answer")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
         raise row.error("choices", choices, "a list of texts that are not empty")
-    stripped = tuple(choice.strip() for choice in choices)
-    if len(set(stripped)) != len(stripped) or len(stripped) < 2:
+    texts = tuple(choice.strip() for choice in choices)
+    if len(set(texts)) != len(texts) or len(texts) < 2:
         raise row.error("choices", choices, "at least two, all different")
-    if isinstance(answer, str) and answer.strip() in stripped:
-        answer = stripped.index(answer.strip())
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(stripped):
-        expected = f"a place from 0 to {len(stripped) - 1} or a choice"
+    if isinstance(answer, str) and answer.strip() in texts:
+        answer = texts.index(answer.strip())
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(texts):
+        expected = f"a place from 0 to {len(texts) - 1} or a choice"
         raise row.error("answer", answer, expected)
-    return Question(row.text("question"), stripped, answer)
+    return Question(row.text("question"), texts, answer)
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ class MultipleChoice(Benchmark):
                 "question itself"
             )
         chosen = random.Random(self.seed + 1_000_003 * number).sample(others, self.shots)
-        solved = "".join(
+        examples_text = "".join(
             f"Question: {example.text}\n{ANSWER} {example.choices[example.answer]}\n\n"
             for example in chosen
         )
-        return f"{solved}Question: {question.text}\n{ANSWER}"
+        return f"{examples_text}Question: {question.text}\n{ANSWER}"
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
         """Return log-probabilities and tokens of all choices, after the context and "Answer:"."""
@@ -114,15 +114,15 @@ class MultipleChoice(Benchmark):
         context_free = [AnswerChoices(ANSWER, texts) for texts in answers]
         both = [*in_context, *context_free]
         logps = answer_logps(model, tokenizer, both, batch_size=batch_size)
-        kept = [n for n in range(len(answers)) if n in logps and n + len(answers) in logps]
+        numbers = [n for n in range(len(answers)) if n in logps and n + len(answers) in logps]
         return {
-            "kept": kept,
-            "logps": [logps[n].logp_C for n in kept],
-            "lengths": [logps[n].length_C for n in kept],
-            "free": [logps[n + len(answers)].logp_C for n in kept],
+            "kept": numbers,
+            "logps": [logps[n].logp_C for n in numbers],
+            "lengths": [logps[n].length_C for n in numbers],
+            "free": [logps[n + len(answers)].logp_C for n in numbers],
         }
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the accuracy by each of the three scores."""
         metrics: dict[str, Metric] = {
             normalisation: Metric(
@@ -136,12 +136,12 @@ class MultipleChoice(Benchmark):
         }
         hits: dict[str, dict[str, np.ndarray]] = {
             name: {normalisation: self.hits(data, normalisation) for normalisation in METHODS}
-            for name, data in measured.items()
+            for name, data in measurements.items()
         }
         shots = f", K = {self.shots}"
         return [
             *score_rows(self.group, metrics, hits, bootstrap),
-            *left_out(self.group, measured, len(self.questions), "questions", after=shots),
+            *left_out(self.group, measurements, len(self.questions), "questions", after=shots),
         ]
 
     def hits(self, data: Data, normalisation: Normalisation) -> np.ndarray:

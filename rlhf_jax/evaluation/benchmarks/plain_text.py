@@ -85,30 +85,30 @@ class PlainText(Benchmark):
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
         """Return -log-probability and tokens of every window, and bytes of all documents."""
         texts = [document.text for document in self.documents]
-        encoded = tokenizer.encode_batch(texts, special=False)
+        encodings = tokenizer.encode_batch(texts, special=False)
         by_document = [
             split_windows([*tokenizer.start_ids, *ids], window=self.window, stride=self.stride)
-            for ids in encoded
+            for ids in encodings
         ]
         windows = [window for document in by_document for window in document]
         logps = continuation_logps(*model, windows, batch_size=batch_size)
-        exact = [
+        is_exact = [
             tokenizer.decode(ids, keep_special=True) == text
-            for ids, text in zip(encoded, texts, strict=True)
+            for ids, text in zip(encodings, texts, strict=True)
         ]
         return {
             "document": np.repeat(np.arange(len(texts)), [len(part) for part in by_document]),
             "nll": -logps,
             "tokens": [len(window.ids) for window in windows],
             "bytes": sum(len(text.encode("utf-8")) for text in texts),
-            "inexact": exact.count(False),
+            "inexact": is_exact.count(False),
         }
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return perplexity and bits per byte; intervals resample documents, or windows of one."""
         perplexity = {}
         bits = {}
-        for name, data in measured.items():
+        for name, data in measurements.items():
             num_tokens = np.asarray(data["tokens"])
             many = len(self.documents) > 1
             cluster = np.asarray(data["document"]) if many else np.arange(len(num_tokens))
@@ -131,18 +131,18 @@ class PlainText(Benchmark):
                 "bits per byte", "lower", f"{windows}; bytes of the text in UTF-8", unit="bits"
             ).row(self.group, bits),
         ]
-        inexact = {
+        num_inexact = {
             name: without_interval(data["inexact"], len(self.documents))
-            for name, data in measured.items()
+            for name, data in measurements.items()
         }
-        if any(count.value for count in inexact.values()):
+        if any(count.value for count in num_inexact.values()):
             metric = Metric(
                 "documents not kept by the tokenizer",
                 "lower",
                 "the tokenizer does not give them back exactly, so no bits per byte",
                 unit="documents",
             )
-            rows.append(metric.row(self.group, inexact))
+            rows.append(metric.row(self.group, num_inexact))
         return rows
 
 

@@ -73,12 +73,12 @@ def encode_answers(
     texts = [
         question.context + answer for question in questions for answer in ("", *question.answers)
     ]
-    encoded = iter(tokenizer.encode_batch(texts, special=False))
+    encodings = iter(tokenizer.encode_batch(texts, special=False))
     start = tokenizer.start_ids
     groups = []
     for question in questions:
-        context = next(encoded)
-        texts_ids = [next(encoded) for _ in question.answers]
+        context = next(encodings)
+        texts_ids = [next(encodings) for _ in question.answers]
         shared = min(common_length(context, ids) for ids in texts_ids)
         groups.append([Continuation([*start, *ids[:shared]], ids[shared:]) for ids in texts_ids])
     return groups
@@ -138,7 +138,7 @@ def complete_texts(
             f"response_length={settings.response_length}: the model's context is {context_length}"
         )
     start = tokenizer.start_ids
-    ids = [[*start, *encoded] for encoded in tokenizer.encode_batch(contexts, special=False)]
+    ids = [[*start, *encoding] for encoding in tokenizer.encode_batch(contexts, special=False)]
 
     def complete_all(fitting: list[list[int]]) -> list[list[Generation]]:
         # Plainly, all texts would be padded to the longest. Batches of similar lengths save time
@@ -147,7 +147,7 @@ def complete_texts(
         responses: dict[int, list[Generation]] = {}
         for width in np.unique(width_N).tolist():
             members = np.flatnonzero(width_N == width).tolist()
-            completed = complete(
+            continuations = complete(
                 *model,
                 tokenizer,
                 [fitting[n] for n in members],
@@ -158,7 +158,7 @@ def complete_texts(
                 batch_size=batch_size,
                 num_samples=settings.samples_per_prompt,
             )
-            responses |= zip(members, completed, strict=True)
+            responses |= zip(members, continuations, strict=True)
         return [responses[n] for n in range(len(fitting))]
 
     return map_fitting(complete_all, ids, [len(row) <= room for row in ids])

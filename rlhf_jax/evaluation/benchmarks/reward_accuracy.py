@@ -164,26 +164,26 @@ class RewardAccuracy(Benchmark):
         """Return the scores of the responses to comparisons that fit the context whole."""
         conversations = [comparison.messages for comparison in self.comparisons]
         prompts = render_batch(tokenizer, conversations, generation_prompt=True)
-        answered = [
+        dialogues = [
             (*comparison.messages, Message("assistant", text))
             for comparison in self.comparisons
             for text in comparison.responses
         ]
-        rendered = iter(render_batch(tokenizer, answered, generation_prompt=False))
+        dialogue_ids = iter(render_batch(tokenizer, dialogues, generation_prompt=False))
         groups = [
             [
-                Continuation(prompt.ids, next(rendered).ids[len(prompt.ids) :])
+                Continuation(prompt.ids, next(dialogue_ids).ids[len(prompt.ids) :])
                 for _ in comparison.responses
             ]
             for prompt, comparison in zip(prompts, self.comparisons, strict=True)
         ]
-        scored = measure_groups(scores, model, groups, batch_size=batch_size)
-        return {"kept": list(scored), "scores": list(scored.values())}
+        scores_by_number = measure_groups(scores, model, groups, batch_size=batch_size)
+        return {"kept": list(scores_by_number), "scores": list(scores_by_number.values())}
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return accuracy and calibration of all pairs, by confidence, by subset, by section."""
-        estimates = {name: self._estimates(data, bootstrap) for name, data in measured.items()}
-        pairs = {name: self.ranked_pairs(data) for name, data in measured.items()}
+        estimates = {name: self._estimates(data, bootstrap) for name, data in measurements.items()}
+        pairs = {name: self.ranked_pairs(data) for name, data in measurements.items()}
         rows = []
         for key, metric in METRICS.items():
             described = replace(
@@ -191,7 +191,7 @@ class RewardAccuracy(Benchmark):
             )
             values = {name: e[key] for name, e in estimates.items() if key in e}
             rows.append(described.row(self.group, values))
-        rows += left_out(self.group, measured, len(self.comparisons), "comparisons")
+        rows += left_out(self.group, measurements, len(self.comparisons), "comparisons")
         rows += self._reliability_rows(pairs, bootstrap)
         accuracies = {
             name: {
@@ -262,15 +262,15 @@ class RewardAccuracy(Benchmark):
         A hit is the share of best responses among those with the highest score.
         """
         hits = []
-        decided = []
+        decided_comparisons = []
         for number, scores_of_one in zip(data["kept"], data["scores"], strict=True):
             rank_C = np.array(self.comparisons[number].ranks)
             score_C = np.asarray(scores_of_one)
             if np.ptp(rank_C):
                 highest_C = score_C == score_C.max()
                 hits.append(float(np.mean(rank_C[highest_C] == rank_C.min())))
-                decided.append(self.comparisons[number])
-        return hits, prompt_ids(decided)
+                decided_comparisons.append(self.comparisons[number])
+        return hits, prompt_ids(decided_comparisons)
 
     def _reliability_rows(
         self, pairs: Mapping[str, RankedPairs], bootstrap: Bootstrap

@@ -86,8 +86,8 @@ class WordClassifier:
     def word_ids(self, text: str) -> list[int]:
         """Return the ids of the last known words of a text, padded on the left with 0."""
         words = text.lower().translate(_BREAKS).split(" ")
-        known = [self.id_of[word] for word in words if word in self.id_of][-NUM_WORDS:]
-        return [0] * (NUM_WORDS - len(known)) + known
+        known_ids = [self.id_of[word] for word in words if word in self.id_of][-NUM_WORDS:]
+        return [0] * (NUM_WORDS - len(known_ids)) + known_ids
 
 
 def load_word_classifier(folder: str) -> WordClassifier:
@@ -117,8 +117,10 @@ def load_word_classifier(folder: str) -> WordClassifier:
 
 def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
     if weights.keys() != SHAPES.keys():
-        odd = ", ".join(sorted(weights.keys() ^ SHAPES.keys()))
-        raise ValueError(f"{path}: {odd}: missing or unknown, expected exactly {', '.join(SHAPES)}")
+        odd_names = ", ".join(sorted(weights.keys() ^ SHAPES.keys()))
+        raise ValueError(
+            f"{path}: {odd_names}: missing or unknown, expected exactly {', '.join(SHAPES)}"
+        )
     sizes: dict[str, int] = {}
     for name, axes in SHAPES.items():
         shape = weights[name].shape
@@ -230,12 +232,12 @@ def _max_tokens(model: Any) -> int | None:
     tokens.
     """
     size = getattr(model.config, "max_position_embeddings", None)
-    skipped = [
+    num_skipped = [
         module.padding_idx + 1
         for name, module in model.named_modules()
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
     ]
-    return size and size - max(skipped, default=0)
+    return size and size - max(num_skipped, default=0)
 
 
 def _load(path: str, folder: Path) -> tuple[Any, Any]:

@@ -205,27 +205,27 @@ class TruthfulQA(Benchmark):
         answers = answer_logps(model, tokenizer, choices, batch_size=batch_size)
         return {"kept": list(answers), "logps": [logps.logp_C for logps in answers.values()]}
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the scores of multiple choice, over all questions and by category."""
-        scores = {name: self._scores(data) for name, data in measured.items()}
+        scores = {name: self._scores(data) for name, data in measurements.items()}
         metrics = CHOICE_METRICS
         if self.questions[0].best_false is None:
             absent = f"not measured: the file has no column {BEST_INCORRECT!r}"
             binary = replace(metrics["binary choice"], description=absent)
             metrics = {**metrics, "binary choice": binary}
         rows = score_rows(GROUP, metrics, scores, bootstrap)
-        rows += left_out(GROUP, measured, len(self.questions), "questions")
+        rows += left_out(GROUP, measurements, len(self.questions), "questions")
         in_category = {
             key: replace(metrics[key], description="questions of this category")
             for key in ("MC1", "MC2")
         }
         for category in sorted({question.category for question in self.questions}):
-            chosen = {
+            subset = {
                 name: np.array([self.questions[n].category == category for n in data["kept"]], bool)
-                for name, data in measured.items()
+                for name, data in measurements.items()
             }
             rows += score_rows(
-                BY_CATEGORY, in_category, scores, bootstrap, suffix=f", {category}", chosen=chosen
+                BY_CATEGORY, in_category, scores, bootstrap, suffix=f", {category}", subset=subset
             )
         return rows
 
@@ -271,9 +271,9 @@ class TruthfulQAAnswers(Benchmark):
         texts = [answer.text.partition("Q:")[0].strip() for (answer,) in answers.values()]
         return {"kept": list(answers), "texts": texts}
 
-    def rows(self, measured: Measured, bootstrap: Bootstrap) -> list[Row]:
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the similarity of the answers to true and to false ones."""
-        scores = {name: self._scores(data) for name, data in measured.items()}
+        scores = {name: self._scores(data) for name, data in measurements.items()}
         metrics = {
             f"{similarity} {key}": replace(metric, title=f"TruthfulQA {similarity} {key}")
             for similarity in SIMILARITIES
@@ -281,7 +281,7 @@ class TruthfulQAAnswers(Benchmark):
         }
         rows = score_rows(GROUP, {**metrics, "empty": EMPTY}, scores, bootstrap)
         unit = "questions without room for an answer"
-        return rows + left_out(GROUP, measured, len(self.questions), unit)
+        return rows + left_out(GROUP, measurements, len(self.questions), unit)
 
     def _scores(self, data: Data) -> Mapping[str, np.ndarray]:
         """Return one number per kept question for each similarity and each of `ANSWER_METRICS`."""
