@@ -153,8 +153,8 @@ class FileJudge:
             prompt, text = missing_pairs[0]
             raise ValueError(
                 f"{self.path}: {len(missing_pairs)} of {len(pairs)} continuations have no score, "
-                f"the first is {text!r} after {prompt!r}; score the file that this run wrote for the "
-                "checkpoint"
+                f"the first is {text!r} after {prompt!r}; score the file that this run wrote for "
+                "the checkpoint"
             )
         return np.array([self.toxicity.get(pair, 0.0) for pair in pairs]).reshape(len(texts_PK), -1)
 
