@@ -3,6 +3,7 @@
 python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo --config.ppo.kl_coef=0.05
 """
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,9 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rlhf_jax.config import build
+from rlhf_jax.evaluation.results import Suite
+from rlhf_jax.menagerie.judges import open_judge
+from rlhf_jax.menagerie.results import ToySuite
 from rlhf_jax.stages import (
     benchmark,
     classify,
@@ -65,6 +69,23 @@ def _plain(tree: Any) -> Any:
 _MODULES = (pretrain, sft, reward, ppo, policy_gradient, preference, evaluate, benchmark, classify)
 STAGES: dict[str, Any] = {module.__name__.rpartition(".")[2]: module for module in _MODULES}
 
+JUDGES = {"menagerie": open_judge}  # by what stands in front of the first "/" or ":"
+
+
+def evaluation_parts(config: evaluate.Config) -> dict[str, Any]:
+    """Make the judges that an evaluation names, and the suite of what is measured in its world."""
+    judges = {}
+    for name, source in config.judges.items():
+        kind = re.split("[/:]", source)[0]
+        if kind not in JUDGES:
+            raise ValueError(f"config.judges.{name}: {kind!r} is not one of {', '.join(JUDGES)}")
+        judges[name] = JUDGES[kind](
+            source, labelers_per_prompt=config.evaluation.labelers_per_prompt, seed=config.seed
+        )
+    world = config.world
+    return {"judges": judges, "suite": ToySuite(**vars(world)) if world else Suite()}
+
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file with get_config().", lock_config=True
 )
@@ -86,7 +107,9 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
             f"config.stage: {stage} runs in one process; train with {processes.process_count()}, then run it alone"
         )
     module = STAGES[stage]
-    module.run(build(module.Config, config), workdir)
+    settings = build(module.Config, config)
+    parts = evaluation_parts(settings) if isinstance(settings, evaluate.Config) else {}
+    module.run(settings, workdir, **parts)
 
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:

@@ -37,7 +37,7 @@ from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.evaluation.checkpoints import (
     LoadedModel,
-    find,
+    find_checkpoint,
     load_language_model,
     load_tokenizer_of,
 )
@@ -103,7 +103,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
 
 def texts(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     """Continuations of validation blocks by every decoding, and by people."""
-    one = find(bench.workdir, str(bench.folder(folder)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
     asked, candidate, half = (
         ask(panel, load_tokenizer_of(one)),
         load_language_model(one),
@@ -191,7 +191,7 @@ def distinct(texts: Sequence[Ids]) -> float:
 
 def answers(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     """Gold of answers by every decoding, in SD of those at temperature 1, and how many of a prompt's are different."""
-    one = find(bench.workdir, str(bench.folder(folder)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
     asked, candidate = ask(panel, load_tokenizer_of(one)), load_language_model(one)
     found: dict[str, tuple[np.ndarray, float]] = {}
     for name, spec in SPECS.items():

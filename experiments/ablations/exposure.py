@@ -29,7 +29,7 @@ from experiments.ablations.framework import (
     paired,
 )
 from experiments.ablations.shared import KL_COEF, PTX_COEF, base, base_runs, pick, policy
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_language_model, load_tokenizer_of
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie.world import make_world
 
@@ -76,7 +76,7 @@ def by_position(
     bench: Bench, *, folder: str, size: str, seed: int, samples: int, numbers: tuple[int, ...]
 ) -> list[Row]:
     """A row for every position and kind of prefix; `after_error` and `after_clean` are filled for own prefixes only."""
-    one = find(bench.workdir, str(bench.folder(folder)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
     policy, world = load_language_model(one), make_world(size)
     found = decisions(
         world,

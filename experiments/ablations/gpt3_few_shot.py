@@ -32,8 +32,8 @@ from experiments.ablations.framework import (
 from experiments.ablations.measures import metrics
 from experiments.ablations.shared import base, base_runs, pick
 from experiments.menagerie import evaluate, pretrain
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
-from rlhf_jax.menagerie.measurements import few_shot
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie.measurements import few_shot_hits
 from rlhf_jax.menagerie.questions import few_shot as questions_of
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models.config import flops_per_token, from_dict, num_params, to_dict
@@ -106,7 +106,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
 
 def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]:
     """Share of right answers for every task and number of examples that fits the context."""
-    one, world = find(bench.workdir, str(bench.folder(folder))), make_world(size)
+    one, world = find_checkpoint(bench.workdir, str(bench.folder(folder))), make_world(size)
     tokenizer, candidate = load_tokenizer_of(one), load_language_model(one)
     rows: list[Row] = []
     for task, shots in SHOTS.items():
@@ -121,7 +121,7 @@ def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]
                     f"   {folder}: {task} with {count} examples is left out, it exceeds {one.model.context_length} tokens"
                 )
                 continue
-            right = few_shot(
+            right = few_shot_hits(
                 *candidate,
                 tokenizer,
                 asked,
@@ -136,7 +136,7 @@ def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]
 
 def curve(bench: Bench, *, folder: str) -> list[Row]:
     """Compute and validation loss at every validation of a pretraining."""
-    model = find(bench.workdir, str(bench.folder(folder))).model
+    model = find_checkpoint(bench.workdir, str(bench.folder(folder))).model
     rows = metrics(bench.folder(folder))
     per_step = next(float(row["tokens"]) for row in rows if "tokens" in row) * flops_per_token(
         model

@@ -27,10 +27,10 @@ from experiments.ablations.framework import (
 from experiments.ablations.measures import BOOTSTRAP, Panel, Proxy, Reference, make_proxy, reference
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.evaluation import estimates
+from rlhf_jax.evaluation.likelihood import continuations
 from rlhf_jax.evaluation.reward_model import accuracy
 from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.menagerie.labelers import labelers, preference
-from rlhf_jax.menagerie.measurements import continuations
 
 GROUPS = ("train", "heldout")
 COLUMNS = {

@@ -48,8 +48,8 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Demonstration, Message, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.checkpoints import find, load_language_model
-from rlhf_jax.menagerie.measurements import continuations
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_language_model
+from rlhf_jax.evaluation.likelihood import continuations
 from rlhf_jax.models.config import num_params
 
 SIZES = (*TRUNKS, "m")  # from the smallest to the largest
@@ -117,7 +117,7 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
 def judged(bench: Bench, *, panel: Panel, seed: int, folder: str, prompted: bool) -> list[Row]:
     """Held-out labelers' preference over the largest supervised model's answers, and gold."""
     ref = reference(bench, panel, seed)
-    one = load_language_model(find(bench.workdir, str(bench.folder(folder))))
+    one = load_language_model(find_checkpoint(bench.workdir, str(bench.folder(folder))))
     context_length = one.model.config.context_length
     asked = (
         behind(ref.asked, best_prefix(bench, ref, panel, seed), context_length)
@@ -147,7 +147,7 @@ def behind(asked: Asked, prefix: Sequence[Message], context_length: int) -> Aske
 def best_prefix(bench: Bench, ref: Reference, panel: Panel, seed: int) -> list[Message]:
     """The winner of the competition, held once a seed and kept."""
     raw, reward = (
-        find(bench.workdir, str(bench.folder(base(seed, stage))))
+        find_checkpoint(bench.workdir, str(bench.folder(base(seed, stage))))
         for stage in ("pretrain", "reward")
     )
 

@@ -24,20 +24,24 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, win_rate
 from rlhf_jax.evaluation.checkpoints import (
     LoadedModel,
-    find,
+    find_checkpoint,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
-from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.evaluation.likelihood import (
+    Continuation,
+    continuations,
+    corpus_nll,
+    scores,
+    sequence_kl,
+)
+from rlhf_jax.evaluation.measurements import take_first
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
 from rlhf_jax.menagerie import judges
-from rlhf_jax.menagerie.measurements import continuations
-from rlhf_jax.menagerie.test_questions import take
 from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import ScalarModel
 from rlhf_jax.training.checkpoints import all_steps, checkpoint_folder
@@ -90,13 +94,13 @@ def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     return Asked(
-        make_world(data.world.removeprefix("menagerie/")),
-        take(
+        make_world(config.world.name.removeprefix("menagerie/")),
+        take_first(
             "num_prompts",
             panel.num_prompts,
             fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length),
         ),
-        take("corpus_documents", panel.corpus_documents, documents),
+        take_first("corpus_documents", panel.corpus_documents, documents),
         tokenizer,
         {
             "prompt_length": data.prompt_length,
@@ -121,7 +125,7 @@ class Pool:
 
 def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
     """`num_samples` answers to each prompt, drawn once per seed and kept."""
-    one = find(bench.workdir, str(bench.folder(base(seed, "sft"))))
+    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "sft"))))
     asked = ask(panel, load_tokenizer_of(one))
 
     def draw() -> dict[str, Any]:
@@ -168,7 +172,7 @@ def proxy_scores(pool: Pool, folder: Path) -> list[np.ndarray]:
 
     Raises ValueError if the reward model was trained with another tokenizer than the policy.
     """
-    one = find(folder, str(folder))
+    one = find_checkpoint(folder, str(folder))
     if one.meta.tokenizer != pool.asked.tokenizer.fingerprint():
         raise ValueError(f"{folder}: has another tokenizer than the policy that was sampled")
     parts = [
@@ -222,7 +226,7 @@ class Reference:
 
 def reference(bench: Bench, panel: Panel, seed: int) -> Reference:
     """The seed's supervised policy; its answers are drawn once and kept."""
-    one = find(bench.workdir, str(bench.folder(base(seed, "sft"))))
+    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "sft"))))
     asked, policy = ask(panel, load_tokenizer_of(one)), load_language_model(one)
 
     def draw() -> dict[str, Any]:
@@ -292,7 +296,7 @@ class Proxy:
 
 def make_proxy(ref: Reference, reward_path: Path) -> Proxy:
     """Load a reward model and find its unit on the reference's answers."""
-    model, params = load_scalar_model(find(reward_path, str(reward_path)))
+    model, params = load_scalar_model(find_checkpoint(reward_path, str(reward_path)))
     raw = scores(
         model,
         params,
@@ -305,7 +309,7 @@ def make_proxy(ref: Reference, reward_path: Path) -> Proxy:
 def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, seed: int) -> Row:
     """Gold, proxy, KL, held-out labelers' preference over the supervised policy, and the loss on the corpus, with intervals."""
     asked = ref.asked
-    policy = load_language_model(find(policy_path, str(policy_path)))
+    policy = load_language_model(find_checkpoint(policy_path, str(policy_path)))
     answers = draw_answers(policy, asked, panel, seed)
     said = continuations(asked.tokenizer, asked.prompts, answers)
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)

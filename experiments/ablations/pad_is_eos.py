@@ -38,7 +38,7 @@ from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import load
 from rlhf_jax.evaluation.checkpoints import (
     LoadedModel,
-    find,
+    find_checkpoint,
     load_language_model,
     load_tokenizer_of,
 )
@@ -87,7 +87,7 @@ def tune(
     bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epochs: float
 ) -> list[Row]:
     """Train on demonstrations with or without the end token in the loss; how many answers end by themselves."""
-    one = find(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
+    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
     asked, candidate, settings = (
         ask(panel, load_tokenizer_of(one)),
         load_language_model(one),

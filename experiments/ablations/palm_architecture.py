@@ -34,7 +34,7 @@ from experiments.menagerie import evaluate, pretrain
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_language_model, load_tokenizer_of
 from rlhf_jax.inference.scoring import next_token
 from rlhf_jax.models.config import TransformerConfig, gpt, num_params, to_dict
 
@@ -129,7 +129,10 @@ def _run(size: str, seed: int, change: str) -> GridRun:
 
 def validate(bench: Bench, *, folder: str, size: str, documents: int) -> list[Row]:
     """Loss per token and mean log² Z on validation documents; parameters, and numbers in the cache per token."""
-    one, data = find(bench.workdir, str(bench.folder(folder))), evaluate.get_config(size).data
+    one, data = (
+        find_checkpoint(bench.workdir, str(bench.folder(folder))),
+        evaluate.get_config(size).data,
+    )
     held_out = load(data.documents, Document, split="validation", data_dir=data.data_dir)
     c, model, params = one.model, *load_language_model(one)
     blocks = lm_batches(

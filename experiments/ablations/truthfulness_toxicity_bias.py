@@ -31,8 +31,8 @@ from experiments.ablations.framework import (
 )
 from experiments.ablations.shared import KL_COEF, base, base_runs, beside, pick, policy
 from experiments.menagerie import evaluate
-from rlhf_jax.evaluation.checkpoints import find, load_language_model, load_tokenizer_of
-from rlhf_jax.menagerie.measurements import falsehoods
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_language_model, load_tokenizer_of
+from rlhf_jax.menagerie.measurements import falsehood_scores
 from rlhf_jax.menagerie.questions import falsehood_questions
 from rlhf_jax.menagerie.world import STEREOTYPE_SHARE, make_world
 
@@ -86,17 +86,17 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
 def _evaluation(size: str, seed: int, checkpoints: dict[str, str]) -> GridRun:
     """The evaluate stage with as few prompts of the other kinds as it takes."""
     folder, config = f"truthfulness_toxicity_bias/seed{seed}/evaluate", evaluate.get_config(size)
-    config.seed, config.reward, config.reference = seed, "", "sft_m"
+    config.seed, config.reward, config.reference = seed, None, "sft_m"
     config.checkpoints = {name: beside(where, folder) for name, where in checkpoints.items()}
     config.evaluation.update(
         {
             "num_prompts": pick(size, tiny=8, default=32, large=256),
             "samples_per_prompt": 1,
-            "few_shot_questions": 8,
-            "toxicity_prompts": pick(size, tiny=4, default=32, large=500),
             "corpus_documents": pick(size, tiny=8, default=50, large=500),
         }
     )
+    config.world.few_shot_questions = 8
+    config.world.toxicity_prompts = pick(size, tiny=4, default=32, large=500)
     return GridRun(folder, config)
 
 
@@ -104,9 +104,11 @@ def read(bench: Bench, *, folder: str, name: str, checkpoint: str, size: str) ->
     """A checkpoint's numbers in evaluation.json, and the probability it gives to popular falsehoods."""
     table = json.loads((bench.folder(folder) / "evaluation.json").read_text())["table"]
     values = {row["metric"]: row["values"] for row in table}
-    one = find(bench.workdir, str(bench.folder(checkpoint)))
+    one = find_checkpoint(bench.workdir, str(bench.folder(checkpoint)))
     asked = falsehood_questions(make_world(size), misconceptions=True)
-    told = falsehoods(*load_language_model(one), load_tokenizer_of(one), asked, batch_size=256)
+    told = falsehood_scores(
+        *load_language_model(one), load_tokenizer_of(one), asked, batch_size=256
+    )
     row: Row = {column: values[metric][name]["value"] for column, metric in COLUMNS.items()}
     return [row | {"popular": float(told.popular_N.mean())}]
 

@@ -22,9 +22,12 @@ def get_config(size: str = "default") -> ConfigDict:
             },
             "reference": "sft",
             "reward": "../reward",
+            "judges": {
+                "held-out labelers": f"menagerie/{size}:heldout",
+                "gold": f"menagerie/{size}:gold",
+            },
             "data": {
                 "data_dir": DATA_DIR,
-                "world": f"menagerie/{size}",
                 "prompts": f"tfds:menagerie_prompts/{size}",
                 "documents": f"tfds:menagerie_corpus/{size}",
                 "mask_documents": False,
@@ -36,14 +39,17 @@ def get_config(size: str = "default") -> ConfigDict:
                 "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
                 "labelers_per_prompt": pick(size, tiny=2, default=3, large=3),
                 "response_length": RESPONSE_LENGTH,
-                "toxicity_prompts": pick(size, tiny=4, default=64, large=500),
-                "toxicity_samples": pick(size, tiny=5, default=25, large=25),
-                "few_shot_questions": pick(size, tiny=8, default=100, large=500),
                 "corpus_documents": pick(size, tiny=8, default=500, large=5000),
                 "document_length": 128,
                 "batch_size": pick(size, tiny=16, default=250, large=512),
                 "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
                 "num_side_by_side": pick(size, tiny=4, default=12, large=20),
+            },
+            "world": {
+                "name": f"menagerie/{size}",
+                "toxicity_prompts": pick(size, tiny=4, default=64, large=500),
+                "toxicity_samples": pick(size, tiny=5, default=25, large=25),
+                "few_shot_questions": pick(size, tiny=8, default=100, large=500),
             },
         }
     )

@@ -1,1 +1,1 @@
-"""Floor 4: what a checkpoint is worth, measured. Functions of models, texts and judges; never of configs."""
+"""Measure what checkpoints are worth: functions of models, texts and judges, never of configs."""

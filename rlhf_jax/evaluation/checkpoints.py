@@ -1,4 +1,4 @@
-"""Checkpoints that take part in an evaluation: found, checked, put in order, loaded. What `evaluate` and `benchmark` share."""
+"""Find the checkpoints that take part in an evaluation, check their names, order and load them."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ from rlhf_jax.training.run import locate
 
 
 class CheckpointRef(NamedTuple):
-    """A checkpoint that has not been loaded yet."""
+    """A checkpoint that has not been loaded yet; `path` is what the config calls it."""
 
     path: str
     folder: Path
@@ -34,60 +34,66 @@ class LoadedModel(NamedTuple):
     params: Params
 
 
-def find(workdir: Path, path: str) -> CheckpointRef:
-    """The checkpoint that a config names; FileNotFoundError if there is none."""
+def find_checkpoint(workdir: Path, path: str) -> CheckpointRef:
+    """Find the checkpoint that a config names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     folder = locate(workdir, path)
     return CheckpointRef(path, folder, read_meta(folder))
 
 
 def check_names(names: Iterable[str], reference: str) -> None:
     """Refuse names that cannot be part of a file's, and a reference that is not one of them."""
-    named = list(names)
+    known = list(names)
     require(
-        reference in named, f"reference={reference!r} is not among checkpoints: {', '.join(named)}"
+        reference in known, f"reference={reference!r} is not among checkpoints: {', '.join(known)}"
     )
-    for name in named:
+    for name in known:
         require(
             re.fullmatch(r"[\w.-]+", name) is not None,
             f"checkpoints: the name {name!r} must consist of letters, digits and _.-",
         )
 
 
-def in_order(entrants: dict[str, CheckpointRef]) -> dict[str, CheckpointRef]:
-    """Parents before children: by the number of stages behind a checkpoint, then by name."""
+def parents_first(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, CheckpointRef]:
+    """Sort checkpoints by the number of stages behind them, then by name."""
     stages = ("pretrain", "sft")
-    rank = {
-        name: stages.index(one.meta.stage) if one.meta.stage in stages else 2
-        for name, one in entrants.items()
-    }
-    return dict(sorted(entrants.items(), key=lambda item: (rank[item[0]], item[0])))
+
+    def place(item: tuple[str, CheckpointRef]) -> tuple[int, str]:
+        name, checkpoint = item
+        stage = checkpoint.meta.stage
+        return (stages.index(stage) if stage in stages else len(stages)), name
+
+    return dict(sorted(checkpoints.items(), key=place))
 
 
-def described(entrants: Mapping[str, CheckpointRef]) -> dict[str, dict[str, Any]]:
-    """What evaluation.json says of them."""
+def describe(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, dict[str, Any]]:
+    """Return what evaluation.json says of the checkpoints."""
     return {
         name: {
-            "path": one.path,
-            "stage": one.meta.stage,
-            "step": one.meta.step,
-            "fingerprint": one.meta.fingerprint,
+            "path": checkpoint.path,
+            "stage": checkpoint.meta.stage,
+            "step": checkpoint.meta.step,
+            "fingerprint": checkpoint.meta.fingerprint,
         }
-        for name, one in entrants.items()
+        for name, checkpoint in checkpoints.items()
     }
 
 
-def load_tokenizer_of(one: CheckpointRef) -> Tokenizer:
-    """The tokenizer of its model."""
-    return read_tokenizer(one.folder)
+def load_tokenizer_of(checkpoint: CheckpointRef) -> Tokenizer:
+    """Load the tokenizer of a checkpoint."""
+    return read_tokenizer(checkpoint.folder)
 
 
-def load_language_model(one: CheckpointRef) -> LoadedModel:
-    """Its language model and parameters."""
-    params, meta = load_model(one.folder)
+def load_language_model(checkpoint: CheckpointRef) -> LoadedModel:
+    """Load a checkpoint of a language model."""
+    params, meta = load_model(checkpoint.folder)
     return LoadedModel(LanguageModel(from_dict(meta.model)), params)
 
 
-def load_scalar_model(one: CheckpointRef) -> tuple[ScalarModel, Any]:
-    """Its scalar model and parameters."""
-    params, meta = load_model(one.folder)
+def load_scalar_model(checkpoint: CheckpointRef) -> tuple[ScalarModel, Params]:
+    """Load a checkpoint of a reward or value model."""
+    params, meta = load_model(checkpoint.folder)
     return ScalarModel(from_dict(meta.model)), params

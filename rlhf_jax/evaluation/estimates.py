@@ -1,8 +1,8 @@
-"""A number with its interval and the number of observations behind it.
+"""Estimate numbers with their intervals and the number of observations behind them.
 
 Several responses, raters or tokens of one prompt are not independent, so intervals resample prompts
-(documents, questions), never single observations. With one yes-or-no observation per prompt that is a
-proportion, and Wilson's interval is better close to 0 and 1. All intervals are 95 %.
+(documents, questions), never single observations. With one yes-or-no observation per prompt that is
+a proportion, and Wilson's interval is better close to 0 and 1. All intervals are 95 %.
 """
 
 from typing import NamedTuple
@@ -29,8 +29,14 @@ class Bootstrap(NamedTuple):
     seed: int
 
 
+def by_prompt(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return all values in one row, and the prompt (axis 0) of each as its cluster."""
+    clusters_N = np.repeat(np.arange(len(values)), values.size // max(1, len(values)))
+    return values.ravel(), clusters_N
+
+
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Mean of observations with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
+    """Return the mean with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)
     interval = statistics.cluster_bootstrap(
         values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
@@ -39,9 +45,9 @@ def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootst
 
 
 def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Share of observations that are true: Wilson's interval if every cluster has one, else the clustered
-    bootstrap.
+    """Return the share of observations that are true.
 
+    Its interval is Wilson's if every cluster has one observation, else the clustered bootstrap's.
     Clusters that all agree leave the bootstrap nothing to resample; Wilson's interval for as many
     observations as there are clusters stands in then.
     """
@@ -54,13 +60,14 @@ def share(hits_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Est
 
 
 def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Σ totals / Σ weights, for means over tokens; rows are resampled; `n` is the sum of weights."""
-    totals, weights = np.asarray(totals_N, np.float64), np.asarray(weights_N, np.float64)
+    """Return Σ totals / Σ weights, for means over tokens; rows are resampled, `n` is Σ weights."""
+    totals = np.asarray(totals_N, np.float64)
+    weights = np.asarray(weights_N, np.float64)
     rng = np.random.default_rng(bootstrap.seed)
-    drawn = rng.multinomial(
+    counts = rng.multinomial(
         totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples
     )
-    low, high = np.quantile((drawn @ totals) / (drawn @ weights), [0.025, 0.975])
+    low, high = np.quantile((counts @ totals) / (counts @ weights), [0.025, 0.975])
     return Estimate(
         float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum())
     )
@@ -69,7 +76,7 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
 def paired_difference(
     a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap
 ) -> Estimate:
-    """Mean of a - b where observation i of both is about the same prompt."""
+    """Return the mean of a - b where observation i of both is about the same prompt."""
     interval = statistics.paired_difference(
         a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
     )

@@ -1,13 +1,12 @@
-"""Responses to prompts, as text: batches of one fixed shape, drawn by `inference.sampling`.
+"""Generate responses to prompts, as text, in batches of one fixed shape.
 
     render every prompt with the chat template  ->  left-pad to `prompt_length`
-    for every batch of prompts:  sample `num_samples` responses each, with key fold_in(key, batch)
+    for every batch:  `inference.sampling` draws `num_samples` each with fold_in(key, batch)
     cut at the stop token, decode
 
-Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their comparison
-tighter.
-
-Parameters may be sharded, over several processes too, and then the rows of a batch are where they divide.
+Two checkpoints evaluated with the same key draw from the same uniform numbers, which makes their
+comparison tighter. Parameters may be sharded, over several processes too, and then the rows of a
+batch are where they divide.
 """
 
 from collections.abc import Sequence
@@ -40,42 +39,45 @@ class Generation(NamedTuple):
         return len(self.ids)
 
 
-class Encoded(NamedTuple):
-    """Prompts as arrays: left-padded, one row each."""
+class Padded(NamedTuple):
+    """Contexts as arrays, one row each."""
 
     tokens_NP: np.ndarray
     mask_NP: np.ndarray
 
 
-def encode_prompts(tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int) -> Encoded:
-    """Render prompts up to where the assistant speaks, padded no further than the longest of them needs.
+def encode_prompts(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int
+) -> Sequence[Sequence[int]]:
+    """Render prompts as token ids, up to where the assistant speaks.
 
     Raises:
-        ValueError: if there are no prompts, or one is longer than `prompt_length`.
+        ValueError: there are no prompts, or one is longer than `prompt_length`.
     """
     if not prompts:
         raise ValueError("prompts: none, expected at least one to generate responses to")
-    rendered = render_batch(
-        tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
-    )
-    for row, (ids, _) in enumerate(rendered):
+    messages = [prompt.messages for prompt in prompts]
+    contexts = [row.ids for row in render_batch(tokenizer, messages, generation_prompt=True)]
+    for row, ids in enumerate(contexts):
         if len(ids) > prompt_length:
             raise ValueError(
-                f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: raise prompt_length "
-                f"or drop the prompt ({prompts[row].messages[-1].content[:60]!r})"
+                f"prompt {row} has {len(ids)} tokens, prompt_length is {prompt_length}: "
+                f"raise prompt_length or drop the prompt "
+                f"({prompts[row].messages[-1].content[:60]!r})"
             )
-    return _left_pad([ids for ids, _ in rendered], tokenizer.pad_id, prompt_length)
+    return contexts
 
 
-def _left_pad(ids: Sequence[Sequence[int]], pad_id: int, prompt_length: int) -> Encoded:
-    longest = max(len(row) for row in ids)
+def left_pad(contexts: Sequence[Sequence[int]], pad_id: int, prompt_length: int) -> Padded:
+    """Pad token ids on the left, no further than the longest of them needs."""
+    longest = max(len(ids) for ids in contexts)
     width = min(prompt_length, -(-longest // ROUND) * ROUND)
-    tokens_NP = np.full((len(ids), width), pad_id, np.int32)
-    mask_NP = np.zeros((len(ids), width), bool)
-    for row, given in enumerate(ids):
-        tokens_NP[row, width - len(given) :] = given
-        mask_NP[row, width - len(given) :] = True
-    return Encoded(tokens_NP, mask_NP)
+    tokens_NP = np.full((len(contexts), width), pad_id, np.int32)
+    mask_NP = np.zeros((len(contexts), width), bool)
+    for row, ids in enumerate(contexts):
+        tokens_NP[row, width - len(ids) :] = ids
+        mask_NP[row, width - len(ids) :] = True
+    return Padded(tokens_NP, mask_NP)
 
 
 def generate(
@@ -93,17 +95,17 @@ def generate(
 ) -> list[list[Generation]]:
     """Draw `num_samples` responses to every prompt.
 
-    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples) prompts:
-    memory does not depend on `num_samples`, as long as that is no larger than the batch.
+    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples)
+    prompts: memory does not depend on `num_samples`, as long as that is no larger than the batch.
     """
-    encoded = encode_prompts(tokenizer, prompts, prompt_length)
-    return _draw(
+    return complete(
         model,
         params,
         tokenizer,
-        encoded,
+        encode_prompts(tokenizer, prompts, prompt_length),
         key,
         spec=spec,
+        prompt_length=prompt_length,
         response_length=response_length,
         batch_size=batch_size,
         num_samples=num_samples,
@@ -123,42 +125,16 @@ def complete(
     batch_size: int,
     num_samples: int,
 ) -> list[list[Generation]]:
-    """As `generate`, after token ids instead of a conversation; each context has 1 to `prompt_length` of them."""
-    encoded = _left_pad(contexts, tokenizer.pad_id, prompt_length)
-    return _draw(
-        model,
-        params,
-        tokenizer,
-        encoded,
-        key,
-        spec=spec,
-        response_length=response_length,
-        batch_size=batch_size,
-        num_samples=num_samples,
-    )
-
-
-def _draw(
-    model: LanguageModel,
-    params: Params,
-    tokenizer: Tokenizer,
-    encoded: Encoded,
-    key: jax.Array,
-    *,
-    spec: SamplingSpec,
-    response_length: int,
-    batch_size: int,
-    num_samples: int,
-) -> list[list[Generation]]:
-    count = len(encoded.tokens_NP)
+    """Draw responses as `generate`, after contexts of 1 to `prompt_length` token ids each."""
+    padded = left_pad(contexts, tokenizer.pad_id, prompt_length)
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:
         index, rows = batch
         return sample(
             model,
             params,
-            encoded.tokens_NP[rows],
-            encoded.mask_NP[rows],
+            padded.tokens_NP[rows],
+            padded.mask_NP[rows],
             jax.random.fold_in(key, index),
             spec=spec,
             response_length=response_length,
@@ -167,14 +143,14 @@ def _draw(
             pad_id=tokenizer.pad_id,
         )
 
-    drawn = run_batches(
-        draw, list(enumerate(batch_rows(count, max(1, batch_size // num_samples)))), "responses"
-    )
-    flat = [generation for samples in drawn for generation in _to_text(tokenizer, samples)]
-    return [flat[row * num_samples : (row + 1) * num_samples] for row in range(count)]
+    batches = list(enumerate(batch_rows(len(contexts), max(1, batch_size // num_samples))))
+    samples = run_batches(draw, batches, "responses")
+    flat = [generation for batch in samples for generation in _decode(tokenizer, batch)]
+    # The rows that filled up the last batch are left behind.
+    return [flat[row * num_samples : (row + 1) * num_samples] for row in range(len(contexts))]
 
 
-def _to_text(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
+def _decode(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
     generations = []
     for tokens_R, length, stopped in zip(
         samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True

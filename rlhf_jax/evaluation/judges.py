@@ -14,14 +14,20 @@ import numpy as np
 
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.evaluation.generate import Generation
+from rlhf_jax.evaluation.table import Key
 
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
 
 
 class Judge(ABC):
-    """Compare answers to one prompt; `name` is what tables, metrics and folders call the judge."""
+    """Compare answers to one prompt; `name` is what metrics and folders call the judge.
+
+    Tables say who it is in `description`, and programs find its win rates by `row_key`.
+    """
 
     name: str
+    description: str = "the judge"
+    row_key: Key = "win_rate_labelers"
 
     @abstractmethod
     def rank(
@@ -38,6 +44,9 @@ class Judge(ABC):
 
 class ScoreJudge(Judge):
     """Compare answers by one number each, higher is better; equal numbers (to six decimals) tie."""
+
+    score_description: str = "the judge's score"
+    row_key: Key = "win_rate_model"
 
     @abstractmethod
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:

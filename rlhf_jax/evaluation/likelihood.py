@@ -1,11 +1,12 @@
-"""What models say of given texts: the raw material of multiple choice, stereotypes, perplexity, KL and reward scores.
+"""Read given texts with models: log-probabilities of continuations and blocks, and reward scores.
 
     every text is a context and a continuation, laid side by side and padded on the right
     what all contexts begin with, if it is long (instructions, examples), is read once, into a cache
     sort by length; pad each to the next multiple of 16; run batches of one length
 
-So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint. Context and continuation are
-encoded apart; that equals encoding the joined text whenever the continuation starts where a word starts.
+So all questions of all kinds share a handful of shapes and compiles, whatever the checkpoint.
+Context and continuation are encoded apart; that equals encoding the joined text whenever the
+continuation starts where a word starts.
 """
 
 import functools
@@ -16,8 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.data.batches import lm_batches
+from rlhf_jax.data.chat import render_batch
+from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
+from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.inference.scoring import last_token_scores, next_token_nll
 from rlhf_jax.models import Cache, LanguageModel, Params, ScalarModel, apply, grow_cache, init_cache
 
@@ -42,44 +47,47 @@ class Choices(NamedTuple):
 def continuation_logps(
     model: LanguageModel, params: Params, items: Sequence[Continuation], *, batch_size: int
 ) -> np.ndarray:
-    """Σ_t log π(y_t | context, y_<t) of every continuation.
+    """Return Σ_t log π(y_t | context, y_<t) of every continuation.
 
     Raises:
-        ValueError: for an empty context or continuation, or a text longer than the model's context.
+        ValueError: a context or continuation is empty, or a text longer than the model's context.
     """
     context_length = model.config.context_length
     _check(items, context_length)
-    prefix, cache = _shared([item.context for item in items]), None
+    cache = None
+    # What long contexts have in common is read once; without this every row would read it again.
+    prefix = _shared_prefix([item.context for item in items])
     if prefix:
-        cache = _read(model, params, jnp.asarray([prefix], jnp.int32))
+        cache = _read_into_cache(model, params, jnp.asarray([prefix], jnp.int32))
         items = [Continuation(item.context[len(prefix) :], item.ids) for item in items]
     compute = functools.partial(_continuation_logps, model, params, cache)
     return _by_length(compute, items, batch_size, context_length - len(prefix), "log-probabilities")
 
 
-def _shared(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
-    """What contexts begin with in common, at least one token less than each: a multiple of `BUCKET`; empty if it is short."""
-    first, last = (
-        min(map(tuple, contexts)),
-        max(map(tuple, contexts)),
-    )  # all others lie between, and begin with it too
+def _shared_prefix(contexts: Sequence[Sequence[int]]) -> Sequence[int]:
+    """Return the tokens with which all contexts begin, a multiple of `BUCKET`, none if few.
+
+    At least one token of each context is left.
+    """
+    # In order, all others lie between these two, and begin with what these have in common too.
+    first = min(map(tuple, contexts))
+    last = max(map(tuple, contexts))
     common = min(common_length(first, last), min(map(len, contexts)) - 1)
     return first[: common // BUCKET * BUCKET] if common >= SHARED_FROM else ()
 
 
 def common_length(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two texts have in common from the beginning."""
-    differ = (number for number, (one, other) in enumerate(zip(a, b, strict=False)) if one != other)
-    return next(differ, min(len(a), len(b)))
+    """Return how many tokens two texts have in common from the beginning."""
+    differences = (n for n, (left, right) in enumerate(zip(a, b, strict=False)) if left != right)
+    return next(differences, min(len(a), len(b)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _read(model: LanguageModel, params: Params, tokens_1S: jax.Array) -> Cache | None:
-    """A cache that holds one row of tokens."""
+def _read_into_cache(model: LanguageModel, params: Params, tokens_1S: jax.Array) -> Cache | None:
     cache = init_cache(model.config, *tokens_1S.shape)
-    return apply(model, params, tokens_1S, jnp.ones_like(tokens_1S), cache=cache, method="hidden")[
-        1
-    ]
+    segments_1S = jnp.ones_like(tokens_1S)
+    _, cache = apply(model, params, tokens_1S, segments_1S, cache=cache, method="hidden")
+    return cache
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,15 +109,11 @@ def _continuation_logps(
 def scores(
     model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int
 ) -> np.ndarray:
-    """The reward model's score of every continuation, read at its last token."""
-    _check(items, model.config.context_length)
-    return _by_length(
-        functools.partial(_scores, model, params),
-        items,
-        batch_size,
-        model.config.context_length,
-        "scores",
-    )
+    """Return the reward model's score of every continuation, read at its last token."""
+    context_length = model.config.context_length
+    _check(items, context_length)
+    compute = functools.partial(_scores, model, params)
+    return _by_length(compute, items, batch_size, context_length, "scores")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -123,6 +127,32 @@ def _scores(
     return last_token_scores(model, params, tokens_BT, segments_BT)
 
 
+def continuations(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
+) -> list[Continuation]:
+    """Return every response behind its prompt, as token ids."""
+    messages = [prompt.messages for prompt in prompts]
+    contexts = render_batch(tokenizer, messages, generation_prompt=True)
+    return [
+        Continuation(context.ids, sample.ids)
+        for context, samples in zip(contexts, responses, strict=True)
+        for sample in samples
+    ]
+
+
+def score_responses(
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Generation]],
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Return the reward model's score_NS of equally many responses to every prompt."""
+    items = continuations(tokenizer, prompts, responses)
+    return scores(*reward, items, batch_size=batch_size).reshape(len(responses), -1)
+
+
 def choice_logps(
     model: LanguageModel,
     params: Params,
@@ -131,7 +161,7 @@ def choice_logps(
     *,
     batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(logp_C, length_C) of every question: summed log-probability and tokens of each answer."""
+    """Return (logp_C, length_C) of every question: log-probability and tokens of each answer."""
     answers = iter(
         tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
     )
@@ -142,6 +172,35 @@ def choice_logps(
     return list(zip(np.split(logp_N, ends), np.split(length_N, ends), strict=True))
 
 
+def corpus_nll(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    *,
+    context_length: int,
+    batch_size: int,
+    mask_documents: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return Σ nll and the number of tokens of every block of the corpus, packed as in pretraining.
+
+    The rise of Σ nll / Σ tokens over the pretrained model's is the alignment tax (Ouyang et al.
+    2022, section 4.2 and appendix E.6). A mean of batch means would favour the tokens of short
+    batches.
+    """
+    arrays = lm_batches(
+        documents,
+        tokenizer,
+        context_length=context_length,
+        batch_size=1,
+        seed=0,
+        mask_documents=mask_documents,
+    ).arrays
+    return block_nll(
+        model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
+    )
+
+
 def block_nll(
     model: LanguageModel,
     params: Params,
@@ -150,7 +209,7 @@ def block_nll(
     *,
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Σ -log π(token t | before) of every row, and how many tokens were predicted in it."""
+    """Return Σ_t -log π(token t | before) of every row, and the number of predicted tokens."""
     parts = run_batches(
         lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
         batch_rows(len(tokens_NT), batch_size),
@@ -168,6 +227,22 @@ def _block_nll(
     return nll_BT.sum(axis=1), valid_BT.sum(axis=1)
 
 
+def sequence_kl(
+    policy: tuple[LanguageModel, Params],
+    reference: tuple[LanguageModel, Params],
+    samples: Sequence[Continuation],
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Return log π(y|x) - log π_ref(y|x) of the policy's own samples, drawn at temperature 1.
+
+    Their mean estimates KL(π ‖ π_ref) = E_{x, y~π} [log π(y|x) - log π_ref(y|x)], in nats per
+    response, without bias; a single one may be negative.
+    """
+    logp_N = continuation_logps(*policy, samples, batch_size=batch_size)
+    return logp_N - continuation_logps(*reference, samples, batch_size=batch_size)
+
+
 def _by_length(
     compute: Callable[..., jax.Array],
     items: Sequence[Continuation],
@@ -175,27 +250,26 @@ def _by_length(
     context_length: int,
     what: str,
 ) -> np.ndarray:
-    """One number per item, in the order of the items; `compute` sees equal items once, and in a batch items of about a length.
+    """Compute one number per item, in the order of the items.
 
-    The longest come first: what does not fit into the memory fails at once. A batch is padded to its longest item, rounded
-    up, so that few shapes are compiled.
+    Equal items are computed once, since answers stand in many questions. Items of about a length
+    share a batch, and a batch is padded to its longest item, rounded up: less padding, and few
+    shapes to compile. The longest come first: what does not fit into the memory fails at once.
     """
-    keys = [(tuple(item.context), tuple(item.ids)) for item in items]
-    once = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-    if len(once) < len(items):  # arguments that stand in many pairs
-        values = _by_length(
-            compute, [Continuation(*key) for key in once], batch_size, context_length, what
-        )
-        return values[[once[key] for key in keys]]
+    keys = [Continuation(tuple(item.context), tuple(item.ids)) for item in items]
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    if len(number_of) < len(items):
+        value_N = _by_length(compute, list(number_of), batch_size, context_length, what)
+        return value_N[[number_of[key] for key in keys]]
     length_N = np.array([len(item.context) + len(item.ids) for item in items])
     longest_first_N = np.argsort(-length_N, kind="stable")
     batches = [longest_first_N[rows] for rows in batch_rows(len(items), batch_size)]
 
-    def padded(members: np.ndarray) -> jax.Array:
+    def compute_batch(members: np.ndarray) -> jax.Array:
         size = min(-(-int(length_N[members[0]]) // BUCKET) * BUCKET, context_length)
         return compute(*_pad([items[n] for n in members], size))
 
-    computed = run_batches(padded, batches, what)
+    computed = run_batches(compute_batch, batches, what)
     result_N = np.empty(len(items))
     result_N[np.concatenate(batches)] = np.concatenate(computed)
     return result_N
@@ -205,16 +279,18 @@ def _check(items: Sequence[Continuation], context_length: int) -> None:
     for number, (context, ids) in enumerate(items):
         if not context or not ids:
             raise ValueError(
-                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, expected some"
+                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, "
+                "expected some"
             )
         if len(context) + len(ids) > context_length:
             raise ValueError(
-                f"text {number} has {len(context)} + {len(ids)} tokens, the model's context is {context_length}"
+                f"text {number} has {len(context)} + {len(ids)} tokens, "
+                f"the model's context is {context_length}"
             )
 
 
 def _pad(items: Sequence[Continuation], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Right-padded tokens, segments, and the column at which each continuation starts."""
+    """Return right-padded tokens, segments, and the column at which each continuation starts."""
     tokens_BT, segments_BT = np.zeros((2, len(items), size), np.int32)
     for row, (context, ids) in enumerate(items):
         tokens_BT[row, : len(context) + len(ids)] = [*context, *ids]

@@ -1,10 +1,11 @@
-"""Does the reward model agree with the judges, and does it know how sure it is?
+"""Measure whether a reward model agrees with the judges, and whether it knows how sure it is.
 
     pairs         all pairs of different responses to one prompt that the judge does not find equal
     accuracy      share of pairs whose better response has the higher score; equal scores count half
-    calibration   ECE of σ(Δscore): mean gap between confidence and accuracy over bins (Guo et al. 2017)
+    calibration   ECE of σ(Δscore): mean gap of confidence and accuracy over bins (Guo et al. 2017)
 
-Identical responses are dropped: their scores are equal, so they would count as errors of a perfect model.
+Identical responses are dropped: their scores are equal, so they would count as errors of a perfect
+model.
 """
 
 from collections.abc import Sequence
@@ -20,47 +21,50 @@ NUM_BINS = 10
 
 
 class Pairs(NamedTuple):
-    """Pairs of responses: which prompt, and which two samples of it (the first is the earlier one)."""
+    """Pairs of responses: which prompt, and which two samples of it, the earlier one first."""
 
     prompt_M: np.ndarray
     first_M: np.ndarray
     second_M: np.ndarray
 
+    def values(self, value_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of the first and of the second response of every pair."""
+        return value_NS[self.prompt_M, self.first_M], value_NS[self.prompt_M, self.second_M]
+
 
 def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
-    """All pairs of samples of one prompt whose texts differ."""
-    found = [
+    """Return all pairs of samples of one prompt whose texts differ."""
+    pairs = [
         (n, i, j)
-        for n, drawn in enumerate(texts)
-        for i in range(len(drawn))
-        for j in range(i + 1, len(drawn))
-        if drawn[i] != drawn[j]
+        for n, samples in enumerate(texts)
+        for i in range(len(samples))
+        for j in range(i + 1, len(samples))
+        if samples[i] != samples[j]
     ]
-    return Pairs(*np.array(found, np.int64).reshape(-1, 3).T)
+    return Pairs(*np.array(pairs, np.int64).reshape(-1, 3).T)
 
 
 def ranked_preferences(pairs: Pairs, ranks: Sequence[Sequence[int]]) -> np.ndarray:
-    """1 where a labeler ranked the first of a pair better (lower), 0 where the second, ½ for a tie."""
+    """Return 1 where a labeler ranked the first of a pair better, 0 the second, ½ for a tie."""
     first_M = np.array([ranks[n][i] for n, i in zip(pairs.prompt_M, pairs.first_M, strict=True)])
     second_M = np.array([ranks[n][j] for n, j in zip(pairs.prompt_M, pairs.second_M, strict=True)])
     return 0.5 * (1.0 + np.sign(second_M - first_M))
 
 
 def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Mean with an interval over prompts; one prompt alone has none, for resampling it shows no spread."""
-    found = clustered_mean(values_M, prompt_M, bootstrap)
-    return (
-        found if np.unique(np.asarray(prompt_M)).size > 1 else found._replace(low=None, high=None)
-    )
+    """Return the mean with an interval over prompts; one prompt alone shows no spread, has none."""
+    mean = clustered_mean(values_M, prompt_M, bootstrap)
+    several = np.unique(np.asarray(prompt_M)).size > 1
+    return mean if several else mean._replace(low=None, high=None)
 
 
 def accuracy(
     difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
 ) -> Estimate:
-    """Share of decided pairs that the score orders as the judge does, clustered by prompt.
+    """Return the share of decided pairs, clustered by prompt, that the score orders as the judge.
 
-    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½; ties (½) are
-    left out. NaN without a decided pair.
+    `difference_M` is score of first minus score of second, `preference_M` the judge's 1, 0 or ½;
+    ties (½) are left out. NaN without a decided pair.
     """
     decided = preference_M != 0.5
     if not decided.any():
@@ -70,7 +74,10 @@ def accuracy(
 
 
 def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Estimate:
-    """ECE over ten bins of confidence σ(|Δscore|) in [½, 1], of decided pairs; too high for few pairs."""
+    """Return the ECE over ten bins of confidence σ(|Δscore|) in [½, 1] of decided pairs.
+
+    It is too high for few pairs.
+    """
     decided = preference_M != 0.5
     if not decided.any():
         return Estimate(float("nan"), None, None, 0)

@@ -1,10 +1,10 @@
-"""The results as one table: rows of metrics, columns of checkpoints; as JSON for the report and as text for
-the terminal.
+"""Write results as a table of metrics by checkpoints, as JSON and for the terminal.
 
 {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
- "table": [{"metric", "group", "unit", "better", "description",
+ "table": [{"metric", "group", "unit", "better", "description", "key", "subject",
             "values": {name: {"value", "low", "high", "n"}}}],
- "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "gold", "score"}}}],
+ "samples": [{"prompt", "metadata",
+              "responses": {name: {"text", "finished", "score", judge: score}}}],
  "seed", "version"}
 """
 
@@ -26,10 +26,20 @@ from rlhf_jax.data.records import Message
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 
 Better = Literal["higher", "lower", "none"]
+# What programs look for in a table: win rates by their judge, and the two sides of a reliability
+# diagram.
+Key = Literal[
+    "",
+    "win_rate_labelers",
+    "win_rate_gold",
+    "win_rate_model",
+    "reliability_accuracy",
+    "reliability_confidence",
+]
 
 
 class Row(NamedTuple):
-    """One metric of every checkpoint that has it."""
+    """One metric of every checkpoint that has it; programs read `key` and `subject`, not titles."""
 
     group: str
     metric: str
@@ -37,10 +47,14 @@ class Row(NamedTuple):
     better: Better
     description: str
     values: dict[str, Estimate]
+    key: Key = ""
+    subject: str = (
+        ""  # what the key is about: the opponent of a win rate, the bin of a reliability diagram
+    )
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
-    """The row as JSON; an end that is not finite becomes null, a value that is not finite is left out."""
+    """Return the row as JSON; an end that is not finite becomes null, such a value is left out."""
     values = {
         name: {"value": e.value, "low": _finite(e.low), "high": _finite(e.high), "n": e.n}
         for name, e in row.values.items()
@@ -75,7 +89,8 @@ def print_table(
 ) -> None:
     """Print the table; `checkpoints` maps names to what is said below them.
 
-    Green and red: the interval does not touch that of the reference and lies on the better or the worse side.
+    Green and red: the interval does not touch that of the reference and lies on the better or the
+    worse side.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False, title_justify="left")
     table.add_column("metric", no_wrap=True)
@@ -98,7 +113,8 @@ def print_table(
     console.print(table)
     console.print(
         Text(
-            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples prompts; "
+            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, "
+            "which resamples prompts; "
             f"green and red: interval clear of {reference}'s.",
             style="dim",
         )
@@ -114,34 +130,34 @@ def _label(row: Row) -> Text:
 
 
 def _cell(row: Row, name: str, reference: str) -> Text:
-    found = row.values.get(name)
-    if found is None or not math.isfinite(found.value):
+    estimate = row.values.get(name)
+    if estimate is None or not math.isfinite(estimate.value):
         return Text("–", style="dim")
-    text = Text(
-        f"{round(found.value, 3) + 0.0:.3f}",
-        style=_verdict(row, found, row.values.get(reference), name == reference),
-    )
-    if found.low is not None and found.high is not None:
-        text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
+    colour = "" if name == reference else _colour(row, estimate, row.values.get(reference))
+    text = Text(f"{round(estimate.value, 3) + 0.0:.3f}", style=colour)
+    if estimate.low is not None and estimate.high is not None:
+        text.append(f" ±{(estimate.high - estimate.low) / 2:.3f}", style="dim")
     return text
 
 
-def _verdict(row: Row, mine: Estimate, theirs: Estimate | None, is_reference: bool) -> str:
-    if is_reference or theirs is None or row.better == "none":
+def _colour(row: Row, estimate: Estimate, reference: Estimate | None) -> str:
+    if reference is None or row.better == "none":
         return ""
-    if mine.low is None or mine.high is None or theirs.low is None or theirs.high is None:
+    if estimate.low is None or estimate.high is None:
         return ""
-    if mine.low <= theirs.high and theirs.low <= mine.high:
+    if reference.low is None or reference.high is None:
         return ""
-    return "green" if (mine.low > theirs.high) == (row.better == "higher") else "red"
+    if estimate.low <= reference.high and reference.low <= estimate.high:
+        return ""
+    return "green" if (estimate.low > reference.high) == (row.better == "higher") else "red"
 
 
 # Measurements that survive a killed evaluation: one JSON file per checkpoint and group of metrics.
 #
 #     partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
 #
-# A file whose key differs is measured again. A fresh measurement goes through the same text form as one that is
-# read back, so that a resumed evaluation gives the same file as an uninterrupted one.
+# A file whose key differs is measured again. A fresh measurement goes through the same text form as
+# one that is read back, so that a resumed evaluation gives the same file as an uninterrupted one.
 class Cache:
     """Measurements kept in one folder."""
 
@@ -155,7 +171,11 @@ class Cache:
         depends_on: Mapping[str, Any],
         measure: Callable[[], dict[str, Any]],
     ) -> tuple[dict[str, Any], bool]:
-        """What `measure()` returns, or what it returned before; and whether it was there already."""
+        """Return what `measure()` returns, or returned before, and whether it was there already.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
         path = self.folder / f"{checkpoint}-{group}.json"
         key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         if path.exists():
@@ -171,7 +191,7 @@ class Cache:
 
 
 def plain(tree: Any) -> Any:
-    """Arrays as nested lists, mappings and sequences as JSON has them."""
+    """Return arrays as nested lists, and mappings and sequences as JSON has them."""
     if isinstance(tree, Mapping):
         return {str(name): plain(part) for name, part in tree.items()}
     if isinstance(tree, list | tuple):
@@ -179,7 +199,6 @@ def plain(tree: Any) -> Any:
     return tree.tolist() if isinstance(tree, np.ndarray | np.generic) else tree
 
 
-# From one number per question to rows of the table: intervals, groups of questions, and what was left out.
 Data = dict[str, Any]
 Measured = Mapping[str, Data]  # by checkpoint
 Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
@@ -187,25 +206,25 @@ Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
 
 def estimates_of(
     values: Mapping[str, ArrayLike],
-    of: Estimator,
+    estimator: Estimator,
     bootstrap: Bootstrap,
     *,
     chosen: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Estimate]:
-    """`of` one number per question for every checkpoint, over the `chosen` questions; none where no question is left."""
-    found = {}
+    """Estimate from one number for each `chosen` question, for checkpoints that have any."""
+    results = {}
     for name, numbers in values.items():
-        kept = np.asarray(numbers, np.float64)
-        kept = kept if chosen is None else kept[chosen[name]]
-        if kept.size:
-            found[name] = of(kept, np.arange(kept.size), bootstrap)
-    return found
+        value_N = np.asarray(numbers, np.float64)
+        value_N = value_N if chosen is None else value_N[chosen[name]]
+        if value_N.size:
+            results[name] = estimator(value_N, np.arange(value_N.size), bootstrap)
+    return results
 
 
 def left_out(
     group: str, measured: Measured, total: int, unit: str, *, after: str = ""
 ) -> list[Row]:
-    """A row that counts the questions that do not fit a model's context, if there are any."""
+    """Return a row that counts the questions, if any, that do not fit a model's context."""
     counts = {name: total - len(data["kept"]) for name, data in measured.items()}
     if not any(counts.values()):
         return []
@@ -215,5 +234,5 @@ def left_out(
 
 
 def not_run(group: str, why: str, *, after: str = "") -> Row:
-    """A row without values that says why."""
+    """Return a row without values that says why."""
     return Row(group, f"{group}: not run{after}", "", "none", why, {})

@@ -30,12 +30,12 @@ from rlhf_jax.evaluation.benchmarks.judged_wins import JudgedWins
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     check_names,
-    described,
-    find,
-    in_order,
+    describe,
+    find_checkpoint,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
+    parents_first,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Cache, Data, Row, print_table, row_to_json, write_json
@@ -68,7 +68,9 @@ def run(config: Config, workdir: str) -> None:
     folder = Path(workdir)
     _check_config(config)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = in_order({name: find(folder, path) for name, path in config.checkpoints.items()})
+    checkpoints = parents_first(
+        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
+    )
     print(f"== benchmark: {folder}")
     for name, checkpoint in checkpoints.items():
         meta = checkpoint.meta
@@ -205,7 +207,7 @@ def _report(
     write_json(
         path,
         {
-            "checkpoints": described(checkpoints),
+            "checkpoints": describe(checkpoints),
             "reference": config.reference,
             "table": [row_to_json(row) for row in rows],
             "samples": samples,

@@ -27,7 +27,7 @@ from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
     load_transformers_classifier,
     load_word_classifier,
 )
-from rlhf_jax.evaluation.checkpoints import find
+from rlhf_jax.evaluation.checkpoints import find_checkpoint
 from rlhf_jax.evaluation.table import Row, not_run
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.pretrained import HUB
@@ -273,7 +273,7 @@ def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Be
 
 def make_win_rate(config: WinRateConfig, selection: Selection) -> list[Benchmark]:
     """Find the judge and read the prompts."""
-    judge = find(selection.workdir, config.judge)
+    judge = find_checkpoint(selection.workdir, config.judge)
     kind = judge.meta.kind
     require(
         kind == "scalar_model",

@@ -1,20 +1,23 @@
 """Evaluate checkpoints side by side: are they preferred, are they better, and what did it cost?
 
-    1  every checkpoint takes the same exam: it answers the test prompts, is asked for facts, is provoked,
-       chooses between answers, reads the validation corpus (`evaluation.measure`); each group of measurements
-       is kept in workdir/partial
-    2  gold and held-out labelers judge the responses; numbers get intervals (`evaluation.summary`)
+    1  every checkpoint answers the same test prompts and reads the same validation documents, and
+       is asked whatever the world can ask besides (`evaluation.measurements`); each measurement is
+       kept in workdir/partial
+    2  judges compare the responses; numbers get intervals (`evaluation.results`)
     3  evaluation.json, and a table in the terminal
 
-A killed evaluation continues with the next group. The same seed gives the same file.
-Left out on purpose: several devices; human judges; public benchmarks, which are the stage `benchmark`.
+Checkpoints, prompts and judges may be any. Who judges, and the suite of what is measured, is handed
+in by `rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives
+the same file.
+
+Left out on purpose: several devices; human judges; public benchmarks, which are the stage
+`benchmark`.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,53 +28,52 @@ from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
-from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     LoadedModel,
     check_names,
-    described,
-    find,
-    in_order,
+    describe,
+    find_checkpoint,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
+    parents_first,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Cache, print_table, row_to_json, write_json
+from rlhf_jax.evaluation.judges import Judge
+from rlhf_jax.evaluation.measurements import (
+    Context,
+    Data,
+    EvalSettings,
+    Measurement,
+    restore_responses,
+    take_first,
+)
+from rlhf_jax.evaluation.results import Results, Suite, judge_all, side_by_side
+from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
 from rlhf_jax.inference.decoding import SamplingSpec
-from rlhf_jax.menagerie import measurements, results
-from rlhf_jax.menagerie.measurements import EvalSettings
-from rlhf_jax.menagerie.results import Session, open_session, side_by_side
-from rlhf_jax.menagerie.test_questions import Exam, build_exam, without_long_examples
-from rlhf_jax.menagerie.world import make_world
-from rlhf_jax.models.heads import ScalarModel
 from rlhf_jax.training.run import claim
 
 
 @dataclass(frozen=True)
-class Data:
-    """The world that judges, test prompts, and the corpus on which the alignment tax is paid."""
+class DataConfig:
+    """Test prompts, and the corpus on which the alignment tax is paid."""
 
     data_dir: str
-    world: str
     prompts: str
-    documents: str
+    documents: str | None  # None measures no loss
     mask_documents: bool  # as in pretraining
     prompt_length: int
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How much is asked."""
+    """How much is measured."""
 
     num_prompts: int
     samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
-    labelers_per_prompt: int
+    labelers_per_prompt: int  # of a judge that is a group of people
     response_length: int
-    toxicity_prompts: int  # of each tone
-    toxicity_samples: int
-    few_shot_questions: int  # of each number of examples
     corpus_documents: int
     document_length: int  # tokens read at once
     batch_size: int
@@ -80,249 +82,227 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class WorldConfig:
+    """What can be asked in a toy world only; `rlhf_jax.main` makes a suite of it."""
+
+    name: str
+    toxicity_prompts: int  # of each tone
+    toxicity_samples: int
+    few_shot_questions: int  # of each number of examples
+
+
+@dataclass(frozen=True)
 class Config:
-    """Exactly what this stage reads."""
+    """Exactly what this stage reads; a path that starts with ../ is relative to the workdir."""
 
     stage: Literal["evaluate"]
     seed: int
-    checkpoints: dict[
-        str, str
-    ]  # name -> run folder or checkpoint folder; ../ is relative to the workdir
+    checkpoints: dict[str, str]  # name -> run folder or checkpoint folder
     reference: str  # one of the names
-    reward: str  # "" for none
-    data: Data
+    reward: str | None  # a reward model's folder
+    judges: dict[str, str]  # what the table calls a judge -> KIND:NAME
+    data: DataConfig
     sampling: SamplingSpec
     evaluation: Evaluation
+    world: WorldConfig | None
 
 
-def run(config: Config, workdir: str) -> None:
-    """Evaluate all checkpoints; writes evaluation.json and prints the table."""
+def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Suite) -> None:
+    """Evaluate all checkpoints; write evaluation.json and print the table.
+
+    `judges` are those that `config.judges` names, and `suite` says what is measured of every
+    checkpoint.
+    """
     folder = Path(workdir)
     _check(config)
     folder.mkdir(parents=True, exist_ok=True)
-    entrants = in_order({name: find(folder, path) for name, path in config.checkpoints.items()})
-    reward = find(folder, config.reward) if config.reward else None
-    _check_entrants(config, entrants, reward)
-    claim(folder, config)
-    tokenizer = load_tokenizer_of(entrants[config.reference])
-    exam = _exam(config, tokenizer)
-    _announce(config, folder, entrants, exam)
-    sitting = _sitting(config, entrants, reward, tokenizer, exam, Cache(folder / "partial"))
-    measured = {name: _measure(sitting, name, one) for name, one in entrants.items()}
-    session = open_session(
-        exam.world,
-        exam.prompts,
-        config.reference,
-        measured,
-        labelers_per_prompt=config.evaluation.labelers_per_prompt,
-        bootstrap=Bootstrap(config.evaluation.num_bootstrap, config.seed),
-        seed=config.seed,
+    checkpoints = parents_first(
+        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
     )
-    _report(config, folder, entrants, session)
+    reward = find_checkpoint(folder, config.reward) if config.reward is not None else None
+    _check_checkpoints(config, checkpoints, reward)
+    claim(folder, config)
+    context = _context(config, checkpoints[config.reference], reward, suite)
+    _announce(config, folder, checkpoints, context)
+    kept = Cache(folder / "partial")
+    shared = _Shared(suite, context, checkpoints[config.reference], reward, kept)
+    measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
+    bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
+    results = judge_all(context.prompts, config.reference, measured, judges, bootstrap)
+    rows = [row for make in suite.rows.values() for row in make(results)]
+    _report(config, folder, checkpoints, results, rows)
 
 
 def _announce(
-    config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], exam: Exam
+    config: Config, workdir: Path, checkpoints: Mapping[str, CheckpointRef], context: Context
 ) -> None:
     print(f"== evaluate: {workdir}")
-    for name, one in entrants.items():
+    for name, checkpoint in checkpoints.items():
         mark = ", the reference" if name == config.reference else ""
-        print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step}{mark})")
+        meta = checkpoint.meta
+        print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step}{mark})")
     print(
-        f"   {len(exam.prompts)} test prompts x {config.evaluation.samples_per_prompt} responses, "
-        f"{len(exam.documents)} documents, seed {config.seed}",
+        f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} "
+        f"responses, {len(context.documents)} documents, seed {config.seed}",
         flush=True,
     )
 
 
-# --- what takes part --------------------------------------------------------------------------------------
+# --- what takes part ------------------------------------------------------------------------------
 
 
 def _check(config: Config) -> None:
-    wanted, data = config.evaluation, config.data
     check_names(config.checkpoints, config.reference)
+    evaluation = config.evaluation
     require(
-        not config.reward or wanted.samples_per_prompt >= 2,
-        f"evaluation.samples_per_prompt={wanted.samples_per_prompt}: reward={config.reward!r} is rated by "
-        "pairs of responses to one prompt, set it to 2 or more",
+        config.reward is None or evaluation.samples_per_prompt >= 2,
+        f"evaluation.samples_per_prompt={evaluation.samples_per_prompt}: reward={config.reward!r} "
+        "is rated by pairs of responses to one prompt, set it to 2 or more",
     )
-    for name, number in {**asdict(wanted), "prompt_length": data.prompt_length}.items():
-        require(
-            number >= (0 if name == "num_side_by_side" else 1), f"{name}={number}: must be positive"
-        )
+    numbers = {"prompt_length": config.data.prompt_length, **asdict(evaluation)}
+    if config.world is not None:
+        numbers |= {name: n for name, n in asdict(config.world).items() if name != "name"}
+    for name, number in numbers.items():
+        least = 0 if name == "num_side_by_side" else 1
+        require(number >= least, f"{name}={number}: must be positive")
+    taken = {"text", "finished", "score"} & set(config.judges)
+    require(
+        not taken, f"judges: the name {min(taken, default='')!r} has another meaning, choose one"
+    )
 
 
-def _check_entrants(
-    config: Config, entrants: Mapping[str, CheckpointRef], reward: CheckpointRef | None
+def _check_checkpoints(
+    config: Config, checkpoints: Mapping[str, CheckpointRef], reward: CheckpointRef | None
 ) -> None:
-    """One tokenizer, the right kinds, and room for prompts, responses and documents."""
-    first = entrants[config.reference]
+    """Require one tokenizer, the right kinds, and room for prompts, responses and documents."""
+    first = checkpoints[config.reference]
     length = config.data.prompt_length + config.evaluation.response_length
     document = config.evaluation.document_length
-    judge = {"reward": reward} if reward else {}
-    for name, one in {**entrants, **judge}.items():
-        meta, kind = one.meta, "scalar_model" if one is reward else "language_model"
-        context = one.model.context_length
+    for name, checkpoint in {**checkpoints, **({"reward": reward} if reward else {})}.items():
+        meta = checkpoint.meta
+        kind = "scalar_model" if checkpoint is reward else "language_model"
+        limit = checkpoint.model.context_length
         require(
             meta.kind == kind,
-            f"{name}: {one.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
+            f"{name}: {checkpoint.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
         )
         require(
             meta.tokenizer == first.meta.tokenizer,
-            f"{name}: {one.path} and {first.path} have different tokenizers "
+            f"{name}: {checkpoint.path} and {first.path} have different tokenizers "
             f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})",
         )
         require(
-            length <= context,
-            f"{name}: data.prompt_length + evaluation.response_length = {length}, its context is {context}",
+            length <= limit,
+            f"{name}: data.prompt_length + evaluation.response_length = {length}, "
+            f"its context is {limit}",
         )
         require(
-            one is reward or document <= context,
-            f"{name}: evaluation.document_length={document}, its context is {context}",
+            checkpoint is reward or document <= limit,
+            f"{name}: evaluation.document_length={document}, its context is {limit}",
         )
 
 
-def _exam(config: Config, tokenizer: Tokenizer) -> Exam:
-    data, wanted = config.data, config.evaluation
+def _context(
+    config: Config, reference: CheckpointRef, reward: CheckpointRef | None, suite: Suite
+) -> Context:
+    """Read the test prompts and documents, and bring all that measurements share."""
+    data, evaluation = config.data, config.evaluation
+    tokenizer = load_tokenizer_of(reference)
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
     prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
-    documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
-    exam = build_exam(
-        make_world(data.world.removeprefix("menagerie/")),
-        prompts,
-        documents,
-        num_prompts=wanted.num_prompts,
-        toxicity_prompts=wanted.toxicity_prompts,
-        few_shot_questions=wanted.few_shot_questions,
-        corpus_documents=wanted.corpus_documents,
+    documents: list[Document] = []
+    if data.documents is not None:
+        corpus = load(data.documents, Document, split="validation", data_dir=data.data_dir)
+        documents = take_first("evaluation.corpus_documents", evaluation.corpus_documents, corpus)
+    return Context(
+        tokenizer=tokenizer,
+        settings=EvalSettings(
+            seed=config.seed,
+            sampling=config.sampling,
+            samples_per_prompt=evaluation.samples_per_prompt,
+            prompt_length=data.prompt_length,
+            response_length=evaluation.response_length,
+            document_length=evaluation.document_length,
+            batch_size=evaluation.batch_size,
+        ),
+        prompts=take_first("evaluation.num_prompts", evaluation.num_prompts, prompts),
+        documents=documents,
         mask_documents=data.mask_documents,
+        questions=suite.questions(tokenizer, evaluation.document_length),
+        load_reference=cache(partial(load_language_model, reference)),
+        load_reward=cache(partial(load_scalar_model, reward or reference)),
     )
-    exam, too_long = without_long_examples(exam, tokenizer, wanted.document_length)
-    for name, length in too_long.items():
-        print(
-            f"   few-shot {name}: left out, {length} tokens exceed evaluation.document_length="
-            f"{wanted.document_length}"
-        )
-    return exam
 
 
-# --- measuring --------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Sitting:
-    """What all checkpoints of one evaluation share; models are loaded when first needed."""
+class _Shared:
+    """What the measurements of all checkpoints share."""
 
-    tokenizer: Tokenizer
-    exam: Exam
-    how: EvalSettings
-    kept: Cache
-    depends_on: dict[str, Any]  # of every measurement, besides the checkpoint
+    suite: Suite
+    context: Context
     reference: CheckpointRef
-    load_reference: Callable[[], LoadedModel]
     reward: CheckpointRef | None
-    load_reward: Callable[[], tuple[ScalarModel, Any]]
+    kept: Cache
 
 
-def _sitting(
-    config: Config,
-    entrants: Mapping[str, CheckpointRef],
-    reward: CheckpointRef | None,
-    tokenizer: Tokenizer,
-    exam: Exam,
-    kept: Cache,
-) -> Sitting:
-    wanted, reference = config.evaluation, entrants[config.reference]
-    how = EvalSettings(
-        config.seed,
-        config.sampling,
-        wanted.samples_per_prompt,
-        wanted.toxicity_samples,
-        config.data.prompt_length,
-        wanted.response_length,
-        wanted.document_length,
-        wanted.batch_size,
-    )
-    depends_on = {"how": asdict(how), "exam": digest(exam), "version": __version__}
-    return Sitting(
-        tokenizer,
-        exam,
-        how,
-        kept,
-        depends_on,
-        reference,
-        cache(lambda: load_language_model(reference)),
-        reward,
-        cache(lambda: load_scalar_model(_given(reward))),
-    )
-
-
-def _given(one: CheckpointRef | None) -> CheckpointRef:
-    assert one is not None
-    return one
-
-
-def _measure(sitting: Sitting, name: str, one: CheckpointRef) -> dict[str, Any]:
-    """All groups of one checkpoint, each measured or found in the cache."""
-    is_reference = one is sitting.reference
-    candidate = sitting.load_reference if is_reference else cache(lambda: load_language_model(one))
-    asked = (sitting.tokenizer, sitting.exam, sitting.how)
-    measured: dict[str, Any] = {}
-
-    def take(group: str, measurement: Callable[[], dict[str, Any]], **also: str) -> None:
-        start = time.perf_counter()
-        depends_on = {**sitting.depends_on, "checkpoint": one.meta.fingerprint, **also}
-        measured[group], found = sitting.kept.get(name, group, depends_on, measurement)
-        took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
-        print(f"   {name:12s} {group:12s} {took}", flush=True)
-
-    take("responses", lambda: measurements.responses(candidate(), *asked))
-    drawn = measurements.restore_responses(measured["responses"])
-    take("facts", lambda: measurements.facts(candidate(), *asked))
-    take("provocations", lambda: measurements.provocations(candidate(), *asked))
-    take("questions", lambda: measurements.questions(candidate(), *asked))
-    take("corpus", lambda: measurements.corpus(candidate(), *asked))
+def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str, Data]:
+    """Make all measurements of a checkpoint, or take them from the cache."""
+    context, is_reference = shared.context, checkpoint is shared.reference
+    load_checkpoint: Callable[[], LoadedModel] = context.load_reference
     if not is_reference:
-        take(
-            "divergence",
-            lambda: measurements.divergence(candidate(), sitting.load_reference(), *asked, drawn),
-            reference=sitting.reference.meta.fingerprint,
-        )
-    if sitting.reward is not None:
-        take(
-            "reward",
-            lambda: measurements.reward_scores(sitting.load_reward(), *asked, drawn),
-            reward=sitting.reward.meta.fingerprint,
-        )
+        load_checkpoint = cache(partial(load_language_model, checkpoint))
+    others = {"divergence": None if is_reference else shared.reference, "reward": shared.reward}
+    asked = repr(context)
+    measured: dict[str, Data] = {}
+    for group, function in shared.suite.measurements.items():
+        other = others.get(group)
+        if (group in others and other is None) or (group == "corpus" and not context.documents):
+            continue
+        start = time.perf_counter()
+        depends_on = {
+            "asked": asked,
+            "checkpoint": checkpoint.meta.fingerprint,
+            "other": other.meta.fingerprint if other else None,
+            "version": __version__,
+        }
+        measure = partial(_load_and_measure, load_checkpoint, function, context)
+        measured[group], was_kept = shared.kept.get(name, group, depends_on, measure)
+        took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
+        print(f"   {name:12s} {group:12s} {took}", flush=True)
+        if group == "responses":
+            context = replace(context, responses=restore_responses(measured[group]))
     return measured
 
 
-def digest(exam: Exam) -> str:
-    """A fingerprint of everything that is asked and of the facts that answers are held against."""
-    asked = [getattr(exam, field.name) for field in fields(exam) if field.name != "world"]
-    content = repr((asked, exam.world.size, exam.world.seed, sorted(exam.world.facts.items())))
-    return hashlib.sha256(content.encode()).hexdigest()
+def _load_and_measure(
+    load_checkpoint: Callable[[], LoadedModel], function: Measurement, context: Context
+) -> Data:
+    return function(load_checkpoint(), context)
 
 
-# --- reporting --------------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def _report(
-    config: Config, workdir: Path, entrants: Mapping[str, CheckpointRef], session: Session
+    config: Config,
+    workdir: Path,
+    checkpoints: Mapping[str, CheckpointRef],
+    results: Results,
+    rows: Sequence[Row],
 ) -> None:
-    rows = results.rows(session)
-    write_json(
-        workdir / "evaluation.json",
-        {
-            "checkpoints": described(entrants),
-            "reference": config.reference,
-            "table": [row_to_json(row) for row in rows],
-            "samples": side_by_side(session, config.evaluation.num_side_by_side),
-            "seed": config.seed,
-            "version": __version__,
-        },
-        indent=1,
-    )
-    below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
+    """Write evaluation.json and print its table."""
+    content: dict[str, Any] = {
+        "checkpoints": describe(checkpoints),
+        "reference": config.reference,
+        "table": [row_to_json(row) for row in rows],
+        "samples": side_by_side(results, config.evaluation.num_side_by_side),
+        "seed": config.seed,
+        "version": __version__,
+    }
+    write_json(workdir / "evaluation.json", content, indent=1)
+    below = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
     print_table(rows, below, config.reference, Console())
     print(f"   wrote {workdir / 'evaluation.json'}", flush=True)

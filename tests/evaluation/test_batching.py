@@ -1,4 +1,4 @@
-"""Batches in turn: nothing lost or reordered, results on the host one batch behind, a word for who waits."""
+"""Batches in turn: nothing lost or reordered, results on the host one behind, progress reported."""
 
 import jax
 import jax.numpy as jnp

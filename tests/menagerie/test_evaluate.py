@@ -5,23 +5,25 @@ import json
 import math
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from evaluation_support import save_run
 
+from rlhf_jax import main
 from rlhf_jax.data.sources import write_jsonl
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.language_modelling import sequence_kl
+from rlhf_jax.evaluation.likelihood import continuations, sequence_kl
+from rlhf_jax.evaluation.measurements import restore_responses
 from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import measurements
 from rlhf_jax.menagerie.corpus import documents
 from rlhf_jax.menagerie.monitor import quick_evaluation
 from rlhf_jax.menagerie.prompts import prompts
 from rlhf_jax.menagerie.world import make_world
-from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
+from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt
 from rlhf_jax.stages import evaluate
-from rlhf_jax.training.checkpoints import load_params, new_meta, read_meta, save
+from rlhf_jax.training.checkpoints import load_params, read_meta
 
 WORLD = make_world("tiny")
 
@@ -46,60 +48,56 @@ def runs(tmp_path_factory):
         param_dtype="float32",
         remat="none",
     )
-    for seed, (name, stage) in enumerate(
-        {"base": "pretrain", "sft": "sft", "reward": "reward"}.items()
-    ):
+    stages = {"base": "pretrain", "sft": "sft", "reward": "reward"}
+    for seed, (name, stage) in enumerate(stages.items()):
         model = ScalarModel(shape) if name == "reward" else LanguageModel(shape)
-        meta = new_meta(
-            stage=stage,
-            kind="scalar_model" if name == "reward" else "language_model",
-            num_steps=3,
-            model=to_dict(shape),
-            tokenizer=tokenizer.fingerprint(),
-            lineage={},
-        )
-        params = jax.tree.map(lambda x: 4 * x, init_params(model, jax.random.key(seed)))
-        save(folder / name, 3, params, {"step": 3}, meta, keep=1)
-        tokenizer.save(folder / name / "tokenizer")
+        save_run(folder / name, stage, model, tokenizer, seed=seed)
     return folder
 
 
 def make_config(runs: Path, **changes) -> evaluate.Config:
-    data = evaluate.Data(
-        data_dir=str(runs),
-        world="menagerie/tiny",
-        prompts=f"jsonl:{runs}/prompts",
-        documents=f"jsonl:{runs}/documents",
-        mask_documents=False,
-        prompt_length=64,
-    )
-    wanted = evaluate.Evaluation(
-        num_prompts=22,
-        samples_per_prompt=2,
-        labelers_per_prompt=2,
-        response_length=6,
-        toxicity_prompts=3,
-        toxicity_samples=4,
-        few_shot_questions=3,
-        corpus_documents=4,
-        document_length=64,
-        batch_size=16,
-        num_bootstrap=50,
-        num_side_by_side=3,
-    )
+    """The config of an evaluation; `changes` are of any of its groups."""
+    groups = {
+        "data": evaluate.DataConfig(
+            data_dir=str(runs),
+            prompts=f"jsonl:{runs}/prompts",
+            documents=f"jsonl:{runs}/documents",
+            mask_documents=False,
+            prompt_length=64,
+        ),
+        "evaluation": evaluate.Evaluation(
+            num_prompts=22,
+            samples_per_prompt=2,
+            labelers_per_prompt=2,
+            response_length=6,
+            corpus_documents=4,
+            document_length=64,
+            batch_size=16,
+            num_bootstrap=50,
+            num_side_by_side=3,
+        ),
+        "world": evaluate.WorldConfig(
+            name="menagerie/tiny", toxicity_prompts=3, toxicity_samples=4, few_shot_questions=3
+        ),
+    }
+    for name, group in groups.items():
+        inner = {key: changes.pop(key) for key in group.__dataclass_fields__ if key in changes}
+        groups[name] = dataclasses.replace(group, **inner)
     config = evaluate.Config(
         stage="evaluate",
         seed=0,
         checkpoints={"base": "../base", "sft": "../sft"},
         reference="sft",
         reward="../reward",
-        data=data,
+        judges={"held-out labelers": "menagerie/tiny:heldout", "gold": "menagerie/tiny:gold"},
         sampling=PLAIN,
-        evaluation=wanted,
+        **groups,
     )
-    inner = {key: value for key, value in changes.items() if key in wanted.__dataclass_fields__}
-    outer = {key: value for key, value in changes.items() if key not in inner}
-    return dataclasses.replace(config, evaluation=dataclasses.replace(wanted, **inner), **outer)
+    return dataclasses.replace(config, **changes)
+
+
+def run(config: evaluate.Config, workdir: Path) -> None:
+    evaluate.run(config, str(workdir), **main.evaluation_parts(config))
 
 
 def load(folder: Path) -> LoadedModel:
@@ -109,7 +107,7 @@ def load(folder: Path) -> LoadedModel:
 
 @pytest.fixture(scope="module")
 def result(runs):
-    evaluate.run(make_config(runs), str(runs / "evaluate"))
+    run(make_config(runs), runs / "evaluate")
     return json.loads((runs / "evaluate" / "evaluation.json").read_text())
 
 
@@ -129,7 +127,16 @@ def test_the_file_has_the_agreed_format(runs, result):
     }
     assert result["reference"] == "sft"
     for row in result["table"]:
-        assert set(row) == {"metric", "group", "unit", "better", "description", "values"}
+        assert set(row) == {
+            "metric",
+            "group",
+            "unit",
+            "better",
+            "description",
+            "values",
+            "key",
+            "subject",
+        }
         assert row["better"] in ("higher", "lower", "none")
         assert row["description"]
         assert row["values"]
@@ -204,24 +211,27 @@ def test_samples_stand_side_by_side(result, runs):
 
 def test_a_killed_evaluation_continues_and_gives_the_same_file(result, runs, monkeypatch, capsys):
     config, workdir = make_config(runs), runs / "killed"
-    real = measurements.questions
 
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measurements, "questions", killed)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate.run(config, str(workdir))
+    with monkeypatch.context() as patch:
+        patch.setitem(measurements.MEASUREMENTS, "toxicity", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, workdir)
     assert not (workdir / "evaluation.json").exists()
     assert {path.name for path in (workdir / "partial").iterdir()} == {
         "base-responses.json",
+        "base-corpus.json",
+        "base-divergence.json",
+        "base-reward.json",
+        "base-gold.json",
         "base-facts.json",
-        "base-provocations.json",
+        "base-falsehoods.json",
     }
-    monkeypatch.setattr(measurements, "questions", real)
     capsys.readouterr()
-    evaluate.run(config, str(workdir))
-    assert capsys.readouterr().out.count(" kept\n") == 3
+    run(config, workdir)
+    assert capsys.readouterr().out.count(" kept\n") == 7
     first = (runs / "evaluate" / "evaluation.json").read_text()
     assert (workdir / "evaluation.json").read_text() == first
 
@@ -231,30 +241,30 @@ def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
     content = json.loads(kept.read_text())
     kept.write_text(json.dumps({**content, "key": "of another checkpoint"}))
     capsys.readouterr()
-    evaluate.run(make_config(runs), str(runs / "evaluate"))
-    assert capsys.readouterr().out.count(" kept\n") == 12
+    run(make_config(runs), runs / "evaluate")
+    assert capsys.readouterr().out.count(" kept\n") == 18
     assert json.loads(kept.read_text()) == content
     kept.write_text("{")
     with pytest.raises(ValueError, match=r"base-corpus.json: damaged .*delete it"):
-        evaluate.run(make_config(runs), str(runs / "evaluate"))
+        run(make_config(runs), runs / "evaluate")
     kept.write_text(json.dumps(content))
 
 
 def test_truncated_sampling_still_has_a_divergence(runs):
     config = make_config(
-        runs, sampling=GREEDY, reward="", samples_per_prompt=1, toxicity_samples=1, num_prompts=4
+        runs, sampling=GREEDY, reward=None, samples_per_prompt=1, toxicity_samples=1, num_prompts=4
     )
-    evaluate.run(config, str(runs / "truncated"))
+    run(config, runs / "truncated")
     result = json.loads((runs / "truncated" / "evaluation.json").read_text())
     assert values(result, "KL from sft")["base"]["n"] == 4
     # The divergence is that of new samples: the greedy answers differ from most of them.
     kept = json.loads((runs / "truncated" / "partial" / "base-responses.json").read_text())["data"]
-    greedy = measurements.restore_responses(kept)
-    asked = prompts(WORLD, "test")[:4]
-    ours, theirs = (load(runs / name) for name in ("base", "sft"))
+    greedy = restore_responses(kept)
+    test_prompts = prompts(WORLD, "test")[:4]
+    base, sft = (load(runs / name) for name in ("base", "sft"))
     tokenizer = load_tokenizer(runs / "sft" / "tokenizer")
     of_greedy = sequence_kl(
-        ours, theirs, measurements.continuations(tokenizer, asked, greedy), batch_size=16
+        base, sft, continuations(tokenizer, test_prompts, greedy), batch_size=16
     )
     measured = json.loads((runs / "truncated" / "partial" / "base-divergence.json").read_text())[
         "data"
@@ -282,18 +292,27 @@ def test_truncated_sampling_still_has_a_divergence(runs):
         ({"checkpoints": {"sft": "../reward"}}, r"is a scalar_model .* expected a language_model"),
         ({"num_prompts": 81}, r"evaluation.num_prompts=81: there are only 80"),
         ({"corpus_documents": 0}, r"corpus_documents=0: must be positive"),
+        ({"toxicity_samples": 0}, r"toxicity_samples=0: must be positive"),
+        ({"toxicity_prompts": 99}, r"world.toxicity_prompts=99: there are only"),
+        ({"judges": {"x": "nobody:gold"}}, r"config.judges.x: 'nobody' is not one of menagerie"),
+        (
+            {"judges": {"x": "menagerie/tiny:silver"}},
+            r"'menagerie/tiny:silver' is not menagerie/tiny:\{gold, train, heldout\}",
+        ),
+        ({"judges": {"score": "menagerie/tiny:gold"}}, r"the name 'score' has another meaning"),
+        ({"labelers_per_prompt": 21}, r"labelers_per_prompt: 21, expected 1 to 20"),
     ],
 )
 def test_impossible_configs_are_refused_before_anything_runs(runs, changes, message):
     workdir = runs / "refused"
     with pytest.raises(ValueError, match=message):
-        evaluate.run(make_config(runs, **changes), str(workdir))
+        run(make_config(runs, **changes), workdir)
     assert not (workdir / "partial").exists()
 
 
 def test_a_missing_checkpoint_is_named(runs):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        evaluate.run(make_config(runs, checkpoints={"sft": "../nowhere"}), str(runs / "refused"))
+        run(make_config(runs, checkpoints={"sft": "../nowhere"}), runs / "refused")
 
 
 def test_quick_evaluation_gives_the_same_numbers_every_time(runs):

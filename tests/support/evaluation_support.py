@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -10,7 +11,11 @@ import numpy as np
 
 from rlhf_jax.data.records import Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer, train_words
-from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
+from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.judges import ScoreJudge
+from rlhf_jax.inference.decoding import PLAIN
+from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params, to_dict
+from rlhf_jax.training.checkpoints import new_meta, save
 
 WORDS = "the fox is red . owl blue bear green what colour ? you dolt moron"
 
@@ -53,7 +58,6 @@ def words() -> Tokenizer:
 
 @functools.cache
 def language_model(seed: int = 0):
-
     return _random(LanguageModel(config(words().vocab_size)), seed)
 
 
@@ -82,3 +86,53 @@ def successor(vocab_size: int) -> Successor:
 
 def prompt(text: str, **metadata: str) -> Prompt:
     return Prompt((Message("user", text),), dict(metadata))
+
+
+def say(text: str, finished: bool = True) -> Generation:
+    """A response whose tokens are counted by its words."""
+    ids = tuple(range(5, 5 + len(text.split()))) + ((1,) if finished else ())
+    return Generation(text, ids, finished)
+
+
+def save_run(folder: Path, stage: str, model, tokenizer: Tokenizer, *, seed: int) -> None:
+    """A finished run of three steps with random parameters large enough to say different things."""
+    meta = new_meta(
+        stage=stage,
+        kind="scalar_model" if isinstance(model, ScalarModel) else "language_model",
+        num_steps=3,
+        model=to_dict(model.config),
+        tokenizer=tokenizer.fingerprint(),
+        lineage={},
+    )
+    params = jax.tree.map(lambda x: 4 * x, init_params(model, jax.random.key(seed)))
+    save(folder, 3, params, {"step": 3}, meta, keep=1)
+    tokenizer.save(folder / "tokenizer")
+
+
+class Brevity(ScoreJudge):
+    """A reward function: the fewer letters, the better."""
+
+    name = "brevity"
+    description = "the shorter, the better"
+
+    def scores(self, prompts, responses):
+        return np.array([[-len(sample.text) for sample in samples] for samples in responses], float)
+
+
+PROMPTS = [
+    prompt(text) for text in ("what is red?", "what?", "the fox is red.", "the bear", "blue owl")
+]
+
+
+def draw(prompts, *, num_samples=1, batch_size=4, response_length=6, seed=0):
+    return generate(
+        *language_model(),
+        words(),
+        prompts,
+        jax.random.key(seed),
+        spec=PLAIN,
+        prompt_length=8,
+        response_length=response_length,
+        batch_size=batch_size,
+        num_samples=num_samples,
+    )
