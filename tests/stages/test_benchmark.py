@@ -220,6 +220,15 @@ def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
     ]
 
 
+def test_programs_find_win_rates_and_reliability_by_key_and_subject(result):
+    subjects = {}
+    for row in result["table"]:
+        subjects.setdefault(row["key"], []).append(row["subject"])
+    bins = [f"confidence {0.5 + n / 20:.2f} to {0.55 + n / 20:.2f}" for n in range(10)]
+    assert subjects["win_rate_model"] == ["sft"]
+    assert subjects["reliability_accuracy"] == subjects["reliability_confidence"] == bins
+
+
 def test_what_a_short_context_cannot_hold_is_counted(result, runs):
     benchmark.run(
         make_config(runs, **ABSENT, checkpoints={"short": "../short", "sft": "../sft"}),

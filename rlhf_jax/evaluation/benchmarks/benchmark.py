@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean
-from rlhf_jax.evaluation.table import Better, Data, Estimator, Measured, Row, estimates_of
+from rlhf_jax.evaluation.table import Better, Data, Estimator, Key, Measured, Row, estimates_of
 
 Kind = Literal["language_model", "scalar_model"]
 
@@ -91,6 +91,8 @@ class Metric:
     description: str
     unit: str = ""
     estimator: Estimator = clustered_mean
+    key: Key = ""  # programs find the row by its key and subject
+    subject: str = ""
 
     def row(self, group: str, values: dict[str, Estimate]) -> Row:
         """Return the row with these values by checkpoint."""
@@ -101,6 +103,8 @@ class Metric:
             better=self.better,
             description=self.description,
             values=values,
+            key=self.key,
+            subject=self.subject,
         )
 
 

@@ -160,8 +160,15 @@ class JudgedWins(Benchmark):
             )
         title = f"preferred to {self.reference} by the judge"
         fair = "as it would be for answers of equal length (Dubois et al. 2024)"
+        preferred = Metric(
+            title,
+            "higher",
+            "reward model; ties are half a win",
+            key="win_rate_model",
+            subject=self.reference,
+        )
         metrics = (
-            (Metric(title, "higher", "reward model; ties are half a win"), rate),
+            (preferred, rate),
             (Metric(f"{title}, length-controlled", "higher", fair), controlled_rate),
             (Metric("score by the judge", "none", "mean over answers"), mean_score),
         )

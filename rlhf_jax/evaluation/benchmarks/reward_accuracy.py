@@ -292,9 +292,19 @@ class RewardAccuracy(Benchmark):
                     )
             bounds = f"confidence {low:.2f} to {high:.2f}"
             right = Metric(
-                f"accuracy at {bounds}", "none", "pairs about which the model is so sure"
+                f"accuracy at {bounds}",
+                "none",
+                "pairs about which the model is so sure",
+                key="reliability_accuracy",
+                subject=bounds,
             )
-            sure = Metric(f"mean confidence at {bounds}", "none", "what the accuracy should be")
+            sure = Metric(
+                f"mean confidence at {bounds}",
+                "none",
+                "what the accuracy should be",
+                key="reliability_confidence",
+                subject=bounds,
+            )
             rows += [right.row(RELIABILITY, accuracy), sure.row(RELIABILITY, confidence)]
         return rows
 
