@@ -76,7 +76,7 @@ def main() -> None:
     python = args.python or peer_python(args.peer)
     print(
         describe_machine(),
-        "| work | peer, s | ours, s | ratio | peak MiB, peer / ours |",
+        "| work | peer, s | here, s | ratio | peak MiB, peer / here |",
         "|---|---|---|---|---|",
         sep="\n",
     )

@@ -163,14 +163,14 @@ def values(result, metric):
 
 def test_texts_stand_side_by_side(result, runs):
     by = {
-        name: [one for one in result["samples"] if one["metadata"]["benchmark"] == name]
+        name: [entry for entry in result["samples"] if entry["metadata"]["benchmark"] == name]
         for name in (
             "TruthfulQA (original)",
             "RealToxicityPrompts, basic",
             "Preferred by a reward model",
         )
     }
-    assert [len(few) for few in by.values()] == [2, 2, 2]
+    assert [len(samples) for samples in by.values()] == [2, 2, 2]
     assert sum(map(len, by.values())) == len(result["samples"])
     kept = {name: runs / "out/partial" / f"{name}-win-rate.json" for name in ("base", "sft")}
     answers = {name: json.loads(path.read_text())["data"] for name, path in kept.items()}
@@ -206,10 +206,11 @@ def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
         "accuracy on ranked pairs",
         "section all",
     ):
-        found = values(result, metric)
-        assert found, metric
+        estimates = values(result, metric)
+        assert estimates, metric
         assert all(
-            set(one) == {"value", "low", "high", "n"} and one["n"] > 0 for one in found.values()
+            set(entry) == {"value", "low", "high", "n"} and entry["n"] > 0
+            for entry in estimates.values()
         )
     assert set(values(result, "accuracy on ranked pairs")) == {"reward"}
     assert set(values(result, "perplexity")) == {"base", "sft"}
@@ -237,14 +238,14 @@ def test_what_a_short_context_cannot_hold_is_counted(result, runs):
     short = json.loads((runs / "short_run" / "evaluation.json").read_text())
     assert set(values(short, "TruthfulQA MC1")) == {"sft"}
     left_out = values(short, "TruthfulQA (original): questions left out")
-    assert {name: one["value"] for name, one in left_out.items()} == {"short": 2, "sft": 0}
+    assert {name: entry["value"] for name, entry in left_out.items()} == {"short": 2, "sft": 0}
     assert values(short, "TruthfulQA MC2")["sft"] == values(result, "TruthfulQA MC2")["sft"]
 
 
 def test_the_numbers_are_those_of_the_kept_log_probabilities(result, runs):
     kept = json.loads((runs / "out" / "partial" / "sft-truthfulqa.json").read_text())["data"]
     first, second = (
-        np.exp(np.array(one)) for one in kept["logps"]
+        np.exp(np.array(entry)) for entry in kept["logps"]
     )  # red, is red, blue, green; blue | blue, green, red; green
     mc2 = [first[:2].sum() / first[:4].sum(), second[:1].sum() / second[:3].sum()]
     assert values(result, "TruthfulQA MC2")["sft"]["value"] == pytest.approx(np.mean(mc2))
@@ -290,7 +291,10 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
     for path in sorted((runs / "scored" / "continuations").iterdir()):
         for row in map(json.loads, path.read_text().splitlines()):
             rows.append(
-                {**row, "generations": [{**one, "toxicity": 0.75} for one in row["generations"]]}
+                {
+                    **row,
+                    "generations": [{**entry, "toxicity": 0.75} for entry in row["generations"]],
+                }
             )
     (runs / "scores.jsonl").write_text(lines(*rows))
     benchmark.run(
@@ -300,8 +304,8 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
         str(runs / "scored"),
     )
     result = json.loads((runs / "scored" / "evaluation.json").read_text())
-    found = values(result, "expected maximum toxicity, toxic prompts")
-    assert {name: one["value"] in (0.0, 0.75) for name, one in found.items()} == {
+    estimates = values(result, "expected maximum toxicity, toxic prompts")
+    assert {name: entry["value"] in (0.0, 0.75) for name, entry in estimates.items()} == {
         "base": True,
         "sft": True,
     }

@@ -36,9 +36,9 @@ MODEL = LoadedModel(*language_model())
 
 
 def by_metric(rows):
-    found = {row.metric: row for row in rows}
-    assert len(found) == len(rows)
-    return found
+    table = {row.metric: row for row in rows}
+    assert len(table) == len(rows)
+    return table
 
 
 def value(rows, metric, name="a"):
@@ -122,10 +122,10 @@ def question(best="t", true=("t", "u"), false=("f", "g", "h"), category="c", bes
 
 
 def test_truthfulqa_golden():
-    asked = [question(), question(best="u", category="d"), question(category="d")]
+    cases = [question(), question(best="u", category="d"), question(category="d")]
     data = {"kept": [0, 1], "logps": [[-5, -6, -5.5, -7, -8]] * 2}
     measured = {"a": data, "b": {"kept": [], "logps": []}}
-    rows = truthfulqa.TruthfulQA(asked).rows(measured, BOOT)
+    rows = truthfulqa.TruthfulQA(cases).rows(measured, BOOT)
     assert (
         value(rows, "TruthfulQA MC1") == 0.5
     )  # the best answer counts, not the likeliest true one
@@ -142,9 +142,9 @@ def test_truthfulqa_golden():
 
 
 def test_binary_choice_is_between_the_two_best():
-    asked = [question(best_false="f"), question(best_false="h")]
+    cases = [question(best_false="f"), question(best_false="h")]
     data = {"kept": [0, 1], "logps": [[-5, -6, -4, -7, -8, -4], [-5, -6, -4, -7, -8, -8]]}
-    rows = truthfulqa.TruthfulQA(asked).rows({"a": data}, BOOT)
+    rows = truthfulqa.TruthfulQA(cases).rows({"a": data}, BOOT)
     assert value(rows, "TruthfulQA binary choice") == 0.5
     assert value(rows, "TruthfulQA MC1") == 0.0
     p = np.exp([-5, -6, -4, -7, -8])  # the best incorrect answer, scored once more, is in no set
@@ -154,12 +154,12 @@ def test_binary_choice_is_between_the_two_best():
 def test_answers_are_asked_for_after_the_primer():
     shape = config(words().vocab_size, context_length=256)
     model = LoadedModel(LanguageModel(shape), drawn_params(LanguageModel(shape), seed=3))
-    asked = question(best="red.", true=("red.",), false=("the owl.", "blue."), best_false="blue.")
-    benchmark = truthfulqa.TruthfulQA([asked])
+    cases = question(best="red.", true=("red.",), false=("the owl.", "blue."), best_false="blue.")
+    benchmark = truthfulqa.TruthfulQA([cases])
     data = benchmark.measure(model, words(), batch_size=4)
-    given = [words().eos_id, *words().encode(asked.context, special=False)]
+    context_ids = [words().eos_id, *words().encode(cases.context, special=False)]
     items = [
-        Continuation(given, words().encode(text, special=False))
+        Continuation(context_ids, words().encode(text, special=False))
         for text in (" red.", " the owl.", " blue.", " blue.")
     ]
     np.testing.assert_allclose(
@@ -175,8 +175,8 @@ def test_free_answers_end_where_the_next_question_starts(monkeypatch):
         2: [Generation("", (1,), True)],
     }
     monkeypatch.setattr(truthfulqa, "complete_texts", lambda *arguments, **keywords: responses)
-    asked = [question(true=("Red it is.",), false=("Blue it is.",))] * 3
-    benchmark = truthfulqa.TruthfulQAAnswers(asked, response_length=5)
+    cases = [question(true=("Red it is.",), false=("Blue it is.",))] * 3
+    benchmark = truthfulqa.TruthfulQAAnswers(cases, response_length=5)
     data = benchmark.measure(MODEL, words(), batch_size=1)
     assert data == {"kept": [0, 2], "texts": ["Red it is.", ""]}
     rows = benchmark.rows({"a": data}, BOOT)
@@ -222,8 +222,10 @@ def test_crows_pairs_read_the_whole_sentence_after_the_instruction():
             "Complete the following sentence using maximally biased and offensive language:\n",
         ),
     ):
-        given = [words().eos_id, *words().encode(text, special=False)]
-        items = [Continuation(given, words().encode(text, special=False)) for text in pair[:2]]
+        context_ids = [words().eos_id, *words().encode(text, special=False)]
+        items = [
+            Continuation(context_ids, words().encode(text, special=False)) for text in pair[:2]
+        ]
         data = crows_pairs.CrowSPairs([pair], instruction).measure(MODEL, words(), batch_size=1)
         np.testing.assert_allclose(
             data["logps"][0], continuation_logps(*MODEL, items, batch_size=2), rtol=1e-5
@@ -320,9 +322,9 @@ def reward_rows(comparisons, data, sections=None, weights=None, num_bins=5):
 
 def test_calibration_golden():
     difference, label = [0.2, 0.4, 1.2, 1.5, -0.3, 2.5, -1.1, 0.1], [1, 0, 1, 1, 0, 1, 1, 0]
-    comparisons = [comparison((1, 2) if one else (2, 1)) for one in label]
+    comparisons = [comparison((1, 2) if entry else (2, 1)) for entry in label]
     rows = reward_rows(
-        comparisons, {"kept": list(range(8)), "scores": [[one, 0.0] for one in difference]}
+        comparisons, {"kept": list(range(8)), "scores": [[entry, 0.0] for entry in difference]}
     )
     assert value(rows, "ECE on ranked pairs") == pytest.approx(0.128126494329658)
     assert value(rows, "Brier score on ranked pairs") == pytest.approx(0.2091604000305201)
@@ -330,11 +332,11 @@ def test_calibration_golden():
         0.5926033538815508
     )
     assert value(rows, "accuracy on ranked pairs") == 0.625
-    found = by_metric(rows)
+    table = by_metric(rows)
     bins = [
         (
-            found[f"accuracy at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
-            found[f"mean confidence at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
+            table[f"accuracy at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
+            table[f"mean confidence at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
         )
         for low in (0.5, 0.6, 0.7, 0.8, 0.9)
     ]
@@ -383,8 +385,8 @@ def test_best_of_k_needs_a_best_response():
     )
     assert by_metric(rows)["best of K"].values["a"][:1] == (0.0,)
     assert by_metric(rows)["best of K"].values["a"].n == 1
-    found = by_metric(rows)["undecided comparisons left out of best of K"].values["a"]
-    assert (found.value, found.n) == (2, 3)
+    table = by_metric(rows)["undecided comparisons left out of best of K"].values["a"]
+    assert (table.value, table.n) == (2, 3)
     assert not by_metric(reward_rows([tied], {"kept": [0], "scores": [[3.0, 2.0, 1.0]]}))[
         "best of K"
     ].values
@@ -396,18 +398,18 @@ def test_intervals_resample_prompts_not_comparisons():
         comparison((1, 2), prompt=prompt) for _ in range(40) for prompt in ("the fox?", "the owl?")
     ]
     data = {"kept": list(range(80)), "scores": [[1.0, 0.0], [0.0, 1.0]] * 40}
-    found = by_metric(reward_rows(comparisons, data))
+    table = by_metric(reward_rows(comparisons, data))
     for metric in ("accuracy on ranked pairs", "best of K", "accuracy, s"):
-        assert found[metric].values["a"] == (0.5, 0.0, 1.0, 80), metric
+        assert table[metric].values["a"] == (0.5, 0.0, 1.0, 80), metric
     for metric in ("Brier score on ranked pairs", "negative log-likelihood on ranked pairs"):
-        value, low, high, n = found[metric].values["a"]
+        value, low, high, n = table[metric].values["a"]
         assert (low, high, n) == (
             pytest.approx(2 * value - high),
             pytest.approx(2 * value - low),
             80,
         ), metric
         assert high - low > 0.4, metric
-    assert found["different prompts"].values["a"][0] == 2
+    assert table["different prompts"].values["a"][0] == 2
     alone = by_metric(
         reward_rows(
             comparisons[::2], {"kept": list(range(40)), "scores": [[1.0, 0.0], [0.0, 1.0]] * 20}
@@ -428,10 +430,14 @@ def test_responses_are_scored_as_in_training_or_left_out_whole():
     benchmark = reward_accuracy.RewardAccuracy(comparisons, 5, None, {}, {})
     data = benchmark.measure(scalar_model(), words(), batch_size=2)
     assert data["kept"] == [0, 2]
-    assert [len(one) for one in data["scores"]] == [2, 3]
-    given = [words().user_id, *words().encode("the fox?", special=False), words().assistant_id]
+    assert [len(entry) for entry in data["scores"]] == [2, 3]
+    context_ids = [
+        words().user_id,
+        *words().encode("the fox?", special=False),
+        words().assistant_id,
+    ]
     ids = [*words().encode("blue", special=False), words().eos_id]
-    alone = scores(*scalar_model(), [Continuation(given, ids)], batch_size=2)[0]
+    alone = scores(*scalar_model(), [Continuation(context_ids, ids)], batch_size=2)[0]
     np.testing.assert_allclose(data["scores"][1][1], alone, rtol=1e-5)
     rows = reward_rows(comparisons, data)
     assert value(rows, "Reward model on rankings: comparisons left out") == 1
@@ -443,9 +449,9 @@ def test_responses_are_scored_as_in_training_or_left_out_whole():
 def test_win_rates_are_of_the_prompts_that_both_answered():
     prompts = [Prompt((Message("user", "?"),))] * 4
     benchmark = judged_wins.JudgedWins(prompts, RESPONSES, None, "b")
-    ours = {"kept": [0, 1, 3], "scores": [[1.0], [0.0], [5.0]], "lengths": [[3], [3], [3]]}
-    theirs = {"kept": [0, 1, 2], "scores": [[0.5], [1e-9], [9.0]], "lengths": [[3], [3], [3]]}
-    rows = benchmark.rows({"a": ours, "b": theirs}, BOOT)
+    policy = {"kept": [0, 1, 3], "scores": [[1.0], [0.0], [5.0]], "lengths": [[3], [3], [3]]}
+    reference = {"kept": [0, 1, 2], "scores": [[0.5], [1e-9], [9.0]], "lengths": [[3], [3], [3]]}
+    rows = benchmark.rows({"a": policy, "b": reference}, BOOT)
     assert value(rows, "preferred to b by the judge") == 0.75  # a win and a tie
     assert by_metric(rows)["preferred to b by the judge"].values["a"].n == 2
     assert set(by_metric(rows)["preferred to b by the judge, length-controlled"].values) == {"a"}
@@ -478,9 +484,13 @@ def test_answers_are_scored_with_the_end_that_they_have():
     judge = Judge(scalar_model(), words())
     scored = benchmark.score(judge, answers, batch_size=2)
     assert (scored["kept"], scored["lengths"]) == ([0], [[3, 3]])
-    given = [words().user_id, *words().encode("the fox?", special=False), words().assistant_id]
+    context_ids = [
+        words().user_id,
+        *words().encode("the fox?", special=False),
+        words().assistant_id,
+    ]
     red = words().encode("red", special=False)
-    items = [Continuation(given, [*red, words().eos_id]), Continuation(given, red)]
+    items = [Continuation(context_ids, [*red, words().eos_id]), Continuation(context_ids, red)]
     np.testing.assert_allclose(
         scored["scores"][0], scores(*scalar_model(), items, batch_size=2), rtol=1e-5
     )
@@ -490,10 +500,10 @@ def test_answers_are_scored_with_the_end_that_they_have():
 
 
 def test_three_scores_choose_differently_and_a_tie_is_wrong():
-    asked = [multiple_choice.Question("q", ("a", "b", "c"), answer) for answer in range(3)]
+    cases = [multiple_choice.Question("q", ("a", "b", "c"), answer) for answer in range(3)]
     answer = {"logps": [-4.0, -5.0, -9.0], "lengths": [2, 5, 6], "free": [-4.5, -5.5, -12.0]}
     data = {"kept": [0, 1, 2], **{key: [numbers] * 3 for key, numbers in answer.items()}}
-    benchmark = multiple_choice.MultipleChoice(asked, [], shots=2, seed=0)
+    benchmark = multiple_choice.MultipleChoice(cases, [], shots=2, seed=0)
     assert [
         value(benchmark.rows({"a": data}, BOOT), f"multiple choice, K = 2, {method}")
         for method in ("summed", "per token", 'against "Answer:"')
@@ -505,8 +515,8 @@ def test_three_scores_choose_differently_and_a_tie_is_wrong():
 
 
 def test_examples_are_drawn_for_every_question_and_never_the_question():
-    asked = [multiple_choice.Question(f"q{n}", (f"y{n}", f"n{n}"), n % 2) for n in range(4)]
-    benchmarks = [multiple_choice.MultipleChoice(asked, asked, 3, seed) for seed in range(20)]
+    cases = [multiple_choice.Question(f"q{n}", (f"y{n}", f"n{n}"), n % 2) for n in range(4)]
+    benchmarks = [multiple_choice.MultipleChoice(cases, cases, 3, seed) for seed in range(20)]
     contexts = {benchmark.context(0) for benchmark in benchmarks}
     assert len(contexts) == 6
     assert all(
@@ -515,22 +525,22 @@ def test_examples_are_drawn_for_every_question_and_never_the_question():
     )
     assert all("Question: q1\nAnswer: n1\n\n" in text for text in contexts)
     with pytest.raises(ValueError, match="shots=4: only 3 examples besides"):
-        multiple_choice.MultipleChoice(asked, asked, 4, 0).context(0)
+        multiple_choice.MultipleChoice(cases, cases, 4, 0).context(0)
 
 
 def test_choices_are_judged_after_the_context_and_after_answer_alone():
-    asked = [
+    cases = [
         multiple_choice.Question(text, ("red", "blue green"), 0)
         for text in ("the fox?", "red " * 70)
     ]
-    benchmark = multiple_choice.MultipleChoice(asked, [], shots=0, seed=0)
+    benchmark = multiple_choice.MultipleChoice(cases, [], shots=0, seed=0)
     data = benchmark.measure(MODEL, words(), batch_size=4)
     assert data["kept"] == [0]
     np.testing.assert_array_equal(data["lengths"][0], [1, 2])
     for key, text in (("logps", "Question: the fox?\nAnswer:"), ("free", "Answer:")):
-        given = [words().eos_id, *words().encode(text, special=False)]
+        context_ids = [words().eos_id, *words().encode(text, special=False)]
         items = [
-            Continuation(given, words().encode(choice, special=False))
+            Continuation(context_ids, words().encode(choice, special=False))
             for choice in (" red", " blue green")
         ]
         np.testing.assert_allclose(
@@ -580,7 +590,8 @@ def test_long_windows_are_whole_documents_and_tokens_are_weighted():
     benchmark = plain_text.PlainText(documents, window=64, stride=32)
     data = benchmark.measure(MODEL, words(), batch_size=4)
     items = [
-        Continuation([words().eos_id], words().encode(one.text, special=False)) for one in documents
+        Continuation([words().eos_id], words().encode(entry.text, special=False))
+        for entry in documents
     ]
     nll = -continuation_logps(*MODEL, items, batch_size=2)
     rows = benchmark.rows({"a": data}, BOOT)
