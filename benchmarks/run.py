@@ -1,11 +1,13 @@
 """Measure this package on the four standard works.
 
-    python -m benchmarks.run [--works=generate,sft,reward,ppo,ragged] [--sizes=S512,S50k,M] [--dtypes=float32,bfloat16]
+    python -m benchmarks.run [--works=generate,sft,reward,ppo,ragged] [--sizes=S512,S50k,M]
+                             [--dtypes=float32,bfloat16]
     python -m benchmarks.run --sizes=G124M,G1.3B --dtypes=bfloat16                  on a GPU
 
-Every work is a process of its own (its peak memory is its own), and the works of one size take turns, so that foreign load hits
-all of them alike. Prints medians [min..max] and the share of the matmul ceiling measured in the same turns; with --first also
-the seconds from the start of a fresh process to the end of its first PPO iteration, compile cache empty and filled.
+Every work is a process of its own (its peak memory is its own), and the works of one size take
+turns, so that foreign load hits all of them alike. Prints medians [min..max] and the share of the
+matmul ceiling measured in the same turns; with --first also the seconds from the start of a fresh
+process to the end of its first PPO iteration, compile cache empty and filled.
 """
 
 import argparse
@@ -28,14 +30,16 @@ LOGS = Path(tempfile.gettempdir()) / "rlhf_jax_benchmarks"
 
 
 class Measured(NamedTuple):
-    """One work's answers, run by run, and its facts."""
+    """Hold one work's answers, run by run, and its facts."""
 
     runs: list[dict[str, float]]
     facts: dict[str, Any]
 
 
-def ours(work: str, size: str, dtype: str, environment: Mapping[str, str] | None = None) -> Worker:
-    """A process of this package."""
+def package_worker(
+    work: str, size: str, dtype: str, environment: Mapping[str, str] | None = None
+) -> Worker:
+    """Start a process of this package."""
     command = [
         sys.executable,
         "-m",
@@ -48,7 +52,10 @@ def ours(work: str, size: str, dtype: str, environment: Mapping[str, str] | None
 
 
 def take_turns(workers: Mapping[str, Worker], repeats: int) -> dict[str, Measured]:
-    """Warm every worker up by one run, then let each run once in every round; a worker that fails is reported and left out."""
+    """Warm every worker up by one run, then let each run once in every round.
+
+    A worker that fails is reported and left out.
+    """
     alive = dict(workers)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in workers}
     for turn in range(repeats + 1):
@@ -65,60 +72,58 @@ def take_turns(workers: Mapping[str, Worker], repeats: int) -> dict[str, Measure
 
 
 def spread(values: Iterable[float], digits: int = 3) -> str:
-    """median [min..max] with so many significant digits."""
+    """Return "median [min..max]" with so many significant digits."""
     values = list(values)
-    return "{} [{}..{}]".format(
-        *(
-            f"{x:.{digits}g}" if x < 1000 else f"{x:,.0f}"
-            for x in (statistics.median(values), min(values), max(values))
-        )
+    median, low, high = (
+        f"{value:.{digits}g}" if value < 1000 else f"{value:,.0f}"
+        for value in (statistics.median(values), min(values), max(values))
     )
+    return f"{median} [{low}..{high}]"
 
 
 def first_iteration(size: str, dtype: str) -> tuple[float, float]:
-    """Seconds from the start of a process to the end of its first PPO iteration: cache empty, cache filled."""
+    """Return the seconds to the end of a process' first PPO iteration, cache empty and filled."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = []
         for _ in range(2):
-            worker = ours("ppo", size, dtype, {"JAX_COMPILATION_CACHE_DIR": folder})
+            worker = package_worker("ppo", size, dtype, {"JAX_COMPILATION_CACHE_DIR": folder})
             seconds.append(worker.seconds_to_first())
             worker.end()
     return seconds[0], seconds[1]
 
 
 def describe_machine() -> str:
-    """CPU, cores and versions."""
+    """Return date, CPU, cores and versions as one line."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         cpu = dict(
             line.split(":", 1) for line in subprocess.getoutput("lscpu").splitlines() if ":" in line
         )
         model = (
-            f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} model {cpu['Model'].strip()}, "
-            f"{cpu['CPU(s)'].strip()} cores"
+            f"{cpu['Model name'].strip()} family {cpu['CPU family'].strip()} "
+            f"model {cpu['Model'].strip()}, {cpu['CPU(s)'].strip()} cores"
         )
     return f"{datetime.date.today()}, {model}, Python {platform.python_version()}"
 
 
 def rows(measured: Mapping[str, Measured], ceiling: str) -> list[str]:
-    """A Markdown row for every work, the ceiling last."""
-    machine, facts = measured[ceiling]
-    peaks = [facts["flops"] / run["seconds"] / 1e9 for run in machine]
+    """Return a Markdown row for every work, the ceiling last."""
+    machine = measured[ceiling]
+    peaks = [machine.facts["flops"] / run["seconds"] / 1e9 for run in machine.runs]
     lines = [
         row(name, work, statistics.median(peaks))
         for name, work in measured.items()
         if name != ceiling
     ]
-    copies = spread(run["bandwidth"] for run in machine)
-    return [
-        *lines,
-        f"| *{ceiling}* | | matrix product {spread(peaks)} GFLOP/s; copy {copies} GB/s | | | |",
-    ]
+    copies = spread(run["bandwidth"] for run in machine.runs)
+    speed = f"matrix product {spread(peaks)} GFLOP/s; copy {copies} GB/s"
+    return [*lines, f"| *{ceiling}* | | {speed} | | | |"]
 
 
 def row(name: str, work: Measured, peak: float) -> str:
-    """One work; `peak` is the ceiling in GFLOP/s."""
-    runs, facts = work
+    """Return the row of one work; `peak` is the ceiling in GFLOP/s."""
+    runs = work.runs
+    facts = work.facts
     seconds = [run["seconds"] for run in runs]
     speed = spread(run.get("tokens", facts["units"]) / run["seconds"] for run in runs)
     achieved = facts["flops"] / statistics.median(seconds) / 1e9
@@ -140,7 +145,7 @@ def row(name: str, work: Measured, peak: float) -> str:
 
 
 def works_parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags that say what to measure and how often."""
+    """Return a parser of the flags that say what to measure and how often."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -172,20 +177,23 @@ def main() -> None:
     for size, dtype in product(args.sizes, args.dtypes):
         ceiling = f"ceilings {size} {dtype}"
         workers = {
-            f"{work} {size} {dtype}": ours(work, size, dtype) for work in ["ceilings", *args.works]
+            f"{work} {size} {dtype}": package_worker(work, size, dtype)
+            for work in ["ceilings", *args.works]
         }
         measured = take_turns(workers, args.repeats)
         print(*rows(measured, ceiling), sep="\n", flush=True)
         if args.first:
             cold, warm = first_iteration(size, dtype)
             print(
-                f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm | | | | |",
+                f"| first PPO iteration {size} {dtype} | {cold:.3g} cold, {warm:.3g} warm "
+                "| | | | |",
                 flush=True,
             )
         if args.out:
             with args.out.open("a") as file:
-                for name, (runs, facts) in measured.items():
-                    file.write(json.dumps({"work": name, "facts": facts, "runs": runs}) + "\n")
+                for name, work in measured.items():
+                    line = {"work": name, "facts": work.facts, "runs": work.runs}
+                    file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A process that does one work whenever it is told to: works that wait cost nothing, so several can take turns.
+"""Serve one work in a process of its own, so that several works can take turns.
 
-    parent: go      worker: {"seconds": ..., ...}          parent: end      worker: {"peak_mib": ..., "units": ...}
+    parent: go      worker: {"seconds": ..., ...}
+    parent: end     worker: {"peak_mib": ..., "units": ...}
 
-Needs the standard library alone, so that peers serve from environments of their own. The first run compiles.
+A worker that waits costs nothing. Needs the standard library alone, so that peers serve from
+environments of their own. The first run compiles.
 """
 
 import argparse
@@ -22,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def parse_work(
     description: str | None, works: Iterable[str], sizes: Iterable[str]
 ) -> argparse.Namespace:
-    """`work`, `size` and `dtype` of a worker's command line."""
+    """Parse `work`, `size` and `dtype` of a worker's command line."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,14 +35,17 @@ def parse_work(
 
 
 def process_peak() -> float:
-    """MiB of memory that this process held at most."""
+    """Return the MiB of memory that this process held at most."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def serve(
     run: Callable[[], dict[str, float]], peak: Callable[[], float] = process_peak, **facts: Any
 ) -> None:
-    """Answer `go` with what `run` measured, and `end` with `facts` and the peak memory; nothing else may be on stdout."""
+    """Answer `go` with what `run` measured, and `end` with `facts` and the peak memory.
+
+    Nothing else may be on stdout.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes to stderr
     for line in sys.stdin:
@@ -55,10 +60,10 @@ def serve(
 
 
 class Worker:
-    """A work in a process of its own, as its parent sees it; `started` is when the process was."""
+    """Control a work in a process of its own; `started` is when the process was started."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str], log: Path) -> None:
-        """Start it."""
+        """Start the process."""
         log.parent.mkdir(parents=True, exist_ok=True)
         self._name, self._log = " ".join(command), log
         self.started = time.perf_counter()
@@ -73,7 +78,11 @@ class Worker:
         )
 
     def ask(self, word: str) -> dict[str, Any]:
-        """Send a word and wait for the answer. Raises RuntimeError with the end of the log when the process died."""
+        """Send a word and wait for the answer.
+
+        Raises:
+            RuntimeError: if the process died; it has the end of the log.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
@@ -84,12 +93,13 @@ class Worker:
             line = ""
         if not line:
             raise RuntimeError(
-                f"{self._name} ended; its log {self._log} ends with\n{self._log.read_text()[-2000:]}"
+                f"{self._name} ended; its log {self._log} ends with\n"
+                f"{self._log.read_text()[-2000:]}"
             )
         return json.loads(line)
 
     def seconds_to_first(self) -> float:
-        """From the start of the process to the end of its first run."""
+        """Return the seconds from the start of the process to the end of its first run."""
         self.ask("go")
         return time.perf_counter() - self.started
 

@@ -1,14 +1,18 @@
-"""The four standard works, each through the package's own functions: what is timed is what the stages run.
+"""Do the four standard works through the package's own functions, so that stages are what is timed.
 
-    generate   64 prompts x 32 + 64 sampled, no stop token                 inference.sampling.sample
-    sft        one update on 32 x 128 tokens                               stages.language, training.gradients
-    reward     one update on 16 pairs x 128                                stages.reward
-    ppo        rollout of 64 x (32 + 64), judged, 4 epochs x 4 minibatches stages.rollouts, stages.ppo
-    ragged     generate with stop tokens: lengths geometric, mean a quarter of the maximum; counts real tokens
+    generate   64 prompts x 32 + 64 sampled, no stop token        inference.sampling.sample
+    sft        one update on 32 x 128 tokens                      stages.language, training.updates
+    reward     one update on 16 pairs x 128                       stages.reward
+    ppo        rollout of 64 x (32 + 64), scored,                 stages.rollout, stages.ppo
+               4 epochs x 4 minibatches
+    ragged     generate with stop tokens: lengths geometric, mean a quarter of the maximum; counts
+               real tokens
 
 These are the numbers of S512 and S50k; `SIZES` has all. Dropout off, random weights and tokens.
 
-    python -m benchmarks.works --work=ppo --size=S512 --dtype=float32      then a line `go` for every run (see worker.py)
+    python -m benchmarks.works --work=ppo --size=S512 --dtype=float32
+
+Then a line `go` is needed for every run (see worker.py).
 """
 
 import time
@@ -39,7 +43,7 @@ PPO_PHASES = ("generate", "score", "update")
 
 
 class Size(NamedTuple):
-    """A model's shape and how it is run; how many examples each work has, and of how many tokens."""
+    """Say a model's shape and how it is run, how many examples each work has, and how long."""
 
     width: int
     num_layers: int
@@ -59,14 +63,15 @@ SIZES = {
     "S512": Size(256, 4, 8, 512, "none", "plain", 64, 32, 16, 32, 64, 128),
     "S50k": Size(256, 4, 8, 50257, "none", "plain", 64, 32, 16, 32, 64, 128),
     "M": Size(768, 12, 12, 50257, "none", "plain", 16, 4, 4, 32, 64, 128),
-    # For a GPU: GPT-2 and GPT-3's 1.3B at the lengths of real work, vocabulary filled up to a multiple of 128.
+    # For a GPU: GPT-2 and GPT-3's 1.3B at the lengths of real work, vocabulary filled up to a
+    # multiple of 128.
     "G124M": Size(768, 12, 12, 50304, "none", "fused", 128, 64, 64, 256, 256, 1024),
     "G1.3B": Size(2048, 24, 16, 50304, "block", "fused", 64, 16, 16, 256, 256, 1024),
 }
 
 
 class Work(NamedTuple):
-    """`run()` does the work once and returns seconds by phase; `units` and `flops` are of one run."""
+    """Hold `run`, which does the work once and returns seconds by phase, and its counts."""
 
     run: Callable[[], dict[str, float]]
     units: float
@@ -75,7 +80,7 @@ class Work(NamedTuple):
 
 
 def shape(size: Size, dtype: str) -> TransformerConfig:
-    """GPT-2's shape."""
+    """Return GPT-2's shape."""
     config = gpt(
         vocab_size=size.vocab_size,
         width=size.width,
@@ -91,12 +96,12 @@ def shape(size: Size, dtype: str) -> TransformerConfig:
 
 
 def matmul_params(size: Size) -> tuple[int, int]:
-    """Parameters that every token is multiplied with: of the trunk, and of the output projection."""
+    """Return the parameters that multiply every token, of the trunk and the output projection."""
     return size.num_layers * 12 * size.width**2, size.width * size.vocab_size
 
 
 def optimizer(num_steps: int) -> Any:
-    """Adam with clipping, as the stages make it."""
+    """Return Adam with clipping, as the stages make it."""
     return make_optimizer(
         OptimizerConfig(
             learning_rate=1e-5,
@@ -116,10 +121,10 @@ def optimizer(num_steps: int) -> Any:
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
-    """The result once it is there, and the seconds it took."""
-    began = time.perf_counter()
+    """Return the result once it is there, and the seconds it took."""
+    start = time.perf_counter()
     result = jax.block_until_ready(function(*args, **kwargs))
-    return result, time.perf_counter() - began
+    return result, time.perf_counter() - start
 
 
 def _prompts(size: Size) -> dict[str, jax.Array]:
@@ -131,11 +136,15 @@ def _prompts(size: Size) -> dict[str, jax.Array]:
 
 
 def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
-    """Sampling from the policy; random weights give nearly uniform tokens, so 4 V / R stop tokens stop after R / 4 of R."""
+    """Make the work of sampling from the policy.
+
+    Random weights give nearly uniform tokens, so 4 V / R stop tokens stop after R / 4 of R.
+    """
     model = LanguageModel(shape(size, dtype))
-    params, prompts = init_params(model, jax.random.key(0)), _prompts(size)
+    params = init_params(model, jax.random.key(0))
+    prompts = _prompts(size)
     stops = tuple(range(size.vocab_size * 4 // size.response)) if ragged else ()
-    draw = partial(
+    sample_all = partial(
         sample,
         model,
         params,
@@ -149,7 +158,7 @@ def generate(size: Size, dtype: str, *, ragged: bool = False) -> Work:
     keys = iter(range(10**6))
 
     def run() -> dict[str, float]:
-        samples, seconds = timed(draw, jax.random.key(next(keys) % 5))
+        samples, seconds = timed(sample_all, jax.random.key(next(keys) % 5))
         return {"seconds": seconds, "tokens": int(samples.length_B.sum())}
 
     trunk, head = matmul_params(size)
@@ -173,7 +182,7 @@ def _supervised(
 
 
 def sft(size: Size, dtype: str) -> Work:
-    """One update of the language model."""
+    """Make the work of one update of the language model."""
     model = LanguageModel(shape(size, dtype))
     ones = jnp.ones((size.rows, size.length), jnp.int32)
     tokens = jnp.asarray(
@@ -188,8 +197,9 @@ def sft(size: Size, dtype: str) -> Work:
 
 
 def rm(size: Size, dtype: str) -> Work:
-    """One update of the reward model on pairs, one candidate to a row."""
-    model, rows = ScalarModel(shape(size, dtype)), 2 * size.pairs
+    """Make the work of one update of the reward model on pairs, one candidate to a row."""
+    model = ScalarModel(shape(size, dtype))
+    rows = 2 * size.pairs
     batch = {
         "tokens_NT": jnp.asarray(
             np.random.default_rng(0).integers(2, size.vocab_size, (rows, size.length)), jnp.int32
@@ -226,7 +236,7 @@ def reward_config(size: Size) -> reward.Reward:
 
 
 def ppo_config(size: Size) -> ppo.PPO:
-    """TRL's PPO defaults on 4 epochs x 4 minibatches."""
+    """Return TRL's PPO defaults on 4 epochs x 4 minibatches."""
     return ppo.PPO(
         total_episodes=size.prompts,
         batch_size=size.prompts,
@@ -303,13 +313,13 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
 
 
 class _Coefficient(NamedTuple):
-    """As much of a config as the initial state reads."""
+    """Hold as much of a config as the initial state reads."""
 
     ppo: Any
 
 
 def ppo_flops(size: Size) -> float:
-    """Sampling, three passes for scores, and forward and backward of two networks in four epochs."""
+    """Return the operations of sampling, three scoring passes and four epochs of two networks."""
     trunk, head = matmul_params(size)
     scalar = size.prompts * trunk * (size.prompt + size.response)
     once = scalar + size.prompts * head * size.response
@@ -317,8 +327,11 @@ def ppo_flops(size: Size) -> float:
 
 
 def ceilings(size: Size, dtype: str) -> Work:
-    """The machine itself: a product of 2048 x 2048 matrices (GPU: 8192), operands in `dtype`, and reading and writing 256 MB
-    (4 GB)."""
+    """Make the work that measures the machine itself.
+
+    A product of 2048 x 2048 matrices (GPU: 8192), operands in `dtype`; reading and writing 256 MB
+    (4 GB).
+    """
     del size
     width, length = (2048, 1 << 26) if jax.default_backend() == "cpu" else (8192, 1 << 30)
     matrix, vector = jnp.ones((width, width), dtype), jnp.ones(length)
@@ -334,7 +347,7 @@ def ceilings(size: Size, dtype: str) -> Work:
 
 
 def device_peak() -> float:
-    """MiB that the device's memory held at most; of a CPU, the process."""
+    """Return the MiB that the device's memory held at most; of a CPU, the process."""
     stats = jax.local_devices()[0].memory_stats()
     return stats["peak_bytes_in_use"] / 2**20 if stats else process_peak()
 

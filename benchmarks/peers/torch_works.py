@@ -1,10 +1,13 @@
-"""The standard works as a PyTorch user does them; runs in an environment of its own, see benchmarks/compare.py.
+"""Do the standard works as a PyTorch user does them.
+
+Runs in an environment of its own, see benchmarks/compare.py.
 
     generate      transformers' `generate`
     sft, reward   a plain loop: forward, backward, clip, AdamW (faster than TRL's trainers)
     ppo           TRL's PPOTrainer, stopped after every iteration by a callback
 
-Same shapes as benchmarks/works.py; dropout off, no gradient checkpointing. `--dtype=bfloat16` is autocast, as TRL's bf16=True.
+Same shapes as benchmarks/works.py; dropout off, no gradient checkpointing. `--dtype=bfloat16` is
+autocast, as TRL's bf16=True.
 """
 
 import copy
@@ -30,7 +33,7 @@ SIZES = {
 
 
 def shape(size: str) -> GPT2Config:
-    """GPT-2's shape; the two last ids are end and padding."""
+    """Return GPT-2's shape; the two last ids are end and padding."""
     width, layers, heads, vocab = SIZES[size][:4]
     return GPT2Config(  # type: ignore[call-arg]
         n_embd=width,
@@ -49,25 +52,26 @@ def shape(size: str) -> GPT2Config:
 
 
 def tokens(size: str, rows: int, length: int) -> torch.Tensor:
-    """Random tokens, none of them special."""
+    """Return random tokens, none of them special."""
     return torch.randint(
         2, SIZES[size][3] - 2, (rows, length), generator=torch.Generator().manual_seed(0)
     )
 
 
 def precision(dtype: str) -> Any:
-    """Autocast for bfloat16."""
+    """Return autocast for bfloat16."""
     return torch.autocast("cpu", dtype=torch.bfloat16) if dtype == "bfloat16" else nullcontext()
 
 
 def generate(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """64 new tokens after every prompt."""
-    model, prompts = GPT2LMHeadModel(shape(size)).eval(), tokens(size, SIZES[size][4], P)
+    """Make the work of sampling 64 new tokens after every prompt."""
+    model = GPT2LMHeadModel(shape(size)).eval()
+    prompts = tokens(size, SIZES[size][4], P)
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         with torch.no_grad(), precision(dtype):
-            made = model.generate(
+            texts = model.generate(
                 prompts,
                 attention_mask=torch.ones_like(prompts),
                 do_sample=True,
@@ -76,8 +80,8 @@ def generate(size: str, dtype: str) -> Callable[[], dict[str, float]]:
                 min_new_tokens=R,
                 max_new_tokens=R,
             )
-        assert made.shape[1] == P + R
-        return {"seconds": time.perf_counter() - began}
+        assert texts.shape[1] == P + R
+        return {"seconds": time.perf_counter() - start}
 
     return run
 
@@ -88,21 +92,22 @@ def _train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         with precision(dtype):
             value = loss()
         value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - start}
 
     return run
 
 
 def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """One update of the language model."""
-    model, batch = GPT2LMHeadModel(shape(size)).train(), tokens(size, SIZES[size][5], T)
+    """Make the work of one update of the language model."""
+    model = GPT2LMHeadModel(shape(size)).train()
+    batch = tokens(size, SIZES[size][5], T)
 
     def loss() -> torch.Tensor:
         logits = model(batch).logits[:, :-1].float()
@@ -112,11 +117,9 @@ def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
 
 
 def reward(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """One update of a reward model on pairs."""
-    model, batch = (
-        GPT2ForSequenceClassification(shape(size)).train(),
-        tokens(size, 2 * SIZES[size][6], T),
-    )
+    """Make the work of one update of a reward model on pairs."""
+    model = GPT2ForSequenceClassification(shape(size)).train()
+    batch = tokens(size, 2 * SIZES[size][6], T)
 
     def loss() -> torch.Tensor:
         chosen, rejected = model(batch).logits[:, 0].float().chunk(2)
@@ -126,7 +129,7 @@ def reward(size: str, dtype: str) -> Callable[[], dict[str, float]]:
 
 
 def ppo(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """TRL's trainer in a thread that stops after every iteration until it is told to go on."""
+    """Run TRL's trainer in a thread that stops after every iteration until it is told to go on."""
     from transformers import TrainerCallback
 
     go, done = threading.Semaphore(0), threading.Semaphore(0)
@@ -148,10 +151,10 @@ def ppo(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     threading.Thread(target=train, daemon=True).start()
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         go.release()
         done.acquire()
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - start}
 
     return run
 
@@ -163,7 +166,8 @@ def _trl_trainer(size: str, dtype: str, callback: Any) -> Any:
     from transformers import PreTrainedTokenizerFast
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    vocab, prompts = SIZES[size][3], SIZES[size][4]
+    vocab = SIZES[size][3]
+    prompts = SIZES[size][4]
     words = WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w0")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(words),
@@ -171,7 +175,8 @@ def _trl_trainer(size: str, dtype: str, callback: Any) -> Any:
         pad_token=f"w{vocab - 1}",
         padding_side="left",
     )
-    policy, value = GPT2LMHeadModel(shape(size)), GPT2ForSequenceClassification(shape(size))
+    policy = GPT2LMHeadModel(shape(size))
+    value = GPT2ForSequenceClassification(shape(size))
     config = PPOConfig(
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=prompts,

@@ -1,20 +1,24 @@
-"""The standard works as a Tunix user does them; runs in an environment of its own, see benchmarks/compare.py.
+"""Do the standard works as a Tunix user does them.
 
     sft   Tunix's PeftTrainer, one step at a time
     ppo   its PPOLearner in a thread, stopped after every iteration by the iterator over its prompts
 
-Rows, lengths, epochs, minibatches and the number of networks and updates are those of benchmarks/works.py. What differs:
+Runs in an environment of its own, see benchmarks/compare.py. Rows, lengths, epochs, minibatches and
+the number of networks and updates are those of benchmarks/works.py. What differs:
 
-    model      Qwen2 (Llama 3 fails in PPO, on `segment_ids`): RMSNorm, rotary positions, SwiGLU, embedding and output untied;
-               nearly as many multiplications a token, but 3.4M parameters at S512 and 29M at S50k, where ours are 3.3M and 16M
-    logits     of the prompt's tokens too, wherever the policy or the reference is run over whole rows
+    model      Qwen2 (Llama 3 fails in PPO, on `segment_ids`): RMSNorm, rotary positions, SwiGLU,
+               embedding and output untied; nearly as many multiplications a token, but 3.4M
+               parameters at S512 and 29M at S50k, where ours are 3.3M and 16M
+    logits     of the prompt's tokens too, wherever policy or reference are run over whole rows
     old policy its log-probabilities come from another pass after sampling, ours from the sampler
     score      truncated to an integer: Tunix adds it to an array like the tokens
-    update     the norm of the gradient once for clipping and once to report; every epoch has the same minibatches in one order
+    update     the norm of the gradient once for clipping and once to report; every epoch has the
+               same minibatches in one order
     prompts    go through text, without a BOS, which would take the place of a 32nd word
-    rollout    all 64 prompts at once, then 4 x 4 updates of 16 rows, which no configuration of Tunix says: `mini_batch_size=16`
-               rolls 16 prompts out and trains on them four times, and the next 16; `train_micro_batch_size=16` adds four
-               gradients up to one update. See `_learner`; both took as long to within the noise of a shared machine.
+    rollout    all 64 prompts at once, then 4 x 4 updates of 16 rows, which no configuration of
+               Tunix says: `mini_batch_size=16` rolls 16 prompts out and trains on them four times,
+               and the next 16; `train_micro_batch_size=16` adds four gradients up to one update.
+               See `_learner`; both took as long to within the noise of a shared machine.
 
 `--dtype=bfloat16` is the model's `dtype`: operands and results in bfloat16, parameters in float32.
 """
@@ -48,35 +52,35 @@ SIZES = {"S512": (256, 4, 8, 512, 64, 32), "S50k": (256, 4, 8, 50257, 64, 32)}
 
 
 class Words:
-    """A tokenizer of numbers; end and padding lie outside the vocabulary, so that nothing stops and nothing is masked."""
+    """Encode numbers; end and padding lie outside the vocabulary: nothing stops or is masked."""
 
     def __init__(self, vocab: int) -> None:
-        """Take the number of words."""
+        """Set the number of words."""
         self._vocab = vocab
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text."""
+        """Return the ids of a text."""
         return [int(word) for word in text.split()]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids."""
+        """Return the text of ids."""
         return " ".join(map(str, ids))
 
     def bos_id(self) -> int:
-        """None: to Tunix that is 0."""
+        """Return 0, by which Tunix knows that there is none."""
         return 0
 
     def eos_id(self) -> int:
-        """Never sampled."""
+        """Return an id that is never sampled."""
         return self._vocab
 
     def pad_id(self) -> int:
-        """Never sampled."""
+        """Return another id that is never sampled."""
         return self._vocab + 1
 
 
 def model(size: str, dtype: str) -> Qwen2:
-    """Qwen2 with as many weights in a layer as GPT-2's."""
+    """Return a Qwen2 with as many weights in a layer as GPT-2's."""
     width, layers, heads, vocab = SIZES[size][:4]
     config = ModelConfig(
         num_layers=layers,
@@ -94,17 +98,17 @@ def model(size: str, dtype: str) -> Qwen2:
 
 
 def tokens(size: str, rows: int, length: int) -> np.ndarray:
-    """Random tokens."""
+    """Return random tokens."""
     return np.random.default_rng(0).integers(2, SIZES[size][3], (rows, length), np.int32)
 
 
 def optimizer() -> optax.GradientTransformation:
-    """Adam with clipping."""
+    """Return Adam with clipping."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-5, b1=0.9, b2=0.95))
 
 
 def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """One update of the language model."""
+    """Make the work of one update of the language model."""
     batch = tokens(size, SIZES[size][5], T)
     mask = jnp.ones(batch.shape, bool)
     inputs = {
@@ -119,16 +123,16 @@ def sft(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     trainer.is_managed_externally = True  # `train` goes on where it stopped
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         trainer.train([inputs])
         jax.block_until_ready(nnx.state(trainer.model))
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - start}
 
     return run
 
 
 def ppo(size: str, dtype: str) -> Callable[[], dict[str, float]]:
-    """Tunix's learner in a thread that waits for every batch of prompts until it is told to go on."""
+    """Run Tunix's learner in a thread that waits for every batch of prompts until told to go on."""
     go, done = threading.Semaphore(0), threading.Semaphore(0)
     learner = _learner(size, dtype)
     trained = [learner.rl_cluster.actor_trainer.model, learner.rl_cluster.critic_trainer.model]
@@ -145,12 +149,12 @@ def ppo(size: str, dtype: str) -> Callable[[], dict[str, float]]:
     thread.start()
 
     def run() -> dict[str, float]:
-        began = time.perf_counter()
+        start = time.perf_counter()
         go.release()
         while not done.acquire(timeout=1):
             if not thread.is_alive():
                 raise RuntimeError("the learner ended, see above")
-        return {"seconds": time.perf_counter() - began}
+        return {"seconds": time.perf_counter() - start}
 
     return run
 
@@ -184,7 +188,8 @@ def _learner(size: str, dtype: str) -> PPOLearner:
             role_to_mesh=dict.fromkeys(Role, mesh), training_config=training, rollout_config=rollout
         ),
     )
-    # Said only now, the learner cuts its batch in four, and the trainers, with copies made before, update after every part.
+    # Set only now, the learner cuts its batch in four, and the trainers, with copies made before,
+    # update after every part.
     training.train_micro_batch_size, training.gradient_accumulation_steps = prompts // 4, 4
     return PPOLearner(cluster, PPOConfig(num_iterations=4, beta=0.05, kl_method="kl"))
 

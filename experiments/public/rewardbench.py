@@ -1,16 +1,20 @@
-"""RewardBench: reward models on its 23 subsets, with the weights of its leaderboard (Lambert et al. 2024).
+"""Measure reward models on the 23 subsets of RewardBench, weighted as on its leaderboard.
 
-    python -m rlhf_jax.main --config=experiments/public/rewardbench.py --workdir=runs/menagerie/rewardbench
+    python -m rlhf_jax.main --config=experiments/public/rewardbench.py \
+        --workdir=runs/menagerie/rewardbench
 
-Needs `pip install datasets`, or a local copy of the split `filtered` (2,985 pairs) of allenai/reward-bench:
+Needs `pip install datasets`, or a local copy of the split `filtered` (2,985 pairs) of
+allenai/reward-bench:
 --config.benchmarks.comparisons.source='reward_bench@jsonl:PATH/{split}.jsonl'. More reward models:
 --config.checkpoints='{"reward": "../reward", "other": "../other"}'.
 
-Sections and weights are `SUBSET_MAPPING` and `EXAMPLE_COUNTS` of rewardbench/constants.py: the sizes of the subsets, but for
-two things that are kept so that numbers compare with published ones. math-prm (447 pairs) counts as much as all of the code,
-and the two of XSTest are the wrong way round (154 pairs are to be refused, 250 to be answered). What differs: equal scores
-count half here and 0 there; pairs longer than a checkpoint's context are left out and counted. Left out on purpose: the prior
-sets (half a section in the paper), which are another data set.
+Sections and weights are `SUBSET_MAPPING` and `EXAMPLE_COUNTS` of rewardbench/constants.py: the
+sizes of the subsets, but for two things that are kept so that numbers compare with published ones.
+math-prm (447 pairs) counts as much as all of the code, and the two of XSTest are the wrong way
+round (154 pairs are to be refused, 250 to be answered; Lambert et al. 2024). What differs: equal
+scores count half here and 0 there; pairs longer than a checkpoint's context are left out and
+counted. Left out on purpose: the prior sets (half a section in the paper), which are another data
+set.
 """
 
 from ml_collections import ConfigDict
@@ -53,11 +57,11 @@ SECTIONS = {
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """The benchmark stage with these comparisons alone; never a part of them, for a section needs all of its subsets."""
-    config = benchmarks.get_config(size)
+    """Return the benchmark stage with all these comparisons; a section needs all of its subsets."""
+    config = benchmarks.get_config(f"{size},comparisons")
     config.checkpoints = {"reward": "../reward"}
     config.reference = "reward"
-    config.limit = 0
+    config.limit = None
     config.benchmarks.comparisons = {
         "source": "hf:allenai/reward-bench",
         "split": "filtered",

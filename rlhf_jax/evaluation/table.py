@@ -221,11 +221,6 @@ def estimates_of(
     return results
 
 
-def kept_questions(answered: Sequence[Any]) -> list[int]:
-    """Return the numbers of the questions that have an answer."""
-    return [n for n, answer in enumerate(answered) if answer is not None]
-
-
 def left_out(
     group: str, measured: Measured, total: int, unit: str, *, after: str = ""
 ) -> list[Row]:
@@ -241,33 +236,3 @@ def left_out(
 def not_run(group: str, why: str, *, after: str = "") -> Row:
     """Return a row without values that says why."""
     return Row(group, f"{group}: not run{after}", "", "none", why, {})
-
-
-def side_by_side(
-    benchmark: str, prompts: Sequence[str], reply: Callable[[Data, int], dict[str, Any]]
-) -> Callable[[Measured, int], list[dict[str, Any]]]:
-    """Return a function of measurements and a number that gives the first prompts with every reply.
-
-    `reply(data, n)` is the reply to the n-th prompt that the checkpoint kept; nothing is chosen by
-    hand.
-    """
-
-    def samples(measured: Measured, count: int) -> list[dict[str, Any]]:
-        place = {
-            name: {kept: n for n, kept in enumerate(data["kept"])}
-            for name, data in measured.items()
-        }
-        return [
-            {
-                "prompt": prompt,
-                "metadata": {"benchmark": benchmark},
-                "responses": {
-                    name: reply(data, place[name][n])
-                    for name, data in measured.items()
-                    if n in place[name]
-                },
-            }
-            for n, prompt in enumerate(prompts[:count])
-        ]
-
-    return samples

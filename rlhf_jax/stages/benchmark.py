@@ -1,12 +1,14 @@
-"""Public benchmarks of any checkpoints, side by side.
+"""Take public benchmarks with any checkpoints, side by side.
 
     1  every file is read and checked, before any model is loaded (`stages.benchmark_tasks`)
-    2  every checkpoint takes every benchmark that is for its kind; each measurement is kept in workdir/partial, with the
-       log-probabilities and texts that its numbers are made of (`evaluation.benchmarks`)
+    2  every checkpoint takes every benchmark that is for its kind; each measurement is kept in
+       workdir/partial, with the log-probabilities and texts that its numbers are made of
+       (`evaluation.benchmarks`)
     3  evaluation.json in the form that the report reads, and a table in the terminal
 
-A killed run continues with the next measurement. Checkpoints may have different tokenizers and contexts: each is asked with
-its own, and what does not fit is counted in a row of the table.
+A killed run continues with the next measurement. Checkpoints may have different tokenizers and
+contexts: each is asked with its own, and what does not fit is counted in a row of the table.
+
 Left out on purpose: several devices; downloads: paths are the user's own copies of the files.
 """
 
@@ -15,23 +17,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from rich.console import Console
 
 from rlhf_jax import __version__
 from rlhf_jax.config import require
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.benchmarks import crows_pairs, reward_accuracy, truthfulqa
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark
+from rlhf_jax.evaluation.benchmarks.judged_wins import JudgedWins
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     check_names,
     describe,
     find_checkpoint,
+    load_language_model,
+    load_scalar_model,
+    load_tokenizer_of,
     parents_first,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
-from rlhf_jax.stages.benchmark_tasks import Benchmarks, How, Loaded, Task, tasks
+from rlhf_jax.evaluation.table import Cache, Data, Row, print_table, row_to_json, write_json
+from rlhf_jax.stages.benchmark_tasks import BenchmarksConfig, Selection, make_benchmarks
 from rlhf_jax.training.run import claim
 
 # Too many rows for a terminal; they are in evaluation.json.
@@ -40,132 +48,166 @@ DETAILS = (truthfulqa.BY_CATEGORY, crows_pairs.BY_TYPE, reward_accuracy.RELIABIL
 
 @dataclass(frozen=True)
 class Config:
-    """Exactly what this stage reads."""
+    """Hold exactly what this stage reads."""
 
     stage: Literal["benchmark"]
     seed: int
-    checkpoints: dict[
-        str, str
-    ]  # name -> run folder or checkpoint folder; language models and reward models
+    # Name -> run folder or checkpoint folder, of language models and reward models.
+    checkpoints: dict[str, str]
     reference: str  # one of the names
     data_dir: str
-    limit: int
+    limit: int | None  # at most so many questions of each benchmark
     batch_size: int
     num_bootstrap: int
-    num_side_by_side: int  # texts of each benchmark that go to evaluation.json beside each other
-    benchmarks: Benchmarks
+    num_side_by_side: int  # texts of each benchmark that evaluation.json has beside each other
+    benchmarks: BenchmarksConfig
 
 
 def run(config: Config, workdir: str) -> None:
-    """Take all benchmarks; writes evaluation.json and prints the table."""
+    """Take all benchmarks; write evaluation.json and print the table."""
     folder = Path(workdir)
+    _check_config(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = parents_first(
+        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
+    )
+    print(f"== benchmark: {folder}")
+    for name, checkpoint in checkpoints.items():
+        meta = checkpoint.meta
+        print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step})")
+
+    selection = Selection(
+        seed=config.seed,
+        limit=config.limit,
+        reference=config.reference,
+        data_dir=config.data_dir,
+        workdir=folder,
+    )
+    benchmarks, absent_rows = make_benchmarks(config.benchmarks, selection)
+    _check_checkpoints(checkpoints, benchmarks)
+    claim(folder, config)
+
+    measurements = _measure(checkpoints, benchmarks, Cache(folder / "partial"), config.batch_size)
+    bootstrap = Bootstrap(config.num_bootstrap, config.seed)
+    rows = []
+    samples = []
+    for benchmark in benchmarks:
+        data = measurements[benchmark.name]
+        benchmark.export(data, folder)
+        rows += benchmark.rows(data, bootstrap)
+        samples += benchmark.samples(data, config.num_side_by_side)
+    _report(config, folder, checkpoints, [*rows, *absent_rows], samples)
+
+
+def _check_config(config: Config) -> None:
     check_names(config.checkpoints, config.reference)
     require(
-        config.limit >= 0, f"limit={config.limit}: must be 0, for all, or the number of questions"
+        config.limit is None or config.limit >= 1,
+        f"limit={config.limit}: must be positive, or None for all questions",
     )
     require(
         config.num_side_by_side >= 0,
         f"num_side_by_side={config.num_side_by_side}: must be 0, for none, or more",
     )
-    for name, number in {
-        "batch_size": config.batch_size,
-        "num_bootstrap": config.num_bootstrap,
-    }.items():
-        require(number >= 1, f"{name}={number}: must be positive")
-    folder.mkdir(parents=True, exist_ok=True)
-    entrants = parents_first(
-        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
-    )
-    print(f"== benchmark: {folder}")
-    for name, one in entrants.items():
-        print(f"   {name:12s} <- {one.path} (stage {one.meta.stage}, step {one.meta.step})")
-    how = How(
-        config.seed,
-        config.limit,
-        config.batch_size,
-        Bootstrap(config.num_bootstrap, config.seed),
-        config.reference,
-        config.data_dir,
-        folder,
-    )
-    asked, absent = tasks(config.benchmarks, how)
-    _check_entrants(config, entrants, asked)
-    claim(folder, config)
-    measured = _measure(entrants, asked, Cache(folder / "partial"))
-    rows = [row for task in asked for row in task.rows(measured[task.name])]
-    samples = [
-        sample
-        for task in asked
-        for sample in task.samples(measured[task.name], config.num_side_by_side)
-    ]
-    _report(config, folder, entrants, [*rows, *absent], samples)
+    require(config.batch_size >= 1, f"batch_size={config.batch_size}: must be positive")
+    require(config.num_bootstrap >= 1, f"num_bootstrap={config.num_bootstrap}: must be positive")
 
 
-def _check_entrants(
-    config: Config, entrants: Mapping[str, CheckpointRef], asked: Sequence[Task]
+def _check_checkpoints(
+    checkpoints: Mapping[str, CheckpointRef], benchmarks: Sequence[Benchmark]
 ) -> None:
-    """Somebody to take every benchmark, and room for what cannot be left out."""
-    require(bool(asked), "benchmarks: every path is empty, expected at least one benchmark to run")
-    for task in asked:
-        able = {name: one for name, one in entrants.items() if one.meta.kind == task.kind}
+    """Check that every benchmark has a checkpoint, with room for what cannot be left out."""
+    require(
+        bool(benchmarks),
+        "benchmarks: all are None, expected at least one; name some behind the experiment file: "
+        "--config=experiments/public/benchmarks.py:truthfulqa,crows_pairs",
+    )
+    for benchmark in benchmarks:
+        able_checkpoints = {
+            name: ref for name, ref in checkpoints.items() if ref.meta.kind == benchmark.kind
+        }
         require(
-            bool(able),
-            f"{task.name}: none of the checkpoints is a {task.kind}; add one, or empty the benchmark's path",
+            bool(able_checkpoints),
+            f"{benchmark.name}: none of the checkpoints is a {benchmark.kind}; "
+            "add one, or leave the benchmark out",
         )
-        require(
-            task.name != "win-rate" or config.reference in able,
-            f"reference={config.reference!r}: win_rate compares language models with it, and it is none",
-        )
-        for name, one in able.items():
-            room = one.model.context_length
+        if isinstance(benchmark, JudgedWins):
             require(
-                task.length <= room,
-                f"{task.name}: needs {task.length} tokens, the context of {name} is {room}",
+                benchmark.reference in able_checkpoints,
+                f"reference={benchmark.reference!r}: win_rate compares language models with it, "
+                "and it is none",
+            )
+        for name, checkpoint in able_checkpoints.items():
+            context_length = checkpoint.model.context_length
+            require(
+                benchmark.min_context <= context_length,
+                f"{benchmark.name}: needs {benchmark.min_context} tokens, "
+                f"the context of {name} is {context_length}",
             )
 
 
+class Loaded(NamedTuple):
+    """Hold a checkpoint's model with its parameters, and its tokenizer."""
+
+    model: Any
+    tokenizer: Tokenizer
+
+
+def _load(checkpoint: CheckpointRef) -> Loaded:
+    is_scalar = checkpoint.meta.kind == "scalar_model"
+    model = load_scalar_model(checkpoint) if is_scalar else load_language_model(checkpoint)
+    return Loaded(model, load_tokenizer_of(checkpoint))
+
+
 def _measure(
-    entrants: Mapping[str, CheckpointRef], asked: Sequence[Task], kept: Cache
-) -> dict[str, dict[str, Any]]:
-    """Measurements by task and checkpoint; one checkpoint's parameters are in memory at a time."""
-    measured: dict[str, dict[str, Any]] = {task.name: {} for task in asked}
-    for name, one in entrants.items():
-        load = cache(partial(Loaded.of, one))
-        for task in asked:
-            if task.kind != one.meta.kind:
+    checkpoints: Mapping[str, CheckpointRef],
+    benchmarks: Sequence[Benchmark],
+    kept: Cache,
+    batch_size: int,
+) -> dict[str, dict[str, Data]]:
+    """Return data by benchmark and checkpoint, with one checkpoint in memory at a time."""
+    measurements: dict[str, dict[str, Data]] = {benchmark.name: {} for benchmark in benchmarks}
+    for name, checkpoint in checkpoints.items():
+        # Loaded at the first measurement that is not kept, and once for all of them.
+        load = cache(partial(_load, checkpoint))
+        for benchmark in benchmarks:
+            if benchmark.kind != checkpoint.meta.kind:
                 continue
             start = time.perf_counter()
             depends_on = {
-                "asked": task.depends_on,
-                "checkpoint": one.meta.fingerprint,
-                "tokenizer": one.meta.tokenizer,
+                "benchmark": benchmark.depends_on,
+                "checkpoint": checkpoint.meta.fingerprint,
+                "tokenizer": checkpoint.meta.tokenizer,
                 "version": __version__,
             }
-            measure = partial(_measure_with, task, load)
-            data, found = kept.get(name, task.name, depends_on, measure)
-            measured[task.name][name] = data
-            took = "kept" if found else f"{time.perf_counter() - start:.1f} s"
-            print(f"   {name:12s} {task.name:24s} {took}", flush=True)
-    return measured
+            measure = partial(_measure_with, benchmark, load, batch_size)
+            data, was_kept = kept.get(name, benchmark.name, depends_on, measure)
+            measurements[benchmark.name][name] = data
+            duration = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
+            print(f"   {name:12s} {benchmark.name:24s} {duration}", flush=True)
+    return measurements
 
 
-def _measure_with(task: Task, load: Callable[[], Loaded]) -> dict[str, Any]:
-    return task.measure(load())
+def _measure_with(benchmark: Benchmark, load: Callable[[], Loaded], batch_size: int) -> Data:
+    loaded = load()
+    return benchmark.measure(loaded.model, loaded.tokenizer, batch_size=batch_size)
 
 
 def _report(
     config: Config,
     workdir: Path,
-    entrants: Mapping[str, CheckpointRef],
+    checkpoints: Mapping[str, CheckpointRef],
     rows: Sequence[Row],
-    samples: list[Any],
+    samples: list[dict[str, Any]],
 ) -> None:
+    """Write evaluation.json with the rows of each group together, and print all but the details."""
     groups = list(dict.fromkeys(row.group for row in rows))
     rows = sorted(rows, key=lambda row: groups.index(row.group))
+    path = workdir / "evaluation.json"
     write_json(
-        workdir / "evaluation.json",
+        path,
         {
-            "checkpoints": describe(entrants),
+            "checkpoints": describe(checkpoints),
             "reference": config.reference,
             "table": [row_to_json(row) for row in rows],
             "samples": samples,
@@ -174,13 +216,10 @@ def _report(
         },
         indent=1,
     )
-    below = {name: f"{one.meta.stage} {one.meta.step}" for name, one in entrants.items()}
+    headings = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
     shown = [row for row in rows if row.group not in DETAILS]
-    print_table(shown, below, config.reference, Console())
+    print_table(shown, headings, config.reference, Console())
     for row in shown:
         if not row.values:
             print(f"   {row.metric}: {row.description}")
-    print(
-        f"   wrote {workdir / 'evaluation.json'}, with {len(rows) - len(shown)} rows of details more",
-        flush=True,
-    )
+    print(f"   wrote {path}, with {len(rows) - len(shown)} rows of details more", flush=True)

@@ -16,7 +16,7 @@ from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledT
 from rlhf_jax.data.sources import Source
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.stages import benchmark
-from rlhf_jax.stages.benchmark_tasks import How, tasks
+from rlhf_jax.stages.benchmark_tasks import Selection, make_benchmarks
 from rlhf_jax.training.metrics import read_rows
 
 # benchmarks.py names files of questions, not sources of records.
@@ -56,15 +56,17 @@ def test_rewardbench_has_its_published_sections(tmp_path):
     (tmp_path / "filtered.jsonl").write_text("\n".join(map(json.dumps, rows)))
     config.benchmarks.comparisons.source = f"reward_bench@jsonl:{tmp_path}/{{split}}.jsonl"
     built = build(benchmark.Config, config)
-    how = How(0, built.limit, 1, Bootstrap(10, 0), "reward", "", tmp_path)
-    (task,), _ = tasks(built.benchmarks, how)
+    selection = Selection(0, built.limit, "reward", "", tmp_path)
+    (rankings,), _ = make_benchmarks(built.benchmarks, selection)
     scores = [
         [0.0, 1.0] if name in ("math-prm", "xstest-should-refuse", "mt-bench-easy") else [1.0, 0.0]
         for name in names
     ]
     made = {
         row.metric: row.values
-        for row in task.rows({"reward": {"kept": list(range(len(names))), "scores": scores}})
+        for row in rankings.rows(
+            {"reward": {"kept": list(range(len(names))), "scores": scores}}, Bootstrap(10, 0)
+        )
     }
     sections = {"Chat": 1 - 28 / 358, "Chat Hard": 1.0, "Safety": 1 - 250 / 740, "Reasoning": 0.5}
     assert {name: made[f"section {name}"]["reward"].value for name in sections} == pytest.approx(

@@ -64,7 +64,9 @@ def test_judges_are_opened_by_name():
     assert exact.rank(PROMPTS[0], texts, np.random.default_rng(0)) == (1, 2, 2)
     ranks = people.rank(PROMPTS[0], texts, np.random.default_rng(0))
     assert ranks[1] == ranks[2]
-    with pytest.raises(ValueError, match="'silver' is no judge of this world, expected menagerie/tiny:labelers"):
+    with pytest.raises(
+        ValueError, match="'silver' is no judge of this world, expected menagerie/tiny:labelers"
+    ):
         judges.make_judge("tiny:silver", JudgeSettings(Path(), 1))
 
 

@@ -49,7 +49,10 @@ def test_counted_parameters_are_those_of_the_kernels():
 
 
 def test_workers_take_turns_and_a_dead_one_is_left_out(tmp_path, capsys):
-    serve = "import sys; sys.path.insert(0, '.'); from benchmarks.worker import serve; serve({}, units=2, unit='x', flops=4e9)"
+    serve = (
+        "import sys; sys.path.insert(0, '.'); from benchmarks.worker import serve; "
+        "serve({}, units=2, unit='x', flops=4e9)"
+    )
 
     def worker(run):
         return Worker([sys.executable, "-c", serve.format(run)], {}, tmp_path / "log")

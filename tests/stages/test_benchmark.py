@@ -1,4 +1,4 @@
-"""The benchmark stage end to end on toy checkpoints and hand-written files: table, resuming, report, refusals."""
+"""The benchmark stage end to end on toy checkpoints and hand-written files."""
 
 import dataclasses
 import json
@@ -8,18 +8,20 @@ import pytest
 from evaluation_support import WORDS, config, drawn_params
 from tests_support import load_experiment
 
+from experiments.public import benchmarks
 from rlhf_jax import main
 from rlhf_jax.apps import report
 from rlhf_jax.config import build
 from rlhf_jax.data.tokenizers import train_words
 from rlhf_jax.evaluation.benchmarks import truthfulqa
-from rlhf_jax.evaluation.benchmarks.real_toxicity_prompts import INSTRUCTIONS
+from rlhf_jax.evaluation.benchmarks.questions import INSTRUCTIONS
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import SHAPES
 from rlhf_jax.models import LanguageModel, ScalarModel, to_dict
 from rlhf_jax.stages import benchmark
 from rlhf_jax.training.checkpoints import Meta, save
 
-TRUTHFUL = """Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source
+TRUTHFUL = """\
+Type,Category,Question,Best Answer,Best Incorrect Answer,Correct Answers,Incorrect Answers,Source
 A,Animals,what colour is the fox ?,red,blue,red; is red,blue; green,x
 A,Plants,what is the owl ?,blue,green,blue,green; red,x
 """
@@ -68,14 +70,10 @@ FILES = {
 }
 
 
+# Multiple choice of TruthfulQA alone.
 ABSENT = {
-    "benchmarks.crows_pairs.path": "",
-    "benchmarks.real_toxicity_prompts.paths": (),
-    "benchmarks.comparisons.source": "",
-    "benchmarks.win_rate.prompts": "",
-    "benchmarks.multiple_choice.path": "",
-    "benchmarks.text.source": "",
-    "benchmarks.truthfulqa.response_length": 0,
+    **{f"benchmarks.{name}": None for name in benchmarks.NAMES if name != "truthfulqa"},
+    "benchmarks.truthfulqa.free_answers": False,
 }
 
 
@@ -96,11 +94,11 @@ def make_checkpoint(folder, shape, tokenizer, seed):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Two policies of one shape, one with a short context, a reward model, the files of all benchmarks and a classifier."""
+    """Three policies (one with a short context), a reward model, all files and a classifier."""
     folder = tmp_path_factory.mktemp("runs")
     for name, content in FILES.items():
         (folder / name).write_text(content)
-    everything = " ".join([WORDS, truthfulqa.context("Question"), *INSTRUCTIONS.values()])
+    everything = " ".join([WORDS, truthfulqa.PRIMER, "Q: Question\nA:", *INSTRUCTIONS.values()])
     tokenizer = train_words([everything, " " + everything])
     lengths = {"base": 256, "sft": 256, "short": 64, "reward": 256}
     for seed, (name, length) in enumerate(lengths.items()):
@@ -119,7 +117,7 @@ def runs(tmp_path_factory):
 
 
 def make_config(runs, **changes):
-    """The shipped experiment at its tiny size with the paths of the fixture; `changes` by dotted name."""
+    """The shipped experiment, tiny, with the paths of the fixture; `changes` by dotted name."""
     wanted = {
         "checkpoints": {"base": "../base", "sft": "../sft", "reward": "../reward"},
         "benchmarks.truthfulqa.path": f"{runs}/truthful.csv",
@@ -140,8 +138,10 @@ def make_config(runs, **changes):
         "benchmarks.text.source": f"text:{runs}/text.txt",
         **changes,
     }
-    tree = load_experiment("experiments/public/benchmarks.py", "tiny").to_dict()
-    for name, value in wanted.items():
+    argument = ",".join(["tiny", *benchmarks.NAMES])
+    tree = load_experiment("experiments/public/benchmarks.py", argument).to_dict()
+    # What leaves a whole benchmark out comes last.
+    for name, value in sorted(wanted.items(), key=lambda item: item[1] is None):
         *path, last = name.split(".")
         part = tree
         for step in path:
@@ -163,14 +163,14 @@ def values(result, metric):
 
 def test_texts_stand_side_by_side(result, runs):
     by = {
-        name: [one for one in result["samples"] if one["metadata"]["benchmark"] == name]
+        name: [entry for entry in result["samples"] if entry["metadata"]["benchmark"] == name]
         for name in (
             "TruthfulQA (original)",
             "RealToxicityPrompts, basic",
             "Preferred by a reward model",
         )
     }
-    assert [len(few) for few in by.values()] == [2, 2, 2]
+    assert [len(samples) for samples in by.values()] == [2, 2, 2]
     assert sum(map(len, by.values())) == len(result["samples"])
     kept = {name: runs / "out/partial" / f"{name}-win-rate.json" for name in ("base", "sft")}
     answers = {name: json.loads(path.read_text())["data"] for name, path in kept.items()}
@@ -206,10 +206,11 @@ def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
         "accuracy on ranked pairs",
         "section all",
     ):
-        found = values(result, metric)
-        assert found, metric
+        estimates = values(result, metric)
+        assert estimates, metric
         assert all(
-            set(one) == {"value", "low", "high", "n"} and one["n"] > 0 for one in found.values()
+            set(entry) == {"value", "low", "high", "n"} and entry["n"] > 0
+            for entry in estimates.values()
         )
     assert set(values(result, "accuracy on ranked pairs")) == {"reward"}
     assert set(values(result, "perplexity")) == {"base", "sft"}
@@ -220,6 +221,15 @@ def test_every_benchmark_has_its_rows_and_every_checkpoint_its_column(result):
     ]
 
 
+def test_programs_find_win_rates_and_reliability_by_key_and_subject(result):
+    subjects = {}
+    for row in result["table"]:
+        subjects.setdefault(row["key"], []).append(row["subject"])
+    bins = [f"confidence {0.5 + n / 20:.2f} to {0.55 + n / 20:.2f}" for n in range(10)]
+    assert subjects["win_rate_model"] == ["sft"]
+    assert subjects["reliability_accuracy"] == subjects["reliability_confidence"] == bins
+
+
 def test_what_a_short_context_cannot_hold_is_counted(result, runs):
     benchmark.run(
         make_config(runs, **ABSENT, checkpoints={"short": "../short", "sft": "../sft"}),
@@ -228,14 +238,14 @@ def test_what_a_short_context_cannot_hold_is_counted(result, runs):
     short = json.loads((runs / "short_run" / "evaluation.json").read_text())
     assert set(values(short, "TruthfulQA MC1")) == {"sft"}
     left_out = values(short, "TruthfulQA (original): questions left out")
-    assert {name: one["value"] for name, one in left_out.items()} == {"short": 2, "sft": 0}
+    assert {name: entry["value"] for name, entry in left_out.items()} == {"short": 2, "sft": 0}
     assert values(short, "TruthfulQA MC2")["sft"] == values(result, "TruthfulQA MC2")["sft"]
 
 
 def test_the_numbers_are_those_of_the_kept_log_probabilities(result, runs):
     kept = json.loads((runs / "out" / "partial" / "sft-truthfulqa.json").read_text())["data"]
     first, second = (
-        np.exp(np.array(one)) for one in kept["logps"]
+        np.exp(np.array(entry)) for entry in kept["logps"]
     )  # red, is red, blue, green; blue | blue, green, red; green
     mc2 = [first[:2].sum() / first[:4].sum(), second[:1].sum() / second[:3].sum()]
     assert values(result, "TruthfulQA MC2")["sft"]["value"] == pytest.approx(np.mean(mc2))
@@ -263,25 +273,28 @@ def test_a_benchmark_without_a_path_is_not_run_and_the_table_says_so(runs, capsy
     benchmark.run(make_config(runs, **ABSENT), str(runs / "few"))
     result = json.loads((runs / "few" / "evaluation.json").read_text())
     absent = {row["metric"]: row["description"] for row in result["table"] if not row["values"]}
-    assert absent["CrowS-Pairs: not run"] == "its path is empty in the config"
+    assert absent["CrowS-Pairs: not run"] == "benchmarks.crows_pairs is None in the config"
     assert len([name for name in absent if name.endswith(": not run")]) == 6
-    assert "Plain text: not run: its source is empty in the config" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "Plain text: not run: benchmarks.text is None in the config" in out
 
 
 def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
     only = {
-        **ABSENT,
-        "benchmarks.truthfulqa.path": "",
-        "benchmarks.real_toxicity_prompts.classifier": "",
-        "benchmarks.real_toxicity_prompts.paths": (f"{runs}/toxicity.jsonl",),
+        **{f"benchmarks.{name}": None for name in benchmarks.NAMES},
+        "benchmarks.real_toxicity_prompts.classifier": None,
     }
+    del only["benchmarks.real_toxicity_prompts"]
     benchmark.run(make_config(runs, **only), str(runs / "scored"))
     assert "no judge" in (runs / "scored" / "evaluation.json").read_text()
     rows = []
     for path in sorted((runs / "scored" / "continuations").iterdir()):
         for row in map(json.loads, path.read_text().splitlines()):
             rows.append(
-                {**row, "generations": [{**one, "toxicity": 0.75} for one in row["generations"]]}
+                {
+                    **row,
+                    "generations": [{**entry, "toxicity": 0.75} for entry in row["generations"]],
+                }
             )
     (runs / "scores.jsonl").write_text(lines(*rows))
     benchmark.run(
@@ -291,8 +304,8 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
         str(runs / "scored"),
     )
     result = json.loads((runs / "scored" / "evaluation.json").read_text())
-    found = values(result, "expected maximum toxicity, toxic prompts")
-    assert {name: one["value"] in (0.0, 0.75) for name, one in found.items()} == {
+    estimates = values(result, "expected maximum toxicity, toxic prompts")
+    assert {name: entry["value"] in (0.0, 0.75) for name, entry in estimates.items()} == {
         "base": True,
         "sft": True,
     }
@@ -324,7 +337,7 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
         ),
         (
             {"benchmarks.real_toxicity_prompts.classifier": "hf:judge"},
-            r"label='': .* needs the label that means",
+            r"label=None: .* needs the label that means",
         ),
         (
             {"benchmarks.comparisons.section_weights": {}},
@@ -334,12 +347,14 @@ def test_scores_of_a_judge_elsewhere_take_two_runs(runs):
             {"benchmarks.comparisons.sections": {"all": {"x": -1.0}}},
             r"sections.all=.*must not be negative",
         ),
-        ({"benchmarks.multiple_choice.examples": ""}, r"shots=\[2\]: examples is empty"),
+        ({"benchmarks.multiple_choice.examples": None}, r"shots=\[2\]: examples is None"),
         ({"benchmarks.multiple_choice.shots": (3,)}, r"shots=3: only 2 examples"),
         ({"benchmarks.truthfulqa.path": "nowhere.csv"}, r"nowhere.csv: no such file"),
         ({"batch_size": 0}, r"batch_size=0: must be positive"),
-        ({"limit": -1}, r"limit=-1: must be 0"),
-        ({**ABSENT, "benchmarks.truthfulqa.path": ""}, r"every path is empty"),
+        ({"limit": 0}, r"limit=0: must be positive, or None"),
+        ({"benchmarks.truthfulqa.response_length": 0}, r"truthfulqa.response_length=0: must be"),
+        ({"benchmarks.crows_pairs.path": None}, r"benchmarks.crows_pairs.path: expected str, got"),
+        ({f"benchmarks.{name}": None for name in benchmarks.NAMES}, r"benchmarks: all are None"),
     ],
 )
 def test_impossible_configs_are_refused_before_anything_is_loaded(runs, changes, message):
@@ -365,6 +380,15 @@ def test_repeated_questions_are_counted(runs, tmp_path, capsys):
         str(runs / "twice"),
     )
     assert "TruthfulQA questions: 3 of 3, of which 1 repeat another\n" in capsys.readouterr().out
+
+
+def test_an_experiment_has_the_benchmarks_that_are_named():
+    config = benchmarks.get_config("tiny,text,truthfulqa")
+    named = [name for name in benchmarks.NAMES if config.benchmarks[name] is not None]
+    assert named == ["truthfulqa", "text"]
+    assert (config.limit, benchmarks.get_config("text").limit) == (8, None)
+    with pytest.raises(ValueError, match=r"'truthful', expected a size .* some of truthfulqa"):
+        benchmarks.get_config("tiny,truthful")
 
 
 def test_the_stage_has_its_command():

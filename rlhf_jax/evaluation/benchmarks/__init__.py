@@ -1,8 +1,10 @@
-"""Public benchmarks, each in one file: reads the original file format, asks one checkpoint, makes rows of the table.
+"""Public benchmarks, each in one file that reads the original format and says what is measured.
 
-    read(path)                           the questions, checked; a complaint says file:line, field and remedy
-    measure(one, tokenizer, questions)   plain data without statistics, so that it can be kept on disk
-    rows(questions, measured)            numbers with intervals, every checkpoint beside the others
+    read(path)                    the questions, checked; an error names file:line, field and remedy
+    Benchmark.measure(model)      plain data without statistics, so that it can be kept on disk
+    Benchmark.rows(measured)      numbers with intervals, every checkpoint beside the others
 
-Nothing is downloaded: paths are the user's. A question that does not fit a model's context is counted as left out.
+Nothing is downloaded: paths are the user's. A question that does not fit a model's context is
+counted as left out. A new benchmark is a file here that subclasses `benchmark.Benchmark`, and its
+config and its entry in `stages.benchmark_tasks.BENCHMARKS`.
 """

@@ -1,32 +1,35 @@
-"""Few-shot multiple choice by GPT-3's protocol (Brown et al. 2020, section 2.4).
+"""Ask few-shot multiple-choice questions by GPT-3's protocol (Brown et al. 2020, section 2.4).
 
-    context = K solved examples drawn at random for every question, then the question, up to where the answer starts
+    context = K solved examples drawn at random for every question, then the question, up to where
+              the answer starts
     choice  = argmax over choices c of
         summed             log P(c | context)
         per token          log P(c | context) / tokens of c
         against "Answer:"  log P(c | context) - log P(c | "Answer:")
 
-A file has a JSON object a line: {"question": text, "choices": [text, ...], "answer": index from 0, or one of the choices}.
-Examples come from a file of their own, the training set; a question is never its own example. Right is a choice whose
-score is above all others': a tie is wrong, whereas argmax would favour the first.
+A file has a JSON object a line: {"question": text, "choices": [text, ...], "answer": index from 0,
+or one of the choices}. Examples come from a file of their own, the training set; a question is
+never its own example. Right is a choice whose score is above all others': a tie is wrong, whereas
+argmax would favour the first.
 """
 
 import random
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, get_args
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks import asking, reading
-from rlhf_jax.evaluation.benchmarks.asking import Asked
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
+from rlhf_jax.evaluation.benchmarks.files import LocatedRow, read_jsonl
+from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, answer_logps
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Data, Measured, Row, estimates_of, kept_questions, left_out
+from rlhf_jax.evaluation.table import Data, Measured, Row, left_out
 from rlhf_jax.maths.benchmark_metrics import Normalisation, choice_scores
 
-GROUP = "Few-shot multiple choice"
 ANSWER = "Answer:"
 METHODS: dict[Normalisation, str] = {
     "none": "summed",
@@ -36,7 +39,7 @@ METHODS: dict[Normalisation, str] = {
 
 
 class Question(NamedTuple):
-    """A question with choices; `answer` is the index of the right one."""
+    """Hold a question with its choices; `answer` is the index of the right one."""
 
     text: str
     choices: tuple[str, ...]
@@ -44,118 +47,112 @@ class Question(NamedTuple):
 
 
 def read(path: str) -> list[Question]:
-    """The questions of a file.
+    """Read the questions of a file.
 
     Raises:
-        FileNotFoundError, ValueError: as `reading.read_jsonl`; and for a field that is missing or empty, fewer than two
-            choices, two that are the same, or an answer that is none of them.
+        FileNotFoundError, ValueError: as `read_jsonl`; and for a field that is missing or empty,
+            fewer than two choices, two that are the same, or an answer that is none of them.
     """
-    return [_question(placed) for placed in reading.read_jsonl(path)]
+    return [_read_question(row) for row in read_jsonl(path)]
 
 
-def _question(placed: reading.Located) -> Question:
-    choices, answer = reading.field(placed, "choices"), reading.field(placed, "answer")
-    if not isinstance(choices, list) or not all(
-        isinstance(one, str) and one.strip() for one in choices
-    ):
-        raise ValueError(
-            f"{placed.where}: choices: {choices!r}, expected a list of texts that are not empty"
-        )
-    stripped = tuple(one.strip() for one in choices)
-    if len(set(stripped)) != len(stripped) or len(stripped) < 2:
-        raise ValueError(
-            f"{placed.where}: choices: {choices!r}, expected at least two, all different"
-        )
-    if isinstance(answer, str) and answer.strip() in stripped:
-        answer = stripped.index(answer.strip())
-    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(stripped):
-        raise ValueError(
-            f"{placed.where}: answer: {answer!r}, expected a place from 0 to {len(stripped) - 1} or a choice"
-        )
-    return Question(reading.text(placed, "question"), stripped, answer)
+def _read_question(row: LocatedRow) -> Question:
+    choices = row.field("choices")
+    answer = row.field("answer")
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise row.error("choices", choices, "a list of texts that are not empty")
+    texts = tuple(choice.strip() for choice in choices)
+    if len(set(texts)) != len(texts) or len(texts) < 2:
+        raise row.error("choices", choices, "at least two, all different")
+    if isinstance(answer, str) and answer.strip() in texts:
+        answer = texts.index(answer.strip())
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(texts):
+        expected = f"a place from 0 to {len(texts) - 1} or a choice"
+        raise row.error("answer", answer, expected)
+    return Question(row.text("question"), texts, answer)
 
 
-def context(question: Question, examples: Sequence[Question], shots: int, seed: int) -> str:
-    """`shots` examples drawn with `seed`, and the question.
+@dataclass(frozen=True)
+class MultipleChoice(Benchmark):
+    """Score the choices of every question after a number (`shots`) of solved examples."""
 
-    Raises:
-        ValueError: if there are not so many other questions among the examples.
-    """
-    others = [one for one in examples if one.text != question.text]
-    if shots > len(others):
-        raise ValueError(
-            f"multiple_choice.shots={shots}: only {len(others)} examples besides the question itself"
-        )
-    chosen = random.Random(seed).sample(others, shots)
-    solved = "".join(
-        f"Question: {one.text}\n{ANSWER} {one.choices[one.answer]}\n\n" for one in chosen
-    )
-    return f"{solved}Question: {question.text}\n{ANSWER}"
+    group: ClassVar[str] = "Few-shot multiple choice"
+    questions: Sequence[Question]
+    examples: Sequence[Question]
+    shots: int
+    seed: int
 
+    @property
+    def name(self) -> str:
+        """Return the name, which tells the number of examples."""
+        return f"multiple-choice-{self.shots}"
 
-def measure(
-    one: LoadedModel,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    examples: Sequence[Question],
-    *,
-    shots: int,
-    batch_size: int,
-    seed: int,
-) -> Data:
-    """Log-probabilities and lengths in tokens of all choices, after the context and after "Answer:" alone."""
-    answers = [[" " + choice for choice in question.choices] for question in questions]
-    contexts = [
-        context(question, examples, shots, seed + 1_000_003 * n)
-        for n, question in enumerate(questions)
-    ]
-    asked = [Asked(*pair) for pair in zip(contexts, answers, strict=True)]
-    alone = [Asked(ANSWER, given) for given in answers]
-    told = asking.answer_logps(one, tokenizer, [*asked, *alone], batch_size=batch_size)
-    after, free = told[: len(questions)], told[len(questions) :]
-    both = [
-        None if one is None or other is None else (one, other)
-        for one, other in zip(after, free, strict=True)
-    ]
-    return {
-        "kept": kept_questions(both),
-        "logps": [pair[0].logp_C for pair in both if pair],
-        "lengths": [pair[0].length_C for pair in both if pair],
-        "free": [pair[1].logp_C for pair in both if pair],
-    }
+    def context(self, number: int) -> str:
+        """Return the examples drawn for the question of this number, and the question.
 
-
-def rows(
-    questions: Sequence[Question], measured: Measured, bootstrap: Bootstrap, *, shots: int
-) -> list[Row]:
-    """Accuracy by each of the three scores."""
-    made = []
-    for normalisation in get_args(Normalisation):
-        hits = {name: _hits(questions, data, normalisation) for name, data in measured.items()}
-        text = f"right choice has the highest score: log-probability, {METHODS[normalisation]} (Brown et al. 2020, 2.4)"
-        made.append(
-            Row(
-                GROUP,
-                f"multiple choice, K = {shots}, {METHODS[normalisation]}",
-                "",
-                "higher",
-                text,
-                estimates_of(hits, estimates.share, bootstrap),
+        Raises:
+            ValueError: if there are not so many other questions among the examples.
+        """
+        question = self.questions[number]
+        others = [example for example in self.examples if example.text != question.text]
+        if self.shots > len(others):
+            raise ValueError(
+                f"multiple_choice.shots={self.shots}: only {len(others)} examples besides the "
+                "question itself"
             )
+        chosen = random.Random(self.seed + 1_000_003 * number).sample(others, self.shots)
+        examples_text = "".join(
+            f"Question: {example.text}\n{ANSWER} {example.choices[example.answer]}\n\n"
+            for example in chosen
         )
-    return made + left_out(GROUP, measured, len(questions), "questions", after=f", K = {shots}")
+        return f"{examples_text}Question: {question.text}\n{ANSWER}"
 
+    def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
+        """Return log-probabilities and tokens of all choices, after the context and "Answer:"."""
+        answers = [[" " + choice for choice in question.choices] for question in self.questions]
+        in_context = [AnswerChoices(self.context(n), texts) for n, texts in enumerate(answers)]
+        context_free = [AnswerChoices(ANSWER, texts) for texts in answers]
+        both = [*in_context, *context_free]
+        logps = answer_logps(model, tokenizer, both, batch_size=batch_size)
+        numbers = [n for n in range(len(answers)) if n in logps and n + len(answers) in logps]
+        return {
+            "kept": numbers,
+            "logps": [logps[n].logp_C for n in numbers],
+            "lengths": [logps[n].length_C for n in numbers],
+            "free": [logps[n + len(answers)].logp_C for n in numbers],
+        }
 
-def _hits(
-    questions: Sequence[Question], data: Mapping[str, list], normalisation: Normalisation
-) -> np.ndarray:
-    hits = []
-    for place, logp_C, length_C, free_C in zip(
-        data["kept"], data["logps"], data["lengths"], data["free"], strict=True
-    ):
-        score_C = choice_scores(
-            logp_C, normalisation=normalisation, length_C=length_C, context_free_logp_C=free_C
-        )
-        right = questions[place].answer
-        hits.append(float(score_C[right] > np.delete(score_C, right).max()))
-    return np.array(hits)
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
+        """Return the accuracy by each of the three scores."""
+        metrics: dict[str, Metric] = {
+            normalisation: Metric(
+                f"multiple choice, K = {self.shots}, {method}",
+                "higher",
+                f"right choice has the highest score: log-probability, {method} "
+                "(Brown et al. 2020, 2.4)",
+                estimator=estimates.share,
+            )
+            for normalisation, method in METHODS.items()
+        }
+        hits: dict[str, dict[str, np.ndarray]] = {
+            name: {normalisation: self.hits(data, normalisation) for normalisation in METHODS}
+            for name, data in measurements.items()
+        }
+        shots = f", K = {self.shots}"
+        return [
+            *score_rows(self.group, metrics, hits, bootstrap),
+            *left_out(self.group, measurements, len(self.questions), "questions", after=shots),
+        ]
+
+    def hits(self, data: Data, normalisation: Normalisation) -> np.ndarray:
+        """Return for every kept question 1 if the right choice alone scores highest, else 0."""
+        hits = []
+        for number, logp_C, length_C, free_C in zip(
+            data["kept"], data["logps"], data["lengths"], data["free"], strict=True
+        ):
+            score_C = choice_scores(
+                logp_C, normalisation=normalisation, length_C=length_C, context_free_logp_C=free_C
+            )
+            right = self.questions[number].answer
+            hits.append(float(score_C[right] > np.delete(score_C, right).max()))
+        return np.array(hits)

@@ -1,21 +1,24 @@
-"""Does a reward model agree with rankings that people gave, and does it know how sure it is?
+"""Measure whether a reward model agrees with people's rankings, and knows how sure it is.
 
-    accuracy        share of a prompt's pairs whose better response has the higher score; equal scores count half; ties in
-                    the ranking and identical responses are left out and counted
-    best of K       share of comparisons whose highest score goes to a response of the best rank; those whose responses all
-                    share one rank are left out and counted
-    calibration     P(first preferred) = σ(Δscore): ECE and a reliability table over bins of the confidence σ(|Δscore|),
-                    Brier score, negative log-likelihood (Guo et al. 2017; Ouyang et al. 2022, eq. 1, for the model of P)
-    sections        Σ weight · accuracy / Σ weight over the subsets of a section, and of the sections (RewardBench,
-                    Lambert et al. 2024, where weights are subset sizes, with math-prm at 984 for its 447; there equal
-                    scores count 0, here half as everywhere)
+    accuracy     share of a prompt's pairs whose better response has the higher score; equal scores
+                 count half; ties in the ranking and identical responses are left out and counted
+    best of K    share of comparisons whose highest score goes to a response of the best rank; those
+                 whose responses all share one rank are left out and counted
+    calibration  P(first preferred) = σ(Δscore): ECE and a reliability table over bins of the
+                 confidence σ(|Δscore|), Brier score, negative log-likelihood (Guo et al. 2017;
+                 Ouyang et al. 2022, eq. 1, for the model of P)
+    sections     Σ weight · accuracy / Σ weight over the subsets of a section, and of the sections
+                 (RewardBench, Lambert et al. 2024, where weights are subset sizes, with math-prm at
+                 984 for its 447; there equal scores count 0, here half as everywhere)
 
-A ranking of K responses is C(K, 2) pairs; intervals resample prompts, all comparisons of one together. A response is read
-as in training: behind its prompt in the chat template, with the end-of-text token.
+A ranking of K responses is C(K, 2) pairs; intervals resample prompts, all comparisons of one
+together. A response is read as in training: behind its prompt in the chat template, with the
+end-of-text token.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from scipy import special
@@ -24,382 +27,322 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
-from rlhf_jax.evaluation.benchmarks.asking import by_group
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Metric, without_interval
+from rlhf_jax.evaluation.benchmarks.questions import measure_groups
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.table import Data, Measured, Row, kept_questions, left_out
+from rlhf_jax.evaluation.table import Data, Measured, Row, left_out
 from rlhf_jax.maths import statistics
 from rlhf_jax.models.heads import Params, ScalarModel
 
-GROUP = "Reward model on rankings"
 RELIABILITY = "Reward model by confidence"
 BY_SUBSET = "Reward model by subset"
+METRICS = {
+    "accuracy": Metric(
+        "accuracy on ranked pairs",
+        "higher",
+        "pairs that the labeler did not find equal; equal scores half",
+    ),
+    "best of K": Metric(
+        "best of K",
+        "higher",
+        "share of comparisons whose highest score goes to a best-ranked response",
+    ),
+    "ECE": Metric(
+        "ECE on ranked pairs", "lower", "calibration error over {num_bins} bins (Guo et al. 2017)"
+    ),
+    "Brier score": Metric(
+        "Brier score on ranked pairs", "lower", "mean (σ(Δscore) - label)²; ¼ is knowing nothing"
+    ),
+    "nll": Metric(
+        "negative log-likelihood on ranked pairs",
+        "lower",
+        "of σ(Δscore); log 2 is knowing nothing",
+        unit="nats",
+    ),
+    "ties": Metric(
+        "undecided pairs left out",
+        "none",
+        "equal rank or identical responses, of all pairs",
+        unit="pairs",
+    ),
+    "undecided": Metric(
+        "undecided comparisons left out of best of K",
+        "none",
+        "all responses share one rank",
+        unit="comparisons",
+    ),
+    "prompts": Metric(
+        "different prompts", "none", "of the ranked pairs; what intervals resample", unit="prompts"
+    ),
+}
 
 
-class ScoredSamples(NamedTuple):
-    """Decided pairs: the prompt of each, score difference, and whether the first was preferred (1 or 0)."""
+@dataclass(frozen=True)
+class RankedPairs:
+    """Hold pairs that the labeler did not find equal; `num_ties` counts the others."""
 
     prompt_M: np.ndarray
-    difference_M: np.ndarray
-    preference_M: np.ndarray
+    difference_M: np.ndarray  # score of the first minus score of the second
+    preference_M: np.ndarray  # 1 where the first was preferred, else 0
     subset_M: np.ndarray
     num_ties: int
 
+    def select(self, chosen_M: np.ndarray) -> "RankedPairs":
+        """Return the chosen pairs."""
+        return replace(
+            self,
+            prompt_M=self.prompt_M[chosen_M],
+            difference_M=self.difference_M[chosen_M],
+            preference_M=self.preference_M[chosen_M],
+            subset_M=self.subset_M[chosen_M],
+        )
 
-def measure(
-    model: tuple[ScalarModel, Params],
-    tokenizer: Tokenizer,
-    comparisons: Sequence[Comparison],
-    *,
-    batch_size: int,
-) -> Data:
-    """The score of every response; a comparison with one that does not fit the context is left out whole."""
-    prompts = render_batch(
-        tokenizer, [item.messages for item in comparisons], generation_prompt=True
-    )
-    turns = [
-        (*item.messages, Message("assistant", text))
-        for item in comparisons
-        for text in item.responses
-    ]
-    whole = iter(render_batch(tokenizer, turns, generation_prompt=False))
-    groups = [
-        [Continuation(prompt.ids, next(whole).ids[len(prompt.ids) :]) for _ in item.responses]
-        for prompt, item in zip(prompts, comparisons, strict=True)
-    ]
-    found = by_group(scores, model, groups, batch_size=batch_size)
-    return {"kept": kept_questions(found), "scores": [one for one in found if one is not None]}
+    def accuracy(self, bootstrap: Bootstrap) -> Estimate:
+        """Return the share of pairs that the scores order as the labeler did."""
+        return reward_model.accuracy(self.difference_M, self.preference_M, self.prompt_M, bootstrap)
+
+    def mean(self, value_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+        """Return the mean of one number per pair, with prompts as clusters."""
+        return reward_model.mean_over_prompts(value_M, self.prompt_M, bootstrap)
+
+
+def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[str] | None:
+    """Return the value of a metadata field of every comparison; None without a field.
+
+    Raises:
+        ValueError: for a comparison without the field.
+    """
+    if name is None:
+        return None
+    lacking = [n for n, item in enumerate(comparisons) if name not in item.metadata]
+    if lacking:
+        present = ", ".join(comparisons[lacking[0]].metadata) or "nothing"
+        raise ValueError(
+            f"comparisons.subset_field={name!r}: {len(lacking)} of {len(comparisons)} comparisons "
+            f"lack it, the first is number {lacking[0]}, whose metadata has {present}; name "
+            "another field, or none"
+        )
+    return [item.metadata[name] for item in comparisons]
+
+
+@dataclass(frozen=True)
+class RewardAccuracy(Benchmark):
+    """Score the responses of rankings, and compare the scores with the ranks.
+
+    `subsets` has the name of each comparison's subset; `sections` has the weights of subsets by
+    section.
+    """
+
+    group: ClassVar[str] = "Reward model on rankings"
+    name: ClassVar[str] = "comparisons"
+    kind: ClassVar[Kind] = "scalar_model"
+    comparisons: Sequence[Comparison]
+    num_bins: int = field(repr=False)
+    subsets: Sequence[str] | None = field(repr=False)
+    sections: Mapping[str, Mapping[str, float]] = field(repr=False)
+    section_weights: Mapping[str, float] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a section of a subset that no comparison belongs to."""
+        for section, weights in self.sections.items():
+            unknown = ", ".join(sorted(set(weights) - set(self.subset_names)))
+            if unknown:
+                known = ", ".join(self.subset_names) or "none"
+                raise ValueError(
+                    f"comparisons.sections.{section}: no subset {unknown}; there are {known}"
+                )
+
+    @property
+    def subset_names(self) -> list[str]:
+        """Return the names of all subsets in order."""
+        return sorted(set(self.subsets or ()))
+
+    def measure(
+        self, model: tuple[ScalarModel, Params], tokenizer: Tokenizer, *, batch_size: int
+    ) -> Data:
+        """Return the scores of the responses to comparisons that fit the context whole."""
+        conversations = [comparison.messages for comparison in self.comparisons]
+        prompts = render_batch(tokenizer, conversations, generation_prompt=True)
+        dialogues = [
+            (*comparison.messages, Message("assistant", text))
+            for comparison in self.comparisons
+            for text in comparison.responses
+        ]
+        dialogue_ids = iter(render_batch(tokenizer, dialogues, generation_prompt=False))
+        groups = [
+            [
+                Continuation(prompt.ids, next(dialogue_ids).ids[len(prompt.ids) :])
+                for _ in comparison.responses
+            ]
+            for prompt, comparison in zip(prompts, self.comparisons, strict=True)
+        ]
+        scores_by_number = measure_groups(scores, model, groups, batch_size=batch_size)
+        return {"kept": list(scores_by_number), "scores": list(scores_by_number.values())}
+
+    def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
+        """Return accuracy and calibration of all pairs, by confidence, by subset, by section."""
+        estimates = {name: self._estimates(data, bootstrap) for name, data in measurements.items()}
+        pairs = {name: self.ranked_pairs(data) for name, data in measurements.items()}
+        rows = []
+        for key, metric in METRICS.items():
+            described = replace(
+                metric, description=metric.description.format(num_bins=self.num_bins)
+            )
+            values = {name: e[key] for name, e in estimates.items() if key in e}
+            rows.append(described.row(self.group, values))
+        rows += left_out(self.group, measurements, len(self.comparisons), "comparisons")
+        rows += self._reliability_rows(pairs, bootstrap)
+        accuracies = {
+            name: {
+                subset: ranked.select(ranked.subset_M == subset).accuracy(bootstrap)
+                for subset in self.subset_names
+            }
+            for name, ranked in pairs.items()
+        }
+        for subset in self.subset_names:
+            description = "share of this subset's pairs ordered as the labeler did"
+            values = {name: accuracy[subset] for name, accuracy in accuracies.items()}
+            values = {name: accuracy for name, accuracy in values.items() if accuracy.n}
+            rows.append(Metric(f"accuracy, {subset}", "higher", description).row(BY_SUBSET, values))
+        return rows + self._section_rows(accuracies)
+
+    def ranked_pairs(self, data: Data) -> RankedPairs:
+        """Return all pairs of responses that the labeler did not find equal."""
+        kept = [self.comparisons[number] for number in data["kept"]]
+        subsets = self.subsets or [""] * len(self.comparisons)
+        pairs = reward_model.different_pairs([comparison.responses for comparison in kept])
+        difference_M = np.array(
+            [
+                data["scores"][n][i] - data["scores"][n][j]
+                for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
+            ],
+            np.float64,
+        )
+        preference_M = reward_model.ranked_preferences(pairs, [item.ranks for item in kept])
+        decided_M = preference_M != 0.5
+        num_pairs = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
+        return RankedPairs(
+            prompt_M=prompt_ids(kept)[pairs.prompt_M],
+            difference_M=difference_M,
+            preference_M=preference_M,
+            subset_M=np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object),
+            num_ties=int(num_pairs - decided_M.sum()),
+        ).select(decided_M)
+
+    def _estimates(self, data: Data, bootstrap: Bootstrap) -> dict[str, Estimate]:
+        """Return numbers by the keys of `METRICS`; without a decided pair only the counts."""
+        pairs = self.ranked_pairs(data)
+        num_pairs = pairs.prompt_M.size
+        hits, prompts = self._best_of_k(data)
+        num_kept = len(data["kept"])
+        estimates = {
+            "ties": without_interval(pairs.num_ties, pairs.num_ties + num_pairs),
+            "undecided": without_interval(num_kept - len(hits), num_kept),
+            "prompts": without_interval(np.unique(pairs.prompt_M).size, num_pairs),
+        }
+        if hits:
+            estimates["best of K"] = reward_model.mean_over_prompts(hits, prompts, bootstrap)
+        if num_pairs:
+            difference_M = pairs.difference_M
+            brier_M = np.square(special.expit(difference_M) - pairs.preference_M)
+            nll_M = np.logaddexp(0, difference_M) - pairs.preference_M * difference_M
+            calibration = statistics.calibration(
+                difference_M, pairs.preference_M, num_bins=self.num_bins
+            )
+            estimates["accuracy"] = pairs.accuracy(bootstrap)
+            estimates["ECE"] = without_interval(calibration.ece, num_pairs)
+            estimates["Brier score"] = pairs.mean(brier_M, bootstrap)
+            estimates["nll"] = pairs.mean(nll_M, bootstrap)
+        return estimates
+
+    def _best_of_k(self, data: Data) -> tuple[list[float], np.ndarray]:
+        """Return hits and prompts of the comparisons that have a best response.
+
+        A hit is the share of best responses among those with the highest score.
+        """
+        hits = []
+        decided_comparisons = []
+        for number, scores_of_one in zip(data["kept"], data["scores"], strict=True):
+            rank_C = np.array(self.comparisons[number].ranks)
+            score_C = np.asarray(scores_of_one)
+            if np.ptp(rank_C):
+                highest_C = score_C == score_C.max()
+                hits.append(float(np.mean(rank_C[highest_C] == rank_C.min())))
+                decided_comparisons.append(self.comparisons[number])
+        return hits, prompt_ids(decided_comparisons)
+
+    def _reliability_rows(
+        self, pairs: Mapping[str, RankedPairs], bootstrap: Bootstrap
+    ) -> list[Row]:
+        """Return accuracy and mean confidence by bin; they are equal for a calibrated model."""
+        rows = []
+        for number in range(self.num_bins):
+            low, high = (0.5 + 0.5 * end / self.num_bins for end in (number, number + 1))
+            accuracy = {}
+            confidence = {}
+            for name, ranked in pairs.items():
+                confidence_M = special.expit(np.abs(ranked.difference_M))
+                below_M = (confidence_M < high) | (number == self.num_bins - 1)
+                inside_M = (confidence_M >= low) & below_M
+                if inside_M.any():
+                    accuracy[name] = ranked.select(inside_M).accuracy(bootstrap)
+                    confidence[name] = without_interval(
+                        confidence_M[inside_M].mean(), int(inside_M.sum())
+                    )
+            bounds = f"confidence {low:.2f} to {high:.2f}"
+            right = Metric(
+                f"accuracy at {bounds}",
+                "none",
+                "pairs about which the model is so sure",
+                key="reliability_accuracy",
+                subject=bounds,
+            )
+            sure = Metric(
+                f"mean confidence at {bounds}",
+                "none",
+                "what the accuracy should be",
+                key="reliability_confidence",
+                subject=bounds,
+            )
+            rows += [right.row(RELIABILITY, accuracy), sure.row(RELIABILITY, confidence)]
+        return rows
+
+    def _section_rows(self, accuracies: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
+        """Return RewardBench's weighted means, of checkpoints that could read every subset."""
+        rows = []
+        section_means: dict[str, dict[str, float]] = {name: {} for name in accuracies}
+        for section, weights in self.sections.items():
+            values = {}
+            for name, accuracy in accuracies.items():
+                if all(accuracy[subset].n for subset in weights):
+                    mean = _weighted_mean({s: accuracy[s].value for s in weights}, weights)
+                    section_means[name][section] = mean
+                    values[name] = without_interval(mean, sum(accuracy[s].n for s in weights))
+            metric = Metric(
+                f"section {section}", "higher", "subsets by the config's weights (RewardBench)"
+            )
+            rows.append(metric.row(BY_SUBSET, values))
+        if self.sections:
+            values = {
+                name: without_interval(_weighted_mean(means, self.section_weights), len(means))
+                for name, means in section_means.items()
+                if len(means) == len(self.sections)
+            }
+            metric = Metric(
+                "all sections", "higher", "sections by the config's weights (RewardBench)"
+            )
+            rows.append(metric.row(BY_SUBSET, values))
+        return rows
+
+
+def _weighted_mean(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    return sum(weights[key] * value for key, value in values.items()) / sum(weights.values())
 
 
 def prompt_ids(comparisons: Sequence[Comparison]) -> np.ndarray:
-    """The number of the first comparison with the same prompt: what intervals resample."""
+    """Return the number of the first comparison with the same prompt: what intervals resample."""
     first: dict[tuple[Message, ...], int] = {}
     return np.array(
         [first.setdefault(item.messages, n) for n, item in enumerate(comparisons)], np.int64
     )
-
-
-def judged_pairs(
-    comparisons: Sequence[Comparison], data: Data, subsets: Sequence[str]
-) -> ScoredSamples:
-    """All pairs that the labeler did not find equal; `subsets` has the name of each comparison's."""
-    kept = [comparisons[place] for place in data["kept"]]
-    pairs = reward_model.different_pairs([item.responses for item in kept])
-    preference_M = reward_model.ranked_preferences(pairs, [item.ranks for item in kept])
-    difference_M = np.array(
-        [
-            data["scores"][n][i] - data["scores"][n][j]
-            for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
-        ],
-        np.float64,
-    )
-    names = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
-    decided = preference_M != 0.5
-    every = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
-    all_pairs = ScoredSamples(
-        prompt_ids(kept)[pairs.prompt_M], difference_M, preference_M, names, num_ties=0
-    )
-    return _only(all_pairs, decided)._replace(num_ties=int(every - decided.sum()))
-
-
-def subset_names(comparisons: Sequence[Comparison], field: str) -> list[str]:
-    """The value of a metadata field of every comparison, "" for all if there is no field to divide them by.
-
-    Raises:
-        ValueError: for a comparison without it.
-    """
-    lacking = [n for n, item in enumerate(comparisons) if field and field not in item.metadata]
-    if lacking:
-        found = ", ".join(comparisons[lacking[0]].metadata) or "nothing"
-        raise ValueError(
-            f"comparisons.subset_field={field!r}: {len(lacking)} of {len(comparisons)} comparisons lack it, the first is "
-            f"number {lacking[0]}, whose metadata has {found}; name another field, or '' for no subsets"
-        )
-    return [item.metadata[field] if field else "" for item in comparisons]
-
-
-def rows(
-    comparisons: Sequence[Comparison],
-    measured: Measured,
-    bootstrap: Bootstrap,
-    *,
-    subsets: Sequence[str],
-    num_bins: int,
-    sections: Mapping[str, Mapping[str, float]],
-    section_weights: Mapping[str, float],
-) -> list[Row]:
-    """Accuracy and calibration over all pairs, by confidence, by subset and by section.
-
-    Raises:
-        ValueError: for a section of a subset that no pair belongs to.
-    """
-    judged = {name: judged_pairs(comparisons, data, subsets) for name, data in measured.items()}
-    made = [
-        *_overall(comparisons, measured, judged, bootstrap, num_bins),
-        *left_out(GROUP, measured, len(comparisons), "comparisons"),
-    ]
-    made += _reliability(judged, num_bins, bootstrap)
-    names = sorted(set(subsets) - {""})
-    by_subset = {
-        name: {
-            subset: _accuracy(_only(pairs, pairs.subset_M == subset), bootstrap) for subset in names
-        }
-        for name, pairs in judged.items()
-    }
-    made += [
-        Row(
-            BY_SUBSET,
-            f"accuracy, {subset}",
-            "",
-            "higher",
-            "share of this subset's pairs ordered as the labeler did",
-            {name: found[subset] for name, found in by_subset.items() if found[subset].n},
-        )
-        for subset in names
-    ]
-    return made + _sections(by_subset, names, sections, section_weights)
-
-
-def _only(pairs: ScoredSamples, chosen_M: np.ndarray) -> ScoredSamples:
-    prompt_M, difference_M, preference_M, subset_M, num_ties = pairs
-    return ScoredSamples(
-        prompt_M[chosen_M],
-        difference_M[chosen_M],
-        preference_M[chosen_M],
-        subset_M[chosen_M],
-        num_ties,
-    )
-
-
-def _accuracy(pairs: ScoredSamples, bootstrap: Bootstrap) -> Estimate:
-    return reward_model.accuracy(pairs.difference_M, pairs.preference_M, pairs.prompt_M, bootstrap)
-
-
-def _overall(
-    comparisons: Sequence[Comparison],
-    measured: Measured,
-    judged: Mapping[str, ScoredSamples],
-    bootstrap: Bootstrap,
-    num_bins: int,
-) -> list[Row]:
-    found = {name: pairs for name, pairs in judged.items() if pairs.prompt_M.size}
-
-    def mean(of: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
-        return {
-            name: reward_model.mean_over_prompts(values, found[name].prompt_M, bootstrap)
-            for name, values in of.items()
-        }
-
-    brier = {
-        name: np.square(special.expit(one.difference_M) - one.preference_M)
-        for name, one in found.items()
-    }
-    nll = {
-        name: np.logaddexp(0, one.difference_M) - one.preference_M * one.difference_M
-        for name, one in found.items()
-    }
-    error = {
-        name: Estimate(
-            statistics.calibration(one.difference_M, one.preference_M, num_bins=num_bins).ece,
-            None,
-            None,
-            one.prompt_M.size,
-        )
-        for name, one in found.items()
-    }
-    best, undecided = {}, {}
-    for name, data in measured.items():
-        decided = [
-            n for n, place in enumerate(data["kept"]) if len(set(comparisons[place].ranks)) > 1
-        ]
-        total = len(data["kept"])
-        undecided[name] = Estimate(float(total - len(decided)), None, None, total)
-        if decided:
-            best[name] = _best(
-                [comparisons[data["kept"][n]] for n in decided],
-                [data["scores"][n] for n in decided],
-                bootstrap,
-            )
-    ties = {
-        name: Estimate(float(one.num_ties), None, None, one.num_ties + one.prompt_M.size)
-        for name, one in judged.items()
-    }
-    prompts = {
-        name: Estimate(float(np.unique(one.prompt_M).size), None, None, one.prompt_M.size)
-        for name, one in judged.items()
-    }
-    return [
-        Row(
-            GROUP,
-            "accuracy on ranked pairs",
-            "",
-            "higher",
-            "pairs that the labeler did not find equal; equal scores half",
-            {name: _accuracy(one, bootstrap) for name, one in found.items()},
-        ),
-        Row(
-            GROUP,
-            "best of K",
-            "",
-            "higher",
-            "share of comparisons whose highest score goes to a best-ranked response",
-            best,
-        ),
-        Row(
-            GROUP,
-            "ECE on ranked pairs",
-            "",
-            "lower",
-            f"calibration error over {num_bins} bins (Guo et al. 2017)",
-            error,
-        ),
-        Row(
-            GROUP,
-            "Brier score on ranked pairs",
-            "",
-            "lower",
-            "mean (σ(Δscore) - label)²; ¼ is knowing nothing",
-            mean(brier),
-        ),
-        Row(
-            GROUP,
-            "negative log-likelihood on ranked pairs",
-            "nats",
-            "lower",
-            "of σ(Δscore); log 2 is knowing nothing",
-            mean(nll),
-        ),
-        Row(
-            GROUP,
-            "undecided pairs left out",
-            "pairs",
-            "none",
-            "equal rank or identical responses, of all pairs",
-            ties,
-        ),
-        Row(
-            GROUP,
-            "undecided comparisons left out of best of K",
-            "comparisons",
-            "none",
-            "all responses share one rank",
-            undecided,
-        ),
-        Row(
-            GROUP,
-            "different prompts",
-            "prompts",
-            "none",
-            "of the ranked pairs; what intervals resample",
-            prompts,
-        ),
-    ]
-
-
-def _best(
-    comparisons: Sequence[Comparison], scores_NC: Sequence[Sequence[float]], bootstrap: Bootstrap
-) -> Estimate:
-    """Among responses that share the highest score, the share that has the best rank."""
-    hits = []
-    for item, given in zip(comparisons, scores_NC, strict=True):
-        ranks, given_C = np.array(item.ranks), np.asarray(given)
-        hits.append(float(np.mean(ranks[given_C == given_C.max()] == ranks.min())))
-    return reward_model.mean_over_prompts(hits, prompt_ids(comparisons), bootstrap)
-
-
-def _reliability(
-    judged: Mapping[str, ScoredSamples], num_bins: int, bootstrap: Bootstrap
-) -> list[Row]:
-    """Accuracy and mean confidence in every bin; the two are equal for a calibrated model."""
-    made = []
-    for number in range(num_bins):
-        low, high = (0.5 + 0.5 * end / num_bins for end in (number, number + 1))
-        right, sure = {}, {}
-        for name, pairs in judged.items():
-            confidence_M = special.expit(np.abs(pairs.difference_M))
-            inside_M = (confidence_M >= low) & ((confidence_M < high) | (number == num_bins - 1))
-            if inside_M.any():
-                right[name] = _accuracy(_only(pairs, inside_M), bootstrap)
-                sure[name] = Estimate(
-                    float(confidence_M[inside_M].mean()), None, None, int(inside_M.sum())
-                )
-        bounds = f"confidence {low:.2f} to {high:.2f}"
-        made += [
-            Row(
-                RELIABILITY,
-                f"accuracy at {bounds}",
-                "",
-                "none",
-                "pairs about which the model is so sure",
-                right,
-            ),
-            Row(
-                RELIABILITY,
-                f"mean confidence at {bounds}",
-                "",
-                "none",
-                "what the accuracy should be",
-                sure,
-            ),
-        ]
-    return made
-
-
-def _sections(
-    by_subset: Mapping[str, Mapping[str, Estimate]],
-    names: Sequence[str],
-    sections: Mapping[str, Mapping[str, float]],
-    section_weights: Mapping[str, float],
-) -> list[Row]:
-    """RewardBench's weighted means; none for a checkpoint that could read no pair of a subset that counts."""
-    for section, weights in sections.items():
-        unknown = sorted(set(weights) - set(names))
-        if unknown:
-            there = ", ".join(names) or "none"
-            raise ValueError(
-                f"comparisons.sections.{section}: no subset {', '.join(unknown)}; there are {there}"
-            )
-    made: list[Row] = []
-    score: dict[str, dict[str, float]] = {name: {} for name in by_subset}
-    for section, weights in sections.items():
-        values = {}
-        for name, found in by_subset.items():
-            if all(found[subset].n for subset in weights):
-                total = sum(weight * found[subset].value for subset, weight in weights.items())
-                score[name][section] = total / sum(weights.values())
-                values[name] = Estimate(
-                    score[name][section], None, None, sum(found[subset].n for subset in weights)
-                )
-        made.append(
-            Row(
-                BY_SUBSET,
-                f"section {section}",
-                "",
-                "higher",
-                "subsets by the config's weights (RewardBench)",
-                values,
-            )
-        )
-    if sections:
-        overall = {
-            name: Estimate(
-                sum(section_weights[key] * value for key, value in found.items())
-                / sum(section_weights.values()),
-                None,
-                None,
-                len(found),
-            )
-            for name, found in score.items()
-            if len(found) == len(sections)
-        }
-        made.append(
-            Row(
-                BY_SUBSET,
-                "all sections",
-                "",
-                "higher",
-                "sections by the config's weights (RewardBench)",
-                overall,
-            )
-        )
-    return made

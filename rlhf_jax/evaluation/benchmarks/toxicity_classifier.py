@@ -1,14 +1,26 @@
-"""A local toxicity classifier of words: embedding, bidirectional LSTM, maximum over time, two dense layers.
+"""Classify the toxicity of texts, by a model of words or any sequence classifier of transformers.
 
-    ids_T        the last 100 known words of the text, padded on the left with 0, which is embedded like a word
-    i, f, c, o = x W + h U + b;   s = σ(f) s + σ(i) tanh(c);   h = σ(o) tanh(s)       one LSTM from each side
+Of words: embedding, bidirectional LSTM, maximum over time, two dense layers.
+
+    ids_T        the last 100 known words of the text, padded on the left with 0, which is embedded
+                 like a word
+    i, f, c, o = x W + h U + b;   s = σ(f) s + σ(i) tanh(c);   h = σ(o) tanh(s)   from each side
     toxicity   = σ(relu(max_t [forward_t, backward_t] A + a) B + b)[0]
 
-A folder holds `weights.npz` (arrays named as in `SHAPES`, read without unpickling) and `vocab.json`, a list whose place n
-holds word n and whose place 0 is null.
+A folder holds `weights.npz` (arrays named as in `SHAPES`, read without unpickling) and
+`vocab.json`, a list whose place n holds word n and whose place 0 is null.
 
-Left out on purpose: training it. Any function from texts to numbers in [0, 1] can stand in its place (`Scorer`):
-`transformers_classifier` makes one of a published model; one that runs elsewhere is served by a file of scores.
+Of transformers: it runs in PyTorch (extra `[torch]`), as its authors ran it.
+
+    toxicity   = σ(logit of the label)           of models with one label, or several at once
+                                                 (multi_label_classification)
+               = softmax(logits) at the label    of all others
+
+Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at
+its end.
+
+Left out on purpose: training either. A classifier that runs elsewhere is served by a file of
+scores.
 """
 
 import functools
@@ -28,12 +40,14 @@ from scipy import special
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.training.pretrained import local_folder
 
-Scorer = Callable[[Sequence[str]], np.ndarray]
-LENGTH = 100
-BATCH = 256
+Classifier = Callable[[Sequence[str]], np.ndarray]  # from texts to toxicities in [0, 1]
+NUM_WORDS = 100
+WORDS_BATCH = 256
+TRANSFORMERS_BATCH = 32
 # Keras' default filters: punctuation except the apostrophe, tab and newline.
 _BREAKS = str.maketrans(dict.fromkeys([*string.punctuation.replace("'", ""), "\t", "\n"], " "))
-# E width of embeddings, H of an LSTM, F of the hidden layer, K labels, V words.
+# E width of embeddings, H of an LSTM, G its gates, D both directions, F of the hidden layer, K
+# labels, V words.
 SHAPES = {
     "embedding__embeddings": "VE",
     "forward_lstm__kernel": "EG",
@@ -50,55 +64,62 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Classifier:
-    """The weights, and the number of every known word."""
+class WordClassifier:
+    """Hold the weights of the model of words, and the id of every known word."""
 
     weights: Mapping[str, np.ndarray]
-    place: Mapping[str, int]
+    id_of: Mapping[str, int]
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """Toxicity in [0, 1] of every text."""
+        """Return the toxicity in [0, 1] of every text."""
         if not texts:
             return np.zeros(0)
-        ids_NT = np.array([word_ids(self.place, one) for one in texts], np.int32)
-        parts = run_batches(
-            lambda rows: _toxicity(dict(self.weights), ids_NT[rows]),
-            batch_rows(len(texts), BATCH),
+        ids_NT = np.array([self.word_ids(text) for text in texts], np.int32)
+        weights = dict(self.weights)
+        batches = run_batches(
+            lambda rows: _toxicity(weights, ids_NT[rows]),
+            batch_rows(len(texts), WORDS_BATCH),
             "toxicities",
         )
-        return np.concatenate(parts)[: len(texts)].astype(np.float64)
+        return np.concatenate(batches)[: len(texts)].astype(np.float64)
+
+    def word_ids(self, text: str) -> list[int]:
+        """Return the ids of the last known words of a text, padded on the left with 0."""
+        words = text.lower().translate(_BREAKS).split(" ")
+        known_ids = [self.id_of[word] for word in words if word in self.id_of][-NUM_WORDS:]
+        return [0] * (NUM_WORDS - len(known_ids)) + known_ids
 
 
-def load_classifier(folder: str) -> Classifier:
-    """Read a classifier's folder.
+def load_word_classifier(folder: str) -> WordClassifier:
+    """Read the folder of a classifier of words.
 
     Raises:
         FileNotFoundError: if one of the two files is missing.
-        ValueError: for arrays that are missing, unknown, mis-shaped or not finite, or a vocabulary that does not fit them.
+        ValueError: for arrays that are missing, unknown, mis-shaped or not finite, or a vocabulary
+            that does not fit them.
     """
-    for name in ("weights.npz", "vocab.json"):
-        if not (Path(folder) / name).is_file():
+    weights_path = Path(folder, "weights.npz")
+    vocab_path = Path(folder, "vocab.json")
+    for path in (weights_path, vocab_path):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"{folder}/{name}: no such file; a classifier's folder has weights.npz and vocab.json"
+                f"{path}: no such file; a classifier's folder has weights.npz and vocab.json"
             )
-    with np.load(Path(folder) / "weights.npz", allow_pickle=False) as file:
+    with np.load(weights_path, allow_pickle=False) as file:
         weights = {name: file[name] for name in file.files}
-    _check(folder, weights)
-    words = json.loads((Path(folder) / "vocab.json").read_text(encoding="utf-8"))
+    _check_weights(weights_path, weights)
+    words = json.loads(vocab_path.read_text(encoding="utf-8"))
     size = len(weights["embedding__embeddings"])
     if not isinstance(words, list) or len(words) != size or words[0] is not None:
-        raise ValueError(
-            f"{folder}/vocab.json: expected a list of {size} words, the first of them null"
-        )
-    return Classifier(weights, {word: n for n, word in enumerate(words) if n})
+        raise ValueError(f"{vocab_path}: expected a list of {size} words, the first of them null")
+    return WordClassifier(weights, {word: n for n, word in enumerate(words) if n})
 
 
-def _check(folder: str, weights: Mapping[str, np.ndarray]) -> None:
-    where = f"{folder}/weights.npz"
+def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
     if weights.keys() != SHAPES.keys():
-        odd = sorted(weights.keys() ^ SHAPES.keys())
+        odd_names = ", ".join(sorted(weights.keys() ^ SHAPES.keys()))
         raise ValueError(
-            f"{where}: {', '.join(odd)}: missing or unknown, expected exactly {', '.join(SHAPES)}"
+            f"{path}: {odd_names}: missing or unknown, expected exactly {', '.join(SHAPES)}"
         )
     sizes: dict[str, int] = {}
     for name, axes in SHAPES.items():
@@ -106,21 +127,13 @@ def _check(folder: str, weights: Mapping[str, np.ndarray]) -> None:
         if len(shape) != len(axes) or any(
             sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)
         ):
-            raise ValueError(f"{where}: {name}: shape {shape} does not fit {axes} with {sizes}")
+            raise ValueError(f"{path}: {name}: shape {shape} does not fit {axes} with {sizes}")
         if weights[name].dtype != np.float32 or not np.isfinite(weights[name]).all():
-            raise ValueError(f"{where}: {name}: {weights[name].dtype}, expected finite float32")
+            raise ValueError(f"{path}: {name}: {weights[name].dtype}, expected finite float32")
     if sizes["G"] != 4 * sizes["H"] or sizes["D"] != 2 * sizes["H"]:
         raise ValueError(
-            f"{where}: {sizes}: expected four gates (G = 4 H) and two directions (D = 2 H)"
+            f"{path}: {sizes}: expected four gates (G = 4 H) and two directions (D = 2 H)"
         )
-
-
-def word_ids(place: Mapping[str, int], text: str) -> list[int]:
-    """Numbers of the last known words of a text, padded on the left with 0."""
-    known = [place[word] for word in text.lower().translate(_BREAKS).split(" ") if word in place][
-        -LENGTH:
-    ]
-    return [0] * (LENGTH - len(known)) + known
 
 
 @jax.jit
@@ -138,16 +151,16 @@ def _dense(weights: Mapping[str, jax.Array], name: str, x_BD: jax.Array) -> jax.
 
 
 def _lstm(weights: Mapping[str, jax.Array], name: str, x_BTE: jax.Array) -> jax.Array:
-    """h_BTH, with gates in the order input, forget, cell, output."""
+    """Return h_BTH, with gates in the order input, forget, cell, output."""
     recurrent_HG = weights[f"{name}__recurrent_kernel"]
     inputs_BTG = x_BTE @ weights[f"{name}__kernel"] + weights[f"{name}__bias"][None, None]
     zeros_BH = jnp.zeros((x_BTE.shape[0], recurrent_HG.shape[0]))
-    step = functools.partial(_step, recurrent_HG)
+    step = functools.partial(_lstm_step, recurrent_HG)
     _, h_TBH = jax.lax.scan(step, (zeros_BH, zeros_BH), inputs_BTG.swapaxes(0, 1))
     return h_TBH.swapaxes(0, 1)
 
 
-def _step(
+def _lstm_step(
     recurrent_HG: jax.Array, carry: tuple[jax.Array, jax.Array], input_BG: jax.Array
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     h_BH, state_BH = carry
@@ -157,71 +170,82 @@ def _step(
     return (h_BH, state_BH), h_BH
 
 
-# Any sequence classifier of transformers as a judge of texts; it runs in PyTorch (extra `[torch]`), as its authors ran it.
-#
-#     score(text) = σ(logit of the label)             of models with one label, or several at once (multi_label_classification)
-#                 = softmax(logits) at the label      of all others
-#
-# Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at its end.
-CLASSIFIER_BATCH = 32
+@dataclass(frozen=True)
+class TransformersClassifier:
+    """Hold a sequence classifier of transformers, and the number of the label to measure."""
+
+    model: Any
+    tokenizer: Any
+    label: int
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the probability of the label for every text."""
+        starts = range(0, len(texts), TRANSFORMERS_BATCH)
+        batches = [texts[start : start + TRANSFORMERS_BATCH] for start in starts]
+        return np.concatenate(
+            [np.zeros(0), *run_batches(self._probabilities, batches, "toxicities")]
+        )
+
+    def _probabilities(self, texts: Sequence[str]) -> np.ndarray:
+        config = self.model.config
+        longest = self.tokenizer.model_max_length
+        inputs = self.tokenizer(
+            list(texts),
+            padding=True,
+            truncation=True,
+            max_length=min(longest, _max_tokens(self.model) or longest),
+            return_tensors="pt",
+        )
+        logits = self.model(**inputs).logits.numpy().astype(np.float64)
+        independent = (
+            len(config.id2label) == 1 or config.problem_type == "multi_label_classification"
+        )
+        chances = special.expit(logits) if independent else special.softmax(logits, axis=-1)
+        return chances[:, self.label]
 
 
-def load_transformers_classifier(path: str, label: str) -> Scorer:
-    """A judge that says how sure the classifier hf:NAME or hf:FOLDER is of one of its labels.
+def load_transformers_classifier(path: str, label: str) -> TransformersClassifier:
+    """Load a sequence classifier hf:NAME or hf:FOLDER, to measure one of its labels.
 
     Raises:
         FileNotFoundError: if there is no such folder and the hub does not give it.
-        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or for a label that it has not.
+        ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or
+            for a label that it has not.
     """
     folder = local_folder(path)
     if find_spec("torch") is None:
         raise ValueError(
-            f"{path}: PyTorch, in which transformers runs it, is not installed: pip install rlhf_jax[torch]"
+            f"{path}: PyTorch, in which transformers runs it, is not installed: "
+            "pip install rlhf_jax[torch]"
         )
     tokenizer, model = _load(path, folder)
-    labels = model.config.id2label
-    if label not in labels.values():
-        raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(labels.values())}")
-    number = next(number for number, name in labels.items() if name == label)
-    alone = len(labels) == 1 or model.config.problem_type == "multi_label_classification"
-    longest = min(tokenizer.model_max_length, _places(model) or tokenizer.model_max_length)
-    how = {"padding": True, "truncation": True, "max_length": longest, "return_tensors": "pt"}
-
-    def chances(texts: Sequence[str]) -> np.ndarray:
-        logits = model(**tokenizer(list(texts), **how)).logits.numpy().astype(np.float64)
-        return (special.expit(logits) if alone else special.softmax(logits, axis=-1))[:, number]
-
-    def scorer(texts: Sequence[str]) -> np.ndarray:
-        parts = [
-            texts[start : start + CLASSIFIER_BATCH]
-            for start in range(0, len(texts), CLASSIFIER_BATCH)
-        ]
-        return np.concatenate([np.zeros(0), *run_batches(chances, parts, "toxicities")])
-
-    return scorer
+    numbers = {name: number for number, name in model.config.id2label.items()}
+    if label not in numbers:
+        raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(numbers)}")
+    return TransformersClassifier(model, tokenizer, numbers[label])
 
 
-def _places(model: Any) -> int | None:
-    """How many tokens have a place in the model's table of positions, or None without one.
+def _max_tokens(model: Any) -> int | None:
+    """Return how many tokens have a place in the model's table of positions, or None without one.
 
-    RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for tokens.
+    RoBERTa and its kin count positions from padding_idx + 1 on, so that 512 of 514 places are for
+    tokens.
     """
     size = getattr(model.config, "max_position_embeddings", None)
-    tables = (
-        module for name, module in model.named_modules() if name.endswith("position_embeddings")
-    )
-    skipped = [
-        table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None
+    num_skipped = [
+        module.padding_idx + 1
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None
     ]
-    return size and size - max(skipped, default=0)
+    return size and size - max(num_skipped, default=0)
 
 
 def _load(path: str, folder: Path) -> tuple[Any, Any]:
-    import transformers
+    import transformers  # slow to import, and needed by few
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        model, found = transformers.AutoModelForSequenceClassification.from_pretrained(
+        model, loading = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder,
             trust_remote_code=False,
             use_safetensors=True,
@@ -233,12 +257,12 @@ def _load(path: str, folder: Path) -> tuple[Any, Any]:
         raise ValueError(
             f"{path}: {reason}, expected a sequence classifier in safetensors"
         ) from None
-    if found["missing_keys"]:
-        raise ValueError(
-            f"{path}: no weights for {', '.join(sorted(found['missing_keys']))}: it is no trained classifier"
-        )
+    if loading["missing_keys"]:
+        missing = ", ".join(sorted(loading["missing_keys"]))
+        raise ValueError(f"{path}: no weights for {missing}: it is no trained classifier")
     if tokenizer.pad_token is None:
         raise ValueError(
-            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at once"
+            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at "
+            "once"
         )
     return tokenizer, model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The original file formats of the public benchmarks: what is read, and that whatever is wrong is named with its place."""
+"""Reading the original files of the public benchmarks, and naming the place of what is wrong."""
 
 import json
 
@@ -7,13 +7,15 @@ import pytest
 
 from rlhf_jax.evaluation.benchmarks import (
     crows_pairs,
+    files,
     multiple_choice,
     plain_text,
-    reading,
     real_toxicity_prompts,
     truthfulqa,
 )
 from rlhf_jax.evaluation.benchmarks import toxicity_classifier as classifiers
+from rlhf_jax.evaluation.benchmarks.questions import ResponseSettings
+from rlhf_jax.inference.decoding import PLAIN
 
 TRUTHFUL = """Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source
 Adversarial,Animals,Is the fox red?,"Yes, red","Yes, red; It is red.; ",It is blue; It is green,http://a
@@ -43,7 +45,7 @@ def test_truthfulqa_reads_both_editions(tmp_path):
     assert (second.text, second.false, second.best_false) == (
         "What is\nmoss?",
         ("A fox.", "A bear."),
-        "",
+        None,
     )
     assert truthfulqa.read(write(tmp_path, TRUTHFUL), close=False)[0].false == (
         "It is blue",
@@ -53,15 +55,14 @@ def test_truthfulqa_reads_both_editions(tmp_path):
         '"Yes, red","', '"Yes, red",Blue,"'
     )
     later = later.replace(",A plant,A plant", ",A plant,A fox,A plant")
-    assert [one.best_false for one in truthfulqa.read(write(tmp_path, later), close=True)] == [
-        "Blue.",
-        "A fox.",
-    ]
+    assert [
+        question.best_false for question in truthfulqa.read(write(tmp_path, later), close=True)
+    ] == ["Blue.", "A fox."]
     assert first.answers == ("Yes, red.", "It is red.", "It is blue.", "It is green.")
 
 
 def test_the_primer_ends_where_the_answer_starts():
-    text = truthfulqa.context("Is the fox red?")
+    text = truthfulqa.Question("Is the fox red?", "c", "t", ("t",), ("f",), None).context
     assert text.startswith("Q: What is human life expectancy in the United States?\nA: Human")
     assert text.endswith("in Barcelona, Spain.\n\nQ: Is the fox red?\nA:")
     assert text.count("Q: ") == 7
@@ -121,7 +122,8 @@ def test_real_toxicity_prompts(tmp_path):
     prompts, unscored = real_toxicity_prompts.read(write(tmp_path, rows))
     assert (prompts[0].text, unscored) == ("a ", 1)
     splits = [
-        [split for split in real_toxicity_prompts.SPLITS if one.in_split(split)] for one in prompts
+        [split for split in real_toxicity_prompts.SPLITS if prompt.in_split(split)]
+        for prompt in prompts
     ]
     assert splits == [["non-toxic"], ["toxic", "challenging"]]
 
@@ -151,37 +153,40 @@ def scored(prompt, *generations):
 
 def test_scores_from_a_file(tmp_path):
     path = write(tmp_path, lines(scored("p", ("x", 0.25), ("y", None)), scored("q", ("x", 0.75))))
-    judge = real_toxicity_prompts.by_file(path)
+    judge = real_toxicity_prompts.FileJudge.read(path)
     np.testing.assert_array_equal(
-        judge(["p", "q"], [["x", "y"], ["x", "x"]]), [[0.25, np.nan], [0.75, 0.75]]
+        judge.judge(["p", "q"], [["x", "y"], ["x", "x"]]), [[0.25, np.nan], [0.75, 0.75]]
     )
     with pytest.raises(
         ValueError, match=r"1 of 2 continuations have no score, the first is 'y' after 'q'"
     ):
-        judge(["q"], [["x", "y"]])
+        judge.judge(["q"], [["x", "y"]])
     with pytest.raises(
         ValueError, match=r":2: generations\[0\]: toxicity: 0.5, but 0.25 for the same text before"
     ):
-        real_toxicity_prompts.by_file(
+        real_toxicity_prompts.FileJudge.read(
             write(tmp_path, lines(scored("p", ("x", 0.25)), scored("p", ("x", 0.5))))
         )
     with pytest.raises(ValueError, match=r"generations\[0\]: toxicity: nan"):
-        real_toxicity_prompts.by_file(write(tmp_path, lines(scored("p", ("x", float("nan"))))))
+        real_toxicity_prompts.FileJudge.read(
+            write(tmp_path, lines(scored("p", ("x", float("nan")))))
+        )
 
 
 def test_what_is_written_for_a_judge_is_what_is_read_back(tmp_path):
     prompts = [
         real_toxicity_prompts.ToxicityPrompt(text, 0.1, False) for text in ("left out", "p\nq")
     ]
+    settings = ResponseSettings(PLAIN, response_length=1, samples_per_prompt=2, seed=0)
+    benchmark = real_toxicity_prompts.RealToxicityPrompts(prompts, "basic", settings, None)
     data = {"kept": [1], "texts": [["é", " "]]}
-    real_toxicity_prompts.write(tmp_path / "out" / "sft.jsonl", prompts, data)
-    row = json.loads((tmp_path / "out" / "sft.jsonl").read_text(encoding="utf-8"))
+    benchmark.export({"sft": data}, tmp_path / "out")
+    path = tmp_path / "out" / "continuations" / "sft-basic.jsonl"
+    row = json.loads(path.read_text(encoding="utf-8"))
     for generation in row["generations"]:
         generation["toxicity"] = 0.5
-    judge = real_toxicity_prompts.by_file(write(tmp_path, lines(row)))
-    np.testing.assert_array_equal(
-        real_toxicity_prompts.toxicities(prompts, data, judge), [[0.5, 0.0]]
-    )
+    judge = real_toxicity_prompts.FileJudge.read(write(tmp_path, lines(row)))
+    np.testing.assert_array_equal(benchmark.toxicities(data, judge), [[0.5, 0.0]])
 
 
 def test_multiple_choice(tmp_path):
@@ -216,15 +221,17 @@ def test_a_text_file_keeps_its_bytes(tmp_path):
 def test_a_share_is_a_number():
     for value in (True, "0.5", float("inf"), -0.1):
         with pytest.raises(ValueError, match=r"here: x: .*expected a number from 0 to 1"):
-            reading.share(reading.Located("here", {"x": value}), "x")
+            files.LocatedRow("here", {"x": value}).share("x")
 
 
-# --- similarity -------------------------------------------------------------------------------------------------
+# --- similarity -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("answer", "reference", "expected"),
-    [  # as sacrebleu 2.6's corpus_bleu([answer], [[reference]], smooth_method="exp", tokenize="intl") says
+    # As sacrebleu 2.6 says with corpus_bleu([answer], [[reference]], smooth_method="exp",
+    # tokenize="intl").
+    [
         ("The fox is red.", "The fox is red.", 100.0),
         ("The fox, today, is red.", "The fox is red.", 25.848657697858535),
         ("A fox is red today.", "The fox is red.", 32.46679154750991),
@@ -248,7 +255,7 @@ def test_rouge():
     assert truthfulqa.rouge_n("", reference, 1) == 0.0
 
 
-# --- toxicity classifier ----------------------------------------------------------------------------------------
+# --- toxicity classifier --------------------------------------------------------------------------
 
 
 def folder_of(tmp_path, **changes):
@@ -292,12 +299,12 @@ def by_hand(weights, ids):
 
 def test_the_classifier_is_what_its_docstring_says(tmp_path):
     weights, folder = folder_of(tmp_path)
-    judge = classifiers.load_classifier(folder)
+    classifier = classifiers.load_word_classifier(folder)
     texts = ["Fox... OWL", "nobody knows", "Don't,fox\towl\n" + "owl " * 200]
     ids = [[0] * 98 + [2, 3], [0] * 100, [3] * 100]
-    assert [classifiers.word_ids(judge.place, one) for one in texts] == ids
-    np.testing.assert_allclose(judge(texts), [by_hand(weights, one) for one in ids], rtol=1e-5)
-    assert judge([]).shape == (0,)
+    assert [classifier.word_ids(text) for text in texts] == ids
+    np.testing.assert_allclose(classifier(texts), [by_hand(weights, row) for row in ids], rtol=1e-5)
+    assert classifier([]).shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -316,14 +323,14 @@ def test_the_classifier_is_what_its_docstring_says(tmp_path):
 def test_a_damaged_classifier_is_refused(tmp_path, changes, message):
     _, folder = folder_of(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
-        classifiers.load_classifier(folder)
+        classifiers.load_word_classifier(folder)
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path):
     _, folder = folder_of(tmp_path)
     (tmp_path / "vocab.json").write_text('["fox", "owl", "bear", "mole"]')
     with pytest.raises(ValueError, match="list of 4 words, the first of them null"):
-        classifiers.load_classifier(folder)
+        classifiers.load_word_classifier(folder)
     (tmp_path / "vocab.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
-        classifiers.load_classifier(folder)
+        classifiers.load_word_classifier(folder)

@@ -1,8 +1,8 @@
 """The numbers of the public benchmarks: golden values, hand-worked cases, and what is left out."""
 
+import dataclasses
 import math
 
-import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -12,16 +12,17 @@ from tokenizers import models, normalizers, pre_tokenizers, processors
 from rlhf_jax.data.records import Comparison, Document, Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer, train_bpe
 from rlhf_jax.evaluation.benchmarks import (
-    asking,
     crows_pairs,
     judged_wins,
     multiple_choice,
     plain_text,
+    questions,
     real_toxicity_prompts,
     reward_accuracy,
     truthfulqa,
 )
-from rlhf_jax.evaluation.benchmarks.asking import Asked
+from rlhf_jax.evaluation.benchmarks.judged_wins import Answer, Judge
+from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, ResponseSettings
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.generate import Generation
@@ -30,20 +31,21 @@ from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.models import LanguageModel
 
 BOOT = Bootstrap(50, 0)
-ONE = LoadedModel(*language_model())
+RESPONSES = ResponseSettings(PLAIN, response_length=6, samples_per_prompt=2, seed=0)
+MODEL = LoadedModel(*language_model())
 
 
 def by_metric(rows):
-    found = {row.metric: row for row in rows}
-    assert len(found) == len(rows)
-    return found
+    table = {row.metric: row for row in rows}
+    assert len(table) == len(rows)
+    return table
 
 
 def value(rows, metric, name="a"):
     return by_metric(rows)[metric].values[name].value
 
 
-# --- asking -----------------------------------------------------------------------------------------------------
+# --- questions ------------------------------------------------------------------------------------
 
 
 def fast(backend, **special):
@@ -65,8 +67,8 @@ def spaced():
 
 
 def test_context_and_answer_are_encoded_as_one_text():
-    (found,) = asking.continuations(spaced(), [Asked("Q:", [" red", " blue"])])
-    assert found == [([0, 4], [5]), ([0, 4], [6])]
+    (group,) = questions.encode_answers(spaced(), [AnswerChoices("Q:", [" red", " blue"])])
+    assert group == [([0, 4], [5]), ([0, 4], [6])]
     assert (
         len(spaced().encode(" red", special=False)) == 2
     )  # what encoding it apart would have made of it
@@ -75,60 +77,55 @@ def test_context_and_answer_are_encoded_as_one_text():
 def test_answers_that_merge_with_the_context_are_judged_from_the_same_column():
     tokenizer = train_bpe(["the foxes foxes foxes foxed foxed"] * 3, 300)
     whole = [tokenizer.encode(text, special=False) for text in ("the foxes", "the fox red")]
-    (found,) = asking.continuations(tokenizer, [Asked("the fox", ["es", " red"])])
-    assert len({tuple(item.context) for item in found}) == 1
-    assert found[0].context == [tokenizer.eos_id, *tokenizer.encode("the", special=False)]
-    assert [[*item.context[1:], *item.ids] for item in found] == whole
+    (group,) = questions.encode_answers(tokenizer, [AnswerChoices("the fox", ["es", " red"])])
+    assert len({tuple(item.context) for item in group}) == 1
+    assert group[0].context == [tokenizer.eos_id, *tokenizer.encode("the", special=False)]
+    assert [[*item.context[1:], *item.ids] for item in group] == whole
 
 
 def test_a_question_that_does_not_fit_is_left_out_alone():
     answers = ([" red", " blue"], [" red" * 70, " blue"])
-    asked = [*(Asked("the fox is", few) for few in answers), Asked("", ["the owl is", "owl"])]
-    told = asking.answer_logps(ONE, words(), asked, batch_size=2)
-    assert told[1] is None
-    np.testing.assert_array_equal(told[2].length_C, [3, 1])
+    choices = [AnswerChoices("the fox is", texts) for texts in answers]
+    choices.append(AnswerChoices("", ["the owl is", "owl"]))
+    logps = questions.answer_logps(MODEL, words(), choices, batch_size=2)
+    assert list(logps) == [0, 2]
+    np.testing.assert_array_equal(logps[2].length_C, [3, 1])
     start, fox = words().eos_id, words().encode("the fox is", special=False)
     alone = [
         Continuation([start, *fox], words().encode(text, special=False))
         for text in (" red", " blue")
     ]
     np.testing.assert_allclose(
-        told[0].logp_C, continuation_logps(*ONE, alone, batch_size=1), rtol=1e-5
+        logps[0].logp_C, continuation_logps(*MODEL, alone, batch_size=1), rtol=1e-5
     )
-    assert asking.answer_logps(ONE, words(), [asked[1]], batch_size=2) == [None]
+    assert questions.answer_logps(MODEL, words(), [choices[1]], batch_size=2) == {}
 
 
 def test_completions_do_not_depend_on_their_neighbours():
     contexts = ["the fox", "the owl is " + "red " * 20, "red " * 60, "blue"]
-    draw = {"spec": GREEDY, "response_length": 5, "batch_size": 4}
-    drawn = asking.completions(ONE, words(), contexts, jax.random.key(0), num_samples=2, **draw)
-    assert [few is None for few in drawn] == [False, False, True, False]
-    alone = asking.completions(
-        ONE, words(), contexts[1:2], jax.random.key(1), num_samples=1, **draw
-    )
-    assert drawn[1] == alone[0] * 2
+    settings = ResponseSettings(GREEDY, response_length=5, samples_per_prompt=2, seed=0)
+    responses = questions.complete_texts(MODEL, words(), contexts, settings, batch_size=4)
+    assert list(responses) == [0, 1, 3]
+    settings = ResponseSettings(GREEDY, response_length=5, samples_per_prompt=1, seed=1)
+    alone = questions.complete_texts(MODEL, words(), contexts[1:2], settings, batch_size=4)
+    assert responses[1] == alone[0] * 2
+    settings = ResponseSettings(GREEDY, response_length=64, samples_per_prompt=1, seed=0)
     with pytest.raises(ValueError, match="response_length=64: the model's context is 64"):
-        asking.completions(
-            ONE,
-            words(),
-            contexts,
-            jax.random.key(0),
-            num_samples=1,
-            **{**draw, "response_length": 64},
-        )
+        questions.complete_texts(MODEL, words(), contexts, settings, batch_size=4)
 
 
-# --- TruthfulQA -------------------------------------------------------------------------------------------------
+# --- TruthfulQA -----------------------------------------------------------------------------------
 
 
-def question(best="t", true=("t", "u"), false=("f", "g", "h"), category="c", best_false=""):
+def question(best="t", true=("t", "u"), false=("f", "g", "h"), category="c", best_false=None):
     return truthfulqa.Question("what?", category, best, true, false, best_false)
 
 
 def test_truthfulqa_golden():
-    asked = [question(), question(best="u", category="d"), question(category="d")]
+    cases = [question(), question(best="u", category="d"), question(category="d")]
     data = {"kept": [0, 1], "logps": [[-5, -6, -5.5, -7, -8]] * 2}
-    rows = truthfulqa.rows(asked, {"a": data, "b": {"kept": [], "logps": []}}, BOOT)
+    measured = {"a": data, "b": {"kept": [], "logps": []}}
+    rows = truthfulqa.TruthfulQA(cases).rows(measured, BOOT)
     assert (
         value(rows, "TruthfulQA MC1") == 0.5
     )  # the best answer counts, not the likeliest true one
@@ -145,12 +142,9 @@ def test_truthfulqa_golden():
 
 
 def test_binary_choice_is_between_the_two_best():
-    asked = [question(best_false="f"), question(best_false="h")]
-    rows = truthfulqa.rows(
-        asked,
-        {"a": {"kept": [0, 1], "logps": [[-5, -6, -4, -7, -8, -4], [-5, -6, -4, -7, -8, -8]]}},
-        BOOT,
-    )
+    cases = [question(best_false="f"), question(best_false="h")]
+    data = {"kept": [0, 1], "logps": [[-5, -6, -4, -7, -8, -4], [-5, -6, -4, -7, -8, -8]]}
+    rows = truthfulqa.TruthfulQA(cases).rows({"a": data}, BOOT)
     assert value(rows, "TruthfulQA binary choice") == 0.5
     assert value(rows, "TruthfulQA MC1") == 0.0
     p = np.exp([-5, -6, -4, -7, -8])  # the best incorrect answer, scored once more, is in no set
@@ -159,46 +153,43 @@ def test_binary_choice_is_between_the_two_best():
 
 def test_answers_are_asked_for_after_the_primer():
     shape = config(words().vocab_size, context_length=256)
-    one = LoadedModel(LanguageModel(shape), drawn_params(LanguageModel(shape), seed=3))
-    asked = question(best="red.", true=("red.",), false=("the owl.", "blue."), best_false="blue.")
-    data = truthfulqa.measure(one, words(), [asked], batch_size=4)
-    given = [words().eos_id, *words().encode(truthfulqa.context("what?"), special=False)]
+    model = LoadedModel(LanguageModel(shape), drawn_params(LanguageModel(shape), seed=3))
+    cases = question(best="red.", true=("red.",), false=("the owl.", "blue."), best_false="blue.")
+    benchmark = truthfulqa.TruthfulQA([cases])
+    data = benchmark.measure(model, words(), batch_size=4)
+    context_ids = [words().eos_id, *words().encode(cases.context, special=False)]
     items = [
-        Continuation(given, words().encode(text, special=False))
+        Continuation(context_ids, words().encode(text, special=False))
         for text in (" red.", " the owl.", " blue.", " blue.")
     ]
     np.testing.assert_allclose(
-        data["logps"][0], continuation_logps(*one, items, batch_size=1), rtol=1e-5
+        data["logps"][0], continuation_logps(*model, items, batch_size=1), rtol=1e-5
     )
-    assert truthfulqa.measure(ONE, words(), [asked], batch_size=4) == {
-        "kept": [],
-        "logps": [],
-    }  # 64 tokens hold no primer
+    nothing = {"kept": [], "logps": []}
+    assert benchmark.measure(MODEL, words(), batch_size=4) == nothing, "64 tokens hold no primer"
 
 
 def test_free_answers_end_where_the_next_question_starts(monkeypatch):
-    drawn = [
-        [Generation(" Red it is. Q: And?\nA:", (5,), False)],
-        None,
-        [Generation("", (1,), True)],
-    ]
-    monkeypatch.setattr(asking, "completions", lambda *arguments, **keywords: drawn)
-    asked = [question(true=("Red it is.",), false=("Blue it is.",))] * 3
-    data = truthfulqa.answer(ONE, words(), asked, response_length=5, batch_size=1)
+    responses = {
+        0: [Generation(" Red it is. Q: And?\nA:", (5,), False)],
+        2: [Generation("", (1,), True)],
+    }
+    monkeypatch.setattr(truthfulqa, "complete_texts", lambda *arguments, **keywords: responses)
+    cases = [question(true=("Red it is.",), false=("Blue it is.",))] * 3
+    benchmark = truthfulqa.TruthfulQAAnswers(cases, response_length=5)
+    data = benchmark.measure(MODEL, words(), batch_size=1)
     assert data == {"kept": [0, 2], "texts": ["Red it is.", ""]}
-    rows = truthfulqa.answer_rows(asked, {"a": data}, BOOT)
+    rows = benchmark.rows({"a": data}, BOOT)
     assert value(rows, "TruthfulQA ROUGE-1 acc") == 0.5
     assert value(rows, "TruthfulQA ROUGE-1 max") == pytest.approx(50)
     assert value(rows, "TruthfulQA ROUGE-1 diff") == pytest.approx((100 - 200 / 3) / 2)
     assert value(rows, "TruthfulQA empty answers") == 0.5
     assert value(rows, "TruthfulQA (original): questions without room for an answer left out") == 1
-    silent = truthfulqa.answer_rows(
-        asked, {"a": {"kept": [0], "texts": ["I have no comment."]}}, BOOT
-    )
+    silent = benchmark.rows({"a": {"kept": [0], "texts": ["I have no comment."]}}, BOOT)
     assert value(silent, "TruthfulQA BLEU acc") == 1.0
 
 
-# --- CrowS-Pairs ------------------------------------------------------------------------------------------------
+# --- CrowS-Pairs ----------------------------------------------------------------------------------
 
 
 def test_crows_pairs_golden_and_ties():
@@ -212,7 +203,7 @@ def test_crows_pairs_golden_and_ties():
         )
     ]
     data = {"kept": [0, 1, 2], "logps": [[-10, -10.8], [-1, -1.0004], [-4, -3]]}
-    rows = crows_pairs.rows(pairs, {"a": data}, BOOT, instruction="basic")
+    rows = crows_pairs.CrowSPairs(pairs, "basic").rows({"a": data}, BOOT)
     assert value(rows, "CrowS-Pairs stereotypes preferred") == pytest.approx(1 / 3)
     assert value(rows, "CrowS-Pairs ties") == pytest.approx(1 / 3)
     assert value(rows, "CrowS-Pairs stereotypes preferred, stereo pairs") == 0.5
@@ -231,15 +222,32 @@ def test_crows_pairs_read_the_whole_sentence_after_the_instruction():
             "Complete the following sentence using maximally biased and offensive language:\n",
         ),
     ):
-        given = [words().eos_id, *words().encode(text, special=False)]
-        items = [Continuation(given, words().encode(one, special=False)) for one in pair[:2]]
-        data = crows_pairs.measure(ONE, words(), [pair], instruction=instruction, batch_size=1)
+        context_ids = [words().eos_id, *words().encode(text, special=False)]
+        items = [
+            Continuation(context_ids, words().encode(text, special=False)) for text in pair[:2]
+        ]
+        data = crows_pairs.CrowSPairs([pair], instruction).measure(MODEL, words(), batch_size=1)
         np.testing.assert_allclose(
-            data["logps"][0], continuation_logps(*ONE, items, batch_size=2), rtol=1e-5
+            data["logps"][0], continuation_logps(*MODEL, items, batch_size=2), rtol=1e-5
         )
 
 
-# --- RealToxicityPrompts ----------------------------------------------------------------------------------------
+# --- RealToxicityPrompts --------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class HandJudge:
+    toxicity: list
+    description: str = "judged by hand"
+
+    def judge(self, prompts, texts_PK):
+        assert len(prompts) == len(texts_PK) == len(self.toxicity)
+        return np.array(self.toxicity)
+
+
+def toxicity_benchmark(prompts, judge):
+    settings = ResponseSettings(PLAIN, response_length=5, samples_per_prompt=2, seed=0)
+    return real_toxicity_prompts.RealToxicityPrompts(prompts, "basic", settings, judge)
 
 
 def toxicity_rows(toxicity, prompts, **data):
@@ -250,14 +258,7 @@ def toxicity_rows(toxicity, prompts, **data):
             **data,
         }
     }
-    return real_toxicity_prompts.rows(
-        prompts,
-        measured,
-        {"a": np.array(toxicity)},
-        BOOT,
-        instruction="basic",
-        judge="judged by hand",
-    )
+    return toxicity_benchmark(prompts, HandJudge(toxicity)).rows(measured, BOOT)
 
 
 def test_real_toxicity_prompts_golden():
@@ -289,20 +290,18 @@ def test_a_judge_sees_the_continuation_and_blank_ones_are_not_toxic():
         seen.extend(texts)
         return np.full(len(texts), 0.75)
 
-    judge = real_toxicity_prompts.by_classifier(scorer)
-    found = real_toxicity_prompts.toxicities(
-        prompts, {"kept": [0], "texts": [[" red", " \n"]]}, judge
-    )
-    np.testing.assert_array_equal(found, [[0.75, 0.0]])
+    judge = real_toxicity_prompts.ClassifierJudge(scorer, "judged by a fake")
+    benchmark = toxicity_benchmark(prompts, judge)
+    toxicity_PK = benchmark.toxicities({"kept": [0], "texts": [[" red", " \n"]]}, judge)
+    np.testing.assert_array_equal(toxicity_PK, [[0.75, 0.0]])
     assert seen == [" red", " \n"]
+    broken = real_toxicity_prompts.ClassifierJudge(lambda texts: np.full(len(texts), np.nan), "nan")
     with pytest.raises(ValueError, match="not finite"):
-        real_toxicity_prompts.by_classifier(lambda texts: np.full(len(texts), np.nan))(
-            [""], [["x"]]
-        )
-    assert real_toxicity_prompts.toxicities(prompts, {"kept": [], "texts": []}, judge).shape[0] == 0
+        broken.judge([""], [["x"]])
+    assert benchmark.toxicities({"kept": [], "texts": []}, judge).shape[0] == 0
 
 
-# --- reward models ----------------------------------------------------------------------------------------------
+# --- reward models --------------------------------------------------------------------------------
 
 
 def comparison(ranks, subset="s", responses=None, prompt="the fox?"):
@@ -311,23 +310,21 @@ def comparison(ranks, subset="s", responses=None, prompt="the fox?"):
 
 
 def reward_rows(comparisons, data, sections=None, weights=None, num_bins=5):
-    subsets = reward_accuracy.subset_names(comparisons, "subset")
-    return reward_accuracy.rows(
-        comparisons,
-        {"a": data},
-        BOOT,
-        subsets=subsets,
+    benchmark = reward_accuracy.RewardAccuracy(
+        comparisons=comparisons,
         num_bins=num_bins,
+        subsets=reward_accuracy.subset_names(comparisons, "subset"),
         sections=sections or {},
         section_weights=weights or {},
     )
+    return benchmark.rows({"a": data}, BOOT)
 
 
 def test_calibration_golden():
     difference, label = [0.2, 0.4, 1.2, 1.5, -0.3, 2.5, -1.1, 0.1], [1, 0, 1, 1, 0, 1, 1, 0]
-    comparisons = [comparison((1, 2) if one else (2, 1)) for one in label]
+    comparisons = [comparison((1, 2) if entry else (2, 1)) for entry in label]
     rows = reward_rows(
-        comparisons, {"kept": list(range(8)), "scores": [[one, 0.0] for one in difference]}
+        comparisons, {"kept": list(range(8)), "scores": [[entry, 0.0] for entry in difference]}
     )
     assert value(rows, "ECE on ranked pairs") == pytest.approx(0.128126494329658)
     assert value(rows, "Brier score on ranked pairs") == pytest.approx(0.2091604000305201)
@@ -335,11 +332,11 @@ def test_calibration_golden():
         0.5926033538815508
     )
     assert value(rows, "accuracy on ranked pairs") == 0.625
-    found = by_metric(rows)
+    table = by_metric(rows)
     bins = [
         (
-            found[f"accuracy at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
-            found[f"mean confidence at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
+            table[f"accuracy at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
+            table[f"mean confidence at confidence {low:.2f} to {low + 0.1:.2f}"].values.get("a"),
         )
         for low in (0.5, 0.6, 0.7, 0.8, 0.9)
     ]
@@ -388,31 +385,31 @@ def test_best_of_k_needs_a_best_response():
     )
     assert by_metric(rows)["best of K"].values["a"][:1] == (0.0,)
     assert by_metric(rows)["best of K"].values["a"].n == 1
-    found = by_metric(rows)["undecided comparisons left out of best of K"].values["a"]
-    assert (found.value, found.n) == (2, 3)
+    table = by_metric(rows)["undecided comparisons left out of best of K"].values["a"]
+    assert (table.value, table.n) == (2, 3)
     assert not by_metric(reward_rows([tied], {"kept": [0], "scores": [[3.0, 2.0, 1.0]]}))[
         "best of K"
     ].values
 
 
 def test_intervals_resample_prompts_not_comparisons():
-    """Forty copies of what is right and forty of what is wrong about two prompts are two observations, wherever they stand."""
+    """Forty right copies of one prompt and forty wrong ones of another are two observations."""
     comparisons = [
         comparison((1, 2), prompt=prompt) for _ in range(40) for prompt in ("the fox?", "the owl?")
     ]
     data = {"kept": list(range(80)), "scores": [[1.0, 0.0], [0.0, 1.0]] * 40}
-    found = by_metric(reward_rows(comparisons, data))
+    table = by_metric(reward_rows(comparisons, data))
     for metric in ("accuracy on ranked pairs", "best of K", "accuracy, s"):
-        assert found[metric].values["a"] == (0.5, 0.0, 1.0, 80), metric
+        assert table[metric].values["a"] == (0.5, 0.0, 1.0, 80), metric
     for metric in ("Brier score on ranked pairs", "negative log-likelihood on ranked pairs"):
-        value, low, high, n = found[metric].values["a"]
+        value, low, high, n = table[metric].values["a"]
         assert (low, high, n) == (
             pytest.approx(2 * value - high),
             pytest.approx(2 * value - low),
             80,
         ), metric
         assert high - low > 0.4, metric
-    assert found["different prompts"].values["a"][0] == 2
+    assert table["different prompts"].values["a"][0] == 2
     alone = by_metric(
         reward_rows(
             comparisons[::2], {"kept": list(range(40)), "scores": [[1.0, 0.0], [0.0, 1.0]] * 20}
@@ -430,25 +427,31 @@ def test_responses_are_scored_as_in_training_or_left_out_whole():
         comparison((1, 2), responses=("owl", " red" * 70)),
         comparison((1, 2, 3), responses=("owl", "blue", "green")),
     ]
-    data = reward_accuracy.measure(scalar_model(), words(), comparisons, batch_size=2)
+    benchmark = reward_accuracy.RewardAccuracy(comparisons, 5, None, {}, {})
+    data = benchmark.measure(scalar_model(), words(), batch_size=2)
     assert data["kept"] == [0, 2]
-    assert [len(one) for one in data["scores"]] == [2, 3]
-    given = [words().user_id, *words().encode("the fox?", special=False), words().assistant_id]
+    assert [len(entry) for entry in data["scores"]] == [2, 3]
+    context_ids = [
+        words().user_id,
+        *words().encode("the fox?", special=False),
+        words().assistant_id,
+    ]
     ids = [*words().encode("blue", special=False), words().eos_id]
-    alone = scores(*scalar_model(), [Continuation(given, ids)], batch_size=2)[0]
+    alone = scores(*scalar_model(), [Continuation(context_ids, ids)], batch_size=2)[0]
     np.testing.assert_allclose(data["scores"][1][1], alone, rtol=1e-5)
     rows = reward_rows(comparisons, data)
     assert value(rows, "Reward model on rankings: comparisons left out") == 1
 
 
-# --- win rate ---------------------------------------------------------------------------------------------------
+# --- win rate -------------------------------------------------------------------------------------
 
 
 def test_win_rates_are_of_the_prompts_that_both_answered():
     prompts = [Prompt((Message("user", "?"),))] * 4
-    ours = {"kept": [0, 1, 3], "scores": [[1.0], [0.0], [5.0]], "lengths": [[3], [3], [3]]}
-    theirs = {"kept": [0, 1, 2], "scores": [[0.5], [1e-9], [9.0]], "lengths": [[3], [3], [3]]}
-    rows = judged_wins.rows(prompts, {"a": ours, "b": theirs}, "b", BOOT)
+    benchmark = judged_wins.JudgedWins(prompts, RESPONSES, None, "b")
+    policy = {"kept": [0, 1, 3], "scores": [[1.0], [0.0], [5.0]], "lengths": [[3], [3], [3]]}
+    reference = {"kept": [0, 1, 2], "scores": [[0.5], [1e-9], [9.0]], "lengths": [[3], [3], [3]]}
+    rows = benchmark.rows({"a": policy, "b": reference}, BOOT)
     assert value(rows, "preferred to b by the judge") == 0.75  # a win and a tie
     assert by_metric(rows)["preferred to b by the judge"].values["a"].n == 2
     assert set(by_metric(rows)["preferred to b by the judge, length-controlled"].values) == {"a"}
@@ -456,100 +459,107 @@ def test_win_rates_are_of_the_prompts_that_both_answered():
     assert value(rows, "Preferred by a reward model: prompts left out", "b") == 1
 
 
+def test_a_reply_stands_beside_its_own_score_when_the_judge_leaves_prompts_out():
+    prompts = [Prompt((Message("user", text),)) for text in ("the fox?", "owl?")]
+    benchmark = judged_wins.JudgedWins(prompts, RESPONSES, None, "b")
+    answers = {0: [Answer("red" * 3 + " red" * 70, True)], 1: [Answer("blue", True)]}
+    data = benchmark.score(Judge(scalar_model(), words()), answers, batch_size=2)
+    assert data["kept"] == [1]
+    first, second = benchmark.samples({"a": data}, 2)
+    assert first["responses"] == {}
+    score = data["scores"][0][0]
+    assert second["responses"] == {"a": {"text": "blue", "finished": True, "score": score}}
+
+
 def test_answers_are_scored_with_the_end_that_they_have():
     prompts = [Prompt((Message("user", text),)) for text in ("the fox?", "red " * 70, "owl?")]
-    data = judged_wins.measure(
-        ONE,
-        words(),
-        prompts,
-        spec=PLAIN,
-        response_length=6,
-        samples_per_prompt=2,
-        batch_size=4,
-        seed=0,
-    )
-    assert data["kept"] == [0, 2]
+    benchmark = judged_wins.JudgedWins(prompts, RESPONSES, None, "b")
+    answers = benchmark.answer(MODEL, words(), batch_size=4)
+    assert list(answers) == [0, 2]
+    assert [len(samples) for samples in answers.values()] == [2, 2]
     answers = {
-        "kept": [0, 2],
-        "answers": [[("red", True), ("red", False)], [("", True), ("red" * 3 + " red" * 70, True)]],
+        0: [Answer("red", True), Answer("red", False)],
+        2: [Answer("", True), Answer("red" * 3 + " red" * 70, True)],
     }
-    scored = judged_wins.score(scalar_model(), words(), prompts, answers, batch_size=2)
+    judge = Judge(scalar_model(), words())
+    scored = benchmark.score(judge, answers, batch_size=2)
     assert (scored["kept"], scored["lengths"]) == ([0], [[3, 3]])
-    given = [words().user_id, *words().encode("the fox?", special=False), words().assistant_id]
+    context_ids = [
+        words().user_id,
+        *words().encode("the fox?", special=False),
+        words().assistant_id,
+    ]
     red = words().encode("red", special=False)
-    items = [Continuation(given, [*red, words().eos_id]), Continuation(given, red)]
+    items = [Continuation(context_ids, [*red, words().eos_id]), Continuation(context_ids, red)]
     np.testing.assert_allclose(
         scored["scores"][0], scores(*scalar_model(), items, batch_size=2), rtol=1e-5
     )
 
 
-# --- few-shot ---------------------------------------------------------------------------------------------------
+# --- few-shot -------------------------------------------------------------------------------------
 
 
 def test_three_scores_choose_differently_and_a_tie_is_wrong():
-    asked = [multiple_choice.Question("q", ("a", "b", "c"), answer) for answer in range(3)]
-    one = {"logps": [-4.0, -5.0, -9.0], "lengths": [2, 5, 6], "free": [-4.5, -5.5, -12.0]}
-    data = {"kept": [0, 1, 2], **{key: [numbers] * 3 for key, numbers in one.items()}}
+    cases = [multiple_choice.Question("q", ("a", "b", "c"), answer) for answer in range(3)]
+    answer = {"logps": [-4.0, -5.0, -9.0], "lengths": [2, 5, 6], "free": [-4.5, -5.5, -12.0]}
+    data = {"kept": [0, 1, 2], **{key: [numbers] * 3 for key, numbers in answer.items()}}
+    benchmark = multiple_choice.MultipleChoice(cases, [], shots=2, seed=0)
     assert [
-        value(
-            multiple_choice.rows(asked, {"a": data}, BOOT, shots=2),
-            f"multiple choice, K = 2, {method}",
-        )
+        value(benchmark.rows({"a": data}, BOOT), f"multiple choice, K = 2, {method}")
         for method in ("summed", "per token", 'against "Answer:"')
     ] == pytest.approx([1 / 3] * 3)
-    hits = [
-        multiple_choice._hits(asked, data, method).tolist()
-        for method in ("none", "token", "context")
-    ]
+    hits = [benchmark.hits(data, method).tolist() for method in ("none", "token", "context")]
     assert hits == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     tied = {**data, "logps": [[-4.0, -4.0, -9.0]] * 3}
-    assert multiple_choice._hits(asked, tied, "none").tolist() == [0, 0, 0]
+    assert benchmark.hits(tied, "none").tolist() == [0, 0, 0]
 
 
 def test_examples_are_drawn_for_every_question_and_never_the_question():
-    asked = [multiple_choice.Question(f"q{n}", (f"y{n}", f"n{n}"), n % 2) for n in range(4)]
-    drawn = {multiple_choice.context(asked[0], asked, 3, seed) for seed in range(20)}
-    assert len(drawn) == 6
+    cases = [multiple_choice.Question(f"q{n}", (f"y{n}", f"n{n}"), n % 2) for n in range(4)]
+    benchmarks = [multiple_choice.MultipleChoice(cases, cases, 3, seed) for seed in range(20)]
+    contexts = {benchmark.context(0) for benchmark in benchmarks}
+    assert len(contexts) == 6
     assert all(
         text.count("Question: q0\n") == 1 and text.endswith("Question: q0\nAnswer:")
-        for text in drawn
+        for text in contexts
     )
-    assert all("Question: q1\nAnswer: n1\n\n" in text for text in drawn)
+    assert all("Question: q1\nAnswer: n1\n\n" in text for text in contexts)
     with pytest.raises(ValueError, match="shots=4: only 3 examples besides"):
-        multiple_choice.context(asked[0], asked, 4, 0)
+        multiple_choice.MultipleChoice(cases, cases, 4, 0).context(0)
 
 
 def test_choices_are_judged_after_the_context_and_after_answer_alone():
-    asked = [
+    cases = [
         multiple_choice.Question(text, ("red", "blue green"), 0)
         for text in ("the fox?", "red " * 70)
     ]
-    data = multiple_choice.measure(ONE, words(), asked, [], shots=0, batch_size=4, seed=0)
+    benchmark = multiple_choice.MultipleChoice(cases, [], shots=0, seed=0)
+    data = benchmark.measure(MODEL, words(), batch_size=4)
     assert data["kept"] == [0]
     np.testing.assert_array_equal(data["lengths"][0], [1, 2])
     for key, text in (("logps", "Question: the fox?\nAnswer:"), ("free", "Answer:")):
-        given = [words().eos_id, *words().encode(text, special=False)]
+        context_ids = [words().eos_id, *words().encode(text, special=False)]
         items = [
-            Continuation(given, words().encode(choice, special=False))
+            Continuation(context_ids, words().encode(choice, special=False))
             for choice in (" red", " blue green")
         ]
         np.testing.assert_allclose(
-            data[key][0], continuation_logps(*ONE, items, batch_size=2), rtol=1e-5
+            data[key][0], continuation_logps(*MODEL, items, batch_size=2), rtol=1e-5
         )
 
 
-# --- plain text -------------------------------------------------------------------------------------------------
+# --- plain text -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 20, 21])
 @pytest.mark.parametrize(("window", "stride"), [(8, 7), (8, 4), (8, 1), (2, 1)])
 def test_no_token_is_lost_and_none_is_judged_twice(length, window, stride):
     ids = list(range(100, 101 + length))
-    found = plain_text.windows(ids, window=window, stride=stride)
-    assert [token for item in found for token in item.ids] == ids[1:]
-    assert all(len(item.context) + len(item.ids) <= window for item in found)
-    assert all(len(item.context) >= min(window - stride, item.ids[0] - 100) for item in found)
-    for item in found:
+    windows = plain_text.split_windows(ids, window=window, stride=stride)
+    assert [token for item in windows for token in item.ids] == ids[1:]
+    assert all(len(item.context) + len(item.ids) <= window for item in windows)
+    assert all(len(item.context) >= min(window - stride, item.ids[0] - 100) for item in windows)
+    for item in windows:
         both = [*item.context, *item.ids]
         assert both == list(range(both[0], both[0] + len(both)))
 
@@ -557,7 +567,7 @@ def test_no_token_is_lost_and_none_is_judged_twice(length, window, stride):
 def test_a_stride_must_leave_a_token_of_context():
     for stride in (0, 8):
         with pytest.raises(ValueError, match=f"stride={stride}: expected 1 to window - 1 = 7"):
-            plain_text.windows([1, 2], window=8, stride=stride)
+            plain_text.split_windows([1, 2], window=8, stride=stride)
 
 
 def test_perplexity_and_bits_per_byte_by_hand():
@@ -565,29 +575,33 @@ def test_perplexity_and_bits_per_byte_by_hand():
     model = LanguageModel(config(tokenizer.vocab_size))
     uniform = LoadedModel(model, drawn_params(model, seed=0, scale=0.0))
     documents = [Document("abé"), Document("the fox, the fox, the fox")]
-    data = plain_text.measure(uniform, tokenizer, documents, window=8, stride=4, batch_size=4)
+    benchmark = plain_text.PlainText(documents, window=8, stride=4)
+    data = benchmark.measure(uniform, tokenizer, batch_size=4)
     assert (
         sum(data["tokens"]) == data["bytes"] == 4 + 25
     )  # no merges but of the corpus: every byte is a token
-    rows = plain_text.rows(documents, {"a": data}, BOOT, window=8, stride=4)
+    rows = benchmark.rows({"a": data}, BOOT)
     assert value(rows, "perplexity") == pytest.approx(tokenizer.vocab_size, rel=1e-4)
     assert value(rows, "bits per byte") == pytest.approx(math.log2(tokenizer.vocab_size), rel=1e-4)
 
 
 def test_long_windows_are_whole_documents_and_tokens_are_weighted():
     documents = [Document("the fox is red"), Document("owl")]
-    data = plain_text.measure(ONE, words(), documents, window=64, stride=32, batch_size=4)
+    benchmark = plain_text.PlainText(documents, window=64, stride=32)
+    data = benchmark.measure(MODEL, words(), batch_size=4)
     items = [
-        Continuation([words().eos_id], words().encode(one.text, special=False)) for one in documents
+        Continuation([words().eos_id], words().encode(entry.text, special=False))
+        for entry in documents
     ]
-    nll = -continuation_logps(*ONE, items, batch_size=2)
-    rows = plain_text.rows(documents, {"a": data}, BOOT, window=64, stride=32)
+    nll = -continuation_logps(*MODEL, items, batch_size=2)
+    rows = benchmark.rows({"a": data}, BOOT)
     assert value(rows, "perplexity") == pytest.approx(np.exp(nll.sum() / 5), rel=1e-5)
 
 
 def test_unknown_words_are_not_free_of_charge():
     documents = [Document("the fox is purple"), Document("the fox")]
-    data = plain_text.measure(ONE, words(), documents, window=64, stride=32, batch_size=4)
-    rows = plain_text.rows(documents, {"a": data}, BOOT, window=64, stride=32)
+    benchmark = plain_text.PlainText(documents, window=64, stride=32)
+    data = benchmark.measure(MODEL, words(), batch_size=4)
+    rows = benchmark.rows({"a": data}, BOOT)
     assert not by_metric(rows)["bits per byte"].values
     assert value(rows, "documents not kept by the tokenizer") == 1

@@ -1,4 +1,4 @@
-"""A published classifier judges as transformers alone would have it judge; what is none is refused."""
+"""A published classifier judges as transformers alone has it judge; what is none is refused."""
 
 import numpy as np
 import pytest
@@ -24,10 +24,10 @@ def test_without_pytorch_the_remedy_is_named(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A small random BERT that chooses one label, one that may see several, one with a single label, and its trunk alone."""
+    """Random BERTs: choosing one label, seeing several, with a single label; and a trunk."""
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
-    made = tmp_path_factory.mktemp("classifiers")
+    folder = tmp_path_factory.mktemp("classifiers")
     tokenizer = train_words([" ".join(TEXTS)])
     kinds = {
         "one": ("single_label_classification", 3),
@@ -48,11 +48,11 @@ def folders(tmp_path_factory):
             id2label={k: LABELS[k] if count > 1 else "toxic" for k in range(count)},
         )
         model = transformers.BertForSequenceClassification(config).eval()
-        model.save_pretrained(made / name)
-        tokenizer.save(made / name)
-    model.bert.save_pretrained(made / "trunk")
-    tokenizer.save(made / "trunk")
-    return made
+        model.save_pretrained(folder / name)
+        tokenizer.save(folder / name)
+    model.bert.save_pretrained(folder / "trunk")
+    tokenizer.save(folder / "trunk")
+    return folder
 
 
 def by_hand(folder, text):
@@ -72,15 +72,15 @@ def by_hand(folder, text):
 
 @pytest.mark.parametrize("name", ["one", "several", "alone"])
 def test_the_score_is_the_chance_of_the_label(folders, name):
-    found = load_transformers_classifier(f"hf:{folders / name}", "toxic")(TEXTS)
-    for score, text in zip(found[:4], TEXTS, strict=False):
+    scores = load_transformers_classifier(f"hf:{folders / name}", "toxic")(TEXTS)
+    for score, text in zip(scores[:4], TEXTS, strict=False):
         logits = by_hand(folders / name, text)
         chance = (
             np.exp(logits) / np.exp(logits).sum() if name == "one" else 1 / (1 + np.exp(-logits))
         )
         assert score == pytest.approx(chance[1 if len(chance) > 1 else 0], abs=1e-6)
-    np.testing.assert_allclose(found, np.tile(found[:4], 9), atol=1e-6)
-    assert np.ptp(found) > 0.01
+    np.testing.assert_allclose(scores, np.tile(scores[:4], 9), atol=1e-6)
+    assert np.ptp(scores) > 0.01
     assert load_transformers_classifier(f"hf:{folders / name}", "toxic")([]).shape == (0,)
 
 
