@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import rlhf_jax.menagerie.builders  # noqa: F401 (TFDS knows the builders once they are imported)
 from rlhf_jax.config import build
 from rlhf_jax.stages import (
     benchmark,

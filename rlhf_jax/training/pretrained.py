@@ -201,7 +201,7 @@ def _from_hub(path: str, place: Place | None) -> tuple[Any, Meta]:
         kind = "scalar_model" if architectures[0].endswith("ForSequenceClassification") else kind
         config, params = load_pretrained(source, kind=kind, **dtypes, place=place)
     known = min(own.num_ids, config.vocab_size)
-    beyond = own.beyond(known)
+    beyond = own.tokens_from(known)
     if not all(special for _, special in beyond):
         raise ValueError(
             f"{path}: its tokenizer has ids up to {own.num_ids - 1}, but its model has vocab_size={config.vocab_size}: put the "

@@ -35,7 +35,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def plain(messages):
-    return [{"role": one.role, "content": one.content} for one in messages]
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def in_chatml(template):
@@ -143,11 +143,9 @@ def test_begin_of_text_is_there_once(make):
     silent.fast.chat_template = silent.fast.chat_template.replace("{{ bos_token }}", "").replace(
         "bos_token + ", ""
     )
-    for one in (
-        tokenizer,
-        Tokenizer(silent.fast),
-    ):  # written by the template, and left to the tokenizer
-        ids, trained = render(one, [ASK, TELL], generation_prompt=False)
+    # Begin-of-text is written by the template, and left to the tokenizer.
+    for variant in (tokenizer, Tokenizer(silent.fast)):
+        ids, trained = render(variant, [ASK, TELL], generation_prompt=False)
         assert (ids[0], ids.count(bos), trained[0], len(ids)) == (bos, 1, False, len(trained))
     documents = lm_batches(
         [Document("the fox"), Document("hello")], tokenizer, context_length=16, batch_size=1, seed=0
@@ -200,7 +198,7 @@ def test_the_fingerprint_covers_template_and_stops():
         llama3(),
         Tokenizer(llama3().fast),
     ]
-    assert len({one.fingerprint() for one in others}) == len(others)
+    assert len({tokenizer.fingerprint() for tokenizer in others}) == len(others)
 
 
 def test_padding_that_equals_the_end_changes_no_mask():

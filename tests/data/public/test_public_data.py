@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rlhf_jax.data.public import ON_HUB, SHAPES
-from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_from_pairs
+from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_of_pairs
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
 from rlhf_jax.data.sources import load
 
@@ -329,14 +329,14 @@ def test_rewardbench_keeps_its_subsets(read):
 
 def test_rankings_from_pairs_of_answers():
     # (1,2) (1,3) (1,4) (2,3) (2,4) (3,4); all 3^6 answers: those of the 75 weak orders of 4 things have ranks, no others
-    assert ranks_from_pairs([0] * 6, num_items=4) == [1, 1, 1, 1]
-    assert ranks_from_pairs([2, 2, 2, 2, 2, 2], num_items=4) == [4, 3, 2, 1]
-    assert ranks_from_pairs([1, 0, 1, 2, 0, 1], num_items=4) == [1, 3, 1, 3]
+    assert ranks_of_pairs([0] * 6, num_items=4) == [1, 1, 1, 1]
+    assert ranks_of_pairs([2, 2, 2, 2, 2, 2], num_items=4) == [4, 3, 2, 1]
+    assert ranks_of_pairs([1, 0, 1, 2, 0, 1], num_items=4) == [1, 3, 1, 3]
     agreeing = set()
     for code in range(3**6):
         answers = [code // 3**k % 3 for k in range(6)]
         try:
-            agreeing.add(tuple(ranks_from_pairs(answers, num_items=4)))
+            agreeing.add(tuple(ranks_of_pairs(answers, num_items=4)))
         except Exception as error:
             assert "no ranking" in str(error)  # noqa: PT017
     assert len(agreeing) == 75
