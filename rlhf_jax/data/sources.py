@@ -5,8 +5,8 @@
     json:PATH               one JSON list of objects; PATH as above
     tsv:PATH                tab-separated columns under a header; PATH is a file, or a folder whose
                             files all belong together
-    text:PATH               plain text, one document a file; PATH is a file or a folder of .txt files
-    blocks:PATH             plain text, one document a block between blank lines
+    text:PATH               one document a file of plain text; PATH is a file or a folder of .txt
+    blocks:PATH             one document a block between the blank lines of such files
     tfds:NAME[/CONFIG]      TensorFlow Datasets, prepared as array_record where they are absent
     hf:NAME[:CONFIG][@REV]  a data set of the Hugging Face hub, or a folder of its parquet or jsonl
                             files

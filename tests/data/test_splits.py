@@ -1,4 +1,4 @@
-"""Splits: groups stay whole, whatever happens to the rest of the data; parts of a source under the names that runs ask for."""
+"""Splits: groups stay whole whatever happens to other data; options rename parts of a source."""
 
 import json
 

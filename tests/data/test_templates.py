@@ -1,4 +1,4 @@
-"""Chat templates of other families: the ids of transformers, the mask of the replies, and an error where there is none."""
+"""Chat templates: the ids of transformers, the mask of the replies, or an error without one."""
 
 import json
 
@@ -132,7 +132,7 @@ def test_special_tokens_spelled_in_messages_are_letters(family):
     )
 
 
-# --- begin of text, end of text, stops, padding ---------------------------------------------------------------
+# Begin of text, end of text, stops, padding.
 
 
 @pytest.mark.parametrize("make", [llama3, gemma, mistral])
@@ -202,7 +202,7 @@ def test_the_fingerprint_covers_template_and_stops():
 
 
 def test_padding_that_equals_the_end_changes_no_mask():
-    """With pad == eos, as with no padding token at all, lengths decide; the end is trained, padding is not."""
+    """With pad == eos, or no padding token, lengths decide: the end is trained, padding is not."""
     demonstrations = [Demonstration((ASK, TELL)), Demonstration((ASK, TELL, *MORE))]
     for tokenizer in (chatml(), llama3()):
         assert tokenizer.pad_id == tokenizer.eos_id
@@ -226,7 +226,7 @@ def test_a_reward_model_reads_the_same_last_token_as_in_a_rollout(family):
     assert [int(data["tokens_BCT"][0, c, last[c]]) for c in range(2)] == [family.turn_end_id] * 2
 
 
-# --- templates that do not give a mask ------------------------------------------------------------------------
+# Templates that do not give a mask.
 
 
 def test_a_template_that_forgets_is_refused_where_it_forgets():
@@ -316,7 +316,7 @@ def test_letters_that_a_tokenizer_can_only_read_as_a_special_token_are_refused()
         )
 
 
-# --- the model's vocabulary -----------------------------------------------------------------------------------
+# The model's vocabulary.
 
 
 def meta_of(tokenizer, vocab_size):

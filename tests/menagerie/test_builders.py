@@ -1,4 +1,4 @@
-"""Menagerie as TFDS: what is read is what the generators wrote, built once, and again when the code changes."""
+"""Menagerie as TFDS: rows are what the generators wrote, built again when the code changes."""
 
 import ast
 import subprocess
@@ -104,7 +104,7 @@ def test_two_runs_may_build_the_same_data_at_once(tmp_path, monkeypatch):
 
 
 def test_the_digest_covers_every_module_that_makes_the_data():
-    """A module that the builders import, and not one more, decides whether data are generated anew."""
+    """The modules that the builders import, and no others, decide whether data are stale."""
     folder = Path(builders.__file__).parent
     reached = set()
     waiting = ["builders"]
