@@ -52,9 +52,8 @@ class Batches:
         """Set up the order of the examples.
 
         Raises:
-            ValueError: if `batch_size` is not between 1 and the number of examples, or `seed` is
-            not
-                32 bits.
+            ValueError: if `batch_size` is not between 1 and the number of examples, or `seed` does
+                not fit 32 bits.
         """
         self.arrays = arrays
         self.num_examples = len(next(iter(arrays.values())))
@@ -221,8 +220,7 @@ def demonstration_batches(
 
     `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn.
     """
-    _check_length(context_length, "context_length")
-    _check_any(demonstrations, "demonstrations")
+    _check(demonstrations, "demonstrations", "context_length", context_length)
     conversations = [demonstration.messages for demonstration in demonstrations]
     rendered = render_batch(tokenizer, conversations, generation_prompt=False)
     keep = select(
@@ -256,8 +254,7 @@ def comparison_batches(
     without a candidate have rank 0, mask False and no tokens. A comparison is dropped whole if one
     candidate does not fit, and if all ranks tie: it holds no pair.
     """
-    _check_length(context_length, "context_length")
-    _check_any(comparisons, "comparisons")
+    _check(comparisons, "comparisons", "context_length", context_length)
     if max_candidates < 2:
         raise ValueError(f"max_candidates: {max_candidates}, expected at least 2 to compare")
     groups = _render_candidates(comparisons, tokenizer)
@@ -315,8 +312,7 @@ def prompt_batches(
 
     The arrays are `prompt_BP`, `prompt_mask_BP` and `index_B`, the prompt's index in `prompts`.
     """
-    _check_length(prompt_length, "prompt_length")
-    _check_any(prompts, "prompts")
+    _check(prompts, "prompts", "prompt_length", prompt_length)
     rendered, keep = _render_prompts(prompts, tokenizer, prompt_length)
     rows = [rendered[i].ids for i in keep]
     prompt_BP, segments_BP = _pad(rows, tokenizer.pad_id, prompt_length, left=True)
@@ -365,8 +361,7 @@ def labelled_batches(
     Raises:
         ValueError: for a label that `labels` does not list.
     """
-    _check_length(context_length, "context_length")
-    _check_any(records, "labelled texts")
+    _check(records, "labelled texts", "context_length", context_length)
     numbers = {label: number for number, label in enumerate(labels)}
     for i, record in enumerate(records):
         if record.label not in numbers:
@@ -380,6 +375,12 @@ def labelled_batches(
     label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
     return Batches(arrays, batch_size=batch_size, seed=seed)
+
+
+def _check(records: Sequence[object], plural: str, name: str, length: int) -> None:
+    """Raise a ValueError if `length`, called `name` in configs, is short, or without records."""
+    _check_length(length, name)
+    _check_any(records, plural)
 
 
 def _check_any(records: Sequence[object], plural: str) -> None:

@@ -224,8 +224,7 @@ def prepare_builder(name: str, *, data_dir: str) -> Any:
     A `Regenerable` builder's data that other code has written are replaced.
 
     Raises:
-        ValueError: for an unknown name or configuration, and for the data of a `Regenerable`
-        builder
+        ValueError: for an unknown name or configuration, and for data of a `Regenerable` builder
             that has not been imported: nobody could tell whether they are stale.
     """
     builder = _find_builder(name, data_dir)

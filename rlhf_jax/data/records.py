@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -288,37 +288,6 @@ class Drop(Exception):
     """
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Count how many of `total` records were left out, by reason."""
-
-    total: int
-    reasons: dict[str, int]
-
-    @property
-    def count(self) -> int:
-        """Return the number of records left out."""
-        return sum(self.reasons.values())
-
-    def __str__(self) -> str:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        return f"{self.count} of {self.total} records dropped" + (f": {reasons}" if reasons else "")
-
-
-def report(source: str, dropped: Dropped) -> None:
-    """Print one line about the records of `source` that were left out, if there are any.
-
-    Raises:
-        ValueError: if nothing is left.
-    """
-    if dropped.total and dropped.count == dropped.total:
-        raise ValueError(
-            f"{source}: {dropped}; nothing is left, expected a larger limit or other records"
-        )
-    if dropped.count:
-        print(f"   {source}: {dropped}", flush=True)
-
-
 def select(
     source: str, items: Sequence[Item], reason_to_drop: Callable[[Item], str | None]
 ) -> list[int]:
@@ -328,6 +297,21 @@ def select(
         ValueError: if nothing is left.
     """
     reasons = [reason_to_drop(item) for item in items]
-    counts = Counter(reason for reason in reasons if reason is not None)
-    report(source, Dropped(len(items), dict(counts)))
+    report(source, len(items), Counter(reason for reason in reasons if reason is not None))
     return [i for i, reason in enumerate(reasons) if reason is None]
+
+
+def report(source: str, total: int, reasons: Mapping[str, int]) -> None:
+    """Print one line about the records of `source` that were dropped, counted by reason.
+
+    Raises:
+        ValueError: if nothing is left of the `total`.
+    """
+    count = sum(reasons.values())
+    if not count:
+        return
+    details = "; ".join(f"{number} {reason}" for reason, number in reasons.items())
+    line = f"{source}: {count} of {total} records dropped: {details}"
+    if count == total:
+        raise ValueError(f"{line}; nothing is left, expected a larger limit or other records")
+    print(f"   {line}", flush=True)

@@ -57,7 +57,6 @@ from rlhf_jax.data.records import (
     Comparison,
     Demonstration,
     Drop,
-    Dropped,
     Prompt,
     R,
     Record,
@@ -71,13 +70,9 @@ _OPTIONS = (*_SPLITS, "by", "seed", "duplicates")
 
 
 def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
-    """Read all records of one split.
+    """Read all records of one split, which is a name or a slice such as `train[:90%]`.
 
-    Args:
-        source: where the records are, in the form of this module's docstring.
-        record_type: what the rows become.
-        split: a name or a slice such as `train[:90%]`.
-        data_dir: where TFDS and Hugging Face keep what they prepare.
+    `data_dir` is where TFDS and Hugging Face keep what they prepare.
 
     Raises:
         FileNotFoundError: if a file or folder does not exist.
@@ -266,7 +261,7 @@ def _convert_rows(
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         yield from records
-    report(title, Dropped(total, dict(reasons)))
+    report(title, total, reasons)
 
 
 def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:

@@ -85,8 +85,7 @@ class ChatTemplate:
         """Render messages as text, with special tokens under their secret names.
 
         Raises:
-            ValueError: if the template refuses the messages, or does not quote each of them as it
-            is.
+            ValueError: if the template refuses the messages, or rewrites one of them.
         """
         chat = [
             {"role": message.role, "content": self._shield(message.content)} for message in messages

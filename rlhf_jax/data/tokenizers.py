@@ -42,9 +42,7 @@ class Tokenizer:
     def __init__(self, fast: Any, *, more_stops: Iterable[int] = ()) -> None:
         """Wrap `fast`, a `transformers.PreTrainedTokenizerFast`.
 
-        Args:
-            fast: the tokenizer of `transformers`.
-            more_stops: ids that end a response, besides those of end of text and end of turn.
+        `more_stops` are ids that end a response, besides end of text and end of turn.
 
         Raises:
             ValueError: if it has no end-of-text token.
@@ -151,8 +149,7 @@ class Tokenizer:
         """Return the ids of every text, on all cores, without begin-of-text.
 
         Raises:
-            ValueError: if `special` is False and a text spells a special token whose letters have
-            no
+            ValueError: without `special`, if a text spells a special token whose letters have no
                 other ids.
         """
         ids = encode_texts(self._trusted if special else self._untrusted, texts)
