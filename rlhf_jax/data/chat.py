@@ -3,7 +3,6 @@
 A tokenizer with a chat template of its own (`templates.py`) writes its own markers. All others get
 
     <|user|> question <|assistant|> answer <|eos|> <|user|> question <|assistant|> answer <|eos|>
-    ...
 
 where the next marker ends a user's turn. Trained are the assistant's words and the token behind
 them that ends the turn. With our markers this is recorded while the pieces are concatenated; with a

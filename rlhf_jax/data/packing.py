@@ -8,8 +8,7 @@ share one program; those of comparisons, which differ more, have one of a few nu
 
     PackedDemonstrations    tokens_BT, segments_BT, loss_mask_BT
     PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch
-                            element: `row_BC` and `last_BC` say where every candidate's last token
-                            is
+                            element: `row_BC` and `last_BC` locate every candidate's last token
 
 Left out on purpose: splitting a conversation over rows. Samples, whose lengths are known only
 inside a step, are packed by `inference.packing`.

@@ -5,8 +5,8 @@
     json:PATH               one JSON list of objects; PATH as above
     tsv:PATH                tab-separated columns under a header; PATH is a file, or a folder whose
                             files all belong together
-    text:PATH               one document a file of plain text; PATH is a file or a folder of .txt
-    blocks:PATH             one document a block between the blank lines of such files
+    text:PATH               plain text; PATH is a document, or a folder of documents named *.txt
+    blocks:PATH             as text:, but a blank line ends a document
     tfds:NAME[/CONFIG]      TensorFlow Datasets, prepared as array_record where they are absent
     hf:NAME[:CONFIG][@REV]  a data set of the Hugging Face hub, or a folder of its parquet or jsonl
                             files
@@ -18,8 +18,8 @@ may be gzipped (.gz), and their names hold no question mark. Options, joined by 
     validation=test         read the source's `test` when a run asks for `validation`; likewise
                             train=, test=
     train=train[:90%]       ... and any slice, as in TFDS
-    by=topic                slices are shares of groups, not of rows: a topic is on one side (or
-                            by=prompt, by=text)
+    by=topic                slices are shares of groups, not of rows: a topic is on one side; or
+                            by=prompt, by=text
     seed=1                  another assignment of the groups
     duplicates=drop         leave out records that repeat another; otherwise they are only counted
 

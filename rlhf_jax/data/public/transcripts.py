@@ -3,8 +3,8 @@
 Anthropic's helpful and harmless preferences (Bai et al. 2022) are pairs of transcripts that differ
 in the last turn:
 
-    {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "\\n\\nHuman: ...\\n\\nAssistant:
-    ..."}
+    {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...",
+     "rejected": "\\n\\nHuman: ...\\n\\nAssistant: ..."}
 
 The subsets are folders: helpful-base, helpful-online, helpful-rejection-sampled, harmless-base.
 Crowd workers chose what to say next, so a conversation that goes on holds the better reply of each
