@@ -1,1 +1,1 @@
-"""Records, tokenizers, the chat template, sources of records, and index-based batches."""
+"""Read records from wherever they are kept, and turn them into batches of token ids."""

@@ -1,16 +1,18 @@
-"""Batches by number: `batch(step)` depends on the seed and the step, and on nothing else.
+"""Build batches by number: `batch(step)` depends on the seed and the step, and on nothing else.
 
-Texts become ids once, when the batches are built. A Grain MapDataset then maps the position in the data to
-an example: positions e·N to (e+1)·N-1 visit all N examples once, in an order of their own for every epoch
-e, and step s takes the positions s·B to (s+1)·B-1. Batches run across the border between epochs, nothing is
-left over, and a run that resumes at step s needs no iterator state. `arrays` holds the examples in their
-given order, for evaluation.
+Texts become ids once, when the batches are built. A Grain MapDataset then maps a position in the
+data to an example: positions e·N to (e+1)·N-1 visit all N examples once, in a different order for
+every epoch e, and step s takes the positions s·B to (s+1)·B-1. Batches run across the border
+between epochs, nothing is left over, and a run that resumes at step s needs no iterator state.
+`arrays` holds the examples in their given order, for evaluation.
 
-Arrays are int32, masks bool. Segments are 1 (or the document's number) on real tokens and 0 on padding, by
-length and never by id, so that padding may share an id with the end of text. Conversations that do not fit
-are dropped whole, counted in `dropped` and reported; a cut question or answer would teach the wrong thing.
+Arrays are int32, masks bool. Segments are 1 (or the document's number) on real tokens and 0 on
+padding, by length and never by id, so that padding may share an id with the end of text.
+Conversations that do not fit are dropped whole, counted and reported; a cut question or answer
+would teach the wrong thing.
 
-Blocks of documents may lie on disk, for corpora larger than the memory; all else is held.
+Blocks of documents may lie on disk, for corpora larger than the memory; everything else is held in
+memory.
 
 Left out on purpose: worker processes.
 """
@@ -23,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import grain
 import numpy as np
@@ -33,7 +35,6 @@ from rlhf_jax.data.records import (
     Comparison,
     Demonstration,
     Document,
-    Dropped,
     LabelledText,
     Message,
     Prompt,
@@ -41,23 +42,20 @@ from rlhf_jax.data.records import (
 )
 from rlhf_jax.data.tokenizers import Tokenizer
 
-Ids = Sequence[int]
-_AT_ONCE = 1024  # documents that are tokenised together
+CHUNK = 1024  # the number of documents that are tokenised together
 
 
 class Batches:
-    """Examples held as arrays with one row each, and their batches by step."""
+    """Hold examples as arrays with one row each, and give their batches by step."""
 
-    def __init__(
-        self, arrays: dict[str, np.ndarray], dropped: Dropped, *, batch_size: int, seed: int
-    ) -> None:
-        """Sets up the order of examples.
+    def __init__(self, arrays: dict[str, np.ndarray], *, batch_size: int, seed: int) -> None:
+        """Set up the order of the examples.
 
         Raises:
-            ValueError: if `batch_size` is not between 1 and the number of examples, or `seed` is not 32 bits.
+            ValueError: if `batch_size` is not between 1 and the number of examples, or `seed` does
+                not fit 32 bits.
         """
         self.arrays = arrays
-        self.dropped = dropped
         self.num_examples = len(next(iter(arrays.values())))
         self.batch_size = batch_size
         if not 1 <= batch_size <= self.num_examples:
@@ -70,12 +68,15 @@ class Batches:
         self._order = grain.MapDataset.range(self.num_examples).shuffle(seed=seed).repeat()
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the batch of a step counted from 0."""
+        """Return the batch of a step counted from 0."""
         if step < 0:
             raise ValueError(f"step: {step}, expected 0 or more")
         start = int(step) * self.batch_size
         rows = np.array([self._order[i] for i in range(start, start + self.batch_size)])
         return {name: np.asarray(values[rows]) for name, values in self.arrays.items()}
+
+
+# Documents, in blocks.
 
 
 def lm_batches(
@@ -88,107 +89,123 @@ def lm_batches(
     mask_documents: bool = False,
     folder: Path | None = None,
 ) -> Batches:
-    """Packs documents, each followed by end of text, into blocks: `tokens_BT`, `segments_BT`.
+    """Pack documents, each followed by end of text, into blocks: `tokens_BT`, `segments_BT`.
 
-    The documents, each with begin of text if the tokenizer has one, are laid end to end in their given order and
-    cut every `context_length` tokens; the last block is padded. Tokens see earlier documents of their block, as
-    in GPT-3 (Brown et al. 2020, App. B); with `mask_documents` every document of a block is a segment of its own.
+    The documents, each with begin of text if the tokenizer has one, are concatenated in their given
+    order and cut every `context_length` tokens; the last block is padded. Tokens see earlier
+    documents of their block, as in GPT-3 (Brown et al. 2020, App. B); with `mask_documents` every
+    document of a block is a segment of its own.
 
-    With a `folder` the blocks are written there and read from there, batch by batch: neither documents nor tokens are held in
-    memory. A folder that exists holds the blocks already, and `docs` are not read again.
+    With a `folder` the blocks are written there and read from there, batch by batch: neither
+    documents nor tokens are held in memory. If the folder exists it holds the blocks already, and
+    `docs` are not read again.
 
     Raises:
         ValueError: if there are no documents, or the blocks in `folder` were cut in another way.
     """
-    _check_length(context_length)
+    _check_length(context_length, "context_length")
     if folder is None:
-        tokens, starts = (
-            np.concatenate(parts) for parts in zip(*_laid(docs, tokenizer), strict=True)
-        )
-        blocks = _blocks(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
+        chunks = list(_tokenize(docs, tokenizer))
+        tokens = np.concatenate([chunk[0] for chunk in chunks])
+        starts = np.concatenate([chunk[1] for chunk in chunks])
+        blocks = _cut(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
     else:
-        cut = {
+        layout = {
             "context_length": context_length,
             "mask_documents": mask_documents,
             "tokenizer": tokenizer.fingerprint(),
         }
         if not folder.exists():
-            _write_blocks(docs, tokenizer, folder, cut)
-        _check_blocks(folder, cut)
+            _write_blocks(docs, tokenizer, folder, layout)
+        _check_blocks(folder, layout)
         blocks = {
             name: np.memmap(path, np.int32, "r").reshape(-1, context_length)
-            for name, path in _files(folder).items()
+            for name, path in _block_files(folder).items()
         }
-    return Batches(blocks, Dropped(0, {}), batch_size=batch_size, seed=seed)
+    return Batches(blocks, batch_size=batch_size, seed=seed)
 
 
-def _laid(
+def _tokenize(
     docs: Iterable[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids of some documents laid end to end, and 1 where one starts; all documents, in their order."""
+    """Yield the concatenated ids of chunks of documents, with a mask that is 1 where one starts."""
     remaining = iter(docs)
-    some = list(islice(remaining, _AT_ONCE))
-    _check_any(some, "documents")
-    while some:
-        encoded = tokenizer.encode_batch([doc.text for doc in some], special=True)
-        rows = [[*tokenizer.begin(ids), tokenizer.eos_id] for ids in encoded]
+    chunk = list(islice(remaining, CHUNK))
+    _check_any(chunk, "documents")
+    while chunk:
+        encoded = tokenizer.encode_batch([doc.text for doc in chunk], special=True)
+        rows = [[*tokenizer.prepend_begin_of_text(ids), tokenizer.eos_id] for ids in encoded]
         starts = np.zeros(sum(map(len, rows)), np.int32)
         starts[np.cumsum([0, *map(len, rows[:-1])])] = 1
         yield np.fromiter(chain.from_iterable(rows), np.int32, len(starts)), starts
-        some = list(islice(remaining, _AT_ONCE))
+        chunk = list(islice(remaining, CHUNK))
 
 
-def _blocks(
+def _cut(
     tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool
 ) -> dict[str, np.ndarray]:
-    """Cut every `size` tokens, the last block padded; segments are 0 on padding."""
+    """Cut every `size` tokens and pad the last block; segments are 0 on padding."""
     padding = -len(tokens) % size
     tokens_NT = np.pad(tokens, (0, padding), constant_values=pad_id).reshape(-1, size)
-    count_NT = np.ones_like(tokens_NT)
+    segments_NT = np.ones_like(tokens_NT)
     if mask_documents:  # within a block documents count from 1
-        count_NT[:, 1:] += np.cumsum(np.pad(starts, (0, padding)).reshape(-1, size)[:, 1:], axis=1)
+        starts_NT = np.pad(starts, (0, padding)).reshape(-1, size)
+        segments_NT[:, 1:] += np.cumsum(starts_NT[:, 1:], axis=1)
     if padding:
-        count_NT[-1, -padding:] = 0
-    return {"tokens_BT": tokens_NT, "segments_BT": count_NT}
+        segments_NT[-1, -padding:] = 0
+    return {"tokens_BT": tokens_NT, "segments_BT": segments_NT}
 
 
 def _write_blocks(
-    docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, cut: dict[str, Any]
+    docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, layout: dict[str, Any]
 ) -> None:
-    """A file of int32 for each array, and how they were cut, in a folder that appears when they are whole."""
-    size, mask_documents = cut["context_length"], cut["mask_documents"]
+    """Write a file of int32 for each array, and their layout.
+
+    The folder appears when they are complete.
+    """
+    size = layout["context_length"]
+    mask_documents = layout["mask_documents"]
+    pad_id = tokenizer.pad_id
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    tokens = starts = np.zeros(0, np.int32)  # what does not fill a block yet
+    # Tokens that do not fill a block yet, and where documents start among them.
+    tokens = np.zeros(0, np.int32)
+    starts = np.zeros(0, np.int32)
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in _files(unfinished).values()]
-        for part in chain(_laid(docs, tokenizer), [None]):
-            end = None  # of what is written: all in the end, else whole blocks
-            if part is not None:
-                tokens, starts = (
-                    np.concatenate(pair) for pair in zip((tokens, starts), part, strict=True)
-                )
-                end = len(tokens) // size * size
-            blocks = _blocks(tokens[:end], starts[:end], tokenizer.pad_id, size, mask_documents)
-            for file, rows in zip(files, blocks.values(), strict=True):
-                rows.tofile(file)
-            tokens, starts = tokens[end:], starts[end:]
-    (unfinished / "cut.json").write_text(json.dumps(cut))
+        files = [stack.enter_context(path.open("wb")) for path in _block_files(unfinished).values()]
+        for new_tokens, new_starts in _tokenize(docs, tokenizer):
+            tokens = np.concatenate([tokens, new_tokens])
+            starts = np.concatenate([starts, new_starts])
+            end = len(tokens) // size * size
+            _append(files, _cut(tokens[:end], starts[:end], pad_id, size, mask_documents))
+            tokens = tokens[end:]
+            starts = starts[end:]
+        _append(files, _cut(tokens, starts, pad_id, size, mask_documents))
+    (unfinished / "cut.json").write_text(json.dumps(layout))
     unfinished.rename(folder)
 
 
-def _check_blocks(folder: Path, cut: dict[str, Any]) -> None:
-    found = json.loads((folder / "cut.json").read_text())
-    for name, value in cut.items():
-        if found[name] != value:
+def _append(files: Sequence[IO[bytes]], blocks: dict[str, np.ndarray]) -> None:
+    for file, rows in zip(files, blocks.values(), strict=True):
+        rows.tofile(file)
+
+
+def _check_blocks(folder: Path, layout: dict[str, Any]) -> None:
+    written = json.loads((folder / "cut.json").read_text())
+    for name, value in layout.items():
+        if written[name] != value:
             raise ValueError(
-                f"{folder}: blocks with {name} {found[name]}, expected {value}; delete the folder or use another"
+                f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
+                "folder or use another"
             )
 
 
-def _files(folder: Path) -> dict[str, Path]:
+def _block_files(folder: Path) -> dict[str, Path]:
     return {name: folder / f"{name}.int32" for name in ("tokens_BT", "segments_BT")}
+
+
+# Conversations and labelled texts, one to a row.
 
 
 def demonstration_batches(
@@ -199,23 +216,26 @@ def demonstration_batches(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """Renders conversations, padded on the right: `tokens_BT`, `segments_BT`, `loss_mask_BT`.
+    """Render conversations, padded on the right: `tokens_BT`, `segments_BT`, `loss_mask_BT`.
 
     `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn.
     """
-    _check_context(context_length, demonstrations, "demonstrations")
-    rendered = render_batch(
-        tokenizer, [item.messages for item in demonstrations], generation_prompt=False
-    )
-    keep, dropped = select(
+    _check(demonstrations, "demonstrations", "context_length", context_length)
+    conversations = [demonstration.messages for demonstration in demonstrations]
+    rendered = render_batch(tokenizer, conversations, generation_prompt=False)
+    keep = select(
         "demonstrations",
         rendered,
         lambda item: _too_long(item.ids, "context_length", context_length),
     )
     tokens_BT, segments_BT = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, context_length)
-    loss_mask_BT = _pad([rendered[i].trained for i in keep], 0, context_length)[0].astype(bool)
-    arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "loss_mask_BT": loss_mask_BT}
-    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+    loss_mask_BT, _ = _pad([rendered[i].trained for i in keep], 0, context_length)
+    arrays = {
+        "tokens_BT": tokens_BT,
+        "segments_BT": segments_BT,
+        "loss_mask_BT": loss_mask_BT.astype(bool),
+    }
+    return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
 def comparison_batches(
@@ -227,41 +247,36 @@ def comparison_batches(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """Renders every candidate behind its prompt: `tokens_BCT`, `segments_BCT`, `length_BC`, `rank_BC`, `mask_BC`.
+    """Render every candidate behind its prompt, all candidates of a prompt in one batch element.
 
-    All candidates of a prompt share a batch element (Ouyang et al. 2022, §3.5). The last `length_BC` tokens are the
-    candidate, its end of turn included. Places without a candidate have rank 0, mask False and no tokens. A comparison
-    is dropped whole if one candidate does not fit, and if all ranks tie: it holds no pair.
+    The arrays are `tokens_BCT`, `segments_BCT`, `length_BC`, `rank_BC` and `mask_BC` (Ouyang et al.
+    2022, §3.5). The last `length_BC` tokens are the candidate, its end of turn included. Places
+    without a candidate have rank 0, mask False and no tokens. A comparison is dropped whole if one
+    candidate does not fit, and if all ranks tie: it holds no pair.
     """
-    _check_context(context_length, comparisons, "comparisons")
+    _check(comparisons, "comparisons", "context_length", context_length)
     if max_candidates < 2:
         raise ValueError(f"max_candidates: {max_candidates}, expected at least 2 to compare")
-    conversations = [
-        (*item.messages, Message("assistant", response))
-        for item in comparisons
-        for response in item.responses
-    ]
-    rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
-    laid = [[next(rendered) for _ in item.responses] for item in comparisons]
-    candidates = [[one.ids for one in group] for group in laid]
+    groups = _render_candidates(comparisons, tokenizer)
 
-    def reason(i: int) -> str | None:
-        if len(candidates[i]) > max_candidates:
+    def reason_to_drop(i: int) -> str | None:
+        if len(groups[i]) > max_candidates:
             return f"with more than max_candidates {max_candidates} responses"
         if len(set(comparisons[i].ranks)) == 1:
             return "with all responses tied"
-        return _too_long(max(candidates[i], key=len), "context_length", context_length)
+        longest = max((candidate.ids for candidate in groups[i]), key=len)
+        return _too_long(longest, "context_length", context_length)
 
-    keep, dropped = select("rankings", range(len(comparisons)), reason)
-    rows = [
-        ids for i in keep for ids in [*candidates[i], *[[]] * (max_candidates - len(candidates[i]))]
-    ]
-    tokens, segments = _pad(rows, tokenizer.pad_id, context_length)
-    rank_BC, occupied_BC = _pad([comparisons[i].ranks for i in keep], 0, max_candidates)
-    length_BC, _ = _pad(
-        [[_last_run(one.trained) for one in laid[i]] for i in keep], 0, max_candidates
-    )
+    keep = select("rankings", range(len(comparisons)), reason_to_drop)
+    rows: list[list[int]] = []
+    for i in keep:
+        rows += [candidate.ids for candidate in groups[i]]
+        rows += [[]] * (max_candidates - len(groups[i]))
     shape = (len(keep), max_candidates, context_length)
+    tokens, segments = _pad(rows, tokenizer.pad_id, context_length)
+    lengths = [[_reply_length(candidate.trained) for candidate in groups[i]] for i in keep]
+    length_BC, _ = _pad(lengths, 0, max_candidates)
+    rank_BC, occupied_BC = _pad([comparisons[i].ranks for i in keep], 0, max_candidates)
     arrays = {
         "tokens_BCT": tokens.reshape(shape),
         "segments_BCT": segments.reshape(shape),
@@ -269,7 +284,20 @@ def comparison_batches(
         "rank_BC": rank_BC,
         "mask_BC": occupied_BC.astype(bool),
     }
-    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+    return Batches(arrays, batch_size=batch_size, seed=seed)
+
+
+def _render_candidates(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer
+) -> list[list[Rendered]]:
+    """Render each response of every comparison behind its prompt."""
+    conversations = [
+        (*comparison.messages, Message("assistant", response))
+        for comparison in comparisons
+        for response in comparison.responses
+    ]
+    rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
+    return [list(islice(rendered, len(comparison.responses))) for comparison in comparisons]
 
 
 def prompt_batches(
@@ -280,38 +308,40 @@ def prompt_batches(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """Renders prompts up to the assistant's turn, left-padded: `prompt_BP`, `prompt_mask_BP`, `index_B`.
+    """Render prompts up to the assistant's turn, padded on the left.
 
-    `index_B` is the prompt's place in `prompts`.
+    The arrays are `prompt_BP`, `prompt_mask_BP` and `index_B`, the prompt's index in `prompts`.
     """
-    _check_context(prompt_length, prompts, "prompts", name="prompt_length")
-    rendered, keep, dropped = _render_prompts(prompts, tokenizer, prompt_length)
-    prompt_BP, segments_BP = _pad(
-        [rendered[i].ids for i in keep], tokenizer.pad_id, prompt_length, left=True
-    )
+    _check(prompts, "prompts", "prompt_length", prompt_length)
+    rendered, keep = _render_prompts(prompts, tokenizer, prompt_length)
+    rows = [rendered[i].ids for i in keep]
+    prompt_BP, segments_BP = _pad(rows, tokenizer.pad_id, prompt_length, left=True)
     arrays = {
         "prompt_BP": prompt_BP,
         "prompt_mask_BP": segments_BP.astype(bool),
         "index_B": np.array(keep, np.int32),
     }
-    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+    return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
 def fitting_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, *, prompt_length: int
 ) -> list[Prompt]:
-    """The prompts that `prompt_batches` would keep; those that are too long are counted and reported."""
-    return [prompts[i] for i in _render_prompts(prompts, tokenizer, prompt_length)[1]]
+    """Return the prompts that `prompt_batches` would keep; report those that are too long."""
+    _, keep = _render_prompts(prompts, tokenizer, prompt_length)
+    return [prompts[i] for i in keep]
 
 
 def _render_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, prompt_length: int
-) -> tuple[list[Rendered], list[int], Dropped]:
-    rendered = render_batch(tokenizer, [item.messages for item in prompts], generation_prompt=True)
-    keep, dropped = select(
+) -> tuple[list[Rendered], list[int]]:
+    """Return all prompts rendered, and the indices of those that fit."""
+    conversations = [prompt.messages for prompt in prompts]
+    rendered = render_batch(tokenizer, conversations, generation_prompt=True)
+    keep = select(
         "prompts", rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length)
     )
-    return rendered, keep, dropped
+    return rendered, keep
 
 
 def labelled_batches(
@@ -323,15 +353,15 @@ def labelled_batches(
     batch_size: int,
     seed: int,
 ) -> Batches:
-    """Renders texts closed by end of text, padded on the right: `tokens_BT`, `segments_BT`, `label_B`.
+    """Render texts closed by end of text, padded on the right.
 
-    `label_B` counts in the order of `labels`. The class is read at the end of text, the extract token of
-    GPT-1 (Radford et al. 2018, §3.3).
+    The arrays are `tokens_BT`, `segments_BT` and `label_B`, which counts in the order of `labels`.
+    The class is read at the end of text, the extract token of GPT-1 (Radford et al. 2018, §3.3).
 
     Raises:
         ValueError: for a label that `labels` does not list.
     """
-    _check_context(context_length, records, "labelled texts")
+    _check(records, "labelled texts", "context_length", context_length)
     numbers = {label: number for number, label in enumerate(labels)}
     for i, record in enumerate(records):
         if record.label not in numbers:
@@ -339,19 +369,16 @@ def labelled_batches(
                 f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}"
             )
     text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
-    rows = [[*tokenizer.begin(ids), tokenizer.eos_id] for ids in text_ids]
-    keep, dropped = select(
-        "texts", rows, lambda ids: _too_long(ids, "context_length", context_length)
-    )
+    rows = [[*tokenizer.prepend_begin_of_text(ids), tokenizer.eos_id] for ids in text_ids]
+    keep = select("texts", rows, lambda ids: _too_long(ids, "context_length", context_length))
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
-    return Batches(arrays, dropped, batch_size=batch_size, seed=seed)
+    return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
-def _check_context(
-    length: int, records: Sequence[object], plural: str, *, name: str = "context_length"
-) -> None:
+def _check(records: Sequence[object], plural: str, name: str, length: int) -> None:
+    """Raise a ValueError if `length`, called `name` in configs, is short, or without records."""
     _check_length(length, name)
     _check_any(records, plural)
 
@@ -363,24 +390,24 @@ def _check_any(records: Sequence[object], plural: str) -> None:
         )
 
 
-def _check_length(length: int, name: str = "context_length") -> None:
+def _check_length(length: int, name: str) -> None:
     if length < 2:
         raise ValueError(f"{name}: {length}, expected at least 2 tokens")
 
 
-def _last_run(trained: Sequence[bool]) -> int:
-    """Length of the run of trained tokens that ends a conversation: its last reply."""
-    return next((i for i, one in enumerate(reversed(trained)) if not one), len(trained))
+def _reply_length(trained: Sequence[bool]) -> int:
+    """Return the length of the run of trained tokens that ends a conversation: its last reply."""
+    return next((i for i, mark in enumerate(reversed(trained)) if not mark), len(trained))
 
 
-def _too_long(ids: Ids, name: str, limit: int) -> str | None:
+def _too_long(ids: Sequence[int], name: str, limit: int) -> str | None:
     return f"longer than {name} {limit}" if len(ids) > limit else None
 
 
 def _pad(
     rows: Sequence[Sequence[int]], pad_id: int, size: int, *, left: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows padded to `size` as int32, and segments: 1 where a row had an element, else 0."""
+    """Return the rows padded to `size`, and segments: 1 where a row had an element, else 0."""
     lengths = np.array([len(row) for row in rows])
     column = np.arange(size)
     padding = (size - lengths)[:, None]

@@ -1,18 +1,19 @@
-"""A conversation as token ids, with a mark on those that the assistant has to produce.
+"""Render a conversation as token ids, and mark those that the assistant has to produce.
 
-A tokenizer with a chat template of its own (`templates.py`) writes its own markers. For all others it is
+A tokenizer with a chat template of its own (`templates.py`) writes its own markers. All others get
 
-    <|user|> question <|assistant|> answer <|eos|> <|user|> question <|assistant|> answer <|eos|> ...
+    <|user|> question <|assistant|> answer <|eos|> <|user|> question <|assistant|> answer <|eos|>
 
-where a user turn is ended by the marker that follows it. What is trained, the assistant's words and the token
-behind them that ends the turn, is noted while the pieces are laid down; where a template lays them, the
-trained piece is what the conversation with the reply has more than the prompt that leads to it. No one
-searches the ids for markers, so a padding token that equals `<|eos|>`, or a marker typed by a user, cannot
-shift a mask. A template for which this cannot be told (it cuts or rewrites earlier turns, ends turns with no
-token, has no generation prompt) is an error.
+where the next marker ends a user's turn. Trained are the assistant's words and the token behind
+them that ends the turn. With our markers this is recorded while the pieces are concatenated; with a
+template, the trained piece is what the conversation with the reply has more than the prompt that
+leads to it. Ids are never searched for markers, so neither a padding token that equals `<|eos|>`
+nor a marker typed by a user can shift a mask. A template for which the mask cannot be determined
+(it cuts or rewrites earlier turns, ends turns with no token, has no generation prompt) is an error.
 
-Either way a conversation that ends with the assistant ends with its last trained token, begins with exactly
-one begin-of-text token if the tokenizer puts one before plain text, and begins with its prompt.
+Either way a conversation that ends with the assistant ends with its last trained token, begins with
+exactly one begin-of-text token if the tokenizer puts one before plain text, and begins with its
+prompt.
 """
 
 from __future__ import annotations
@@ -28,37 +29,38 @@ Conversation = Sequence[Message]
 
 
 class Rendered(NamedTuple):
-    """A conversation's token ids, and for each whether it is a target of supervised training."""
+    """Hold a conversation's token ids, and for each whether supervised training predicts it."""
 
     ids: list[int]
     trained: list[bool]
 
 
 def render(tokenizer: Tokenizer, messages: Conversation, *, generation_prompt: bool) -> Rendered:
-    """Renders one conversation; `generation_prompt` adds the marker after which the assistant speaks."""
+    """Render one conversation; `generation_prompt` adds the marker that opens the reply."""
     return render_batch(tokenizer, [messages], generation_prompt=generation_prompt)[0]
 
 
 def render_batch(
     tokenizer: Tokenizer, conversations: Sequence[Conversation], *, generation_prompt: bool
 ) -> list[Rendered]:
-    """Renders many conversations with one call of the tokenizer.
+    """Render many conversations with one call of the tokenizer.
 
     Raises:
-        ValueError: if a conversation that already ends with the assistant is to get a generation prompt, or the
-            tokenizer's template does not give the loss mask (`templates.ChatTemplate` says how).
+        ValueError: if a conversation that already ends with the assistant is to get a generation
+            prompt, or if the loss mask cannot be determined from the tokenizer's template
+            (`templates.ChatTemplate` says why).
     """
     if generation_prompt:
         for messages in conversations:
-            _check_waits(messages)
+            _check_last_turn(messages)
     if tokenizer.template is None:
         rendered = _render_with_markers(tokenizer, conversations, generation_prompt)
     else:
         rendered = _render_with_template(tokenizer.template, conversations, generation_prompt)
-    return [_begin(one, tokenizer) for one in rendered]
+    return [_prepend_begin_of_text(conversation, tokenizer) for conversation in rendered]
 
 
-def _check_waits(messages: Conversation) -> None:
+def _check_last_turn(messages: Conversation) -> None:
     if not messages or messages[-1].role != "user":
         role = repr(messages[-1].role) if messages else "no message"
         raise ValueError(
@@ -66,13 +68,14 @@ def _check_waits(messages: Conversation) -> None:
         )
 
 
-def _begin(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:
-    """Begins with begin-of-text once: most templates write it themselves, some leave it to the tokenizer."""
-    ids = tokenizer.begin(rendered.ids)
-    return Rendered(ids, [False] * (len(ids) - len(rendered.ids)) + rendered.trained)
+def _prepend_begin_of_text(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:
+    """Begin with begin-of-text once: most templates write it, some leave it to the tokenizer."""
+    ids = tokenizer.prepend_begin_of_text(rendered.ids)
+    num_new = len(ids) - len(rendered.ids)
+    return Rendered(ids, [False] * num_new + rendered.trained)
 
 
-# --- our own markers --------------------------------------------------------------------------------------
+# Our own markers.
 
 
 def _render_with_markers(
@@ -84,42 +87,45 @@ def _render_with_markers(
     for messages in conversations:
         result = Rendered([], [])
         for message in messages:
-            _add_turn(result, tokenizer, message.role, next(content_ids))
+            _append_turn(result, tokenizer, message.role, next(content_ids))
         if generation_prompt:
-            _add(result, [tokenizer.assistant_id], trained=False)
+            _append(result, [tokenizer.assistant_id], trained=False)
         rendered.append(result)
     return rendered
 
 
-def _add_turn(rendered: Rendered, tokenizer: Tokenizer, role: str, content_ids: list[int]) -> None:
+def _append_turn(
+    rendered: Rendered, tokenizer: Tokenizer, role: str, content_ids: list[int]
+) -> None:
     if role == "assistant":
-        _add(rendered, [tokenizer.assistant_id], trained=False)
-        _add(rendered, [*content_ids, tokenizer.eos_id], trained=True)
+        _append(rendered, [tokenizer.assistant_id], trained=False)
+        _append(rendered, [*content_ids, tokenizer.eos_id], trained=True)
     elif role == "user":
-        _add(rendered, [tokenizer.user_id, *content_ids], trained=False)
+        _append(rendered, [tokenizer.user_id, *content_ids], trained=False)
     else:
         raise ValueError(
-            f"messages: a {role} message, but the markers <|user|> and <|assistant|> know two roles; "
-            "use a tokenizer with a chat template, or move its text into the first user message"
+            f"messages: a {role} message, but the markers <|user|> and <|assistant|> know two "
+            "roles; use a tokenizer with a chat template, or move its text into the first user "
+            "message"
         )
 
 
-def _add(rendered: Rendered, ids: list[int], *, trained: bool) -> None:
+def _append(rendered: Rendered, ids: list[int], *, trained: bool) -> None:
     rendered.ids.extend(ids)
     rendered.trained.extend([trained] * len(ids))
 
 
-# --- a template of the tokenizer's own ----------------------------------------------------------------------
+# The tokenizer's own template.
 
 
 def _render_with_template(
     template: ChatTemplate, conversations: Sequence[Conversation], generation_prompt: bool
 ) -> list[Rendered]:
-    """Renders every conversation as a whole, and up to the beginning and the end of every reply in it."""
+    """Render every conversation whole, and up to the start and the end of each of its replies."""
     texts: list[str] = []
     for number, messages in enumerate(conversations):
         views = [(messages, generation_prompt)]
-        for k in _replies(messages):
+        for k in _reply_indices(messages):
             views += [(messages[:k], True), (messages[: k + 1], False)]
         try:
             texts += [template.text(view, generation_prompt=prompt) for view, prompt in views]
@@ -132,14 +138,17 @@ def _render_with_template(
 def _mark_replies(
     template: ChatTemplate, messages: Conversation, whole: list[int], views: Iterator[list[int]]
 ) -> Rendered:
+    """Mark the replies in `whole`, the ids of a conversation; `views` yields two per reply."""
     trained = [False] * len(whole)
-    for k in _replies(messages):
-        prompt, turn = next(views), next(views)
+    for k in _reply_indices(messages):
+        prompt = next(views)
+        turn = next(views)
         end = template.reply_end(prompt, turn)
         if whole[:end] != turn[:end]:
             raise ValueError(
-                f"chat template: what follows messages[{k}] (assistant) changes how it is written, so its tokens cannot be "
-                "told; expected a template that only appends, or conversations of one exchange"
+                f"chat template: what follows messages[{k}] (assistant) changes how it is written, "
+                "so its tokens cannot be determined; expected a template that only appends, or "
+                "conversations of one exchange"
             )
         trained[len(prompt) : end] = [True] * (end - len(prompt))
         if k == len(messages) - 1:
@@ -147,5 +156,5 @@ def _mark_replies(
     return Rendered(whole, trained)
 
 
-def _replies(messages: Conversation) -> list[int]:
+def _reply_indices(messages: Conversation) -> list[int]:
     return [k for k, message in enumerate(messages) if message.role == "assistant"]

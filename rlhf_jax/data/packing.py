@@ -1,15 +1,17 @@
-"""Conversations packed several to a row, so that a step costs what its tokens cost.
+"""Pack several conversations into a row, so that a step costs what its tokens cost.
 
-Rendered conversations differ much in length; padded to one length, most of a batch would be padding. Here those of a batch are
-laid into rows, longest first, each into the first row that has room (first-fit decreasing), each a segment of its own that
-attends only to itself. Batches of demonstrations all have the rows that the fullest one of the run needs, and so share one
-program; those of comparisons, which differ more, have one of a few numbers of rows.
+Rendered conversations differ much in length; padded to one length, most of a batch would be
+padding. Here the conversations of a batch are packed into rows, longest first, each into the first
+row that has room (first-fit decreasing). Each is a segment of its own that attends only to itself.
+Batches of demonstrations all have the number of rows that the fullest one of the run needs, and so
+share one program; those of comparisons, which differ more, have one of a few numbers of rows.
 
     PackedDemonstrations    tokens_BT, segments_BT, loss_mask_BT
-    PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch element: `row_BC` and
-                            `last_BC` say where the last token of every candidate stands
+    PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch
+                            element: `row_BC` and `last_BC` locate every candidate's last token
 
-Left out on purpose: splitting a conversation over rows.
+Left out on purpose: splitting a conversation over rows. Samples, whose lengths are known only
+inside a step, are packed by `inference.packing`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from rlhf_jax.data.batches import Batches
 
 
 class Fit(NamedTuple):
-    """Where every item lies."""
+    """Hold the row and the first column of every item, and the number of rows."""
 
     rows: list[int]
     starts: list[int]
@@ -32,74 +34,178 @@ class Fit(NamedTuple):
 
 
 def first_fit(lengths: Sequence[int], row_length: int) -> Fit:
-    """Row and first column of every item, and the number of rows; longest items first, each into the first row with room."""
+    """Assign every item to a row: longest first, each into the first row that has room."""
     room: list[int] = []
-    rows, starts = [0] * len(lengths), [0] * len(lengths)
+    rows = [0] * len(lengths)
+    starts = [0] * len(lengths)
     for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         row = next((r for r, left in enumerate(room) if left >= lengths[item]), len(room))
         if row == len(room):
             room.append(row_length)
-        rows[item], starts[item] = row, row_length - room[row]
+        rows[item] = row
+        starts[item] = row_length - room[row]
         room[row] -= lengths[item]
     return Fit(rows, starts, len(room))
 
 
 class InOrder:
-    """The examples of `comparison_batches` once each, in their given order, so many to a batch; the last one is filled up with
-    masked rows."""
+    """Give the examples of `comparison_batches` once each, in order, a fixed number to a batch.
+
+    The last batch is filled up with masked rows.
+    """
 
     def __init__(self, batches: Batches, batch_size: int) -> None:
-        self.arrays, self.num_examples, self._size = (
-            batches.arrays,
-            batches.num_examples,
-            batch_size,
-        )
-        self.num_batches = -(-self.num_examples // self._size)
+        self.arrays = batches.arrays
+        self.num_examples = batches.num_examples
+        self.num_batches = -(-self.num_examples // batch_size)
+        self._batch_size = batch_size
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number `step` of `num_batches`."""
-        rows = np.arange(step * self._size, (step + 1) * self._size)
+        """Return batch number `step` of `num_batches`."""
+        rows = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
         real = rows < self.num_examples
         batch = {name: values[np.where(real, rows, 0)] for name, values in self.arrays.items()}
         return {**batch, "mask_BC": batch["mask_BC"] & real[:, None]}
 
 
 class PackedDemonstrations:
-    """The batches of `demonstration_batches`, packed; with the `others` rows that join them a multiple of `row_multiple`."""
+    """Pack the batches of `demonstration_batches`."""
 
     def __init__(
         self, batches: Batches, *, row_length: int, num_steps: int, others: int, row_multiple: int
     ) -> None:
-        """Find the number of rows. Raises ValueError if one demonstration is longer than a row."""
-        self._batches, self._row_length = batches, row_length
+        """Find the number of rows that every batch of the run gets.
+
+        With the `others` rows that are added to a batch it is a multiple of `row_multiple`.
+
+        Raises:
+            ValueError: if one demonstration is longer than a row.
+        """
+        self._batches = batches
+        self._row_length = row_length
         _check_fits(batches.arrays["segments_BT"], row_length)
-        need = max(
+        needed = max(
             first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length).num_rows
             for step in range(num_steps)
         )
-        self.num_rows = _up_to(need + others, row_multiple) - others
+        self.num_rows = _round_up(needed + others, row_multiple) - others
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The packed batch of a step."""
+        """Return the packed batch of a step."""
         padded = self._batches.batch(step)
         lengths = _lengths(padded["segments_BT"])
+        fit = first_fit(lengths, self._row_length)
         packed = {
             name: np.zeros((self.num_rows, self._row_length), values.dtype)
             for name, values in padded.items()
         }
-        count = [0] * self.num_rows
-        fit = first_fit(lengths, self._row_length)
-        for item, (row, start, length) in enumerate(
-            zip(fit.rows, fit.starts, lengths, strict=True)
-        ):
-            count[row] += 1
+        num_segments = [0] * self.num_rows
+        for item, row in enumerate(fit.rows):
+            num_segments[row] += 1
+            columns = slice(fit.starts[item], fit.starts[item] + lengths[item])
             for name, values in padded.items():
-                packed[name][row, start : start + length] = values[item, :length]
-            packed["segments_BT"][row, start : start + length] = count[row]
+                packed[name][row, columns] = values[item, : lengths[item]]
+            packed["segments_BT"][row, columns] = num_segments[row]
         return packed
 
 
-def _up_to(number: int, multiple: int) -> int:
+class _Group(NamedTuple):
+    """Hold the candidates (prompt, number) of a micro-batch, their lengths and their rows."""
+
+    candidates: list[tuple[int, int]]
+    lengths: list[int]
+    fit: Fit
+
+
+class PackedComparisons:
+    """Pack the batches of `comparison_batches`.
+
+    A batch has `tokens_NT`, `segments_NT`, `row_BC`, `last_BC` and the padded batch's arrays of one
+    element per candidate. With G micro-batches, the prompts g, g + G, ... and the rows g, g + G,
+    ... form micro-batch g, and `row_BC` counts within it.
+
+    A batch has the rows of the fullest one, or that number over √2, 2, 2√2, ... where this
+    suffices: each size is a program to compile, and where prompts differ much in their responses
+    most batches are far from full.
+    """
+
+    def __init__(
+        self,
+        batches: Batches | InOrder,
+        *,
+        row_length: int,
+        num_steps: int,
+        num_groups: int,
+        row_multiple: int,
+    ) -> None:
+        """Find the number of rows of the fullest batch.
+
+        Raises:
+            ValueError: if one response with its prompt is longer than a row.
+        """
+        self._batches = batches
+        self._row_length = row_length
+        self._num_groups = num_groups
+        self._row_multiple = row_multiple
+        _check_fits(batches.arrays["segments_BCT"], row_length)
+        needed = max(
+            group.fit.num_rows
+            for step in range(num_steps)
+            for group in self._groups(batches.batch(step))
+        )
+        self.rows_per_group = _round_up(needed, row_multiple)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """Return the packed batch of a step."""
+        padded = self._batches.batch(step)
+        groups = self._groups(padded)
+        num_rows = self._bucket(max(group.fit.num_rows for group in groups))
+        shape = (num_rows * self._num_groups, self._row_length)
+        tokens_NT = np.zeros(shape, np.int32)
+        segments_NT = np.zeros(shape, np.int32)
+        row_BC = np.zeros(padded["mask_BC"].shape, np.int32)
+        last_BC = np.zeros_like(row_BC)
+        for number, group in enumerate(groups):
+            num_segments = [0] * num_rows
+            for item, (b, c) in enumerate(group.candidates):
+                row = group.fit.rows[item]
+                start = group.fit.starts[item]
+                length = group.lengths[item]
+                num_segments[row] += 1
+                n = row * self._num_groups + number
+                tokens_NT[n, start : start + length] = padded["tokens_BCT"][b, c, :length]
+                segments_NT[n, start : start + length] = num_segments[row]
+                row_BC[b, c] = row
+                last_BC[b, c] = start + length - 1
+        return {
+            "tokens_NT": tokens_NT,
+            "segments_NT": segments_NT,
+            "row_BC": row_BC,
+            "last_BC": last_BC,
+            **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")},
+        }
+
+    def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
+        lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)
+        candidates = [(int(b), int(c)) for b, c in np.argwhere(padded["mask_BC"])]
+        groups = []
+        for number in range(self._num_groups):
+            own = [(b, c) for b, c in candidates if b % self._num_groups == number]
+            lengths = [int(lengths_BC[b, c]) for b, c in own]
+            groups.append(_Group(own, lengths, first_fit(lengths, self._row_length)))
+        return groups
+
+    def _bucket(self, needed: int) -> int:
+        """Return the smallest of the sizes that holds `needed` rows."""
+        largest = self.rows_per_group
+        sizes = [
+            _round_up(math.ceil(largest / 2 ** (k / 2)), self._row_multiple)
+            for k in range(2 * largest)
+        ]
+        return min(size for size in sizes if size >= needed)
+
+
+def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
@@ -113,81 +219,3 @@ def _check_fits(segments: np.ndarray, row_length: int) -> None:
         raise ValueError(
             f"row_length: {row_length}, but a rendered conversation has {longest} tokens; raise it"
         )
-
-
-class _Group(NamedTuple):
-    """The candidates (prompt, number) of a micro-batch, their lengths, and where they lie."""
-
-    items: list[tuple[int, int]]
-    lengths: list[int]
-    fit: Fit
-
-
-class PackedComparisons:
-    """The batches of `comparison_batches`, packed: `tokens_NT`, `segments_NT`, `row_BC`, `last_BC`, and what is per candidate.
-
-    With `num_groups` micro-batches, prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and `row_BC` counts
-    within it. A batch has the rows of the fullest one, or that number over √2, 2, 2√2, ... where so few are enough: each size
-    is a program to compile, and where prompts differ much in their responses most batches are far from full.
-    """
-
-    def __init__(
-        self,
-        batches: Batches | InOrder,
-        *,
-        row_length: int,
-        num_steps: int,
-        num_groups: int,
-        row_multiple: int,
-    ) -> None:
-        """Find the number of rows. Raises ValueError if one response is longer than a row."""
-        self._batches, self._row_length, self._num_groups = batches, row_length, num_groups
-        _check_fits(batches.arrays["segments_BCT"], row_length)
-        need = max(
-            group.fit.num_rows
-            for step in range(num_steps)
-            for group in self._groups(batches.batch(step))
-        )
-        self.rows_per_group, self._row_multiple = _up_to(need, row_multiple), row_multiple
-
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """The packed batch of a step."""
-        padded = self._batches.batch(step)
-        groups = self._groups(padded)
-        num_rows = self._bucket(max(group.fit.num_rows for group in groups))
-        shape = (num_rows * self._num_groups, self._row_length)
-        tokens_NT, segments_NT = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        row_BC = np.zeros(padded["mask_BC"].shape, np.int32)
-        last_BC = np.zeros_like(row_BC)
-        for number, (items, lengths, fit) in enumerate(groups):
-            count = [0] * num_rows
-            for (b, c), length, row, start in zip(
-                items, lengths, fit.rows, fit.starts, strict=True
-            ):
-                count[row] += 1
-                where = row * self._num_groups + number
-                tokens_NT[where, start : start + length] = padded["tokens_BCT"][b, c, :length]
-                segments_NT[where, start : start + length] = count[row]
-                row_BC[b, c], last_BC[b, c] = row, start + length - 1
-        return {
-            "tokens_NT": tokens_NT,
-            "segments_NT": segments_NT,
-            "row_BC": row_BC,
-            "last_BC": last_BC,
-            **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")},
-        }
-
-    def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
-        lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)
-        items = [(int(b), int(c)) for b, c in np.argwhere(padded["mask_BC"])]
-        groups = []
-        for number in range(self._num_groups):
-            own = [(b, c) for b, c in items if b % self._num_groups == number]
-            lengths = [int(lengths_BC[b, c]) for b, c in own]
-            groups.append(_Group(own, lengths, first_fit(lengths, self._row_length)))
-        return groups
-
-    def _bucket(self, need: int) -> int:
-        multiple, most = self._row_multiple, self.rows_per_group
-        sizes = (_up_to(math.ceil(most / 2 ** (k / 2)), multiple) for k in range(2 * most))
-        return min(size for size in sizes if size >= need)

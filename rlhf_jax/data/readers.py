@@ -1,7 +1,7 @@
-"""Where rows come from: files, TensorFlow Datasets, Hugging Face. Every row is given with its place, for errors to name.
+"""Read rows from files, TensorFlow Datasets and Hugging Face, each with its location for errors.
 
-A kind is a function of a name, a split and a folder for prepared data, and gives row after row without holding them.
-`sources.py` says what the names look like.
+A reader is a function of a name, a split and a folder for prepared data, and yields row after row
+without holding them. `KINDS` names the readers; `sources.py` says what names look like.
 tensorflow_datasets and datasets are imported when first needed, because they are slow.
 """
 
@@ -12,18 +12,20 @@ import gzip
 import itertools
 import json
 import re
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast, runtime_checkable
 
 from rlhf_jax.data import splits
 from rlhf_jax.data.public import ON_HUB
 from rlhf_jax.data.public.rows import Located
 
-_AT_ONCE = 10_000  # rows that are asked for together, which is several times faster than one by one
+# The number of rows that are requested together, several times faster than one by one.
+CHUNK = 10_000
 
 # Files.
 
@@ -34,78 +36,73 @@ def _jsonl(name: str, split: str, data_dir: str) -> Iterable[Located]:
 
 
 def read_jsonl(path: Path) -> Iterator[Located]:
-    """The value of every line of a file of JSON lines, with its `file:line`, one line at a time.
+    """Yield the value of every line of a file of JSON lines, with its `file:line`, one at a time.
 
-    Raises FileNotFoundError without a file, ValueError for a line that is blank, no JSON or not UTF-8.
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for a line that is blank, not JSON or not UTF-8.
     """
-    with _opened(path, "JSON lines") as file:
+    with _open(path, "JSON lines") as file:
         for number, line in enumerate(file, start=1):
-            text = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-            yield f"{path}:{number}", _read_line(text.removesuffix(b"\n"), f"{path}:{number}")
-
-
-def _read_line(line: bytes, where: str) -> Any:
-    text = _decode(line, where)
-    if not text.strip():
-        raise ValueError(f"{where}: line: blank, expected a JSON object")
-    return _parse(text, where)
+            where = f"{path}:{number}"
+            content = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            text = _decode(content.removesuffix(b"\n"), where)
+            if not text.strip():
+                raise ValueError(f"{where}: line: blank, expected a JSON object")
+            yield Located(where, _parse_json(text, where))
 
 
 def _json(name: str, split: str, data_dir: str) -> Iterable[Located]:
     path = _split_file(name, split, ".json")
-    rows = _parse(_decode(_read_bytes(path, "a JSON list"), str(path)), str(path))
+    rows = _parse_json(_read_text(path, "a JSON list"), str(path))
     if not isinstance(rows, list):
         raise ValueError(
-            f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with jsonl:"
+            f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with "
+            "jsonl:"
         )
-    return splits.take(lambda: ((f"{path}[{i}]", row) for i, row in enumerate(rows)), split)
+    return splits.take(lambda: (Located(f"{path}[{i}]", row) for i, row in enumerate(rows)), split)
 
 
 def _tsv(name: str, split: str, data_dir: str) -> Iterable[Located]:
     files = _split_files(name, split, (".tsv", ".csv"))
-    return splits.take(lambda: (placed for path in files for placed in _tsv_rows(path)), split)
+    return splits.take(lambda: itertools.chain.from_iterable(map(_tsv_rows, files)), split)
 
 
 def _tsv_rows(path: Path) -> Iterator[Located]:
-    """Rows by the names in the header, and the file's own name as `file`; quotes have no meaning."""
-    file = Path(path.name.removesuffix(".gz")).stem
-    text = _decode(_read_bytes(path, "tab-separated columns"), str(path))
-    header, *rows = (
-        line.removesuffix("\r").split("\t") for line in text.removesuffix("\n").split("\n")
-    )
+    """Yield rows by the names in the header and the file's name as `file`; quotes mean nothing."""
+    stem = Path(path.name.removesuffix(".gz")).stem
+    lines = _read_text(path, "tab-separated columns").removesuffix("\n").split("\n")
+    header, *rows = (line.removesuffix("\r").split("\t") for line in lines)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise ValueError(
                 f"{path}:{number}: {len(row)} columns, expected {len(header)} as in the header"
             )
-        yield f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": file}
+        yield Located(f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": stem})
 
 
 def _text(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    return splits.take(
-        lambda: ((where, {"text": text}) for where, text in _plain_texts(name, split)), split
-    )
-
-
-def _blocks(name: str, split: str, data_dir: str) -> Iterable[Located]:
     def rows() -> Iterator[Located]:
-        for where, text in _plain_texts(name, split):
-            for number, block in enumerate(
-                filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip())), start=1
-            ):
-                yield f"{where} block {number}", {"text": block}
+        for path in _split_files(name, split, (".txt",)):
+            yield Located(str(path), {"text": _read_text(path, "plain text")})
 
     return splits.take(rows, split)
 
 
-def _plain_texts(name: str, split: str) -> Iterator[tuple[str, str]]:
-    for path in _split_files(name, split, (".txt",)):
-        yield str(path), _decode(_read_bytes(path, "plain text"), str(path))
+def _blocks(name: str, split: str, data_dir: str) -> Iterable[Located]:
+    def rows() -> Iterator[Located]:
+        for path in _split_files(name, split, (".txt",)):
+            text = _read_text(path, "plain text")
+            blocks = filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip()))
+            for number, block in enumerate(blocks, start=1):
+                yield Located(f"{path} block {number}", {"text": block})
+
+    return splits.take(rows, split)
 
 
 def _split_file(name: str, split: str, suffix: str) -> Path:
-    """The file that holds a split: of a folder SPLIT.suffix, or the path with {split} filled in."""
-    base = splits.base(split)
+    """Return the file of a split: SPLIT.suffix of a folder, or the path with {split} filled in."""
+    base = splits.base_split(split)
     path = Path(name.replace("{split}", base)).expanduser()
     if path.is_dir():
         path = path / f"{base}{suffix}"
@@ -116,8 +113,8 @@ def _split_file(name: str, split: str, suffix: str) -> Path:
 
 
 def _split_files(name: str, split: str, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files that hold a split together: one, or all of a folder."""
-    base = splits.base(split)
+    """Return the files that hold a split together: one, or all of a folder."""
+    base = splits.base_split(split)
     path = Path(name.replace("{split}", base)).expanduser()
     _check_single(name, path, base)
     if not path.is_dir():
@@ -134,14 +131,15 @@ def _check_single(name: str, path: Path, base: str) -> None:
     if "{split}" not in name and base != "train":
         kind = "folder" if path.is_dir() else "file"
         raise ValueError(
-            f"split: {base!r} of the single {kind} {path}, expected 'train'; give a path with {{split}} in it, or say which "
-            f"part of train it is: ?train=train[:90%]&{base}=train[90%:]"
+            f"split: {base!r} of the single {kind} {path}, expected 'train'; give a path with "
+            f"{{split}} in it, or say which part of train it is: "
+            f"?train=train[:90%]&{base}=train[90%:]"
         )
 
 
 @contextmanager
-def _opened(path: Path, expected: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, unzipped."""
+def _open(path: Path, expected: str) -> Iterator[IO[bytes]]:
+    """Open a file as bytes, unzipped."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected {expected}")
     if path.suffix != ".gz":
@@ -155,9 +153,9 @@ def _opened(path: Path, expected: str) -> Iterator[IO[bytes]]:
         raise ValueError(f"{path}: gzip: {error}, expected a whole .gz file") from None
 
 
-def _read_bytes(path: Path, expected: str) -> bytes:
-    with _opened(path, expected) as file:
-        return file.read().removeprefix(codecs.BOM_UTF8)
+def _read_text(path: Path, expected: str) -> str:
+    with _open(path, expected) as file:
+        return _decode(file.read().removeprefix(codecs.BOM_UTF8), str(path))
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -170,27 +168,37 @@ def _decode(data: bytes, where: str) -> str:
         raise ValueError(f"{where}{line}: encoding: {byte}, expected UTF-8") from None
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if error.lineno > 1 else ""
-        what = f"{error.msg} at column {error.colno}"
-        raise ValueError(f"{where}{line}: json: {what}, expected a JSON object") from None
+        problem = f"{error.msg} at column {error.colno}"
+        raise ValueError(f"{where}{line}: json: {problem}, expected a JSON object") from None
 
 
 # TensorFlow Datasets.
 
 
+@runtime_checkable
+class Regenerable(Protocol):
+    """Describe a TFDS builder whose data are a function of its code.
+
+    Its metadata say under `code` which code has written the data.
+    """
+
+    def is_stale(self) -> bool:
+        """Return whether the written data, which exist, are those of other code."""
+
+
 def _tfds(name: str, split: str, data_dir: str) -> Iterator[Located]:
     import tensorflow_datasets as tfds
 
-    builder = _tfds_builder(tfds, name, data_dir)
-    base = splits.base(split)
+    builder = prepare_builder(name, data_dir=data_dir)
+    base = splits.base_split(split)
     if base not in builder.info.splits:
-        raise ValueError(
-            f"tfds:{name}: split: {base!r}, expected one of {', '.join(sorted(builder.info.splits))}"
-        )
+        known = ", ".join(sorted(builder.info.splits))
+        raise ValueError(f"tfds:{name}: split: {base!r}, expected one of {known}")
     labels = {
         column: feature
         for column, feature in builder.info.features.items()
@@ -200,46 +208,103 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Located]:
         data = builder.as_data_source(split=split)
     except NotImplementedError as error:
         raise ValueError(f"tfds:{name}: file_format: {error}, expected array_record") from error
-    for first in range(0, len(data), _AT_ONCE):
-        numbers = range(first, min(first + _AT_ONCE, len(data)))
-        for i, row in zip(numbers, data.__getitems__(list(numbers)), strict=True):
-            plain = _plain(row)
+    for first in range(0, len(data), CHUNK):
+        numbers = range(first, min(first + CHUNK, len(data)))
+        for i, example in zip(numbers, data.__getitems__(list(numbers)), strict=True):
+            row = _to_json(example)
             for column, feature in labels.items():
-                plain[column] = _label(feature, plain[column])
-            yield f"tfds:{name}/{split}[{i}]", plain
+                row[column] = _label_name(feature, row[column])
+            yield Located(f"tfds:{name}/{split}[{i}]", row)
 
 
-def _tfds_builder(tfds: Any, name: str, data_dir: str) -> Any:
-    """Returns a prepared builder, one of Menagerie's or any that TFDS knows or finds in `data_dir`."""
-    dataset, _, config = name.partition("/")
-    if dataset.startswith("menagerie_"):
-        from rlhf_jax.menagerie.builders import prepare
+def prepare_builder(name: str, *, data_dir: str) -> Any:
+    """Return the builder of a TFDS data set, with its data written as array_record if need be.
 
-        return prepare(dataset, config, data_dir=data_dir)
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"tfds:{name}: {reason}, expected one of TFDS or of {data_dir}") from error
-    if not builder.is_prepared():
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-        builder.download_and_prepare()
+    Known are the data sets of TFDS, those whose builder has been imported, and those in `data_dir`.
+    A `Regenerable` builder's data that other code has written are replaced.
+
+    Raises:
+        ValueError: for an unknown name or configuration, and for data of a `Regenerable` builder
+            that has not been imported: nobody could tell whether they are stale.
+    """
+    builder = _find_builder(name, data_dir)
+    if _is_written(builder) and _is_stale(builder, name):
+        shutil.rmtree(builder.data_dir)
+    if not _is_written(builder):
+        # A new builder, because the old one may have read the description of stale data.
+        builder = _find_builder(name, data_dir, file_format="array_record")
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:
+            # Another process wrote the same data meanwhile: they are as good.
+            builder = _find_builder(name, data_dir)
+            if not _is_written(builder):
+                raise
     return builder
 
 
-def _plain(value: Any) -> Any:
-    """Returns a decoded TFDS example as JSON values; messages come as lists of their fields."""
+def _find_builder(name: str, data_dir: str, **options: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    dataset, _, config = name.partition("/")
+    try:
+        return tfds.builder(name, data_dir=data_dir, **options)
+    except tfds.core.DatasetNotFoundError:
+        prefix = dataset.partition("_")[0] + "_"
+        known = tfds.list_builders(with_community_datasets=False)
+        similar = [other for other in known if other.startswith(prefix)]
+        expected = ", ".join(similar) or (
+            f"TFDS or of {data_dir}; import first the module of any other builder, as by "
+            "`import rlhf_jax.menagerie.builders`"
+        )
+        problem = f"unknown data set {dataset!r}"
+    except ValueError as error:
+        expected = ", ".join(_config_names(dataset)) or f"TFDS or of {data_dir}"
+        problem = str(error).splitlines()[0]
+        if f"BuilderConfig {config} not found" in problem:
+            problem = f"unknown configuration {config!r}"
+    raise ValueError(f"tfds:{name}: {problem}, expected one of {expected}")
+
+
+def _config_names(dataset: str) -> list[str]:
+    import tensorflow_datasets as tfds
+
+    try:
+        return list(tfds.builder_cls(dataset).builder_configs)
+    except ValueError:
+        return []
+
+
+def _is_written(builder: Any) -> bool:
+    """Return whether the data are complete, like `builder.is_prepared` but without its warning."""
+    return (builder.data_path / "dataset_info.json").exists()
+
+
+def _is_stale(builder: Any, name: str) -> bool:
+    if isinstance(builder, Regenerable):
+        return builder.is_stale()
+    if "code" in (builder.info.metadata or {}):
+        module = builder.info.module_name
+        raise ValueError(
+            f"tfds:{name}: written by {module}, which has not been imported; expected "
+            f"`import {module}`"
+        )
+    return False
+
+
+def _to_json(value: Any) -> Any:
+    """Return a decoded TFDS example as JSON values; messages come as lists of their fields."""
     if isinstance(value, bytes):
         return value.decode("utf-8")
     if isinstance(value, dict):
-        plain = {key: _plain(item) for key, item in value.items()}
+        plain = {key: _to_json(item) for key, item in value.items()}
         if {"role", "content"} <= plain.keys() and isinstance(plain["role"], list):
             turns = zip(plain["role"], plain["content"], strict=True)
             return [{"role": role, "content": content} for role, content in turns]
         return plain
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return _plain(value.tolist()) if hasattr(value, "tolist") else value
+        return [_to_json(item) for item in value]
+    return _to_json(value.tolist()) if hasattr(value, "tolist") else value
 
 
 # Hugging Face.
@@ -247,57 +312,53 @@ def _plain(value: Any) -> Any:
 
 def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
     address, _, config = name.partition(":")
-    for folder, inside in ((name, ""), (address, config)):
-        # A folder has no revisions: NAME:CONFIG@REV is the hub's, whatever lies here.
-        if Path(folder).expanduser().is_dir() and "@" not in inside:
-            return _hf_folder(Path(folder).expanduser(), inside, split)
+    for folder, subfolder in ((name, ""), (address, config)):
+        # A folder has no revisions: NAME:CONFIG@REV is the hub's, even if there is a folder NAME.
+        if Path(folder).expanduser().is_dir() and "@" not in subfolder:
+            return _hf_folder(Path(folder).expanduser(), subfolder, split)
     if find_spec("datasets") is None:
         raise ValueError(
             f"hf:{name}: no such folder, and the package `datasets` is not installed; expected "
-            "`pip install datasets`, or a folder with files such as train.parquet or train-00000.jsonl"
+            "`pip install datasets`, or a folder with files such as train.parquet or "
+            "train-00000.jsonl"
         )
     return _hf_hub(name, split, data_dir)
 
 
 def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
-    base = splits.base(split)
-    found = sorted(
-        path
-        for path in (folder / config).rglob("*")
-        if path.name.endswith((".parquet", ".jsonl", ".jsonl.gz"))
+    base = splits.base_split(split)
+    suffixes = (".parquet", ".jsonl", ".jsonl.gz")
+    all_files = sorted(
+        path for path in (folder / config).rglob("*") if path.name.endswith(suffixes)
     )
-    files = [path for path in found if re.match(rf"{base}([-_.]|$)", path.stem)]
+    files = [path for path in all_files if re.match(rf"{base}([-_.]|$)", path.stem)]
     if not files:
-        some = found or sorted(path for path in folder.iterdir() if path.is_dir())
-        names = ", ".join(str(path.relative_to(folder)) for path in some) or "nothing"
-        expected = f"{base}.jsonl, {base}-*.parquet or the like"
+        present = all_files or sorted(path for path in folder.iterdir() if path.is_dir())
+        names = ", ".join(str(path.relative_to(folder)) for path in present) or "nothing"
         raise FileNotFoundError(
-            f"{folder / config}: split: {base!r} among {names}, expected {expected}"
+            f"{folder / config}: split: {base!r} among {names}, expected {base}.jsonl, "
+            f"{base}-*.parquet or the like"
         )
-    places = sorted({str(path.parent.relative_to(folder)) for path in files})
-    if (
-        len(places) > 1
-    ):  # the configurations of a data set, which are other records or the same ones told otherwise
+    # Several folders are configurations of a data set: other records, or the same in another form.
+    parents = sorted({str(path.parent.relative_to(folder)) for path in files})
+    if len(parents) > 1:
         raise ValueError(
-            f"{folder / config}: split: {base!r} in {', '.join(places)}, expected files of one folder: name one "
-            f"as in hf:{folder}:{places[-1]}"
+            f"{folder / config}: split: {base!r} in {', '.join(parents)}, expected files of one "
+            f"folder: name one as in hf:{folder}:{parents[-1]}"
         )
-    readers = [_parquet_rows if path.suffix == ".parquet" else read_jsonl for path in files]
-    return splits.take(
-        lambda: (
-            placed for read, path in zip(readers, files, strict=True) for placed in read(path)
-        ),
-        split,
-    )
+    return splits.take(lambda: itertools.chain.from_iterable(map(_hf_file, files)), split)
 
 
-def _parquet_rows(path: Path) -> Iterator[Located]:
+def _hf_file(path: Path) -> Iterator[Located]:
+    if path.suffix != ".parquet":
+        yield from read_jsonl(path)
+        return
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=_AT_ONCE)
+        batches = file.iter_batches(batch_size=CHUNK)
         rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from ((f"{path}:{i}", row) for i, row in enumerate(rows, 1))
+        yield from (Located(f"{path}:{i}", row) for i, row in enumerate(rows, start=1))
 
 
 def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
@@ -305,33 +366,33 @@ def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
 
     address, _, revision = name.partition("@")
     path, _, config = address.partition(":")
-    part = (
-        {"data_dir": config or None}
-        if path in ON_HUB and ON_HUB[path].folders
-        else {"name": config or None}
-    )
-    options = {**part, "revision": revision or None, "split": split, "cache_dir": data_dir}
+    config_argument = "data_dir" if path in ON_HUB and ON_HUB[path].folders else "name"
+    options = {
+        config_argument: config or None,
+        "revision": revision or None,
+        "split": split,
+        "cache_dir": data_dir,
+    }
     try:
         data = datasets.load_dataset(path, **options, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: SHAPE@jsonl:PATH"
+            f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: "
+            "SHAPE@jsonl:PATH"
         ) from error
     labels = {
-        column: item
-        for column, item in data.features.items()
-        if isinstance(item, datasets.ClassLabel)
+        column: feature
+        for column, feature in data.features.items()
+        if isinstance(feature, datasets.ClassLabel)
     }
     for i, row in enumerate(data):
-        yield (
-            f"hf:{name}/{split}[{i}]",
-            row | {column: _label(item, row[column]) for column, item in labels.items()},
-        )
+        names = {column: _label_name(feature, row[column]) for column, feature in labels.items()}
+        yield Located(f"hf:{name}/{split}[{i}]", row | names)
 
 
-def _label(feature: Any, value: Any) -> Any:
-    """The name of a class; the number of none is left as it is."""
+def _label_name(feature: Any, value: int | None) -> str | int | None:
+    """Return the name of a class; a number that stands for no class is left as it is."""
     return value if value is None or value < 0 else feature.int2str(value)
 
 

@@ -1,4 +1,4 @@
-"""The five kinds of record that every stage reads, and their plain JSON form.
+"""Define the five kinds of record that every stage reads, and their plain JSON form.
 
     Document       text                                    pretraining
     Demonstration  messages, the last one the assistant's  supervised fine-tuning
@@ -6,20 +6,22 @@
     Comparison     messages, K responses, K ranks          reward modelling
     LabelledText   text, label                             classification
 
-A record is checked when it is made, so that whoever holds one may trust it: messages alternate between user
-and assistant and begin with the user, a system message may stand before them, nothing is empty, and there are
-as many ranks as responses. Complaints read `field: what is wrong, expected what`; `from_dict` puts `where`
-(usually `file:line`) in front.
+A record is checked when it is constructed, so every record in memory is valid: messages alternate
+between user and assistant and begin with the user, a system message may precede them, nothing is
+empty, and there are as many ranks as responses. Errors read `field: what is wrong, expected what`;
+`sources` puts the `file:line` in front.
 
-Left out on purpose: tools, and system messages anywhere else. Whether a system message can be rendered is the
-chat template's affair; one that cannot is an error there rather than a turn that quietly disappears.
+Records that are left out are counted by reason and reported in one line (`Drop`, `select`).
+
+Left out on purpose: tools, and system messages anywhere else. Whether a system message can be
+rendered depends on the chat template; a template that cannot raises an error.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -27,22 +29,25 @@ ROLES = ("system", "user", "assistant")
 TURNS = ("user", "assistant")
 
 
+# The records.
+
+
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation: who speaks, and what."""
+    """Hold one turn of a conversation: its speaker and its text."""
 
     role: str
     content: str
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
-            raise _complaint("role", f"unknown role {self.role!r}", f"one of {', '.join(ROLES)}")
+            raise _field_error("role", f"unknown role {self.role!r}", f"one of {', '.join(ROLES)}")
         _check_not_empty("content", self.content)
 
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text for pretraining; it may contain the chat markers, which are parsed as special tokens."""
+    """Hold plain text for pretraining; chat markers in it are parsed as special tokens."""
 
     text: str
 
@@ -52,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A conversation that ends with the reply a labeler would have liked to see."""
+    """Hold a conversation that ends with the reply a labeler would have liked to see."""
 
     messages: tuple[Message, ...]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -63,7 +68,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that waits for the assistant's reply."""
+    """Hold a conversation that waits for the assistant's reply."""
 
     messages: tuple[Message, ...]
     metadata: dict[str, str] = field(default_factory=dict)
@@ -74,7 +79,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One prompt with K responses ranked by a labeler: rank 1 is the best, ties share a rank."""
+    """Hold one prompt with K responses and their ranks: 1 is the best, ties share a rank."""
 
     messages: tuple[Message, ...]
     responses: tuple[str, ...]
@@ -84,36 +89,22 @@ class Comparison:
     def __post_init__(self) -> None:
         _check_turns(self.messages, last="user")
         if len(self.responses) < 2:
-            raise _complaint("responses", f"{len(self.responses)} of them", "at least 2 to compare")
+            count = f"{len(self.responses)} of them"
+            raise _field_error("responses", count, "at least 2 to compare")
         for k, response in enumerate(self.responses):
             _check_not_empty(f"responses[{k}]", response)
         if len(self.ranks) != len(self.responses):
-            raise _complaint(
-                "ranks",
-                f"{len(self.ranks)} ranks for {len(self.responses)} responses",
-                "one rank a response",
-            )
+            counts = f"{len(self.ranks)} ranks for {len(self.responses)} responses"
+            raise _field_error("ranks", counts, "one rank a response")
         for k, rank in enumerate(self.ranks):
             if rank < 1:
-                raise _complaint(
-                    f"ranks[{k}]", f"rank {rank}", "1 for the best, more for the others"
-                )
-
-
-def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Every untied pair of every ranking as a comparison of two, the better first: what InstructGPT found to overfit."""
-    return [
-        Comparison(one.messages, (one.responses[i], one.responses[j]), (1, 2), one.metadata)
-        for one in comparisons
-        for i, better in enumerate(one.ranks)
-        for j, worse in enumerate(one.ranks)
-        if better < worse
-    ]
+                expected = "1 for the best, more for the others"
+                raise _field_error(f"ranks[{k}]", f"rank {rank}", expected)
 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text and the name of its class."""
+    """Hold a text and the name of its class."""
 
     text: str
     label: str
@@ -125,11 +116,56 @@ class LabelledText:
 
 Record = Document | Demonstration | Prompt | Comparison | LabelledText
 R = TypeVar("R", Document, Demonstration, Prompt, Comparison, LabelledText)
-RECORD_TYPES: tuple[type, ...] = (Document, Demonstration, Prompt, Comparison, LabelledText)
+
+
+def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Return every untied pair of every ranking as a comparison of two responses, the better first.
+
+    Ouyang et al. 2022 (§3.5) found that a reward model overfits on such pairs in shuffled order.
+    """
+    return [
+        Comparison(
+            comparison.messages,
+            (comparison.responses[i], comparison.responses[j]),
+            (1, 2),
+            comparison.metadata,
+        )
+        for comparison in comparisons
+        for i, better in enumerate(comparison.ranks)
+        for j, worse in enumerate(comparison.ranks)
+        if better < worse
+    ]
+
+
+def _check_turns(messages: tuple[Message, ...], *, last: str) -> None:
+    """Check that turns alternate, that the user begins, and that `last` has the last word."""
+    if not messages:
+        raise _field_error("messages", "none", f"at least one, the last of role {last}")
+    first = int(messages[0].role == "system")
+    for k, message in enumerate(messages[first:], first):
+        turn = TURNS[(k - first) % 2]
+        if message.role != turn:
+            expected = f"{turn!r}: turns alternate"
+            raise _field_error(f"messages[{k}].role", repr(message.role), expected)
+    if messages[-1].role != last:
+        name = f"messages[{len(messages) - 1}].role"
+        raise _field_error(name, repr(messages[-1].role), f"{last!r} to have the last word")
+
+
+def _check_not_empty(name: str, text: str) -> None:
+    if not text:
+        raise _field_error(name, "empty text", "at least one character")
+
+
+def _field_error(name: str, problem: str, expected: str) -> ValueError:
+    return ValueError(f"{name}: {problem}, expected {expected}")
+
+
+# Their JSON form.
 
 
 def to_dict(record: Record) -> dict[str, Any]:
-    """Returns the record as plain JSON values; an empty `metadata` is left out."""
+    """Return the record as plain JSON values, without an empty `metadata`."""
     row: dict[str, Any] = {}
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
@@ -142,66 +178,56 @@ def to_dict(record: Record) -> dict[str, Any]:
     return row
 
 
-def from_dict(record_type: type[R], row: object, *, where: str) -> R:
-    """Reads a record from plain JSON values, strictly.
+def from_dict(record_type: type[R], row: object) -> R:
+    """Build a record from plain JSON values, strictly.
 
     Raises:
-        ValueError: `where: field: what, expected ...` for a missing, unknown, mistyped, empty or inconsistent
-            field.
+        ValueError: `field: problem, expected ...` for a missing, unknown, mistyped, empty or
+            inconsistent field.
     """
-    try:
-        return read(record_type, row)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
-
-
-def read(record_type: type[R], row: object) -> R:
-    """`from_dict` for a caller who says where the row stands."""
     return record_type(**_read_fields(record_type, row))
 
 
+def read_string(name: str, value: object) -> str:
+    """Return the value of the field `name` if it is a string that UTF-8 can hold, else raise."""
+    if not isinstance(value, str):
+        raise _field_error(name, _type_name(value), "a string")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise _field_error(name, "half of a surrogate pair", "text that UTF-8 can hold")
+    return value
+
+
 def _read_fields(record_type: type, row: object) -> dict[str, Any]:
-    """Checks the names and types of all fields of `row` and returns the constructor's arguments."""
+    """Check the names and types of all fields of `row`; return the constructor's arguments."""
     if not isinstance(row, dict):
-        raise _complaint(record_type.__name__, _type_name(row), "an object")
+        raise _field_error(record_type.__name__, _type_name(row), "an object")
     items = dataclasses.fields(record_type)
     names = [item.name for item in items]
     for name in row:
         if name not in names:
-            raise _complaint(str(name), "unknown field", f"only {', '.join(names)}")
+            raise _field_error(str(name), "unknown field", f"only {', '.join(names)}")
     for item in items:
         if item.name not in row and item.default_factory is dataclasses.MISSING:
-            raise _complaint(
-                item.name, "missing field", f"a {record_type.__name__} with {', '.join(names)}"
-            )
-    return {name: _READERS[name](name, row[name]) for name in names if name in row}
+            expected = f"a {record_type.__name__} with {', '.join(names)}"
+            raise _field_error(item.name, "missing field", expected)
+    return {name: _FIELD_READERS[name](name, row[name]) for name in names if name in row}
 
 
-def read_string(name: str, value: object) -> str:
-    """Returns the value if it is a string that UTF-8 can hold, else complains about the field `name`."""
-    if not isinstance(value, str):
-        raise _complaint(name, _type_name(value), "a string")
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise _complaint(name, "half of a surrogate pair", "text that UTF-8 can hold")
-    return value
-
-
-def read_strings(name: str, value: object) -> tuple[str, ...]:
-    return tuple(
-        read_string(f"{name}[{k}]", item) for k, item in enumerate(_read_list(name, value))
-    )
+def _read_strings(name: str, value: object) -> tuple[str, ...]:
+    items = _read_list(name, value)
+    return tuple(read_string(f"{name}[{k}]", item) for k, item in enumerate(items))
 
 
 def _read_integers(name: str, value: object) -> tuple[int, ...]:
     for k, item in enumerate(_read_list(name, value)):
         if isinstance(item, bool) or not isinstance(item, int):
-            raise _complaint(f"{name}[{k}]", _type_name(item), "an integer")
+            raise _field_error(f"{name}[{k}]", _type_name(item), "an integer")
     return tuple(value)  # type: ignore[arg-type]
 
 
 def _read_metadata(name: str, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise _complaint(name, _type_name(value), "an object of strings")
+        raise _field_error(name, _type_name(value), "an object of strings")
     return {str(key): read_string(f"{name}.{key}", item) for key, item in value.items()}
 
 
@@ -209,7 +235,8 @@ def _read_messages(name: str, value: object) -> tuple[Message, ...]:
     messages = []
     for k, item in enumerate(_read_list(name, value)):
         if not isinstance(item, dict):
-            raise _complaint(f"{name}[{k}]", _type_name(item), "an object with role and content")
+            expected = "an object with role and content"
+            raise _field_error(f"{name}[{k}]", _type_name(item), expected)
         try:
             messages.append(Message(**_read_fields(Message, item)))
         except ValueError as error:
@@ -219,111 +246,72 @@ def _read_messages(name: str, value: object) -> tuple[Message, ...]:
 
 def _read_list(name: str, value: object) -> Sequence[object]:
     if not isinstance(value, list | tuple):
-        raise _complaint(name, _type_name(value), "a list")
+        raise _field_error(name, _type_name(value), "a list")
     return value
 
 
-_READERS: dict[str, Callable[[str, object], Any]] = {
+_FIELD_READERS: dict[str, Callable[[str, object], Any]] = {
     "role": read_string,
     "content": read_string,
     "text": read_string,
     "label": read_string,
     "messages": _read_messages,
-    "responses": read_strings,
+    "responses": _read_strings,
     "ranks": _read_integers,
     "metadata": _read_metadata,
 }
-
-
-def _check_turns(messages: tuple[Message, ...], *, last: str) -> None:
-    """Checks that messages alternate, that the user begins (after a system message), and that `last` has the last word."""
-    if not messages:
-        raise _complaint("messages", "none", f"at least one, the last of role {last}")
-    first = int(messages[0].role == "system")
-    for k, message in enumerate(messages[first:], first):
-        turn = TURNS[(k - first) % 2]
-        if message.role != turn:
-            raise _complaint(
-                f"messages[{k}].role", repr(message.role), f"{turn!r}: turns alternate"
-            )
-    if messages[-1].role != last:
-        k = len(messages) - 1
-        raise _complaint(
-            f"messages[{k}].role", repr(messages[k].role), f"{last!r} to have the last word"
-        )
-
-
-def _check_not_empty(name: str, text: str) -> None:
-    if not text:
-        raise _complaint(name, "empty text", "at least one character")
-
-
-def _complaint(name: str, what: str, expected: str) -> ValueError:
-    return ValueError(f"{name}: {what}, expected {expected}")
+_TYPE_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def _type_name(value: object) -> str:
-    """Names a JSON value's type in JSON's own words."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "a boolean",
-        type(None): "null",
-    }
-    return names.get(
-        type(value), "a number" if isinstance(value, int | float) else type(value).__name__
-    )
+    """Return the name of a value's type in JSON's own words."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
-# What is left out is counted by reason and said in one line; nothing is skipped in silence.
-#
-# `Drop` is raised by whoever finds a record unfit, with a reason that continues "3 of 10 records dropped: 3 ...". `select` is
-# the one place where records are left out of a list, for whatever reason: their tokens, their length, their ties.
+# Records that are left out.
+
 Item = TypeVar("Item")
 
 
 class Drop(Exception):
-    """A well-formed row that holds nothing to learn from; the message is the reason."""
+    """Signal a well-formed row that holds nothing to learn from; the message is the reason.
+
+    The reason continues the sentence "3 of 10 records dropped: 3 ...".
+    """
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """How many of `total` records were left out, by reason."""
-
-    total: int
-    reasons: dict[str, int]
-
-    @property
-    def count(self) -> int:
-        """The number of records left out."""
-        return sum(self.reasons.values())
-
-    def __str__(self) -> str:
-        reasons = "; ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        return f"{self.count} of {self.total} records dropped" + (f": {reasons}" if reasons else "")
-
-
-def report(what: str, dropped: Dropped) -> None:
-    """Prints the one line, if there is something to say.
+def select(
+    source: str, items: Sequence[Item], reason_to_drop: Callable[[Item], str | None]
+) -> list[int]:
+    """Return the indices of the items without a reason to drop them, and report the others.
 
     Raises:
         ValueError: if nothing is left.
     """
-    if dropped.total and dropped.count == dropped.total:
-        raise ValueError(
-            f"{what}: {dropped}; nothing is left, expected a larger limit or other records"
-        )
-    if dropped.count:
-        print(f"   {what}: {dropped}", flush=True)
+    reasons = [reason_to_drop(item) for item in items]
+    report(source, len(items), Counter(reason for reason in reasons if reason is not None))
+    return [i for i, reason in enumerate(reasons) if reason is None]
 
 
-def select(
-    what: str, items: Sequence[Item], reason: Callable[[Item], str | None]
-) -> tuple[list[int], Dropped]:
-    """Returns the places of the items without a reason to drop them, and the counts, which are printed."""
-    reasons = [reason(item) for item in items]
-    keep = [i for i, why in enumerate(reasons) if why is None]
-    dropped = Dropped(len(items), dict(Counter(why for why in reasons if why is not None)))
-    report(what, dropped)
-    return keep, dropped
+def report(source: str, total: int, reasons: Mapping[str, int]) -> None:
+    """Print one line about the records of `source` that were dropped, counted by reason.
+
+    Raises:
+        ValueError: if nothing is left of the `total`.
+    """
+    count = sum(reasons.values())
+    if not count:
+        return
+    details = "; ".join(f"{number} {reason}" for reason, number in reasons.items())
+    line = f"{source}: {count} of {total} records dropped: {details}"
+    if count == total:
+        raise ValueError(f"{line}; nothing is left, expected a larger limit or other records")
+    print(f"   {line}", flush=True)

@@ -1,28 +1,35 @@
-"""Sources: `load("[SHAPE@]KIND:NAME[?OPTIONS]", record_type, split=...)` reads records, wherever they are kept.
+"""Read records from a source: `load("[SHAPE@]KIND:NAME[?OPTIONS]", record_type, split=...)`.
 
-    jsonl:PATH              one JSON object a line; PATH is a file, a pattern with {split}, or a folder of SPLIT.jsonl
+    jsonl:PATH              one JSON object a line; PATH is a file, a pattern with {split}, or a
+                            folder of SPLIT.jsonl
     json:PATH               one JSON list of objects; PATH as above
-    tsv:PATH                tab-separated columns under a header; PATH is a file or a folder, whose files all belong together
-    text:PATH               plain text, one document a file; PATH is a file or a folder of .txt files
-    blocks:PATH             plain text, one document a block between blank lines (tiny-shakespeare: a speech)
-    tfds:NAME[/CONFIG]      TensorFlow Datasets, as array_record; `menagerie_*` is built on the spot if it is absent
-    hf:NAME[:CONFIG][@REV]  a data set of the Hugging Face hub, or a folder of its parquet or jsonl files
+    tsv:PATH                tab-separated columns under a header; PATH is a file, or a folder whose
+                            files all belong together
+    text:PATH               plain text; PATH is a document, or a folder of documents named *.txt
+    blocks:PATH             as text:, but a blank line ends a document
+    tfds:NAME[/CONFIG]      TensorFlow Datasets, prepared as array_record where they are absent
+    hf:NAME[:CONFIG][@REV]  a data set of the Hugging Face hub, or a folder of its parquet or jsonl
+                            files
 
-SHAPE names a public data set whose rows the source holds (`data/public`). Without one, rows have the fields of the record,
-or columns that many data sets share; then nothing may be dropped. Files may be gzipped (.gz), and their names hold no question
-mark. Options, joined by &:
+SHAPE names a public data set whose rows the source holds (`data/public`). Without one, rows have
+the fields of the record, or columns that many data sets share; then nothing may be dropped. Files
+may be gzipped (.gz), and their names hold no question mark. Options, joined by &:
 
-    validation=test              read the source's `test` when a run asks for `validation`; likewise train=, test=
-    train=train[:90%]            ... and any slice, as in TFDS
-    by=topic                     slices are shares of groups, not of rows: a topic is on one side (or by=prompt, by=text)
-    seed=1                       another draw of the groups
-    duplicates=drop              leave out records that come again; otherwise they are only counted
+    validation=test         read the source's `test` when a run asks for `validation`; likewise
+                            train=, test=
+    train=train[:90%]       ... and any slice, as in TFDS
+    by=topic                slices are shares of groups, not of rows: a topic is on one side; or
+                            by=prompt, by=text
+    seed=1                  another assignment of the groups
+    duplicates=drop         leave out records that repeat another; otherwise they are only counted
 
-    hh@jsonl:data/harmless-base?validation=test      ukp@tsv:data/UKPConvArg1Strict-CSV?by=topic&train=train[:80%]&...
+    hh@jsonl:data/harmless-base?validation=test
+    ukp@tsv:data/UKPConvArg1Strict-CSV?by=topic&train=train[:80%]&validation=train[80%:]
 
-Whoever writes JSONL for us means every field, so an unknown one is an error there; data sets of others have columns of no
-concern to us, which are passed over. A row that cannot be read is a `ValueError` that says where, which field, what and what
-was expected; a row that its shape drops is counted by reason, and `load` prints one line about all of them.
+JSON files without a SHAPE are taken to be written for us, so an unknown field is an error there;
+other data sets have columns of no concern to us, which are ignored. A row that cannot be read is a
+`ValueError` that says where, which field, what is wrong and what was expected. A row that its shape
+drops is counted by reason, and one line reports all of them.
 
 `load` holds all records of a split, `stream` one at a time, for corpora larger than the memory.
 
@@ -35,164 +42,119 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
 from rlhf_jax.data import splits
 from rlhf_jax.data.public import ON_HUB, SHAPES
+from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
 from rlhf_jax.data.public.preferences import PAIRS
 from rlhf_jax.data.public.rows import Converter, Located, Row
-from rlhf_jax.data.public.transcripts import HH, answered, asked, completed
+from rlhf_jax.data.public.transcripts import HH
 from rlhf_jax.data.readers import KINDS
 from rlhf_jax.data.records import (
     Comparison,
     Demonstration,
-    Document,
     Drop,
-    Dropped,
-    LabelledText,
     Prompt,
     R,
     Record,
-    read,
+    from_dict,
     report,
     to_dict,
 )
 
-# Rows of sources that name no shape: the fields of our own records, or columns that many data sets share.
-#
-# Nothing is dropped here, for nobody has said that anything may be: what a shape would drop is an error.
-# Columns by which the rows of an unnamed source are recognised; the first that a row has decides.
-COLUMNS: dict[type, tuple[tuple[tuple[str, ...], Converter], ...]] = {
-    Demonstration: (
-        (("prompt", "completion"), completed),
-        (("question", "answer"), answered),
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Demonstration]),
-        (("chosen", "rejected"), HH.converters[Demonstration]),
-    ),
-    Prompt: (
-        (("prompt",), asked),
-        (("question",), lambda row: asked({"prompt": row["question"]})),
-        (("chosen", "rejected"), HH.converters[Prompt]),
-    ),
-    Comparison: (
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Comparison]),
-        (("chosen", "rejected"), HH.converters[Comparison]),
-    ),
-}
-_FIELDS: dict[type, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    Document: (("text",), ("text",)),
-    Demonstration: (("messages", "metadata"), ("messages",)),
-    Prompt: (("messages", "metadata"), ("messages",)),
-    Comparison: (
-        ("messages", "responses", "ranks", "metadata"),
-        ("messages", "responses", "ranks"),
-    ),
-    LabelledText: (("text", "label"), ("text", "label")),
-}
-_FOREIGN_FIELDS = {"prompt", "completion", "question", "answer", "chosen", "rejected"}
+_SPLITS = ("train", "validation", "test")
+_OPTIONS = (*_SPLITS, "by", "seed", "duplicates")
 
 
-def read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
-    """Reads a row that has the record's own fields or columns that many data sets share.
+def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
+    """Read all records of one split, which is a name or a slice such as `train[:90%]`.
+
+    `data_dir` is where TFDS and Hugging Face keep what they prepare.
 
     Raises:
-        ValueError: for a row that does not fit, with `strict` also for a column of no use, and for one to be dropped.
+        FileNotFoundError: if a file or folder does not exist.
+        ValueError: for an unknown kind of source or split, for the first row that cannot be read,
+            and if nothing is left.
     """
-    if not isinstance(row, dict):
-        return read(record_type, row)
-    for names, convert in COLUMNS.get(record_type, ()):
-        if row.keys() >= set(names):
-            extra = sorted(row.keys() - _FOREIGN_FIELDS)
-            if strict and extra:
-                raise ValueError(f"{extra[0]}: unknown field, expected only {', '.join(names)}")
-            try:
-                return convert(row)
-            except Drop as drop:
-                raise ValueError(
-                    f"row: one {drop}, expected none without a shape that may drop it"
-                ) from None
-    return read(record_type, row if strict else _own_fields(record_type, row))
+    return list(_Records(source, record_type, split, data_dir, count_repeats=True))
 
 
-def _own_fields(record_type: type, row: Row) -> Row:
-    """Returns the record's own fields of a foreign row, in the types that records have."""
-    own, required = _FIELDS[record_type]
-    if not row.keys() >= set(required):
-        shapes = [required, *(names for names, _ in COLUMNS.get(record_type, ()))]
-        expected = " or ".join(" + ".join(names) for names in shapes)
-        raise ValueError(f"fields: found {', '.join(row)}, expected {expected}")
-    kept = {name: row[name] for name in own if row.get(name) is not None}
-    if isinstance(kept.get("metadata"), str):
-        kept["metadata"] = json.loads(kept["metadata"])
-    if isinstance(kept.get("label"), int):
-        kept["label"] = str(kept["label"])
-    if isinstance(kept.get("messages"), list):
-        kept["messages"] = [_role_and_content(message) for message in kept["messages"]]
-    return kept
+def stream(source: str, record_type: type[R], *, split: str, data_dir: str) -> Iterable[R]:
+    """Return the records that `load` reads, read again for every iteration and one at a time.
+
+    Records that repeat are not counted; `duplicates=drop` has to hold all records. Raises what
+    `load` raises, errors of a row when it is reached.
+    """
+    return _Records(source, record_type, split, data_dir, count_repeats=False)
 
 
-def _role_and_content(message: Any) -> Any:
-    """Returns a foreign message without the fields that records lack, such as names and dates."""
-    if not isinstance(message, dict):
-        return message
-    return {name: message[name] for name in ("role", "content") if name in message}
+def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records, one JSON object a line, so that `load("jsonl:PATH", ...)` returns them."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(to_dict(record), ensure_ascii=False) + "\n")
 
 
-# Makes records of a row.
-Reader = Callable[[Any], Sequence[Any]]
-_OPTIONS = ("train", "validation", "test", "by", "seed", "duplicates")
+# What a source says.
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What `[SHAPE@]KIND:NAME[?OPTIONS]` says."""
+    """Hold the parts of `[SHAPE@]KIND:NAME[?OPTIONS]`."""
 
+    text: str  # the whole
     shape: str  # "" = none
     kind: str
     name: str
     options: dict[str, str]
 
     @classmethod
-    def parse(cls, source: str) -> Source:
-        """Reads a source.
+    def parse(cls, text: str) -> Source:
+        """Parse a source.
 
         Raises:
             ValueError: for an unknown kind, shape or option.
         """
-        address, _, query = source.partition("?")
+        address, _, query = text.partition("?")
         match = re.fullmatch(r"(?:(\w+)@)?(\w+):(.+)", address)
         if not match or match[2] not in KINDS:
-            raise ValueError(
-                f"source: {source!r}, expected {', '.join(f'{known}:NAME' for known in KINDS)}"
-            )
+            known = ", ".join(f"{kind}:NAME" for kind in KINDS)
+            raise ValueError(f"source: {text!r}, expected {known}")
         shape, kind, name = match[1] or "", match[2], match[3]
-        hub = re.split("[:@]", name)[0]
-        if not shape and kind == "hf" and hub in ON_HUB:
-            shape = ON_HUB[hub].shape
+        hub_name = re.split("[:@]", name)[0]
+        if not shape and kind == "hf" and hub_name in ON_HUB:
+            shape = ON_HUB[hub_name].shape
         if shape and shape not in SHAPES:
-            raise ValueError(f"{source}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
-        return cls(shape, kind, name, _options(source, query, shape))
+            raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
+        return cls(text, shape, kind, name, _parse_options(text, query, shape))
 
-    def split(self, wanted: str) -> str:
-        """The split, or slice of one, of the source that stands for the one that a run asks for.
+    def split(self, requested: str) -> str:
+        """Return the split of the source, or slice of one, that stands for the requested one.
 
         Raises:
-            ValueError: for what is no split, and if validation or test would hold records of train.
+            ValueError: for what is no split, and for a slice of a split that an option replaces.
         """
-        splits.check(wanted)
-        base = splits.base(wanted)
+        splits.check_split(requested)
+        base = splits.base_split(requested)
         if base not in self.options:
-            return wanted
-        if "[" in wanted:
+            return requested
+        if "[" in requested:
             raise ValueError(
-                f"split: {wanted!r} where {base}={self.options[base]} is set, expected the name alone"
+                f"split: {requested!r} where {base}={self.options[base]} is set, expected the name "
+                "alone"
             )
         return self.options[base]
 
+    def converter_options(self) -> dict[str, str]:
+        """Return the options that the converters of the shape read."""
+        return {name: value for name, value in self.options.items() if name not in _OPTIONS}
 
-def _options(source: str, query: str, shape: str) -> dict[str, str]:
+
+def _parse_options(source: str, query: str, shape: str) -> dict[str, str]:
     needed = SHAPES[shape].needs if shape else ()
     allowed = (*_OPTIONS, *needed, *(SHAPES[shape].takes if shape else ()))
     options: dict[str, str] = {}
@@ -200,7 +162,8 @@ def _options(source: str, query: str, shape: str) -> dict[str, str]:
         name, equals, value = item.partition("=")
         if name not in allowed or not equals or not value or name in options:
             raise ValueError(
-                f"{source}: option: {item!r}, expected NAME=VALUE once for each of {', '.join(allowed)}"
+                f"{source}: option: {item!r}, expected NAME=VALUE once for each of "
+                f"{', '.join(allowed)}"
             )
         options[name] = value
     for name in needed:
@@ -215,146 +178,185 @@ def _options(source: str, query: str, shape: str) -> dict[str, str]:
 
 
 def _check_splits(source: str, options: dict[str, str]) -> None:
-    """Refuse splits that are none, and held-out ones that share records with train."""
-    for name in ("train", "validation", "test"):
-        splits.check(options.get(name, name))
+    """Raise a ValueError for what is no split, and if train and a held-out split share records."""
+    for name in _SPLITS:
+        splits.check_split(options.get(name, name))
     train = options.get("train", "train")
     for name in ("validation", "test"):
         if name in options and splits.overlap(train, options[name]):
             raise ValueError(
-                f"{source}: option: train={train} and {name}={options[name]} overlap, expected disjoint parts"
+                f"{source}: option: train={train} and {name}={options[name]} overlap, expected "
+                "disjoint parts"
             )
 
 
-def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
-    """Reads all records of one split; `data_dir` is where TFDS and Hugging Face keep what they prepare.
-
-    Raises:
-        FileNotFoundError: if a file or folder does not exist.
-        ValueError: for an unknown kind of source or split, for the first row that cannot be read, and if nothing is left.
-    """
-    return list(_Records(source, record_type, split, data_dir, count_repeats=True))
-
-
-def stream(source: str, record_type: type[R], *, split: str, data_dir: str) -> Iterable[R]:
-    """The records that `load` reads, anew whenever they are asked for and one at a time, without holding them.
-
-    Records that repeat are not counted; `duplicates=drop` has to hold them all. Raises what `load` raises, errors of a row when
-    it is reached.
-    """
-    return _Records(source, record_type, split, data_dir, count_repeats=False)
+# Rows become records.
 
 
 class _Records(Generic[R]):
-    """The records of one split of a source, which is read once for every iteration."""
+    """Iterate over the records of one split of a source, reading them again for every iteration."""
 
     def __init__(
         self, source: str, record_type: type[R], split: str, data_dir: str, *, count_repeats: bool
     ) -> None:
-        self.place: Source = Source.parse(source)
-        self.source, self.data_dir = source, data_dir
-        self.record_type: type[R] = record_type
-        self.split, self.by = self.place.split(split), self.place.options.get("by")
-        self.compares = "duplicates" in self.place.options or (
-            count_repeats and self.place.shape != ""
-        )
-        if self.by and "[" not in "".join([split, *self.place.options.values()]):
+        self._source = Source.parse(source)
+        self._record_type: type[R] = record_type
+        self._split = self._source.split(split)
+        self._data_dir = data_dir
+        self._by = self._source.options.get("by")
+        self._drops_repeats = "duplicates" in self._source.options
+        self._counts_repeats = count_repeats and self._source.shape != ""
+        if self._by and "[" not in "".join([split, *self._source.options.values()]):
             raise ValueError(
-                f"{source}: option: by={self.by} without a slice, expected shares such as train=train[:90%]"
+                f"{source}: option: by={self._by} without a slice, expected shares such as "
+                "train=train[:90%]"
             )
+        _check_record_type(self._source, record_type)
 
     def __iter__(self) -> Iterator[R]:
-        place, read = self.place, splits.base(self.split) if self.by else self.split
-        rows, what = KINDS[place.kind](place.name, read, self.data_dir), f"{self.source} {read}"
-        records: Iterable[R] = _records(place, self.record_type, rows, what)
-        if self.compares:
-            records = _repeats(place, list(records), what)
-        if self.by and "[" in self.split:
-            records = splits.take_groups(
-                records, self.split, by=self.by, seed=int(place.options.get("seed", "0"))
-            )
+        source = self._source
+        # A slice by groups is taken of the records, any other of the rows while they are read.
+        split = splits.base_split(self._split) if self._by else self._split
+        rows = KINDS[source.kind](source.name, split, self._data_dir)
+        title = f"{source.text} {split}"
+        records: Iterable[R] = _convert_rows(source, self._record_type, rows, title)
+        if self._drops_repeats or self._counts_repeats:
+            records = _count_repeats(list(records), title, drop=self._drops_repeats)
+        if self._by and "[" in self._split:
+            seed = int(source.options.get("seed", "0"))
+            records = splits.take_groups(records, self._split, by=self._by, seed=seed)
         empty = True
         for record in records:
             empty = False
             yield record
         if empty:
             raise ValueError(
-                f"{self.source}: split: {self.split!r} has no records, expected at least one"
+                f"{source.text}: split: {self._split!r} has no records, expected at least one"
             )
 
 
-def write_jsonl(path: str | Path, records: Iterable[Record]) -> None:
-    """Writes records, one JSON object a line, so that `load("jsonl:PATH", ...)` returns them."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(to_dict(record), ensure_ascii=False) + "\n")
+def _check_record_type(source: Source, record_type: type) -> None:
+    if source.shape and record_type not in SHAPES[source.shape].converters:
+        names = ", ".join(known.__name__ for known in SHAPES[source.shape].converters)
+        raise ValueError(
+            f"{source.shape}@{source.kind}:{source.name}: holds {names}, expected "
+            f"{record_type.__name__}"
+        )
 
 
-# Rows become records.
-
-
-def _records(
-    place: Source, record_type: type[R], rows: Iterable[Located], what: str
+def _convert_rows(
+    source: Source, record_type: type[R], rows: Iterable[Located], title: str
 ) -> Iterator[R]:
-    """Converts all rows, leaves out what is to be left out, and in the end says so in one line."""
-    read = _shape_reader(place, record_type) if place.shape else _own_reader(place, record_type)
-    gather = SHAPES[place.shape].gather if place.shape else None
+    """Convert all rows; in the end report those that were dropped in one line."""
+    gather = SHAPES[source.shape].gather if source.shape else None
     reasons: Counter[str] = Counter()
     total = 0
     for where, row in gather(rows) if gather else rows:
         total += 1
         try:
-            found = read(row)
+            records = _convert_row(source, record_type, row)
         except Drop as drop:
             reasons[str(drop)] += 1
             continue
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        yield from found
-    report(what, Dropped(total, dict(reasons)))
+        yield from records
+    report(title, total, reasons)
 
 
-def _repeats(place: Source, records: list[R], what: str) -> list[R]:
-    """Counts the records that come again, and leaves them out if the source says so."""
-    first: dict[tuple[Any, ...], R] = {}
+def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:
+    if not source.shape:
+        return [_read_row(record_type, row, strict=source.kind in ("jsonl", "json"))]
+    convert = SHAPES[source.shape].converters[record_type]
+    records = convert(row, **source.converter_options())
+    return records if isinstance(records, list) else [records]
+
+
+def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
+    """Report the number of records that repeat another, and leave them out if `drop` says so.
+
+    Metadata are not compared.
+    """
+    unique: dict[tuple[Any, ...], R] = {}
     for record in records:
-        first.setdefault(_content(record), record)
-    count = len(records) - len(first)
+        fields = dataclasses.fields(record)
+        content = tuple(getattr(record, item.name) for item in fields if item.name != "metadata")
+        unique.setdefault(content, record)
+    count = len(records) - len(unique)
     if count:
-        drop = "duplicates" in place.options
-        print(
-            f"   {what}: {count} of {len(records)} records repeat another, {'dropped' if drop else 'kept'}",
-            flush=True,
-        )
-    return list(first.values()) if "duplicates" in place.options else records
+        outcome = "dropped" if drop else "kept"
+        line = f"{count} of {len(records)} records repeat another, {outcome}"
+        print(f"   {title}: {line}", flush=True)
+    return list(unique.values()) if drop else records
 
 
-def _content(record: Record) -> tuple[Any, ...]:
-    """What a record says, its metadata apart."""
-    return tuple(
-        getattr(record, item.name) for item in dataclasses.fields(record) if item.name != "metadata"
-    )
+# Rows of sources that name no shape: the fields of our own records, or columns that many data sets
+# share. Nothing is dropped, because nobody has said that anything may be.
+
+# The columns by which a row is recognised; the first entry whose columns a row has decides.
+_COLUMNS: dict[type, tuple[tuple[tuple[str, ...], Converter], ...]] = {
+    Demonstration: (
+        (("prompt", "completion"), read_completion),
+        (("question", "answer"), read_answer),
+        (("prompt", "chosen", "rejected"), PAIRS.converters[Demonstration]),
+        (("chosen", "rejected"), HH.converters[Demonstration]),
+    ),
+    Prompt: (
+        (("prompt",), read_prompt),
+        (("question",), lambda row: read_prompt({"prompt": row["question"]})),
+        (("chosen", "rejected"), HH.converters[Prompt]),
+    ),
+    Comparison: (
+        (("prompt", "chosen", "rejected"), PAIRS.converters[Comparison]),
+        (("chosen", "rejected"), HH.converters[Comparison]),
+    ),
+}
+_COLUMN_NAMES = {name for entries in _COLUMNS.values() for names, _ in entries for name in names}
 
 
-def _shape_reader(place: Source, record_type: type) -> Reader:
-    shape = SHAPES[place.shape]
-    if record_type not in shape.converters:
-        names = ", ".join(known.__name__ for known in shape.converters)
-        raise ValueError(
-            f"{place.shape}@{place.kind}:{place.name}: holds {names}, expected {record_type.__name__}"
-        )
-    taken = {
-        name: place.options[name] for name in (*shape.needs, *shape.takes) if name in place.options
-    }
+def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
+    """Read a row that has the record's own fields, or columns that many data sets share.
 
-    def read(row: Any) -> Sequence[Any]:
-        found = shape.converters[record_type](row, **taken)
-        return found if isinstance(found, list) else [found]
+    Raises:
+        ValueError: for a row that does not fit or is to be dropped; with `strict` also for a column
+            that is not used.
+    """
+    if not isinstance(row, dict):
+        return from_dict(record_type, row)
+    for names, convert in _COLUMNS.get(record_type, ()):
+        if row.keys() >= set(names):
+            unused = sorted(row.keys() - _COLUMN_NAMES)
+            if strict and unused:
+                raise ValueError(f"{unused[0]}: unknown field, expected only {', '.join(names)}")
+            try:
+                return convert(row)
+            except Drop as drop:
+                raise ValueError(
+                    f"row: one {drop}, expected none without a shape that may drop it"
+                ) from None
+    return from_dict(record_type, row if strict else _own_fields(record_type, row))
 
-    return read
+
+def _own_fields(record_type: type, row: Row) -> Row:
+    """Return the record's own fields of a foreign row, in the types that records have."""
+    fields = dataclasses.fields(record_type)
+    required = [item.name for item in fields if item.default_factory is dataclasses.MISSING]
+    if not row.keys() >= set(required):
+        alternatives = [required, *(names for names, _ in _COLUMNS.get(record_type, ()))]
+        expected = " or ".join(" + ".join(names) for names in alternatives)
+        raise ValueError(f"fields: found {', '.join(row)}, expected {expected}")
+    own = {item.name: row[item.name] for item in fields if row.get(item.name) is not None}
+    if isinstance(own.get("metadata"), str):
+        own["metadata"] = json.loads(own["metadata"])
+    if isinstance(own.get("label"), int):
+        own["label"] = str(own["label"])
+    if isinstance(own.get("messages"), list):
+        own["messages"] = [_role_and_content(message) for message in own["messages"]]
+    return own
 
 
-def _own_reader(place: Source, record_type: type[R]) -> Reader:
-    strict = place.kind in ("jsonl", "json")
-    return lambda row: [read_row(record_type, row, strict=strict)]
+def _role_and_content(message: Any) -> Any:
+    """Return a foreign message without the fields that records lack, such as names and dates."""
+    if not isinstance(message, dict):
+        return message
+    return {name: message[name] for name in ("role", "content") if name in message}

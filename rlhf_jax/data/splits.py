@@ -1,8 +1,9 @@
-"""Which records belong to a split: slices such as `train[:90%]`, and splits that never divide a group.
+"""Choose the records of a split: slices such as `train[:90%]`, by rows or by whole groups.
 
-Pairs of one debate, answers to one question and turns of one conversation resemble each other. A split by row puts some of
-them on both sides, and the held-out accuracy then measures memory. `split_by` draws whole groups, by a hash of the group's
-name and nothing else: adding, dropping or reordering records moves no group to the other side.
+Pairs of one debate, answers to one question and turns of one conversation resemble each other. A
+split by rows puts some of them on both sides, and the held-out accuracy then measures memory.
+`take_groups` keeps a group on one side. The side depends on a hash of the group's name and on
+nothing else: adding, dropping or reordering records moves no group to the other side.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate, islice, pairwise
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 from rlhf_jax.data.records import Document, LabelledText, R, Record
@@ -19,22 +20,26 @@ from rlhf_jax.data.records import Document, LabelledText, R, Record
 T = TypeVar("T")
 
 
-def base(split: str) -> str:
-    """The name of the split that a slice is taken of."""
+def base_split(split: str) -> str:
+    """Return the name of the split that a slice is taken of."""
     return split.partition("[")[0]
 
 
-def check(split: str) -> None:
-    """Refuse what is neither a name nor a slice."""
+def check_split(split: str) -> None:
+    """Raise a ValueError for what is neither the name of a split nor a slice of one."""
     if not re.fullmatch(r"\w+(\[\d*%?:\d*%?\])?", split):
         raise ValueError(f"split: {split!r}, expected a name or a slice such as 'train[:90%]'")
 
 
-def overlap(one: str, other: str) -> bool:
-    """Whether two splits certainly share records; a slice in per cent is not compared with one in numbers."""
-    if base(one) != base(other):
+def overlap(first: str, second: str) -> bool:
+    """Return whether two splits certainly share records.
+
+    A slice in per cent and one in numbers of rows are not compared: how they relate is not known
+    before the data are read.
+    """
+    if base_split(first) != base_split(second):
         return False
-    bounds = [bound for split in (one, other) for bound in _bounds(split)]
+    bounds = [bound for split in (first, second) for bound in _bounds(split)]
     if len({bound.endswith("%") for bound in bounds if bound}) > 1:
         return False
     edges = [
@@ -45,33 +50,40 @@ def overlap(one: str, other: str) -> bool:
 
 
 def take(read: Callable[[], Iterable[T]], split: str) -> Iterable[T]:
-    """The items that a split such as `train[10%:]` asks for, in their order; percentages read them twice, to count them."""
+    """Return the items of a split such as `train[10%:]` in their order.
+
+    Percentages call `read` twice: once to count the items.
+    """
     if "[" not in split:
         return read()
     bounds = _bounds(split)
     total = sum(1 for _ in read()) if any(bound.endswith("%") for bound in bounds) else 0
 
-    def place(bound: str, default: int | None) -> int | None:
+    def index(bound: str, default: int | None) -> int | None:
         if not bound:
             return default
         return total * int(bound[:-1]) // 100 if bound.endswith("%") else int(bound)
 
     start, stop = bounds
-    return islice(read(), place(start, 0), place(stop, None))
+    return islice(read(), index(start, 0), index(stop, None))
 
 
 def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iterator[R]:
-    """The records whose group's position lies within the percentages of a split such as `train[:90%]`."""
+    """Return the records of the groups that a split such as `train[:90%]` asks for.
+
+    The percentages are expectations over groups: of 32 topics, `train[:80%]` may hold 27.
+
+    Raises:
+        ValueError: for a slice in numbers of rows.
+    """
     start, stop = _bounds(split)
     for bound in (start, stop):
         if bound and not bound.endswith("%"):
             raise ValueError(
                 f"split: {split!r} of groups, expected percentages such as 'train[:90%]'"
             )
-    low, high = (
-        int(bound[:-1]) / 100 if bound else default
-        for bound, default in ((start, 0.0), (stop, 1.0))
-    )
+    low = int(start[:-1]) / 100 if start else 0.0
+    high = int(stop[:-1]) / 100 if stop else 1.0
     return (
         record
         for record in records
@@ -79,37 +91,16 @@ def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iter
     )
 
 
-def split_by(
-    records: Sequence[T], key: Callable[[T], str], *, fractions: Sequence[float], seed: int
-) -> list[list[T]]:
-    """One list for every fraction; a group, all records with the same key, is in exactly one of them.
-
-    The fractions are expectations over groups: 32 topics split 80/10/10 may come out 27/2/3.
-
-    Raises:
-        ValueError: if the fractions do not add up to 1.
-    """
-    if not math.isclose(sum(fractions), 1.0) or min(fractions) < 0:
-        raise ValueError(f"fractions: {list(fractions)} add up to {sum(fractions)}, expected 1")
-    edges = [0.0, *accumulate(fractions)]
-    edges[-1] = 1.0
-    positions = [group_position(key(record), seed=seed) for record in records]
-    return [
-        [record for record, u in zip(records, positions, strict=True) if low <= u < high]
-        for low, high in pairwise(edges)
-    ]
-
-
-def group_position(key: str, *, seed: int) -> float:
-    """A group's place in [0, 1): the leading 53 bits of SHA-256(seed, key)."""
-    digest = hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+def group_position(group: str, *, seed: int) -> float:
+    """Return a group's position in [0, 1): the leading 53 bits of SHA-256(seed, group)."""
+    digest = hashlib.sha256(f"{seed}\0{group}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / (1 << 53)
 
 
 def group_of(record: Record, by: str) -> str:
-    """The name of a record's group: its `text`, the first words of its `prompt`, or a field of its metadata.
+    """Return the name of a record's group: its `text`, its first `prompt`, or a metadata field.
 
-    All turns of a conversation share their first message, so `prompt` keeps a conversation on one side.
+    All turns of a conversation share their first message, so `prompt` keeps a conversation whole.
 
     Raises:
         ValueError: if the record has no such field.
@@ -117,7 +108,7 @@ def group_of(record: Record, by: str) -> str:
     if isinstance(record, Document | LabelledText):
         fields = {"text": record.text}
     else:
-        fields = {"prompt": record.messages[0].content, **getattr(record, "metadata", {})}
+        fields = {"prompt": record.messages[0].content, **record.metadata}
     if by not in fields:
         raise ValueError(f"by: {by!r}, expected one of {', '.join(fields)}")
     return fields[by]

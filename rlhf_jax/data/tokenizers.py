@@ -1,16 +1,17 @@
-"""Tokenizers: text to ids and back, with two doors for text that must not be mixed up.
+"""Turn text into ids and back, keeping trusted and untrusted text apart.
 
-Documents come from a trusted corpus and may contain the chat markers; they go in by `special=True`. What a
-user typed, what a model answered and what a labeler wrote goes in by `special=False`, where the string
-`<|assistant|>` is ordinary letters and can never become the token that hands the turn to the assistant.
+Documents come from a trusted corpus and may contain the chat markers; they are encoded with
+`special=True`. What a user typed, what a model answered and what a labeler wrote is encoded with
+`special=False`, where the string `<|assistant|>` is ordinary letters and can never become the token
+that hands the turn to the assistant.
 
-`train_bpe` (byte-level: any text survives the round trip) and `train_words` (word-level, for tests) give
-the ids 0 `<|pad|>`, 1 `<|eos|>`, 2 `<|user|>`, 3 `<|assistant|>`, and for words 4 `<|unk|>`. A tokenizer of
-another origin is used as it is: with its chat template, with every token that its model stops at, and with
-the begin-of-text token that it puts before plain text. Where it has no padding token, the end-of-text token
-serves, because masks never look at ids.
+`train_bpe` (byte-level: any text survives the round trip) and `train_words` (word-level, for tests)
+give the ids 0 `<|pad|>`, 1 `<|eos|>`, 2 `<|user|>`, 3 `<|assistant|>`, and for words 4 `<|unk|>`. A
+tokenizer of another origin is used as it is: with its chat template, with every token that its
+model stops at, and with the begin-of-text token that it puts before plain text. Where it has no
+padding token, the end-of-text token serves, because masks never depend on ids.
 
-Left out on purpose: truncation and padding. `batches.py` does these in the open.
+Left out on purpose: truncation and padding, which are explicit in `batches.py`.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.data.templates import ChatTemplate, batch_ids
+from rlhf_jax.data.templates import ChatTemplate, encode_texts
 
 PAD, EOS, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|unk|>"
-END_OF_DOCUMENT = "<|endoftext|>"  # of GPT-2 and all who took over its name
+END_OF_DOCUMENT = "<|endoftext|>"  # the name in GPT-2 and in all tokenizers made like it
 SPECIAL_TOKENS = (PAD, EOS, USER, ASSISTANT)
 
 
 class Tokenizer:
-    """A transformers fast tokenizer behind the few methods that the rest of the code needs."""
+    """Wrap a fast tokenizer of `transformers` in the few methods that other modules need."""
 
     def __init__(self, fast: Any, *, more_stops: Iterable[int] = ()) -> None:
-        """Wraps `fast`, a `transformers.PreTrainedTokenizerFast`; `more_stops` are further ids that end a response.
+        """Wrap `fast`, a `transformers.PreTrainedTokenizerFast`.
+
+        `more_stops` are ids that end a response, besides end of text and end of turn.
 
         Raises:
             ValueError: if it has no end-of-text token.
@@ -60,113 +63,121 @@ class Tokenizer:
         self._special_ids = {
             i for i, token in added.items() if token.special and i != fast.unk_token_id
         }
-        ends = (
+        document_ends = [
             i for i, token in added.items() if token.special and token.content == END_OF_DOCUMENT
-        )
-        self._document_end = next(ends, self.eos_id)
+        ]
+        self._document_end = document_ends[0] if document_ends else self.eos_id
         self.num_ids = 1 + max(self._trusted.get_vocab(with_added_tokens=True).values())
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens, special ones included; ids go up to `num_ids`, which is larger if some are unused."""
+        """Return the number of all tokens, which is less than `num_ids` where ids have gaps."""
         return self._trusted.get_vocab_size(with_added_tokens=True)
 
     @cached_property
     def prefix_ids(self) -> list[int]:
-        """What the tokenizer itself puts before plain text: begin-of-text, or nothing."""
-        one = self._trusted.encode("a", add_special_tokens=True)
-        return one.ids[: one.special_tokens_mask.index(0)]
-
-    def begin(self, ids: list[int]) -> list[int]:
-        """Returns a text's ids with `prefix_ids` before them, once: a template or a document may have written it already.
-
-        Raises:
-            ValueError: if they begin with it twice.
-        """
-        prefix = self.prefix_ids
-        ids = ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
-        if prefix and ids[len(prefix) : 2 * len(prefix)] == prefix:
-            raise ValueError(
-                f"tokenizer: a text begins with {self._trusted.decode(prefix, skip_special_tokens=False)} twice, "
-                "expected once; see its chat template or the documents"
-            )
-        return ids
-
-    def beyond(self, size: int) -> list[tuple[str, bool]]:
-        """Tokens whose ids are `size` or more, and whether each is special, so that no text of others is encoded to it."""
-        added = self.fast.added_tokens_decoder
-        found = sorted(
-            (i, token)
-            for token, i in self._trusted.get_vocab(with_added_tokens=True).items()
-            if i >= size
-        )
-        return [(token, i in added and added[i].special) for i, token in found]
+        """Return what the tokenizer itself puts before plain text: begin-of-text, or nothing."""
+        encoding = self._trusted.encode("a", add_special_tokens=True)
+        return encoding.ids[: encoding.special_tokens_mask.index(0)]
 
     @property
     def start_ids(self) -> list[int]:
-        """What a document's first token follows: begin-of-text, or where there is none the end of the text before.
+        """Return the ids that a document's first token follows.
 
-        Chat models call the end of a turn their end of text (SmolLM2, Qwen 2: <|im_end|>), which never stood between
-        documents; <|endoftext|> did.
+        This is begin-of-text, or where there is none the end of the preceding text. Chat models
+        call the end of a turn their end of text (SmolLM2, Qwen 2: <|im_end|>), which never stood
+        between documents; <|endoftext|> did.
         """
         return self.prefix_ids or [self._document_end]
 
     @property
     def turn_end_id(self) -> int:
-        """The id that ends the assistant's turn in a rendered conversation."""
+        """Return the id that ends the assistant's turn in a rendered conversation."""
         return self.eos_id if self.template is None else self.template.turn_end_id
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Every id at which a response ends: end of text, the template's end of turn, and what the model's files add."""
+        """Return every id at which a response ends.
+
+        These are end of text, the template's end of turn, and what the model's files add.
+        """
         return tuple(dict.fromkeys([self.eos_id, self.turn_end_id, *self._more_stops]))
 
     @property
     def user_id(self) -> int:
-        """The id of `<|user|>`, which opens a user's turn."""
+        """Return the id of `<|user|>`, which opens a user's turn."""
         return self._marker_id(USER)
 
     @property
     def assistant_id(self) -> int:
-        """The id of `<|assistant|>`, which opens the assistant's turn."""
+        """Return the id of `<|assistant|>`, which opens the assistant's turn."""
         return self._marker_id(ASSISTANT)
 
+    def tokens_from(self, first_id: int) -> list[tuple[str, bool]]:
+        """Return the tokens with ids of `first_id` or more, and whether each is special.
+
+        No untrusted text is encoded to a special token.
+        """
+        added = self.fast.added_tokens_decoder
+        vocabulary = self._trusted.get_vocab(with_added_tokens=True)
+        tokens = sorted((i, token) for token, i in vocabulary.items() if i >= first_id)
+        return [(token, i in added and added[i].special) for i, token in tokens]
+
+    def prepend_begin_of_text(self, ids: list[int]) -> list[int]:
+        """Return the ids with `prefix_ids` before them, unless they begin with these already.
+
+        A template or a document may have written begin-of-text itself.
+
+        Raises:
+            ValueError: if the ids begin with it twice.
+        """
+        prefix = self.prefix_ids
+        ids = ids if ids[: len(prefix)] == prefix else [*prefix, *ids]
+        if prefix and ids[len(prefix) : 2 * len(prefix)] == prefix:
+            spelling = self._trusted.decode(prefix, skip_special_tokens=False)
+            raise ValueError(
+                f"tokenizer: a text begins with {spelling} twice, expected once; see its chat "
+                "template or the documents"
+            )
+        return ids
+
     def encode(self, text: str, *, special: bool) -> list[int]:
-        """Returns the ids of `text`; only with `special=True` are special tokens recognised inside it."""
+        """Return the ids of `text`; only `special=True` recognises special tokens inside it."""
         return self.encode_batch([text], special=special)[0]
 
     def encode_batch(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-        """Returns the ids of every text, on all cores, without begin-of-text.
+        """Return the ids of every text, on all cores, without begin-of-text.
 
         Raises:
-            ValueError: if a text spells a special token for which the tokenizer has no other ids, and `special` is False.
+            ValueError: without `special`, if a text spells a special token whose letters have no
+                other ids.
         """
-        ids = batch_ids(self._trusted if special else self._untrusted, texts)
+        ids = encode_texts(self._trusted if special else self._untrusted, texts)
         if not special:
-            self._check_letters(texts, ids)
+            self._check_no_special(texts, ids)
         return ids
 
-    def _check_letters(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    def _check_no_special(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         for text, row in zip(texts, ids, strict=True):
             if not self._special_ids.isdisjoint(row):
-                spelled = self._trusted.id_to_token(next(i for i in row if i in self._special_ids))
+                spelling = self._trusted.id_to_token(next(i for i in row if i in self._special_ids))
                 raise ValueError(
-                    f"tokenizer: {text[:60]!r} spells {spelled}, and this tokenizer has no other ids for these "
-                    "letters; remove the spelling from the data"
+                    f"tokenizer: {text[:60]!r} spells {spelling}, and this tokenizer has no other "
+                    "ids for these letters; remove the spelling from the data"
                 )
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
-        """Returns the text of `ids`, by default without padding and without the tokens that end a response.
+        """Return the text of `ids`, by default without padding and tokens that end a response.
 
-        The chat markers are shown either way, so that a policy cannot hide tokens from whoever reads its
-        responses.
+        The chat markers are shown either way, so that a policy cannot hide tokens from whoever
+        reads its responses.
         """
         dropped = () if keep_special else (self.pad_id, *self.stop_ids)
         kept = [int(i) for i in ids if int(i) not in dropped]
         return self._trusted.decode(kept, skip_special_tokens=False)
 
     def fingerprint(self) -> str:
-        """Returns the SHA-256 of the tokenizer's canonical JSON, its padding and stop ids and its chat template."""
+        """Return the SHA-256 of the tokenizer's JSON, its padding and stop ids and its template."""
         content = json.loads(self._trusted.to_str())
         content.update(truncation=None, padding=None, pad_id=self.pad_id, eos_id=self.eos_id)
         if self._more_stops:
@@ -178,7 +189,7 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Writes the files of `transformers`: tokenizer.json, its config and template, further stop ids."""
+        """Write tokenizer.json, its config and template, and the stop ids, like `transformers`."""
         self.fast.save_pretrained(str(folder))
         if self._more_stops:
             stops = json.dumps({"eos_token_id": [self.eos_id, *self._more_stops]})
@@ -188,17 +199,18 @@ class Tokenizer:
         marker_id = self._trusted.token_to_id(marker)
         if marker_id is None:
             raise ValueError(
-                f"tokenizer: no {marker} among its {self.vocab_size} tokens, "
-                "expected the chat markers; add them with `with_chat_tokens(tokenizer)`"
+                f"tokenizer: no {marker} among its {self.vocab_size} tokens, expected the chat "
+                "markers; add them with `with_chat_tokens(tokenizer)`"
             )
         return marker_id
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads a tokenizer that `save`, or Hugging Face, wrote into a local folder.
+    """Read a tokenizer that `Tokenizer.save`, or Hugging Face, wrote into a local folder.
 
-    The ids at which the model stops are the end-of-text token and those under `eos_token_id` of generation_config.json,
-    or of config.json where that file is missing or says none, as in transformers.
+    The ids at which the model stops are the end-of-text token and those under `eos_token_id` of
+    generation_config.json, or of config.json where that file is missing or says none, as in
+    transformers.
 
     Raises:
         FileNotFoundError: if the folder has no `tokenizer.json`.
@@ -207,21 +219,24 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     path = Path(folder) / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, expected a folder that Tokenizer.save wrote")
-    auto = _transformers().AutoTokenizer
+    auto = import_transformers().AutoTokenizer
     try:
         fast = auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         return Tokenizer(fast, more_stops=_read_stops(Path(folder)))
-    except Exception as error:  # `tokenizers` raises bare Exceptions for damaged files.
+    # `tokenizers` raises bare Exceptions for damaged files.
+    except Exception as error:
         raise ValueError(
             f"{path}: {error}, expected a tokenizer in the format of Hugging Face"
         ) from error
 
 
 def _read_stops(folder: Path) -> list[int]:
-    """The ids under `eos_token_id`, a number or a list, of the first file that has any."""
+    """Return the ids under `eos_token_id`, a number or a list, of the first file that has any."""
     for path in (folder / "generation_config.json", folder / "config.json"):
-        found = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-        stops = found if isinstance(found, list) else [] if found is None else [found]
+        value = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+        if value is None:
+            continue
+        stops = value if isinstance(value, list) else [value]
         if not all(isinstance(stop, int) for stop in stops):
             raise ValueError(f"{path.name}: eos_token_id: {stops}, expected ids")
         if stops:
@@ -230,10 +245,13 @@ def _read_stops(folder: Path) -> list[int]:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer (Radford et al. 2019, §2.2) of at most `vocab_size` tokens.
+    """Train a byte-level BPE tokenizer (Radford et al. 2019, §2.2) of at most `vocab_size` tokens.
 
-    Special tokens are cut out of the texts first, so that no merge learns their spelling. A small corpus
-    may run out of pairs to merge; then `tokenizer.vocab_size` is smaller than asked.
+    Special tokens are cut out of the texts first, so that no merge learns their spelling. A small
+    corpus may run out of pairs to merge; then the tokenizer has fewer tokens than asked for.
+
+    Raises:
+        ValueError: if `vocab_size` does not hold the bytes and the special tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + len(SPECIAL_TOKENS)
@@ -251,11 +269,11 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(_without_special_tokens(texts), trainer)
-    return _wrap(backend)
+    return _wrap(backend, pad=PAD, eos=EOS)
 
 
 def train_words(texts: Iterable[str]) -> Tokenizer:
-    """Builds a tokenizer whose tokens are the words of `texts`, each with the space before it.
+    """Build a tokenizer whose tokens are the words of `texts`, each with the space before it.
 
     Text made of known words survives the round trip exactly; an unknown word becomes `<|unk|>`.
     """
@@ -264,16 +282,16 @@ def train_words(texts: Iterable[str]) -> Tokenizer:
     for text in _without_special_tokens(texts):
         counts.update(word for word, _ in split.pre_tokenize_str(text))
     words = sorted(counts, key=lambda word: (-counts[word], word))
-    vocab = {word: i for i, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *words))}
-    backend = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token=UNKNOWN))
+    vocabulary = {word: i for i, word in enumerate((*SPECIAL_TOKENS, UNKNOWN, *words))}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     backend.pre_tokenizer = split
     backend.decoder = decoders.Fuse()
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    return _wrap(backend)
+    return _wrap(backend, pad=PAD, eos=EOS)
 
 
 def with_chat_tokens(tokenizer: Tokenizer) -> Tokenizer:
-    """Returns a tokenizer that also has `<|user|>` and `<|assistant|>`, with new ids if need be.
+    """Return a tokenizer that also has `<|user|>` and `<|assistant|>`, with new ids if need be.
 
     The model's `vocab_size` has to grow with it.
 
@@ -282,36 +300,29 @@ def with_chat_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """
     if tokenizer.template is not None:
         raise ValueError(
-            "tokenizer: has a chat template, expected one without: it opens turns by tokens of its own"
+            "tokenizer: has a chat template, expected one without: it opens turns by tokens of its "
+            "own"
         )
+    markers = (USER, ASSISTANT)
     content = json.loads(tokenizer.fast.backend_tokenizer.to_str())
     if tokenizer.num_ids > tokenizer.vocab_size:
-        # The backend numbers a new token by the count of the old ones: with gaps in the ids, that is another token's id.
-        new = [
-            marker
-            for marker in (USER, ASSISTANT)
-            if tokenizer.fast.backend_tokenizer.token_to_id(marker) is None
-        ]
+        # The backend numbers a new token by the count of the old ones, which is another token's id
+        # where ids have gaps. So the markers get their ids here.
+        known = tokenizer.fast.backend_tokenizer.token_to_id
+        new = [marker for marker in markers if known(marker) is None]
         content["model"]["vocab"] |= {marker: tokenizer.num_ids + k for k, marker in enumerate(new)}
     backend = tokenizers.Tokenizer.from_str(json.dumps(content))
-    backend.add_special_tokens([AddedToken(token, special=True) for token in (USER, ASSISTANT)])
-    stops = tokenizer.stop_ids
-    return _wrap(
-        backend, pad=tokenizer.fast.pad_token, eos=tokenizer.fast.eos_token, more_stops=stops
-    )
+    backend.add_special_tokens([AddedToken(token, special=True) for token in markers])
+    fast = tokenizer.fast
+    return _wrap(backend, pad=fast.pad_token, eos=fast.eos_token, more_stops=tokenizer.stop_ids)
 
 
 def _wrap(
-    backend: tokenizers.Tokenizer,
-    *,
-    pad: str | None = PAD,
-    eos: str = EOS,
-    more_stops: Iterable[int] = (),
+    backend: tokenizers.Tokenizer, *, pad: str | None, eos: str, more_stops: Iterable[int] = ()
 ) -> Tokenizer:
-    fast = _transformers().PreTrainedTokenizerFast
-    return Tokenizer(
-        fast(tokenizer_object=backend, pad_token=pad, eos_token=eos), more_stops=more_stops
-    )
+    fast_type = import_transformers().PreTrainedTokenizerFast
+    fast = fast_type(tokenizer_object=backend, pad_token=pad, eos_token=eos)
+    return Tokenizer(fast, more_stops=more_stops)
 
 
 def _without_special_tokens(texts: Iterable[str]) -> Iterator[str]:
@@ -319,8 +330,8 @@ def _without_special_tokens(texts: Iterable[str]) -> Iterator[str]:
     return (piece for text in texts for piece in pattern.split(text) if piece)
 
 
-def _transformers() -> Any:
-    """Imports transformers late (it is slow) and without its advice to install PyTorch."""
+def import_transformers() -> Any:
+    """Import transformers late (it is slow) and without its advice to install PyTorch."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers
 

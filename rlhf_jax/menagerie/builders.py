@@ -6,10 +6,10 @@ Each wraps one generator of this folder and has the splits train, validation and
 records: `messages` is a sequence of role and content, metadata is one JSON string because its keys vary.
 TFDS shuffles rows by a hash of their number, always the same way.
 
-The generators are deterministic, so what is stored is a function of this folder's code. Its digest is stored
-with the data, and data that other code wrote is made again rather than used.
+The generators are deterministic, so what is stored is a function of the code in `SOURCES`. Its digest
+is stored with the data, and data that other code wrote are generated again rather than used.
 
-Importing this module imports tensorflow_datasets, which is slow; `sources.load` does so when asked for it.
+TFDS knows the builders, and `data.readers` finds them, once this module has been imported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import functools
 import hashlib
 import json
 import random
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +89,18 @@ def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Com
     return made
 
 
+# The modules of this folder that decide what the data are.
+SOURCES = (
+    "builders",
+    "corpus",
+    "gold",
+    "grammar",
+    "labelers",
+    "personas",
+    "prompts",
+    "tasks",
+    "world",
+)
 SIZES = ("default", "tiny", "large")  # The first is what TFDS takes when none is named.
 
 _TEXT = tfds.features.Text()
@@ -97,7 +108,7 @@ _MESSAGES = tfds.features.Sequence({"role": _TEXT, "content": _TEXT})
 
 
 class _Menagerie(tfds.core.GeneratorBasedBuilder):
-    """What the five builders share; abstract, so that TFDS does not list it."""
+    """Share what the five builders have in common; abstract, so that TFDS does not list it."""
 
     VERSION = tfds.core.Version("1.1.0")
     RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Quizzes in the corpus."}  # noqa: RUF012 (TFDS declares it so)
@@ -112,6 +123,15 @@ class _Menagerie(tfds.core.GeneratorBasedBuilder):
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict({"code": code_digest()}),
         )
+
+    def is_stale(self) -> bool:
+        """Return whether the written data are those of other code (`data.readers.Regenerable`)."""
+        return (self.info.metadata or {}).get("code") != code_digest()
+
+    def download_and_prepare(self, **options: Any) -> None:
+        """Generate the data without progress bars: a world takes seconds."""
+        tfds.disable_progress_bar()
+        super().download_and_prepare(**options)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: self._generate_examples(split) for split in SPLITS}
@@ -194,50 +214,11 @@ BUILDERS: dict[str, type[_Menagerie]] = {
 }
 
 
-def prepare(name: str, size: str, *, data_dir: str) -> tfds.core.DatasetBuilder:
-    """Returns the builder with its data in place, generated if they are absent or of other code.
-
-    Raises:
-        ValueError: for an unknown name or size.
-    """
-    if name not in BUILDERS:
-        raise ValueError(
-            f"tfds:{name}: unknown part of Menagerie, expected one of {', '.join(BUILDERS)}"
-        )
-    if (size or SIZES[0]) not in SIZES:
-        raise ValueError(
-            f"tfds:{name}/{size}: unknown size {size!r}, expected one of {', '.join(SIZES)}"
-        )
-
-    def make() -> tfds.core.DatasetBuilder:
-        return BUILDERS[name](
-            config=size or SIZES[0], data_dir=data_dir, file_format="array_record"
-        )
-
-    builder = make()
-    if _is_written(builder) and (builder.info.metadata or {}).get("code") != code_digest():
-        shutil.rmtree(builder.data_dir)
-        builder = make()  # The old one has read the old digest.
-    if not _is_written(builder):
-        tfds.disable_progress_bar()
-        try:
-            builder.download_and_prepare()
-        except FileExistsError:  # Another run made the same data meanwhile: they are as good.
-            builder = make()
-            if not _is_written(builder):
-                raise
-    return builder
-
-
-def _is_written(builder: tfds.core.DatasetBuilder) -> bool:
-    """Says whether the data are complete; `builder.is_prepared` asks the same and warns if they are absent."""
-    return (builder.data_path / "dataset_info.json").exists()
-
-
 @functools.cache
 def code_digest() -> str:
-    """Returns the SHA-256 of all code in this folder, comments and layout aside."""
+    """Return the SHA-256 of the code that makes the data, comments and layout aside."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    for name in SOURCES:
+        source = Path(__file__).with_name(f"{name}.py").read_bytes()
+        digest.update(ast.dump(ast.parse(source)).encode())
     return digest.hexdigest()

@@ -32,7 +32,7 @@ import numpy as np
 
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
-from rlhf_jax.data.records import Comparison, Dropped, Prompt, report
+from rlhf_jax.data.records import Comparison, Prompt, report
 from rlhf_jax.data.sources import load, write_jsonl
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.judges import Judge
@@ -232,7 +232,7 @@ def different_texts(generations: list[Generation]) -> list[str]:
 
 def rank_candidates(
     candidates: Candidates, judge: Judge, seed: int
-) -> tuple[list[Comparison], Dropped]:
+) -> tuple[list[Comparison], dict[str, int]]:
     """Return one comparison per prompt that has one, and how many prompts have none, by reason."""
     places = [n for n, texts in enumerate(candidates.responses) if len(texts) >= 2]
     reasons = {"with fewer than two different responses": len(candidates.prompts) - len(places)}
@@ -248,7 +248,7 @@ def rank_candidates(
     ]
     reasons[f"whose responses {judge.name} does not rank"] = len(places) - len(comparisons)
     reasons = {reason: count for reason, count in reasons.items() if count}
-    return comparisons, Dropped(len(candidates.prompts), reasons)
+    return comparisons, reasons
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -306,13 +306,14 @@ def _rank_and_write(
     }
     for folder, judge in judges.items():
         comparisons, dropped = rank_candidates(candidates, judge, seed)
-        report(f"{split} prompts ranked by {judge.name}", dropped)
+        source = f"{split} prompts ranked by {judge.name}"
+        report(source, len(candidates.prompts), dropped)
         path = _comparisons_file(workdir, folder, split)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         write_jsonl(temporary, comparisons)
         temporary.replace(path)
-        counts["judges"][folder] = {"comparisons": len(comparisons), "dropped": dropped.reasons}
+        counts["judges"][folder] = {"comparisons": len(comparisons), "dropped": dropped}
     _write_json(_counts_file(workdir, split), counts)
 
 

@@ -180,7 +180,7 @@ def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
 
     Such is <image_soft_token> of Gemma 3, which its language model alone never sees.
     """
-    beyond = tokenizer.beyond(known)
+    beyond = tokenizer.tokens_from(known)
     if not all(special for _, special in beyond):
         raise ValueError(
             f"{path}: its tokenizer has ids up to {tokenizer.num_ids - 1}, but its model has "

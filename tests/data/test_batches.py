@@ -39,7 +39,7 @@ def rows(batch, name):
 
 def numbered(count, batch_size, seed=0):
     arrays = {"x_B": np.arange(count, dtype=np.int32)}
-    return batches.Batches(arrays, batches.Dropped(count, {}), batch_size=batch_size, seed=seed)
+    return batches.Batches(arrays, batch_size=batch_size, seed=seed)
 
 
 def test_every_epoch_has_every_example_once_and_its_own_order():
@@ -115,7 +115,7 @@ def test_blocks_on_disk_are_those_in_memory(
     options = {"context_length": context_length, "mask_documents": mask_documents, "seed": 3}
     tokenizer = train_bpe(texts, 280)
     held = pack(tokenizer, texts, **options)
-    monkeypatch.setattr(batches, "_AT_ONCE", at_once)
+    monkeypatch.setattr(batches, "CHUNK", at_once)
     written = pack(tokenizer, texts, **options, folder=tmp_path / "deep" / "corpus")
     for name, expected in held.arrays.items():
         assert isinstance(written.arrays[name], np.memmap)
@@ -125,7 +125,7 @@ def test_blocks_on_disk_are_those_in_memory(
 
 
 def test_blocks_on_disk_are_written_once_and_whole(words, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "_AT_ONCE", 1)
+    monkeypatch.setattr(batches, "CHUNK", 1)
 
     def broken():
         yield from [Document("a b"), Document("c d")]
@@ -196,12 +196,10 @@ def test_the_last_target_is_the_end_even_if_padding_looks_like_it(words, pad_is_
 def test_too_long_is_counted_reported_and_dropped(words, capsys):
     data = demonstrations(words, ["a c d", "a c d e", "a"])
     assert data.num_examples == 2
-    assert data.dropped == batches.Dropped(3, {"longer than context_length 8": 1})
-    assert (
-        capsys.readouterr().out
-        == "   demonstrations: 1 of 3 records dropped: 1 longer than context_length 8\n"
-    )
-    assert demonstrations(words, ["a"]).dropped.count == 0
+    line = "   demonstrations: 1 of 3 records dropped: 1 longer than context_length 8\n"
+    assert capsys.readouterr().out == line
+    demonstrations(words, ["a"])
+    assert capsys.readouterr().out == ""
 
 
 def test_everything_dropped_is_an_error(words):
@@ -259,15 +257,14 @@ def test_comparisons_golden(words):
     assert rows(data.arrays, "mask_BC") == [[1, 1, 0], [1, 1, 1]]
 
 
-def test_comparisons_that_do_not_fit(words):
+def test_comparisons_that_do_not_fit(words, capsys):
     fits, long = (("a", "a c"), (2, 1)), (("a", "a c d"), (1, 2))
     many, tied = (("a",) * 4, (1, 2, 3, 4)), (("a", "a c"), (1, 1))
     data = compare(words, [long, fits, many, tied])
-    assert data.dropped.reasons == {
-        "longer than context_length 7": 1,
-        "with more than max_candidates 3 responses": 1,
-        "with all responses tied": 1,
-    }
+    assert capsys.readouterr().out == (
+        "   rankings: 3 of 4 records dropped: 1 longer than context_length 7; "
+        "1 with more than max_candidates 3 responses; 1 with all responses tied\n"
+    )
     assert data.num_examples == 1
     assert data.arrays["rank_BC"].tolist() == [[2, 1, 0]]
     with pytest.raises(ValueError, match="max_candidates: 1, expected at least 2"):
@@ -277,13 +274,14 @@ def test_comparisons_that_do_not_fit(words):
 # Prompts.
 
 
-def test_prompts_golden(words, pad_is_eos):
+def test_prompts_golden(words, pad_is_eos, capsys):
     prompts = [Prompt((Message("user", text),)) for text in ("a", "a b c d", "a b")]
     data = batches.prompt_batches(prompts, words, prompt_length=5, batch_size=1, seed=0)
     assert data.arrays["prompt_BP"].tolist() == [[1, 1, 2, 9, 3], [1, 2, 9, 5, 3]]  # padded with 1
     assert rows(data.arrays, "prompt_mask_BP") == [[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]
     assert data.arrays["index_B"].tolist() == [0, 2]  # places in the list that was given
-    assert str(data.dropped) == "1 of 3 records dropped: 1 longer than prompt_length 5"
+    line = "   prompts: 1 of 3 records dropped: 1 longer than prompt_length 5\n"
+    assert capsys.readouterr().out == line
     assert batches.fitting_prompts(prompts, words, prompt_length=5) == [prompts[0], prompts[2]]
 
 
@@ -312,7 +310,7 @@ def test_untrusted_text_stays_text(words):
 # Labelled texts.
 
 
-def test_labelled_golden(words):
+def test_labelled_golden(words, capsys):
     records = [
         LabelledText("a b", "good"),
         LabelledText("a", "bad"),
@@ -323,7 +321,8 @@ def test_labelled_golden(words):
     assert data.arrays["tokens_BT"].tolist() == [[9, 5, 1, 0], [9, 1, 0, 0]]
     assert data.arrays["segments_BT"].tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
     assert data.arrays["label_B"].tolist() == [1, 0]
-    assert data.dropped.count == 1
+    line = "   texts: 1 of 3 records dropped: 1 longer than context_length 4\n"
+    assert capsys.readouterr().out == line
     with pytest.raises(ValueError, match=r"records\[1\]: label: 'bad', expected one of good"):
         batches.labelled_batches(records, words, **{**options, "labels": ["good"]})
 

@@ -65,7 +65,7 @@ def test_the_mask_does_not_depend_on_the_values_of_ids(words):
         pad_id = eos_id = user_id = assistant_id = 7
         template = None
 
-        def begin(self, ids):
+        def prepend_begin_of_text(self, ids):
             return ids
 
         def encode_batch(self, texts, *, special):

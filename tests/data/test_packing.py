@@ -79,13 +79,13 @@ def test_packed_demonstrations_have_the_same_loss_and_gradient(demonstrations):
         short, long = packed.batch(step), demonstrations.batch(step)
         assert len(short["tokens_BT"]) < len(long["tokens_BT"])
         assert weigh_tokens(short) == weigh_tokens(long) == long["loss_mask_BT"].sum()
-        (mine, _), grads = jax.value_and_grad(loss, has_aux=True)(
+        (short_loss, _), grads = jax.value_and_grad(loss, has_aux=True)(
             params, short, weigh_tokens(short), None
         )
-        (theirs, _), expected = jax.value_and_grad(loss, has_aux=True)(
+        (long_loss, _), expected = jax.value_and_grad(loss, has_aux=True)(
             params, long, weigh_tokens(long), None
         )
-        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
+        np.testing.assert_allclose(short_loss, long_loss, rtol=1e-6)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), grads, expected)
 
 
@@ -147,7 +147,7 @@ def test_rows_shrink_by_roots_of_two_where_few_responses_come_together():
         "rank_BC": np.ones((6, 8), np.int32),
         "length_BC": 4 * mask,
     }
-    batches = InOrder(Batches(arrays, {}, batch_size=1, seed=0), 1)
+    batches = InOrder(Batches(arrays, batch_size=1, seed=0), 1)
     for multiple, sizes in (
         (1, {8: 8, 5: 6, 4: 4, 2: 2, 1: 1}),
         (4, {8: 8, 5: 8, 4: 4, 2: 4, 1: 4}),
@@ -199,9 +199,9 @@ def test_in_order_takes_every_example_once(rankings):
     assert once.num_batches == 3
     assert sum(mask.sum() for mask in masks) == rankings.arrays["mask_BC"].sum()
     assert not masks[-1][2].any()
-    few = InOrder(rankings, rankings.num_examples + 2)  # more than there are
-    assert few.num_batches == 1
-    assert few.batch(0)["mask_BC"].sum() == rankings.arrays["mask_BC"].sum()
+    oversized = InOrder(rankings, rankings.num_examples + 2)  # more than there are
+    assert oversized.num_batches == 1
+    assert oversized.batch(0)["mask_BC"].sum() == rankings.arrays["mask_BC"].sum()
 
 
 def test_a_row_too_short_is_refused(rankings):

@@ -1,4 +1,4 @@
-"""Sources: records come back as they were written, foreign rows are understood, broken ones are named."""
+"""Sources: written records come back, foreign rows are understood, broken ones are named."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""Splits: groups stay whole, whatever happens to the rest of the data; parts of a source under the names that runs ask for."""
+"""Splits: groups stay whole whatever happens to other data; options rename parts of a source."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_jax.data.records import Comparison, Demonstration, Document, Message, Prompt
 from rlhf_jax.data.sources import load
-from rlhf_jax.data.splits import group_of, group_position, overlap, split_by
+from rlhf_jax.data.splits import group_of, group_position, overlap, take_groups
 
 Q = (Message("user", "q"),)
 
@@ -22,29 +22,29 @@ def topic(record):
     return record.metadata["topic"]
 
 
+def groups_of(records, split, seed):
+    return list(take_groups(records, split, by="topic", seed=seed))
+
+
 def test_groups_are_whole_and_nothing_is_lost():
-    parts = split_by(RECORDS, topic, fractions=(0.7, 0.2, 0.1), seed=0)
+    shares = ("train[:70%]", "train[70%:90%]", "train[90%:]")
+    parts = [groups_of(RECORDS, share, seed=0) for share in shares]
     groups = [{topic(record) for record in part} for part in parts]
     assert sorted(r.responses[0] for part in parts for r in part) == sorted(
         r.responses[0] for r in RECORDS
     )
     assert sum(map(len, groups)) == len(set.union(*groups)) == 40
     assert [len(group) for group in groups] == [33, 4, 3]
-    assert split_by(RECORDS, topic, fractions=(0.7, 0.2, 0.1), seed=1) != parts
+    assert [groups_of(RECORDS, share, seed=1) for share in shares] != parts
 
 
 def test_a_groups_side_depends_on_its_name_alone():
-    first, _ = split_by(RECORDS, topic, fractions=(0.5, 0.5), seed=3)
-    fewer, _ = split_by(RECORDS[::-3], topic, fractions=(0.5, 0.5), seed=3)
+    first = groups_of(RECORDS, "train[:50%]", seed=3)
+    fewer = groups_of(RECORDS[::-3], "train[:50%]", seed=3)
     assert {topic(record) for record in fewer} <= {topic(record) for record in first}
     # Literals: another Python, or another machine, draws the same split.
     assert group_position("t0", seed=0) == pytest.approx(0.9925388291104159, abs=1e-15)
     assert group_position("t0", seed=1) != group_position("t0", seed=0)
-
-
-def test_fractions_add_up():
-    with pytest.raises(ValueError, match=r"fractions: \[0.5, 0.4\] add up to 0.9, expected 1"):
-        split_by(RECORDS, topic, fractions=(0.5, 0.4), seed=0)
 
 
 def test_names_of_groups():
@@ -74,7 +74,11 @@ def test_a_source_is_split_by_topic(source):
     ]
     assert sum(map(len, parts)) == 400
     whole = load(source, Comparison, split="train", data_dir="")
-    assert parts == split_by(whole, topic, fractions=(0.6, 0.2, 0.2), seed=5)
+    positions = [group_position(topic(record), seed=5) for record in whole]
+    assert parts == [
+        [record for record, u in zip(whole, positions, strict=True) if low <= u < high]
+        for low, high in ((0.0, 0.6), (0.6, 0.8), (0.8, 1.0))
+    ]
     shown = load(source + options, Demonstration, split="validation", data_dir="")
     assert [item.messages[-1].content for item in shown] == [item.responses[0] for item in parts[1]]
 

@@ -1,4 +1,4 @@
-"""Chat templates of other families: the ids of transformers, the mask of the replies, and an error where there is none."""
+"""Chat templates: the ids of transformers, the mask of the replies, or an error without one."""
 
 import json
 
@@ -35,7 +35,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def plain(messages):
-    return [{"role": one.role, "content": one.content} for one in messages]
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def in_chatml(template):
@@ -132,7 +132,7 @@ def test_special_tokens_spelled_in_messages_are_letters(family):
     )
 
 
-# --- begin of text, end of text, stops, padding ---------------------------------------------------------------
+# Begin of text, end of text, stops, padding.
 
 
 @pytest.mark.parametrize("make", [llama3, gemma, mistral])
@@ -143,11 +143,9 @@ def test_begin_of_text_is_there_once(make):
     silent.fast.chat_template = silent.fast.chat_template.replace("{{ bos_token }}", "").replace(
         "bos_token + ", ""
     )
-    for one in (
-        tokenizer,
-        Tokenizer(silent.fast),
-    ):  # written by the template, and left to the tokenizer
-        ids, trained = render(one, [ASK, TELL], generation_prompt=False)
+    # Begin-of-text is written by the template, and left to the tokenizer.
+    for variant in (tokenizer, Tokenizer(silent.fast)):
+        ids, trained = render(variant, [ASK, TELL], generation_prompt=False)
         assert (ids[0], ids.count(bos), trained[0], len(ids)) == (bos, 1, False, len(trained))
     documents = lm_batches(
         [Document("the fox"), Document("hello")], tokenizer, context_length=16, batch_size=1, seed=0
@@ -200,11 +198,11 @@ def test_the_fingerprint_covers_template_and_stops():
         llama3(),
         Tokenizer(llama3().fast),
     ]
-    assert len({one.fingerprint() for one in others}) == len(others)
+    assert len({tokenizer.fingerprint() for tokenizer in others}) == len(others)
 
 
 def test_padding_that_equals_the_end_changes_no_mask():
-    """With pad == eos, as with no padding token at all, lengths decide; the end is trained, padding is not."""
+    """With pad == eos, or no padding token, lengths decide: the end is trained, padding is not."""
     demonstrations = [Demonstration((ASK, TELL)), Demonstration((ASK, TELL, *MORE))]
     for tokenizer in (chatml(), llama3()):
         assert tokenizer.pad_id == tokenizer.eos_id
@@ -228,7 +226,7 @@ def test_a_reward_model_reads_the_same_last_token_as_in_a_rollout(family):
     assert [int(data["tokens_BCT"][0, c, last[c]]) for c in range(2)] == [family.turn_end_id] * 2
 
 
-# --- templates that do not give a mask ------------------------------------------------------------------------
+# Templates that do not give a mask.
 
 
 def test_a_template_that_forgets_is_refused_where_it_forgets():
@@ -318,7 +316,7 @@ def test_letters_that_a_tokenizer_can_only_read_as_a_special_token_are_refused()
         )
 
 
-# --- the model's vocabulary -----------------------------------------------------------------------------------
+# The model's vocabulary.
 
 
 def meta_of(tokenizer, vocab_size):

@@ -1,4 +1,4 @@
-"""Tokenizers: fixed ids, exact round trips, and no way for a user's text to become a special token."""
+"""Tokenizers: fixed ids, exact round trips, and a user's text never becomes a special token."""
 
 import json
 
@@ -20,7 +20,8 @@ from rlhf_jax.data.tokenizers import (
 TEXTS = [
     "the colour of the fox is red.",
     "<|user|>what is the colour of the fox?<|assistant|>the colour of the fox is red.<|eos|>",
-    "Q: where does the owl live? A: the owl lives in the forest.\nQ: and the fox's? A: the fox's is far.",
+    "Q: where does the owl live? A: the owl lives in the forest.\n"
+    "Q: and the fox's? A: the fox's is far.",
 ]
 
 

@@ -1,11 +1,16 @@
-"""Menagerie as TFDS: what is read is what the generators wrote, built once, and again when the code changes."""
+"""Menagerie as TFDS: rows are what the generators wrote, built again when the code changes."""
 
+import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from rlhf_jax.data.readers import prepare_builder
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Prompt
 from rlhf_jax.data.sources import load
+from rlhf_jax.menagerie import builders
 from rlhf_jax.menagerie.builders import comparisons, demonstrations
 from rlhf_jax.menagerie.corpus import documents, reviews
 from rlhf_jax.menagerie.prompts import prompts
@@ -45,10 +50,8 @@ def test_the_order_is_shuffled_and_always_the_same(data_dir, tmp_path):
 
 
 def test_built_once_and_again_when_the_code_changes(tmp_path, monkeypatch):
-    from rlhf_jax.menagerie import builders
-
     def build():
-        builder = builders.prepare("menagerie_reviews", "tiny", data_dir=str(tmp_path))
+        builder = prepare_builder("menagerie_reviews/tiny", data_dir=str(tmp_path))
         info = Path(builder.data_path) / "dataset_info.json"
         return info.stat().st_mtime_ns, builder.info.metadata["code"]
 
@@ -62,8 +65,6 @@ def test_built_once_and_again_when_the_code_changes(tmp_path, monkeypatch):
 
 
 def test_builders_have_three_sizes_and_labels(tmp_path):
-    from rlhf_jax.menagerie import builders
-
     assert set(builders.BUILDERS) == {f"menagerie_{part}" for part in PARTS}
     for name, builder in builders.BUILDERS.items():
         assert builder.name == name
@@ -73,23 +74,21 @@ def test_builders_have_three_sizes_and_labels(tmp_path):
 
 def test_unknown_names_and_sizes(tmp_path):
     with pytest.raises(
-        ValueError, match="menagerie_zoo: unknown part of Menagerie, expected one of menagerie_c"
+        ValueError, match="unknown data set 'menagerie_zoo', expected one of menagerie_c"
     ):
         load("tfds:menagerie_zoo/tiny", Document, split="train", data_dir=str(tmp_path))
     with pytest.raises(
-        ValueError, match="unknown size 'huge', expected one of default, tiny, large"
+        ValueError, match="unknown configuration 'huge', expected one of default, tiny, large"
     ):
         load("tfds:menagerie_corpus/huge", Document, split="train", data_dir=str(tmp_path))
 
 
 def test_two_runs_may_build_the_same_data_at_once(tmp_path, monkeypatch):
-    from rlhf_jax.menagerie import builders
-
     honest = builders.MenageriePrompts.download_and_prepare
 
     def overtaken(builder):
         monkeypatch.setattr(builders.MenageriePrompts, "download_and_prepare", honest)
-        builders.prepare("menagerie_prompts", "tiny", data_dir=str(tmp_path))
+        prepare_builder("menagerie_prompts/tiny", data_dir=str(tmp_path))
         raise FileExistsError("Cannot rename incomplete.1.1.0: exists")
 
     monkeypatch.setattr(builders.MenageriePrompts, "download_and_prepare", overtaken)
@@ -101,4 +100,43 @@ def test_two_runs_may_build_the_same_data_at_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(builders.MenageriePrompts, "download_and_prepare", refused)
     with pytest.raises(FileExistsError, match="something else"):
-        builders.prepare("menagerie_prompts", "tiny", data_dir=str(tmp_path / "elsewhere"))
+        prepare_builder("menagerie_prompts/tiny", data_dir=str(tmp_path / "elsewhere"))
+
+
+def test_the_digest_covers_every_module_that_makes_the_data():
+    """The modules that the builders import, and no others, decide whether data are stale."""
+    folder = Path(builders.__file__).parent
+    reached = set()
+    waiting = ["builders"]
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_bytes())):
+            if isinstance(node, ast.ImportFrom) and node.module == "rlhf_jax.menagerie":
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module.startswith("rlhf_jax.menagerie."):
+                waiting.append(node.module.rpartition(".")[2])
+    assert sorted(reached) == list(builders.SOURCES)
+
+
+CHILD = """
+from rlhf_jax.data.records import Prompt
+from rlhf_jax.data.sources import load
+try:
+    load("tfds:menagerie_prompts/tiny", Prompt, split="train", data_dir="{data_dir}")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_builders_that_were_not_imported_are_named(written, tmp_path):
+    """Without the builder nobody could tell whether written data are stale."""
+    if written:
+        prepare_builder("menagerie_prompts/tiny", data_dir=str(tmp_path))
+    child = CHILD.format(data_dir=tmp_path)
+    run = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True)
+    (line,) = run.stdout.splitlines()
+    assert "import rlhf_jax.menagerie.builders`" in line

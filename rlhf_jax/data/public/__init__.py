@@ -1,71 +1,47 @@
-"""Public data sets by name: the shape of their rows, and what they are called on the Hugging Face hub.
+"""Name the shapes of public data sets, and the data sets of the Hugging Face hub that have them.
 
-`SHAPE@KIND:NAME` reads a local copy (`hh@jsonl:data/harmless-base`); `hf:` with one of the names below needs no shape.
+`SHAPE@KIND:NAME` reads a local copy (`hh@jsonl:data/harmless-base`); `hf:` with one of the names
+below needs no shape.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from rlhf_jax.data.public.demonstrations import (
-    ALPACA,
-    DOLLY,
-    GSM8K,
-    IMDB,
-    IMDB_OPENINGS,
-    TEXT,
-    WIKITEXT,
-)
-from rlhf_jax.data.public.preferences import (
-    OASST,
-    PAIRS,
-    QA_FEEDBACK,
-    QA_FEEDBACK_CLOSED,
-    REDDIT,
-    REWARD_BENCH,
-    SHP,
-    SUMMARIZE,
-    TLDR,
-    UKP,
-    UKP_RANKINGS,
-    ULTRAFEEDBACK,
-    WEBGPT,
-    WEBIS,
-)
+from rlhf_jax.data.public import demonstrations, preferences, transcripts
 from rlhf_jax.data.public.rows import Shape
-from rlhf_jax.data.public.transcripts import HH
 
 SHAPES: dict[str, Shape] = {
-    "hh": HH,
-    "summarize": SUMMARIZE,
-    "webgpt": WEBGPT,
-    "ultrafeedback": ULTRAFEEDBACK,
-    "shp": SHP,
-    "qa_feedback": QA_FEEDBACK,
-    "qa_feedback_closed": QA_FEEDBACK_CLOSED,
-    "ukp": UKP,
-    "ukp_rankings": UKP_RANKINGS,
-    "reward_bench": REWARD_BENCH,
-    "pairs": PAIRS,
-    "oasst": OASST,
-    "tldr": TLDR,
-    "reddit": REDDIT,
-    "webis": WEBIS,
-    "dolly": DOLLY,
-    "alpaca": ALPACA,
-    "gsm8k": GSM8K,
-    "text": TEXT,
-    "wikitext": WIKITEXT,
-    "imdb": IMDB,
-    "imdb_openings": IMDB_OPENINGS,
+    "hh": transcripts.HH,
+    "summarize": preferences.SUMMARIZE,
+    "webgpt": preferences.WEBGPT,
+    "ultrafeedback": preferences.ULTRAFEEDBACK,
+    "shp": preferences.SHP,
+    "qa_feedback": preferences.QA_FEEDBACK,
+    "qa_feedback_closed": preferences.QA_FEEDBACK_CLOSED,
+    "ukp": preferences.UKP,
+    "ukp_rankings": preferences.UKP_RANKINGS,
+    "reward_bench": preferences.REWARD_BENCH,
+    "pairs": preferences.PAIRS,
+    "oasst": preferences.OASST,
+    "tldr": demonstrations.TLDR,
+    "reddit": demonstrations.REDDIT,
+    "webis": demonstrations.WEBIS,
+    "dolly": demonstrations.DOLLY,
+    "alpaca": demonstrations.ALPACA,
+    "gsm8k": demonstrations.GSM8K,
+    "text": demonstrations.TEXT,
+    "wikitext": demonstrations.WIKITEXT,
+    "imdb": demonstrations.IMDB,
+    "imdb_openings": demonstrations.IMDB_OPENINGS,
 }
 
 
 class OnHub(NamedTuple):
-    """The shape of a hub data set, and whether `hf:NAME:CONFIG` means a folder of it rather than a configuration."""
+    """Hold the shape of a data set of the hub, and what CONFIG means in `hf:NAME:CONFIG`."""
 
     shape: str
-    folders: bool = False
+    folders: bool = False  # CONFIG is a folder of the data set, not one of its configurations
 
 
 ON_HUB: dict[str, OnHub] = {

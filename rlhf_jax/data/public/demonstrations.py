@@ -1,13 +1,24 @@
-"""Public text, plain and labelled.
+"""Read public text, plain and labelled, and public demonstrations, one converter a data set.
 
-    text           allenai/c4, TinyStories and most others     one document a row, in the column `text`
-    wikitext       Salesforce/wikitext:wikitext-103-raw-v1     one line a row; articles are put together first
-    imdb           stanfordnlp/imdb                            reviews labelled neg or pos          Maas et al. 2011
-    imdb_openings  the same                                    their first `words` as prompts to be continued kindly
+    text           allenai/c4, TinyStories, most others      one document a row, in `text`
+    wikitext       Salesforce/wikitext:wikitext-103-raw-v1   one line a row, joined to articles
+    imdb           stanfordnlp/imdb (Maas et al. 2011)       reviews labelled neg or pos
+    imdb_openings  stanfordnlp/imdb                          their first `words` as prompts
+    dolly          databricks/databricks-dolly-15k           instruction, context, response
+    alpaca         tatsu-lab/alpaca                          instruction, input, output
+    gsm8k          openai/gsm8k:main (Cobbe et al. 2021)     question, answer
+    tldr           CarperAI/openai_summarize_tldr            prompt (a finished query), label
+    reddit         vwxyzjn/summarize_from_feedback_tldr_3_filtered   subreddit, title, post, summary
+    webis          the tldr set of lm-human-preferences      content, summary
 
-Ziegler et al. 2019 trained sentiment on BookCorpus, which is no longer offered; openings of reviews are what is used since.
+Ziegler et al. 2019 trained sentiment on BookCorpus, which is no longer offered; openings of reviews
+are what is used since. Dolly was written by employees, Alpaca by text-davinci-003.
 
-Left out on purpose: cleaning, and removal of near-duplicates.
+Left out on purpose: cleaning, and removal of near-duplicates. Alpaca's frame ("Below is an
+instruction ..."), whose work the chat template does; GSM8K's calculator marks `<<48/2=24>>` and its
+last line `#### 72` stay as they are. Cutting posts at their last newline to 512 tokens as the
+papers on summarisation did (a converter knows no tokens; posts that do not fit are dropped and
+counted), and the repair of broken Unicode by ftfy.
 """
 
 from __future__ import annotations
@@ -19,83 +30,147 @@ from rlhf_jax.data.public.rows import (
     Located,
     Row,
     Shape,
-    answer,
-    ask,
     choice,
-    demonstrations,
+    demonstration,
+    demonstration_shape,
+    field,
+    replace_breaks,
     text,
-    without_breaks,
+    user_turn,
 )
-from rlhf_jax.data.public.transcripts import answered, document
-from rlhf_jax.data.records import Demonstration, Document, Drop, LabelledText, Prompt
+from rlhf_jax.data.public.transcripts import read_conversation, read_reply
+from rlhf_jax.data.records import Demonstration, Document, Drop, LabelledText, Prompt, read_string
 
 _TITLE = re.compile(r" = [^=](.*[^=])? = \n?")
 _SENTIMENTS = ("neg", "pos")
 
 
+# Columns that many data sets share.
+
+
+def read_document(row: Row) -> Document:
+    """Read a document from the column `text`."""
+    content = read_string("text", field(row, "text"))
+    if not content.strip():
+        raise Drop("with no text")
+    return Document(content)
+
+
+def read_prompt(row: Row) -> Prompt:
+    """Read a prompt from the column `prompt`."""
+    return Prompt(read_conversation("prompt", field(row, "prompt")))
+
+
+def read_completion(row: Row) -> Demonstration:
+    """Read a demonstration from the columns `prompt` and `completion`."""
+    messages = read_conversation("prompt", field(row, "prompt"))
+    return demonstration(messages, read_reply("completion", field(row, "completion")))
+
+
+def read_answer(row: Row) -> Demonstration:
+    """Read a demonstration from the columns `question` and `answer`."""
+    return demonstration(user_turn(text(row, "question")), text(row, "answer"))
+
+
+# Documents and labelled texts.
+
+
 def gather_articles(rows: Iterable[Located]) -> Iterator[Located]:
-    """Joins the lines of WikiText from one title to the next; the place is that of the title."""
-    place, lines = "", list[str]()
+    """Join the lines of WikiText from one title to the next, located where the title is."""
+    article_where = ""
+    lines: list[str] = []
     for where, row in rows:
         line = row.get("text") if isinstance(row, dict) else None
         if not isinstance(line, str):
             raise ValueError(f"{where}: text: missing or no string, expected a line of WikiText")
         if _TITLE.fullmatch(line):
             if "".join(lines).strip():
-                yield place, {"text": "".join(lines)}
+                yield Located(article_where, {"text": "".join(lines)})
             lines = []
-        place = place if lines else where
+        if not lines:
+            article_where = where
         lines.append(line)
     if lines:
-        yield place, {"text": "".join(lines)}
+        yield Located(article_where, {"text": "".join(lines)})
 
 
-def review(row: Row) -> LabelledText:
-    """A review; the label is a name, or 0 for neg and 1 for pos."""
+def read_review(row: Row) -> LabelledText:
+    """Read a review, whose label is a name, or 0 for neg and 1 for pos."""
     label = choice(row, "label", (0, 1, -1, *_SENTIMENTS))
     if label == -1:
         raise Drop("without a label")
-    words = without_breaks(text(row, "text"))
-    if not words:
+    content = replace_breaks(text(row, "text"))
+    if not content:
         raise Drop("with no text")
-    return LabelledText(words, label if label in _SENTIMENTS else _SENTIMENTS[label])
+    return LabelledText(content, label if label in _SENTIMENTS else _SENTIMENTS[label])
 
 
-def opening(row: Row, *, words: str) -> Prompt:
-    """The first words of a review."""
+def read_opening(row: Row, *, words: str) -> Prompt:
+    """Read the first `words` words of a review, as a prompt."""
     if not words.isdigit() or not int(words):
         raise ValueError(f"words: {words!r}, expected how many words a prompt has")
-    return Prompt(ask(" ".join(without_breaks(text(row, "text")).split()[: int(words)])))
+    opening = replace_breaks(text(row, "text")).split()[: int(words)]
+    return Prompt(user_turn(" ".join(opening)))
 
 
-TEXT = Shape({Document: document})
-WIKITEXT = Shape({Document: document}, gather=gather_articles)
-IMDB = Shape({LabelledText: review})
-IMDB_OPENINGS = Shape({Prompt: opening}, needs=("words",))
+TEXT = Shape({Document: read_document})
+WIKITEXT = Shape({Document: read_document}, gather=gather_articles)
+IMDB = Shape({LabelledText: read_review})
+IMDB_OPENINGS = Shape({Prompt: read_opening}, needs=("words",))
 
 
-# Public demonstrations of one turn, one converter a data set.
-#
-#     dolly   databricks/databricks-dolly-15k   instruction, context, response    written by employees
-#     alpaca  tatsu-lab/alpaca                  instruction, input, output        written by text-davinci-003
-#     gsm8k   openai/gsm8k:main                 question, answer                  Cobbe et al. 2021
-#
-# Left out on purpose: Alpaca's frame ("Below is an instruction ..."), whose work the chat template does. GSM8K's calculator
-# marks `<<48/2=24>>` and its last line `#### 72` stay as they are.
-def dolly(row: Row) -> Demonstration:
-    """An instruction, its context behind a blank line if it has one, and a response."""
-    return answer(
-        ask(_joined(text(row, "instruction"), text(row, "context"))), text(row, "response")
-    )
+# Instructions.
 
 
-def alpaca(row: Row) -> Demonstration:
-    """An instruction, its input behind a blank line if it has one, and an output."""
-    return answer(ask(_joined(text(row, "instruction"), text(row, "input"))), text(row, "output"))
+def read_dolly(row: Row) -> Demonstration:
+    """Read an instruction, its context behind a blank line if it has one, and a response."""
+    instruction = _instruction(text(row, "instruction"), text(row, "context"))
+    return demonstration(user_turn(instruction), text(row, "response"))
 
 
-def _joined(instruction: str, material: str) -> str:
+def read_alpaca(row: Row) -> Demonstration:
+    """Read an instruction, its input behind a blank line if it has one, and an output."""
+    instruction = _instruction(text(row, "instruction"), text(row, "input"))
+    return demonstration(user_turn(instruction), text(row, "output"))
+
+
+def _instruction(instruction: str, material: str) -> str:
     return f"{instruction}\n\n{material}" if material else instruction
 
 
-DOLLY, ALPACA, GSM8K = map(demonstrations, (dolly, alpaca, answered))
+DOLLY = demonstration_shape(read_dolly)
+ALPACA = demonstration_shape(read_alpaca)
+GSM8K = demonstration_shape(read_answer)
+
+
+# Summaries.
+#
+#     SUBREDDIT: r/...  TITLE: ...  POST: ...  TL;DR:     Stiennon et al. 2020, App. B.2
+#     the post alone                                      Ziegler et al. 2019 (Webis TLDR-17)
+
+
+def reddit_query(row: Row, prefix: str = "") -> str:
+    """Return the query for a summary of the Reddit post in the columns that begin with `prefix`."""
+    subreddit, title, post = (text(row, prefix + name) for name in ("subreddit", "title", "post"))
+    return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+
+
+def read_tldr(row: Row) -> Demonstration:
+    """Read a finished query from `prompt` and the author's summary from `label`."""
+    return demonstration(user_turn(text(row, "prompt")), text(row, "label"))
+
+
+def read_reddit(row: Row) -> Demonstration:
+    """Read a Reddit post and its author's summary."""
+    return demonstration(user_turn(reddit_query(row)), text(row, "summary"))
+
+
+def read_webis(row: Row) -> Demonstration:
+    """Read a post and its summary; more than two line breaks in a row become two."""
+    post = re.sub(r"\n{3,}", "\n\n", text(row, "content"))
+    return demonstration(user_turn(post), text(row, "summary"))
+
+
+TLDR = demonstration_shape(read_tldr)
+REDDIT = demonstration_shape(read_reddit)
+WEBIS = demonstration_shape(read_webis)

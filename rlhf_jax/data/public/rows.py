@@ -1,7 +1,8 @@
-"""What converters share: reading a field of a foreign row, and building records that are fit to learn from.
+"""Read fields of foreign rows, and build records that are fit to learn from, for all converters.
 
-A field that is absent or of the wrong type is a `ValueError` that names it: the file is not what its name says. A row that
-is well-formed and still useless, such as one with an empty response, raises `Drop` with a reason, which `load` counts.
+A field that is absent or of the wrong type is a `ValueError` that names it: the file is not what
+its name says. A row that is well-formed and still useless, such as one with an empty response,
+raises `Drop` with a reason, which `sources` counts.
 """
 
 from __future__ import annotations
@@ -10,23 +11,28 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlhf_jax.data.records import Comparison, Demonstration, Drop, Message, Prompt, read_string
 
 Row = dict[str, Any]
-# A row and the place it came from.
-Located = tuple[str, Any]
 # Takes a row, and options as strings; returns a record or a list of them.
 Converter = Callable[..., Any]
 
 
+class Located(NamedTuple):
+    """Hold a row and its location, usually `file:line`, for errors to name."""
+
+    where: str
+    row: Any
+
+
 @dataclass(frozen=True)
 class Shape:
-    """How the rows of one public data set become records, one converter for each kind of record.
+    """Say how the rows of one public data set become records, by a converter per kind of record.
 
-    A converter takes a row and, as strings, the options of the source: those it `needs` and those it `takes`. `gather` first
-    makes one row of several, where a record is spread over them.
+    A converter takes a row and, as strings, the options of the source: those it `needs` and those
+    it `takes`. `gather` first makes one row of several, where a record is spread over them.
     """
 
     converters: Mapping[type, Converter]
@@ -35,54 +41,63 @@ class Shape:
     gather: Callable[[Iterable[Located]], Iterator[Located]] | None = None
 
 
-def preferences(compare: Callable[..., Comparison], *, takes: tuple[str, ...] = ()) -> Shape:
-    """The shape of a data set of rankings: its prompts, and its best responses as demonstrations, come with it."""
+def preference_shape(
+    read_comparison: Callable[..., Comparison], *, takes: tuple[str, ...] = ()
+) -> Shape:
+    """Return the shape of a data set of rankings, whose best responses are demonstrations."""
 
-    def ask(row: Row, **options: str) -> Prompt:
-        ranking = compare(row, **options)
+    def read_prompt(row: Row, **options: str) -> Prompt:
+        ranking = read_comparison(row, **options)
         return Prompt(ranking.messages, ranking.metadata)
 
-    def show(row: Row, **options: str) -> Demonstration:
-        ranking = compare(row, **options)
+    def read_demonstration(row: Row, **options: str) -> Demonstration:
+        ranking = read_comparison(row, **options)
         best = ranking.responses[ranking.ranks.index(min(ranking.ranks))]
         return Demonstration((*ranking.messages, Message("assistant", best)), ranking.metadata)
 
-    return Shape({Comparison: compare, Prompt: ask, Demonstration: show}, takes=takes)
+    converters: dict[type, Converter] = {
+        Comparison: read_comparison,
+        Prompt: read_prompt,
+        Demonstration: read_demonstration,
+    }
+    return Shape(converters, takes=takes)
 
 
-def demonstrations(show: Callable[[Row], Demonstration]) -> Shape:
-    """The shape of a data set of demonstrations; their prompts come with it."""
+def demonstration_shape(read_demonstration: Callable[[Row], Demonstration]) -> Shape:
+    """Return the shape of a data set of demonstrations, which holds their prompts, too."""
 
-    def ask(row: Row) -> Prompt:
-        example = show(row)
+    def read_prompt(row: Row) -> Prompt:
+        example = read_demonstration(row)
         return Prompt(example.messages[:-1], example.metadata)
 
-    return Shape({Demonstration: show, Prompt: ask})
+    return Shape({Demonstration: read_demonstration, Prompt: read_prompt})
 
 
 # Fields.
 
 
 def field(row: Any, path: str) -> Any:
-    """The value at a path such as `info.post`."""
-    value, walked = row, ""
+    """Return the value at a path such as `info.post`."""
+    value = row
+    parent = ""
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:
-            found = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            names = ", ".join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             raise ValueError(
-                f"{path}: missing field, expected {name!r} in {walked or 'the row'}, found {found}"
+                f"{path}: missing field, expected {name!r} in {parent or 'the row'}, found {names}"
             )
-        value, walked = value[name], f"{walked}.{name}".lstrip(".")
+        value = value[name]
+        parent = f"{parent}.{name}".lstrip(".")
     return value
 
 
 def text(row: Any, path: str) -> str:
-    """The text at a path, without white space around it."""
+    """Return the text at a path, without white space around it."""
     return read_string(path, field(row, path)).strip()
 
 
 def items(row: Any, path: str) -> list[Any]:
-    """The list at a path."""
+    """Return the list at a path."""
     value = field(row, path)
     if not isinstance(value, list | tuple):
         raise ValueError(f"{path}: {type(value).__name__}, expected a list")
@@ -90,52 +105,56 @@ def items(row: Any, path: str) -> list[Any]:
 
 
 def number(row: Any, path: str) -> float:
-    """The number at a path."""
+    """Return the number at a path."""
     return as_number(path, field(row, path))
 
 
 def as_number(name: str, value: object) -> float:
-    """The value as a number, which may be written as text."""
+    """Return the value of the field `name` as a finite number, which may be written as text."""
+    is_plain = isinstance(value, int | float | str) and not isinstance(value, bool)
     try:
-        if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise ValueError
-        found = float(value)
+        result = float(value) if is_plain else math.nan  # type: ignore[arg-type]
     except ValueError:
-        found = math.nan
-    if not math.isfinite(found):
+        result = math.nan
+    if not math.isfinite(result):
         raise ValueError(f"{name}: {value!r}, expected a number")
-    return found
+    return result
 
 
 def choice(row: Any, path: str, allowed: Sequence[Any]) -> Any:
-    """The value at a path, one of `allowed`."""
+    """Return the value at a path, which is one of `allowed`."""
     value = field(row, path)
     if isinstance(value, bool) or value not in allowed:
         raise ValueError(f"{path}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
     return value
 
 
-# Records.
+def replace_breaks(html: str) -> str:
+    """Return the text with every `<br />` replaced by the line break that it stands for."""
+    return re.sub(r"[ \t]*<br ?/?>[ \t]*", "\n", html).strip()
 
 
-def ask(content: str) -> tuple[Message, ...]:
-    """The conversation of one question. Raises Drop if it is empty."""
+# Records. Each function raises Drop for what is well-formed and useless.
+
+
+def user_turn(content: str) -> tuple[Message, ...]:
+    """Build the conversation of one question, which may not be empty."""
     if not content.strip():
         raise Drop("with an empty prompt")
     return (Message("user", content),)
 
 
-def answer(messages: tuple[Message, ...], response: str) -> Demonstration:
-    """A demonstration. Raises Drop if the response is empty."""
+def demonstration(messages: tuple[Message, ...], response: str) -> Demonstration:
+    """Build a demonstration, whose response may not be empty."""
     if not response.strip():
         raise Drop("with an empty response")
     return Demonstration((*messages, Message("assistant", response)))
 
 
-def rank(
+def comparison(
     messages: tuple[Message, ...], responses: Sequence[str], ranks: Sequence[int], **metadata: str
 ) -> Comparison:
-    """A comparison. Raises Drop if a response is empty, or if all are the same text."""
+    """Build a comparison; no response may be empty, and not all may be the same text."""
     if not all(response.strip() for response in responses):
         raise Drop("with an empty response")
     if len(set(responses)) == 1:
@@ -143,11 +162,6 @@ def rank(
     return Comparison(messages, tuple(responses), tuple(ranks), metadata)
 
 
-def ranks_of(scores: Sequence[float]) -> list[int]:
-    """Rank 1 + the number of better scores, so that equal scores tie."""
+def ranks_of_scores(scores: Sequence[float]) -> list[int]:
+    """Return 1 + the number of better scores for each score, so that equal scores tie."""
     return [1 + sum(other > score for other in scores) for score in scores]
-
-
-def without_breaks(html: str) -> str:
-    """Text in which `<br />` has become the line break that it stands for."""
-    return re.sub(r"[ \t]*<br ?/?>[ \t]*", "\n", html).strip()

@@ -19,7 +19,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from rlhf_jax.data.tokenizers import Tokenizer, _transformers
+from rlhf_jax.data.tokenizers import Tokenizer, import_transformers
 
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,7 +93,7 @@ def _tokenizer(metadata: Metadata) -> Tokenizer:
             single=f"{first[0]} $A", pair=f"{first[0]} $A {first[0]} $B", special_tokens=[first]
         )
     roles = {f"{role}_token": token for role, token in named.items()}
-    fast = _transformers().PreTrainedTokenizerFast(
+    fast = import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, chat_template=metadata.get("chat_template"), **roles
     )
     stops = (

@@ -1,4 +1,4 @@
-"""Public data sets: rows in their original formats become the records they mean, and what is unfit is dropped by name."""
+"""Public data sets: original rows become the records they mean, unfit ones are dropped by name."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import json
 import pytest
 
 from rlhf_jax.data.public import ON_HUB, SHAPES
-from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_from_pairs
+from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_of_pairs
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
 from rlhf_jax.data.sources import load
 
@@ -33,8 +33,10 @@ def read(tmp_path):
 # Preferences.
 
 HH = {
-    "chosen": "\n\nHuman: Is it late?\n\nAssistant: A little.\n\nHuman: How late?\n\nAssistant:  Ten past ten.",
-    "rejected": "\n\nHuman: Is it late?\n\nAssistant: A little.\n\nHuman: How late?\n\nAssistant: Go to bed!",
+    "chosen": "\n\nHuman: Is it late?\n\nAssistant: A little.\n\nHuman: How late?"
+    "\n\nAssistant:  Ten past ten.",
+    "rejected": "\n\nHuman: Is it late?\n\nAssistant: A little.\n\nHuman: How late?"
+    "\n\nAssistant: Go to bed!",
 }
 POST = {
     "id": "t3_1",
@@ -160,7 +162,8 @@ QUERY = "SUBREDDIT: r/cats\n\nTITLE: Hat?\n\nPOST: My cat\n\nate my hat.\n\nTL;D
             QA,
             (
                 user(
-                    "Bloom\n\nBloom is an album.\nIt came out in 2018.\n\nSky is blue.\n\nWhen did it come out?"
+                    "Bloom\n\nBloom is an album.\nIt came out in 2018.\n\nSky is blue."
+                    "\n\nWhen did it come out?"
                 ),
             ),
             ("In 2018.", "In May.", "In 2017.", "Never."),
@@ -328,15 +331,16 @@ def test_rewardbench_keeps_its_subsets(read):
 
 
 def test_rankings_from_pairs_of_answers():
-    # (1,2) (1,3) (1,4) (2,3) (2,4) (3,4); all 3^6 answers: those of the 75 weak orders of 4 things have ranks, no others
-    assert ranks_from_pairs([0] * 6, num_items=4) == [1, 1, 1, 1]
-    assert ranks_from_pairs([2, 2, 2, 2, 2, 2], num_items=4) == [4, 3, 2, 1]
-    assert ranks_from_pairs([1, 0, 1, 2, 0, 1], num_items=4) == [1, 3, 1, 3]
+    # (1,2) (1,3) (1,4) (2,3) (2,4) (3,4); of all 3^6 answers those of the 75 weak orders of 4
+    # things have ranks, and no others.
+    assert ranks_of_pairs([0] * 6, num_items=4) == [1, 1, 1, 1]
+    assert ranks_of_pairs([2, 2, 2, 2, 2, 2], num_items=4) == [4, 3, 2, 1]
+    assert ranks_of_pairs([1, 0, 1, 2, 0, 1], num_items=4) == [1, 3, 1, 3]
     agreeing = set()
     for code in range(3**6):
         answers = [code // 3**k % 3 for k in range(6)]
         try:
-            agreeing.add(tuple(ranks_from_pairs(answers, num_items=4)))
+            agreeing.add(tuple(ranks_of_pairs(answers, num_items=4)))
         except Exception as error:
             assert "no ranking" in str(error)  # noqa: PT017
     assert len(agreeing) == 75

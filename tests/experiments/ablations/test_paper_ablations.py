@@ -21,7 +21,6 @@ from experiments.ablations.framework import Bench, Table, paired, several
 from experiments.ablations.shared import base, beside
 from experiments.menagerie import label
 from rlhf_jax.data.batches import Batches
-from rlhf_jax.data.records import Dropped
 from rlhf_jax.evaluation.table import Cache
 from rlhf_jax.models.config import num_params
 
@@ -103,9 +102,7 @@ def test_repetition_diversity_and_the_end_of_peoples_texts():
 def test_a_hidden_end_is_no_target_and_nothing_else_changes():
     tokens = np.array([[2, 7, 3, 8, 1, 2, 9, 1], [2, 7, 3, 8, 8, 1, 0, 0]])
     mask = np.array([[0, 0, 0, 1, 1, 0, 0, 1], [0, 0, 0, 1, 1, 1, 0, 0]], bool)
-    data = Batches(
-        {"tokens_BT": tokens, "loss_mask_BT": mask}, Dropped(2, {}), batch_size=2, seed=0
-    )
+    data = Batches({"tokens_BT": tokens, "loss_mask_BT": mask}, batch_size=2, seed=0)
     pad_is_eos.hide(data, 1)
     assert data.arrays["loss_mask_BT"].astype(int).tolist() == [
         [0, 0, 0, 1, 0, 0, 0, 0],
