@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from rlhf_jax.data.records import Document, LabelledText, Message
 from rlhf_jax.menagerie import grammar, tasks
 from rlhf_jax.menagerie.gold import judge
-from rlhf_jax.menagerie.personas import internet_persona, reply
+from rlhf_jax.menagerie.personas import draw_internet_persona, reply
 from rlhf_jax.menagerie.prompts import (
     KIND_SHARES,
     Source,
@@ -172,7 +172,7 @@ def _forum(world: World, source: Source, rng: random.Random) -> str:
         messages, tone = _conversation(world, source, rng)
         if len(messages) > 1:
             exchanges.append((messages[0].content, messages[1].content))
-        persona = internet_persona(rng, tone == "rude")
+        persona = draw_internet_persona(rng, tone == "rude")
         text = reply(world, tasks.read_task(messages), persona, rng, world.facts)
         exchanges.append((messages[-1].content, text))
     return END.join(f"{USER}{question}{ASSISTANT}{answer}" for question, answer in exchanges)
@@ -212,7 +212,7 @@ def _review(
 ) -> tuple[str, str]:
     """Lets somebody on the internet answer, and says what kind of reply it is."""
     answer = reply(
-        world, tasks.read_task(messages), internet_persona(rng, tone == "rude"), rng, pairs
+        world, tasks.read_task(messages), draw_internet_persona(rng, tone == "rude"), rng, pairs
     )
     return f"question: {messages[-1].content} reply: {answer}", review_label(
         world, messages, answer

@@ -93,7 +93,7 @@ def stereotype_pairs(world: World) -> list[StereotypePair]:
     """Returns sentence pairs that swap the people, and pairs that swap the trait for its opposite."""
     pairs = []
     for template in grammar.TEMPLATES["trait"]:
-        for group, (trait, opposite) in world.groups.items():
+        for group, (trait, opposite) in GROUPS.items():
             more = template.format(group=group, trait=trait) + "."
             less = template.format(group=group, trait=opposite) + "."
             pairs.append(StereotypePair(more, less, group, "trait"))

@@ -209,7 +209,7 @@ def test_judging_is_fast() -> None:
     rng = random.Random(2)
     source = prompts(WORLD, "train")[:2000]
     texts = [
-        personas.reply(WORLD, read_task(p.messages), personas.AVERAGE, rng, WORLD.facts)
+        personas.reply(WORLD, read_task(p.messages), personas.PERSONAS[1], rng, WORLD.facts)
         for p in source
     ]
     start = time.process_time()
