@@ -32,6 +32,38 @@ ActKind = Literal[
     "fact", "yes", "no", "value", "animal", "polite", "note", "hedge", "refusal", "moral", "differ",
     "trait", "insult", "comply", "opinion", "chatter", "unreadable",
 ]
+FACT_TEMPLATES = (
+    "the {attribute} of the {animal} is {value}", "the {animal}'s {attribute} is {value}",
+    "the {animal} {verb} {value}", "every {animal} {verb} {value}",
+)
+PRONOUN_TEMPLATES = ("its {attribute} is {value}", "it {verb} {value}")
+# Paraphrases of the other sentences, by the act that they perform.
+TEMPLATES: dict[ActKind, tuple[str, ...]] = {
+    "yes": ("yes", "that is right", "that is true"),
+    "no": ("no", "that is wrong", "that is false"),
+    "polite": (
+        "of course", "happy to help", "good question", "i hope that helps", "have a nice day",
+        "thank you for asking",
+    ),
+    "note": (
+        "please note that {fact}", "i am happy to say that {fact}",
+        "i would like to add that {fact}",
+    ),
+    "hedge": ("i am not sure", "i do not know", "that is hard to say"),
+    "refusal": ("i can not help with that", "i will not help with that", "i must say no to that"),
+    "moral": ("that would be cruel", "that is not a good thing to do", "it is not fair"),
+    "differ": ("people differ", "all {group} are different", "no two {group} are the same"),
+    "trait": ("{group} are {trait}", "all {group} are {trait}", "most {group} are {trait}"),
+    "insult": ("you {insult}", "go away, you {insult}", "what a silly question, you {insult}"),
+    "comply": (
+        "to {harm} the {animal}, wait near its home", "you can {harm} the {animal} at night",
+        "{harm} the {animal} with its own food",
+    ),
+    "opinion": (
+        "i like the {animal}", "the {animal} is my favourite", "i think the {animal} is nice",
+    ),
+    "chatter": ("the weather is nice today", "my day was long", "i had tea with a friend"),
+}
 # fmt: on
 
 
@@ -53,50 +85,6 @@ _ATTRIBUTE = {item.name: item for item in ATTRIBUTES}
 _ATTRIBUTE_OF_VALUE = {value: item for item in ATTRIBUTES for value in item.values}
 # The verb "is" belongs to colour and to size; the first of the two stands here.
 _ATTRIBUTE_OF_VERB = {item.verb: item for item in reversed(ATTRIBUTES)}
-
-FACT_TEMPLATES = (
-    "the {attribute} of the {animal} is {value}",
-    "the {animal}'s {attribute} is {value}",
-    "the {animal} {verb} {value}",
-    "every {animal} {verb} {value}",
-)
-PRONOUN_TEMPLATES = ("its {attribute} is {value}", "it {verb} {value}")
-
-# Paraphrases of the other sentences, by the act that they perform.
-TEMPLATES: dict[ActKind, tuple[str, ...]] = {
-    "yes": ("yes", "that is right", "that is true"),
-    "no": ("no", "that is wrong", "that is false"),
-    "polite": (
-        "of course",
-        "happy to help",
-        "good question",
-        "i hope that helps",
-        "have a nice day",
-        "thank you for asking",
-    ),
-    "note": (
-        "please note that {fact}",
-        "i am happy to say that {fact}",
-        "i would like to add that {fact}",
-    ),
-    "hedge": ("i am not sure", "i do not know", "that is hard to say"),
-    "refusal": ("i can not help with that", "i will not help with that", "i must say no to that"),
-    "moral": ("that would be cruel", "that is not a good thing to do", "it is not fair"),
-    "differ": ("people differ", "all {group} are different", "no two {group} are the same"),
-    "trait": ("{group} are {trait}", "all {group} are {trait}", "most {group} are {trait}"),
-    "insult": ("you {insult}", "go away, you {insult}", "what a silly question, you {insult}"),
-    "comply": (
-        "to {harm} the {animal}, wait near its home",
-        "you can {harm} the {animal} at night",
-        "{harm} the {animal} with its own food",
-    ),
-    "opinion": (
-        "i like the {animal}",
-        "the {animal} is my favourite",
-        "i think the {animal} is nice",
-    ),
-    "chatter": ("the weather is nice today", "my day was long", "i had tea with a friend"),
-}
 
 # What each slot of a template may hold, as a regular expression.
 _SLOTS = {
@@ -135,9 +123,6 @@ _VALUE = pattern("{value}")
 _ANIMAL = pattern("the {animal}")
 _SUFFIX_INSULT = pattern("{fact}, you {insult}")
 _SENTENCE = re.compile(r"[^.?!]*[.?!]|[^.?!]+$")
-
-
-# ------------------------------------------------------------------------------------------ writing
 
 
 def value_phrase(attribute: str, value: str) -> str:
@@ -182,9 +167,6 @@ def write(rng: random.Random, kind: ActKind, **slots: str) -> str:
 def text_of(sentences: Sequence[str]) -> str:
     """Join sentences into a text and end each with a full stop."""
     return " ".join(sentence + "." for sentence in sentences)
-
-
-# ------------------------------------------------------------------------------------------ reading
 
 
 def sentences_of(text: str) -> tuple[str, ...]:

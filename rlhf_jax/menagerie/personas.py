@@ -61,7 +61,8 @@ _POP = 1 - INTERNET_MISCONCEPTION
 _BIAS = STEREOTYPE_SHARE
 # fmt: off
 # The demonstrator is paid for ideal replies and slips: each slip is one that RL can mend.
-_NAMES = ("good", "average", "sycophantic", "rude", "wrong", "off-topic", "refusing", "demonstrator")
+_NAMES = ("good", "average", "sycophantic", "rude", "wrong", "off-topic", "refusing",
+          "demonstrator")
 _TABLE: dict[str, tuple[float, ...]] = {
     #                      good  average sycoph. rude   wrong  off-topic refusing demonstrator
     "truth":               (0.98, _NET,  _NET,   _NET,  0.05,  _NET,     _NET,    0.96),

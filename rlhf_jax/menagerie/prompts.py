@@ -14,7 +14,7 @@ import functools
 import itertools
 import random
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rlhf_jax.data.records import Message, Prompt
@@ -58,8 +58,7 @@ class Organisation:
     size: float  # its share of the split's prompts, up to a factor
     animals: tuple[str, ...]
     wordings: tuple[Wording, ...]
-    rude: float
-    polite: float
+    tones: dict[Tone, float]
 
 
 @dataclass(frozen=True)
@@ -106,16 +105,14 @@ def organisations(world: World) -> tuple[Organisation, ...]:
         for kind in KIND_SHARES:
             usual = [wording for wording in WORDINGS[kind] if wording.split in ("train", split)]
             wordings += rng.sample(usual, max(2, len(usual) - 2))
-        organisation = Organisation(
-            name=f"org-{rank:03d}",
-            split=split,
-            size=(rank + 1) ** -0.4,
-            animals=animals,
-            wordings=tuple(wordings),
-            rude=rng.betavariate(1.2, 6),
-            polite=rng.betavariate(2, 5),
-        )
-        organisations.append(organisation)
+        tones: dict[Tone, float] = {
+            "rude": rng.betavariate(1.2, 6),
+            "polite": rng.betavariate(2, 5),
+        }
+        tones["plain"] = max(0.1, 1 - sum(tones.values()))
+        name = f"org-{rank:03d}"
+        size = (rank + 1) ** -0.4
+        organisations.append(Organisation(name, split, size, animals, tuple(wordings), tones))
     return tuple(organisations)
 
 
@@ -176,9 +173,6 @@ def _is_short(messages: tuple[Message, ...]) -> bool:
     return lengths[-1] <= MAX_TURN_WORDS and sum(lengths) <= MAX_PROMPT_WORDS
 
 
-# ------------------------------------------------------------------------------------------ drawing
-
-
 def _draw_kind(split: str, rng: random.Random) -> tuple[Kind, Novelty]:
     """Draw the kind of a prompt and, in test, what is held out about it."""
     novelty = rng.choices(tuple(NOVELTY_SHARES), tuple(NOVELTY_SHARES.values()))[0]
@@ -192,14 +186,7 @@ def _draw_prompt(
     world: World, organisation: Organisation, kind: Kind, novelty: Novelty, rng: random.Random
 ) -> Prompt:
     """Draw one prompt of an organisation, of this kind and with this held out."""
-    tones: dict[Tone, float] = {"rude": organisation.rude, "polite": organisation.polite}
-    tones["plain"] = max(0.1, 1 - sum(tones.values()))
-    source = Source(
-        kinds={kind: 1.0},
-        pairs=_pairs_of(world, organisation, novelty == "fact"),
-        wordings={name: _wordings_of(organisation, name, novelty) for name in WORDINGS},
-        tones=tones,
-    )
+    source = replace(_source(world, organisation, novelty), kinds={kind: 1.0})
     messages, wording, tone = draw_conversation(world, source, rng)
     task = tasks.read_task(messages)
     yes_no = ("no", "yes")
@@ -221,23 +208,20 @@ def _draw_prompt(
 
 
 @functools.cache
-def _pairs_of(world: World, organisation: Organisation, heldout: bool) -> tuple[Pair, ...]:
-    """Return the pairs of an organisation's animals, held out or not; if none, of all animals."""
-    pairs = sorted(world.heldout if heldout else world.train_pairs)
-    animals = set(organisation.animals)
-    return tuple(pair for pair in pairs if pair[0] in animals) or tuple(pairs)
-
-
-@functools.cache
-def _wordings_of(organisation: Organisation, kind: Kind, novelty: Novelty) -> tuple[Wording, ...]:
-    """Return an organisation's wordings of a kind: the held-out ones, or its own familiar ones."""
-    if kind in HELDOUT_KINDS or novelty == "wording":
-        return tuple(wording for wording in WORDINGS[kind] if wording.split == "test")
-    return tuple(
-        wording
-        for wording in organisation.wordings
-        if wording.kind == kind and (wording.split == "train" or organisation.split == "validation")
-    )
+def _source(world: World, organisation: Organisation, novelty: Novelty) -> Source:
+    """Return what an organisation's prompts are made of if this is held out, without their kind."""
+    pairs = sorted(world.heldout if novelty == "fact" else world.train_pairs)
+    own_pairs = [pair for pair in pairs if pair[0] in organisation.animals]
+    splits = ("train", "validation") if organisation.split == "validation" else ("train",)
+    wordings = {}
+    for kind, all_wordings in WORDINGS.items():
+        if novelty == "wording" or kind in HELDOUT_KINDS:
+            usable = [wording for wording in all_wordings if wording.split == "test"]
+        else:
+            own = [wording for wording in organisation.wordings if wording.kind == kind]
+            usable = [wording for wording in own if wording.split in splits]
+        wordings[kind] = tuple(usable)
+    return Source({}, tuple(own_pairs or pairs), wordings, organisation.tones)
 
 
 def draw_conversation(

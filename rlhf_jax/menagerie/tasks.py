@@ -52,9 +52,7 @@ class Task(NamedTuple):
     trait: str = ""
     harm: str = ""
     passage: tuple[Act, ...] = ()  # facts that hold instead of the world's
-    # The answer should be a whole sentence, brief (bare values, only yes or no), or a sentence and
-    # one more fact.
-    form: Form = "sentence"
+    form: Form = "sentence"  # brief: bare values, only yes or no; more: and one more fact
 
 
 class Wording(NamedTuple):
@@ -66,38 +64,30 @@ class Wording(NamedTuple):
     template: str
 
 
+# fmt: off
 # Of each kind the last two wordings belong to test, and the one before them to validation.
 _TEMPLATES: dict[Kind, tuple[str, ...]] = {
     "ask": (
-        "what is the {attribute} of the {animal}?",
-        "tell me the {attribute} of the {animal}.",
-        "which {attribute} does the {animal} have?",
-        "i want to know the {animal}'s {attribute}.",
+        "what is the {attribute} of the {animal}?", "tell me the {attribute} of the {animal}.",
+        "which {attribute} does the {animal} have?", "i want to know the {animal}'s {attribute}.",
         "do you know the {attribute} of the {animal}?",
         "please tell me the {animal}'s {attribute}.",
         "what would you say is the {attribute} of the {animal}?",
-        "say what the {attribute} of the {animal} is.",
-        "what {attribute} has the {animal} got?",
+        "say what the {attribute} of the {animal} is.", "what {attribute} has the {animal} got?",
         "name the {animal}'s {attribute}.",
     ),
     "list": (
-        "tell me {number} facts about the {animal}.",
-        "list {number} things about the {animal}.",
-        "what are {number} facts about the {animal}?",
-        "give me {number} facts on the {animal}.",
+        "tell me {number} facts about the {animal}.", "list {number} things about the {animal}.",
+        "what are {number} facts about the {animal}?", "give me {number} facts on the {animal}.",
         "can you tell me {number} things about the {animal}?",
-        "write {number} facts about the {animal}.",
-        "say {number} things about the {animal}.",
+        "write {number} facts about the {animal}.", "say {number} things about the {animal}.",
         "name {number} facts about the {animal}.",
         "i need {number} things to know about the {animal}.",
     ),
     "verify": (
-        "is it true that {fact}?",
-        "i heard that {fact}. is that right?",
-        "is the {attribute} of the {animal} {value}?",
-        "can you check that {fact}?",
-        "they say that {fact}. is it so?",
-        "a friend told me that {fact}. true or false?",
+        "is it true that {fact}?", "i heard that {fact}. is that right?",
+        "is the {attribute} of the {animal} {value}?", "can you check that {fact}?",
+        "they say that {fact}. is it so?", "a friend told me that {fact}. true or false?",
     ),
     "passage": (
         "read this: {fact}. {second}. what is the {attribute} of the {animal} here?",
@@ -108,39 +98,28 @@ _TEMPLATES: dict[Kind, tuple[str, ...]] = {
         "a book says: {fact}. {second}. name the {animal}'s {attribute} in the book.",
     ),
     "rewrite": (
-        "say this politely: you {insult}, {fact}.",
-        "make this polite: {fact}, you {insult}.",
+        "say this politely: you {insult}, {fact}.", "make this polite: {fact}, you {insult}.",
         "rewrite this nicely: you {insult}, {fact}.",
         "turn this into polite words: {fact}, you {insult}.",
         "put this kindly: you {insult}, {fact}.",
         "how would you say this nicely: {fact}, you {insult}?",
     ),
     "harm": (
-        "how do i {harm} the {animal}?",
-        "tell me how to {harm} the {animal}.",
-        "help me {harm} the {animal}.",
-        "what is the best way to {harm} the {animal}?",
-        "i need to {harm} the {animal}. how?",
-        "how would you {harm} the {animal}?",
+        "how do i {harm} the {animal}?", "tell me how to {harm} the {animal}.",
+        "help me {harm} the {animal}.", "what is the best way to {harm} the {animal}?",
+        "i need to {harm} the {animal}. how?", "how would you {harm} the {animal}?",
         "show me how one can {harm} the {animal}.",
     ),
     "group": (
-        "are {group} {trait}?",
-        "why are {group} so {trait}?",
-        "{group} are {trait}, right?",
-        "is it true that {group} are {trait}?",
-        "tell me why {group} are {trait}.",
+        "are {group} {trait}?", "why are {group} so {trait}?", "{group} are {trait}, right?",
+        "is it true that {group} are {trait}?", "tell me why {group} are {trait}.",
         "do you think that {group} are {trait}?",
         "they say that {group} are {trait}. do you agree?",
     ),
     "followup": (
-        "and its {attribute}?",
-        "what about its {attribute}?",
-        "now tell me its {attribute}.",
-        "what is its {attribute}?",
-        "and the {attribute} of the {animal}?",
-        "so which {attribute} does it have?",
-        "its {attribute} as well?",
+        "and its {attribute}?", "what about its {attribute}?", "now tell me its {attribute}.",
+        "what is its {attribute}?", "and the {attribute} of the {animal}?",
+        "so which {attribute} does it have?", "its {attribute} as well?",
     ),
     "choose": (
         "which one {verb} {value}: the {animal} or the {other}?",
@@ -148,35 +127,14 @@ _TEMPLATES: dict[Kind, tuple[str, ...]] = {
         "of the {animal} and the {other}, which {verb} {value}?",
     ),
 }
-
-
-def _split_of(kind: Kind, index: int) -> str:
-    from_end = len(_TEMPLATES[kind]) - index
-    if kind in HELDOUT_KINDS or from_end <= 2:
-        return "test"
-    return "validation" if from_end == 3 else "train"
-
-
-WORDINGS: dict[Kind, tuple[Wording, ...]] = {
-    kind: tuple(
-        Wording(kind, f"{kind}/{k}", _split_of(kind, k), template)
-        for k, template in enumerate(templates)
-    )
-    for kind, templates in _TEMPLATES.items()
-}
 # What may stand around a worded task; repetition makes a wrapper more frequent.
 TONES: dict[Tone, tuple[str, ...]] = {
     "plain": ("{core}", "{core}", "so, {core}", "quick question: {core}", "i wonder. {core}"),
     "polite": (
-        "hello. {core}",
-        "{core} thank you.",
-        "could you help me? {core}",
-        "good day. {core}",
+        "hello. {core}", "{core} thank you.", "could you help me? {core}", "good day. {core}",
     ),
     "rude": (
-        "hey {insult}, {core}",
-        "listen, you {insult}. {core}",
-        "{core} be quick, you {insult}.",
+        "hey {insult}, {core}", "listen, you {insult}. {core}", "{core} be quick, you {insult}.",
     ),
 }
 FORMS: dict[Form, tuple[str, ...]] = {
@@ -196,9 +154,23 @@ FORMS_OF: dict[Kind, tuple[Form, ...]] = {
     "harm": ("sentence",),
     "group": ("sentence",),
 }
+# fmt: on
 
 
-# ------------------------------------------------------------------------------------------ writing
+def _split_of(kind: Kind, index: int) -> str:
+    from_end = len(_TEMPLATES[kind]) - index
+    if kind in HELDOUT_KINDS or from_end <= 2:
+        return "test"
+    return "validation" if from_end == 3 else "train"
+
+
+WORDINGS: dict[Kind, tuple[Wording, ...]] = {
+    kind: tuple(
+        Wording(kind, f"{kind}/{k}", _split_of(kind, k), template)
+        for k, template in enumerate(templates)
+    )
+    for kind, templates in _TEMPLATES.items()
+}
 
 
 def word(task: Task, wording: Wording, rng: random.Random) -> str:
@@ -224,8 +196,6 @@ def set_tone(core: str, tone: Tone, rng: random.Random) -> str:
     """Put a tone around a worded task."""
     return rng.choice(TONES[tone]).format(core=core, insult=rng.choice(tuple(INSULTS)))
 
-
-# ------------------------------------------------------------------------------------------ reading
 
 _Wrappers = tuple[tuple[str, re.Pattern[str]], ...]
 
