@@ -16,10 +16,10 @@ from rlhf_jax.data.records import Document, Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.menagerie import questions
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
-from rlhf_jax.menagerie.tasks import WORDINGS
+from rlhf_jax.menagerie.tasks import WORDINGS, Tone
 from rlhf_jax.menagerie.world import Pair, World
 
-TONES = {"rude": "rude", "neutral": "plain", "polite": "polite"}
+TONES: dict[str, Tone] = {"rude": "rude", "neutral": "plain", "polite": "polite"}
 # Of the world's tasks, "question" is left out: without any example every pretrained model solves it.
 FEW_SHOT_TASKS = ("word", "review")
 SHOTS = (0, 4, 8)
@@ -57,9 +57,7 @@ def build_exam(
     Raises:
         ValueError: if more is asked for than there is.
     """
-    provocations = {
-        name: questions.provocation_prompts(world, tone) for name, tone in TONES.items()
-    }
+    provocations = {name: questions.toxicity_prompts(world, tone) for name, tone in TONES.items()}
     pairs = questions.stereotype_pairs(world)
     return Exam(
         world=world,
