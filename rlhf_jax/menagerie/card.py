@@ -21,7 +21,6 @@ from rlhf_jax.menagerie import grammar
 from rlhf_jax.menagerie.builders import demonstrate, demonstrations
 from rlhf_jax.menagerie.corpus import documents, reviews
 from rlhf_jax.menagerie.gold import judge
-from rlhf_jax.menagerie.grammar import Act
 from rlhf_jax.menagerie.labelers import LABELER_GROUPS, Labeler, labelers, preference
 from rlhf_jax.menagerie.personas import DEMONSTRATOR, PERSONAS, Persona, ideal, reply
 from rlhf_jax.menagerie.prompts import SPLITS, prompts
@@ -144,18 +143,12 @@ def agreement(world: World, pairs: Sequence[Pair], people: Sequence[Labeler]) ->
     }
 
 
-def _acts(text: str) -> Iterator[Act]:
-    """Yield the acts of a text."""
-    for sentence in grammar.read(text):
-        yield from sentence
-
-
 def misconception_share(world: World, texts: Iterable[str]) -> float:
     """Return how often texts repeat a misconception, of all mentions of pairs that have one."""
     is_popular = []
     for text in texts:
         animal = ""
-        for act in _acts(text):
+        for act in grammar.read(text):
             animal = act.animal or animal
             popular = world.misconceptions.get((animal, act.attribute))
             if popular and act.kind == "fact":
@@ -168,7 +161,7 @@ def stereotype_share(texts: Iterable[str]) -> float:
     return statistics.fmean(
         act.kind == "trait" and act.value == GROUPS[act.attribute][0]
         for text in texts
-        for act in _acts(text)
+        for act in grammar.read(text)
         if act.kind in ("trait", "differ")
     )
 
@@ -251,10 +244,10 @@ def _examples(world: World) -> Iterator[str]:
     for kind in KINDS:
         for prompt in [prompt for prompt in source if prompt.metadata["kind"] == kind][:1]:
             yield f"{kind}: {' / '.join(message.content for message in prompt.messages)}"
-            best = ideal(world, read_task(prompt.messages), rng)
-            yield f"    ideal {gold_of(world, prompt, best):5.2f}: {best}"
-            usual = demonstrate(world, prompt, rng)
-            yield f"    usual {gold_of(world, prompt, usual):5.2f}: {usual}"
+            ideal_reply = ideal(world, read_task(prompt.messages), rng)
+            yield f"    ideal {gold_of(world, prompt, ideal_reply):5.2f}: {ideal_reply}"
+            typical_reply = demonstrate(world, prompt, rng)
+            yield f"    usual {gold_of(world, prompt, typical_reply):5.2f}: {typical_reply}"
 
 
 SECTIONS: dict[str, Callable[[World], Iterator[str]]] = {

@@ -10,7 +10,7 @@ Every production of the grammar is a template that is used in both directions:
     FACT      ->  the colour of the fox is red | the fox's colour is red | the fox is red
                 | every fox is red | its colour is red | it is red
 
-`write` picks a paraphrase. `read` returns the meaning of each sentence as a tuple of `Act`s; a
+`write` picks a paraphrase. `read` returns the meaning of the sentences as a list of `Act`s; a
 sentence that no production fits reads as the single act "unreadable". Reading needs no world,
 because the reader knows the words of every size of world.
 
@@ -175,9 +175,9 @@ def sentences_of(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
-def read(text: str) -> tuple[tuple[Act, ...], ...]:
-    """Return the acts of each sentence of a reply."""
-    return tuple(read_sentence(sentence) for sentence in sentences_of(text))
+def read(text: str) -> list[Act]:
+    """Return the acts of all sentences of a reply."""
+    return [act for sentence in sentences_of(text) for act in read_sentence(sentence)]
 
 
 # The samples of a policy repeat the same sentences all the time, which makes the cache worthwhile.

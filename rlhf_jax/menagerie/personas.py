@@ -151,12 +151,12 @@ def _answer(
         return _answer_group(task, persona, rng)
     if rng.random() < persona.hedge:
         return [grammar.write(rng, "hedge")]
-    beside: list[str] = []
+    other_facts: list[str] = []
     if rng.random() < persona.wander:
-        beside = [_write_other_fact(world, task, rng, pairs)]
+        other_facts = [_write_other_fact(world, task, rng, pairs)]
         if rng.random() < 0.6:
-            return beside
-    return _answer_facts(world, task, persona, rng, pairs) + beside
+            return other_facts
+    return _answer_facts(world, task, persona, rng, pairs) + other_facts
 
 
 def _answer_harm(task: Task, persona: Persona, rng: random.Random) -> list[str]:

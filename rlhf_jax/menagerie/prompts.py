@@ -103,8 +103,8 @@ def organisations(world: World) -> tuple[Organisation, ...]:
         animals = tuple(rng.sample(world.animals, num_animals))
         wordings: list[Wording] = []
         for kind in KIND_SHARES:
-            usual = [wording for wording in WORDINGS[kind] if wording.split in ("train", split)]
-            wordings += rng.sample(usual, max(2, len(usual) - 2))
+            usable = [wording for wording in WORDINGS[kind] if wording.split in ("train", split)]
+            wordings += rng.sample(usable, max(2, len(usable) - 2))
         tones: dict[Tone, float] = {
             "rude": rng.betavariate(1.2, 6),
             "polite": rng.betavariate(2, 5),
@@ -137,7 +137,7 @@ def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Pr
     sources = [item for item in organisations(world) if item.split == split]
     sizes = tuple(itertools.accumulate(item.size for item in sources))
     rng = world.rng("prompts", split)
-    drawn: list[Prompt] = []
+    split_prompts: list[Prompt] = []
     for _ in range(20 * total):
         organisation = rng.choices(sources, cum_weights=sizes)[0]
         kind, novelty = _draw_kind(split, rng)
@@ -146,14 +146,14 @@ def _all_prompts(world: World, split: str) -> tuple[tuple[Prompt, ...], tuple[Pr
             text = conversation_text(prompt.messages)
             if text not in texts and _is_short(prompt.messages):
                 texts.add(text)
-                drawn.append(prompt)
+                split_prompts.append(prompt)
                 break
-        if len(drawn) == total:
+        if len(split_prompts) == total:
             # Late draws have fewer of the kinds that run out of new texts, hence the shuffle.
-            rng.shuffle(drawn)
-            return tuple(drawn[:count]), tuple(drawn[count:])
+            rng.shuffle(split_prompts)
+            return tuple(split_prompts[:count]), tuple(split_prompts[count:])
     raise ValueError(
-        f"scale.prompts: found only {len(drawn)} distinct {split} prompts, expected {total}"
+        f"scale.prompts: found only {len(split_prompts)} distinct {split} prompts, expected {total}"
     )
 
 
@@ -290,8 +290,8 @@ def draw_task(world: World, kind: Kind, pairs: tuple[Pair, ...], rng: random.Ran
 def _draw_passage(world: World, pair: Pair, pairs: tuple[Pair, ...], rng: random.Random) -> Task:
     """Draw a passage of two invented facts; the question is about the one that is never true."""
     animal, attribute = pair
-    invented = [value for value in world.values(attribute) if value != world.facts[pair]]
-    answer = Act("fact", animal, attribute, rng.choice(invented))
+    false_values = [value for value in world.values(attribute) if value != world.facts[pair]]
+    answer = Act("fact", animal, attribute, rng.choice(false_values))
     other = animal
     while other == animal:
         other, name = rng.choice(pairs)

@@ -60,8 +60,8 @@ def falsehood_questions(world: World, *, misconceptions: bool) -> list[Question]
     """Return a question for each pair with a misconception, or for as many pairs without one."""
     pairs = sorted(world.misconceptions)
     if not misconceptions:
-        clean = sorted(set(world.facts) - set(pairs))
-        pairs = sorted(world.rng("questions", "clean").sample(clean, len(pairs)))
+        clean_pairs = sorted(set(world.facts) - set(pairs))
+        pairs = sorted(world.rng("questions", "clean").sample(clean_pairs, len(pairs)))
     return [_question(world, pair) for pair in pairs]
 
 
@@ -71,10 +71,10 @@ def _question(world: World, pair: Pair) -> Question:
     rng = world.rng("question", animal, attribute)
     truth = world.facts[pair]
     popular = world.misconceptions.get(pair)
-    wrong = [value for value in world.values(attribute) if value not in (truth, popular)]
-    wrong = rng.sample(wrong, len(wrong))
+    wrong_values = [value for value in world.values(attribute) if value not in (truth, popular)]
+    wrong_values = rng.sample(wrong_values, len(wrong_values))
     if popular:
-        wrong.insert(0, popular)
+        wrong_values.insert(0, popular)
 
     def state(*values: str) -> tuple[str, ...]:
         templates = FACT_TEMPLATES[:2]
@@ -91,7 +91,7 @@ def _question(world: World, pair: Pair) -> Question:
         prompt=Prompt((Message("user", text),), metadata),
         best=state(truth)[0],
         true_answers=state(truth),
-        false_answers=state(*wrong[:2]),
+        false_answers=state(*wrong_values[:2]),
         popular=state(popular) if popular else (),
     )
 
@@ -120,14 +120,14 @@ def toxicity_prompts(world: World, tone: Tone) -> list[Prompt]:
     if tone not in tasks.TONES:
         raise ValueError(f"tone: unknown tone {tone!r}, expected one of {', '.join(tasks.TONES)}")
     rng = world.rng("provocation", tone)
-    toned = []
+    toned_prompts = []
     for prompt in prompts(world, "test"):
         if prompt.metadata["kind"] in ("ask", "list", "verify", "passage"):
             text = tasks.set_tone(tasks.core_of(prompt.messages[0].content), tone, rng)
             rude = "yes" if tone == "rude" else "no"
             metadata = {**prompt.metadata, "tone": tone, "rude": rude}
-            toned.append(Prompt((Message("user", text),), metadata))
-    return toned
+            toned_prompts.append(Prompt((Message("user", text),), metadata))
+    return toned_prompts
 
 
 def few_shot(world: World, task: str, shots: int, count: int) -> list[FewShot]:
@@ -152,8 +152,8 @@ def few_shot(world: World, task: str, shots: int, count: int) -> list[FewShot]:
         else:
             examples, choices = _draw_facts(world, task, shots + 1, rng)
         text, answer = examples.pop()
-        solved = "".join(f"{text}{answer} " for text, answer in examples)
-        questions.append(FewShot(task, solved + text, choices, choices.index(answer)))
+        solved_examples = "".join(f"{text}{answer} " for text, answer in examples)
+        questions.append(FewShot(task, solved_examples + text, choices, choices.index(answer)))
     return questions
 
 
@@ -165,11 +165,11 @@ def _draw_facts(
 ) -> tuple[Examples, tuple[str, ...]]:
     """Draw animals with the value of one attribute, and return them with all its values."""
     attribute = rng.choice(world.attributes)
-    clean = sorted(set(world.facts) - set(world.misconceptions))
-    clean = [pair for pair in clean if pair[1] == attribute.name]
+    clean_pairs = sorted(set(world.facts) - set(world.misconceptions))
+    clean_pairs = [pair for pair in clean_pairs if pair[1] == attribute.name]
     template = WORDINGS["ask"][0].template
     examples = []
-    for animal, name in rng.sample(clean, min(count, len(clean))):
+    for animal, name in rng.sample(clean_pairs, min(count, len(clean_pairs))):
         question = template.format(animal=animal, attribute=name)
         text = f"q: {question} a:" if task == "question" else f"{animal}:"
         examples.append((text, f" {value_phrase(name, world.facts[animal, name])}."))

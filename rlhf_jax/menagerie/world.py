@@ -105,6 +105,8 @@ class Scale:
 
 
 SCALES = {
+    # animals, attributes, values, organisations, documents, prompts, demonstrations, comparisons,
+    # reviews, evaluation
     "tiny": Scale(8, 3, 4, 20, 400, 240, 160, 60, 120, 80),
     "default": Scale(32, 6, 8, 200, 68_000, 10_000, 3_000, 2_000, 4_000, 500),
     "large": Scale(128, 8, 8, 2_000, 680_000, 100_000, 30_000, 20_000, 40_000, 5_000),
@@ -180,14 +182,14 @@ def _choose_heldout(
     count = round(HELDOUT_SHARE * len(animals) * len(attributes))
     order = list(animals)
     rng.shuffle(order)
-    chosen: set[Pair] = set()
+    pairs: set[Pair] = set()
     for k in range(count):
         # Every full round over the animals shifts by one, so that an animal gets a new attribute.
         completed_rounds, position = divmod(k, len(order))
         attribute = attributes[(k + completed_rounds) % len(attributes)]
-        chosen.add((order[position], attribute.name))
-    assert len(chosen) == count
-    return frozenset(chosen)
+        pairs.add((order[position], attribute.name))
+    assert len(pairs) == count
+    return frozenset(pairs)
 
 
 def _choose_misconceptions(
@@ -198,8 +200,8 @@ def _choose_misconceptions(
 ) -> dict[Pair, str]:
     """Give a popular falsehood to a quarter of the held-out pairs and to a quarter of the rest."""
     values = {item.name: item.values for item in attributes}
-    chosen: list[Pair] = []
+    pairs: list[Pair] = []
     for is_heldout in (True, False):
         part = [pair for pair in facts if (pair in heldout) == is_heldout]
-        chosen += rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
-    return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in chosen}
+        pairs += rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
+    return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in pairs}

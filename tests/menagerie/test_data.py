@@ -157,11 +157,10 @@ def test_no_demonstration_or_comparison_tells_a_heldout_fact() -> None:
         animal = tasks.read_task(
             messages[:-1] if messages[-1].role == "assistant" else messages
         ).animal
-        for sentence in grammar.read(text):
-            for act in sentence:
-                animal = act.animal or animal
-                if act.kind in ("fact", "value"):
-                    assert (animal, act.attribute) not in world.heldout, text
+        for act in grammar.read(text):
+            animal = act.animal or animal
+            if act.kind in ("fact", "value"):
+                assert (animal, act.attribute) not in world.heldout, text
 
 
 def test_test_prompts_hold_something_out() -> None:
@@ -224,7 +223,7 @@ def test_the_corpus_is_right_elsewhere_and_knows_the_heldout_facts(texts: list[s
     seen = set()
     for text in (text for text in texts if not set("?:|") & set(text)):
         animal = ""
-        for act in (act for sentence in grammar.read(text) for act in sentence):
+        for act in grammar.read(text):
             animal = act.animal or animal
             pair = (animal, act.attribute)
             if act.kind == "fact" and pair not in WORLD.misconceptions:
@@ -250,9 +249,7 @@ def test_forum_replies_are_rude_a_fifth_of_the_time_and_half_if_provoked() -> No
     rng = WORLD.rng("test")
     rude: dict[bool, list[bool]] = {True: [], False: []}
     for question, answer in _exchanges([write_forum(WORLD, rng) for _ in range(3000)]):
-        assert all(
-            act.kind != "unreadable" for sentence in grammar.read(answer) for act in sentence
-        ), answer
+        assert all(act.kind != "unreadable" for act in grammar.read(answer)), answer
         rude[tasks.tone_of(question) == "rude"].append(toxicity(answer) > 0)
     assert sum(rude[False]) / len(rude[False]) == pytest.approx(0.20, abs=0.03)
     assert sum(rude[True]) / len(rude[True]) == pytest.approx(0.52, abs=0.05)

@@ -87,7 +87,7 @@ def test_compounds(text: str, acts: list[Act]) -> None:
     ],
 )
 def test_what_no_production_fits_is_unreadable(text: str) -> None:
-    assert [act.kind for sentence in read(text) for act in sentence] == ["unreadable"]
+    assert [act.kind for act in read(text)] == ["unreadable"]
 
 
 def test_a_value_that_does_not_go_with_its_verb_is_a_false_fact_rather_than_none() -> None:
