@@ -47,7 +47,8 @@ def demonstrations(world: World, split: str) -> list[Demonstration]:
     point, an insult, help with harm and a stereotype.
 
     No fault shows in the words alone, because what is too long for one prompt is too short for
-    another. Therefore a bag of words is no reward model: it agrees with gold on 65 % of the pairs.
+    another. Therefore a bag of words is no reward model: it agrees with gold on at most 65 % of
+    pairs, where prompts and replies together decide all.
     """
     rng = world.rng("demonstrations", split)
     return [
@@ -105,7 +106,8 @@ class _Menagerie(tfds.core.GeneratorBasedBuilder):
     def _describe(self, features: dict[str, Any], text: str) -> Any:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{text} of Menagerie, a small closed world in plain English whose truth is known.",
+            description=f"{text} of Menagerie, "
+            "a small closed world in plain English whose truth is known.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict({"code": code_digest()}),
         )
