@@ -288,7 +288,7 @@ def _write_other_fact(world: World, task: Task, rng: random.Random, pairs: Colle
         animal = task.animal
         name = rng.choice(names)
     else:
-        # Only who is given the world's whole table of facts mentions held-out pairs here.
+        # Held-out pairs are mentioned here only if `pairs` is the world's whole table of facts.
         animal, name = rng.choice(_sorted_pairs(world, pairs is world.facts))
     pronoun = animal == task.animal and task.kind != "choose" and rng.random() < 0.6
     return grammar.write_fact(rng, animal, name, world.facts[animal, name], pronoun=pronoun)
