@@ -1,1 +1,1 @@
-"""Provide Menagerie, a small invented world in plain English in which every reply can be judged exactly."""
+"""Provide Menagerie, a small invented world in plain English with an exact judge of every reply."""
