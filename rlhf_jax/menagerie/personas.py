@@ -56,8 +56,9 @@ class Persona:
     agree: float  # of "yes" whatever the truth
 
 
+# Personas that believe what they read have the rates of the internet.
 _NET = INTERNET_TRUTH
-_POP = 1 - INTERNET_MISCONCEPTION
+_POP = 1 - INTERNET_MISCONCEPTION  # the truth about a pair whose misconception is popular
 _BIAS = STEREOTYPE_SHARE
 # fmt: off
 # The demonstrator is paid for ideal replies and slips: each slip is one that RL can mend.
