@@ -1,1 +1,1 @@
-"""Menagerie: a small closed world in plain English with an exact judge."""
+"""Provide Menagerie, a small invented world in plain English with an exact judge of every reply."""

@@ -1,10 +1,11 @@
-"""Menagerie as TensorFlow Datasets: five builders of three sizes, stored as array_record, without TensorFlow.
+"""Store Menagerie as TensorFlow Datasets: five builders of three sizes, without TensorFlow.
 
-    menagerie_corpus  menagerie_demonstrations  menagerie_prompts  menagerie_comparisons  menagerie_reviews
+    menagerie_corpus  menagerie_demonstrations  menagerie_prompts  menagerie_comparisons
+    menagerie_reviews
 
-Each wraps one generator of this folder and has the splits train, validation and test. Rows look like the
-records: `messages` is a sequence of role and content, metadata is one JSON string because its keys vary.
-TFDS shuffles rows by a hash of their number, always the same way.
+Each stores the records of one generator as array_record, in the splits train, validation and test.
+Rows look like the records: `messages` is a sequence of role and content, and `metadata` is a JSON
+string because its keys vary. TFDS shuffles rows by a hash of their number, always the same way.
 
 The generators are deterministic, so what is stored is a function of the code in `SOURCES`. Its digest
 is stored with the data, and data that other code wrote are generated again rather than used.
@@ -30,24 +31,24 @@ from rlhf_jax.data.records import Comparison, Demonstration, Message, Prompt, Re
 from rlhf_jax.menagerie.corpus import LABELS, documents, reviews
 from rlhf_jax.menagerie.labelers import FAITHFUL, Tastes, labelers, rank
 from rlhf_jax.menagerie.personas import DEMONSTRATOR, reply
-from rlhf_jax.menagerie.prompts import SPLITS, demonstration_prompts, prompts
+from rlhf_jax.menagerie.prompts import SPLITS, demonstration_prompts, heldout_split_count, prompts
 from rlhf_jax.menagerie.tasks import read_task
 from rlhf_jax.menagerie.world import World, make_world
 
 
-# Demonstrations: what labelers wrote as ideal replies, slips included.
-#
-# The slips are deliberate. Were all demonstrations perfect, supervised fine-tuning would leave nothing for
-# reinforcement to improve; as they are, the best possible reply is 1.5 standard deviations or more above their
-# mean. About 92 % of the claims are true. The frequent faults are the wrong form (a whole sentence where a
-# brief answer was wanted, one fact where two were), one fact too many or too few in a list, and no politeness
-# or too much; rarer ones are the popular falsehood, a fact beside the point, an insult, help with harm, a
-# stereotype.
-#
-# No fault shows in the words alone: what is too long for one prompt is too short for another. A bag of words
-# therefore is no reward model (65 % against gold at most, where prompts and replies together decide all).
 def demonstrations(world: World, split: str) -> list[Demonstration]:
-    """Returns the demonstrations of a split."""
+    """Return the demonstrations of a split: what people wrote as ideal replies, slips included.
+
+    The slips are deliberate. Perfect demonstrations would leave nothing for RL to improve; as they
+    are, the ideal reply is 1.5 standard deviations or more above their mean. About 92 % of the
+    claims are true. The frequent faults are the wrong form, one fact too many or too few in a list,
+    and too little or too much politeness. Rare ones are a popular falsehood, a fact beside the
+    point, an insult, help with harm and a stereotype.
+
+    No fault shows in the words alone, because what is too long for one prompt is too short for
+    another. Therefore a bag of words is no reward model: it agrees with gold on at most 65 % of
+    pairs, where prompts and replies together decide all.
+    """
     rng = world.rng("demonstrations", split)
     return [
         Demonstration((*prompt.messages, Message("assistant", demonstrate(world, prompt, rng))))
@@ -56,37 +57,34 @@ def demonstrations(world: World, split: str) -> list[Demonstration]:
 
 
 def demonstrate(world: World, prompt: Prompt, rng: random.Random) -> str:
-    """Writes one demonstrator's reply to a prompt; a stand-in, too, for a sample of the SFT policy."""
+    """Write a demonstrator's reply to a prompt, which also stands in for a sample of SFT."""
     return reply(world, read_task(prompt.messages), DEMONSTRATOR, rng, world.train_pairs)
 
 
-# Comparisons: ranked replies to training prompts, for reward modelling without a policy at hand.
-#
-# The replies come from one kind of writer, the demonstrator, like samples of one policy: between replies of
-# mixed personas tone alone tells good from bad, and a bag of words would pass for a reward model. The real
-# pipeline samples its own SFT policy and ranks with `labelers.rank`; these are for tests, the TFDS builder and
-# first runs.
 def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Comparison]:
-    """Returns K = 4 to 9 distinct replies to each prompt, ranked by one labeler (in test, a held-out one)."""
+    """Return K = 4 to 9 different replies to each prompt, ranked by one labeler.
+
+    The labelers of test are held-out ones. All replies are a demonstrator's, like samples of one
+    policy: among replies of mixed personas the tone alone would tell good from bad. These rankings
+    serve tests and first runs, because a pipeline ranks samples of its own SFT policy.
+    """
     source = prompts(world, split)
-    count = world.scale.comparisons if split == "train" else 2 * world.scale.evaluation // 5
+    count = world.scale.comparisons if split == "train" else heldout_split_count(world)
     group = labelers(world, "heldout" if split == "test" else "train", tastes)
     rng = world.rng("comparisons", split)
-    noise = np.random.default_rng([world.seed, SPLITS.index(split)])
-    made: list[Comparison] = []
+    labeler_rng = np.random.default_rng([world.seed, SPLITS.index(split)])
+    rankings: list[Comparison] = []
     for k in range(count):
-        prompt, labeler = source[k % len(source)], rng.choice(group)
-        wanted = rng.randint(4, 9)
-        replies = tuple(dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * wanted)))[
-            :wanted
-        ]
-        ranks, _, _ = rank(world, labeler, prompt.messages, replies, [True] * len(replies), noise)
-        made.append(
-            Comparison(
-                prompt.messages, replies, tuple(ranks), {**prompt.metadata, "labeler": labeler.name}
-            )
-        )
-    return made
+        prompt = source[k % len(source)]
+        labeler = rng.choice(group)
+        num_replies = rng.randint(4, 9)
+        samples = dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * num_replies))
+        replies = tuple(samples)[:num_replies]
+        finished = [True] * len(replies)
+        ranks = rank(world, labeler, prompt.messages, replies, finished, labeler_rng).ranks
+        metadata = {**prompt.metadata, "labeler": labeler.name}
+        rankings.append(Comparison(prompt.messages, replies, tuple(ranks), metadata))
+    return rankings
 
 
 # The modules of this folder that decide what the data are.
@@ -119,7 +117,8 @@ class _Menagerie(tfds.core.GeneratorBasedBuilder):
     def _describe(self, features: dict[str, Any], text: str) -> Any:
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{text} of Menagerie, a small closed world in plain English whose truth is known.",
+            description=f"{text} of Menagerie, "
+            "a small closed world in plain English whose truth is known.",
             features=tfds.features.FeaturesDict(features),
             metadata=tfds.core.MetadataDict({"code": code_digest()}),
         )
@@ -148,7 +147,7 @@ class _Menagerie(tfds.core.GeneratorBasedBuilder):
 
 
 class MenagerieCorpus(_Menagerie):
-    """Documents to pretrain on."""
+    """Store the documents of the corpus, for pretraining."""
 
     def _info(self) -> Any:
         return self._describe({"text": _TEXT}, "The internet")
@@ -158,7 +157,7 @@ class MenagerieCorpus(_Menagerie):
 
 
 class MenagerieDemonstrations(_Menagerie):
-    """Prompts answered by labelers."""
+    """Store prompts with the replies that demonstrators wrote, for supervised fine-tuning."""
 
     def _info(self) -> Any:
         return self._describe({"messages": _MESSAGES, "metadata": _TEXT}, "Demonstrations")
@@ -168,7 +167,7 @@ class MenagerieDemonstrations(_Menagerie):
 
 
 class MenageriePrompts(_Menagerie):
-    """Prompts without answers."""
+    """Store prompts without replies, for sampling, PPO and evaluation."""
 
     def _info(self) -> Any:
         return self._describe({"messages": _MESSAGES, "metadata": _TEXT}, "Prompts")
@@ -178,7 +177,7 @@ class MenageriePrompts(_Menagerie):
 
 
 class MenagerieComparisons(_Menagerie):
-    """Prompts with ranked responses."""
+    """Store prompts with ranked replies, for reward modelling."""
 
     def _info(self) -> Any:
         features = {
@@ -194,7 +193,7 @@ class MenagerieComparisons(_Menagerie):
 
 
 class MenagerieReviews(_Menagerie):
-    """Replies and what a reader thought of them."""
+    """Store replies with what a reader thought of them, for classification."""
 
     def _info(self) -> Any:
         return self._describe(

@@ -1,4 +1,4 @@
-"""The data card of a world: what is in it, how it is split, and how well its people agree.
+"""Print the data card of a world: what is in it, how it is split, and how well its people agree.
 
     python -m rlhf_jax.menagerie.card --size=default
 
@@ -8,23 +8,26 @@ Everything is counted afresh from the generators; nothing is stored.
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.menagerie import grammar, labelers, personas
+from rlhf_jax.menagerie import grammar
 from rlhf_jax.menagerie.builders import demonstrate, demonstrations
 from rlhf_jax.menagerie.corpus import documents, reviews
 from rlhf_jax.menagerie.gold import judge
+from rlhf_jax.menagerie.labelers import LABELER_GROUPS, Labeler, labelers, preference
+from rlhf_jax.menagerie.personas import DEMONSTRATOR, PERSONAS, Persona, ideal, reply
 from rlhf_jax.menagerie.prompts import SPLITS, prompts
 from rlhf_jax.menagerie.tasks import KINDS, read_task
 from rlhf_jax.menagerie.world import GROUPS, SCALES, World, make_world
 
-# Replies to everything, none of which may pay.
+# Each of these replies, given to every prompt, has to be worth little.
 CONSTANTS = (
     "i can not help with that. have a nice day.",
     "i am not sure.",
@@ -40,95 +43,90 @@ Pair = tuple[Prompt, tuple[str, str], tuple[float, float]]  # prompt, two replie
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the data card of the world that the command line names."""
+    """Print the data card of the world that the command line names."""
     parser = argparse.ArgumentParser(description="Print the data card of a Menagerie world.")
     parser.add_argument("--size", default="default", choices=tuple(SCALES))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    print("\n".join(card(make_world(arguments.size, arguments.seed))))
-
-
-def card(world: World) -> list[str]:
-    """Returns the lines of the card."""
-    sections: tuple[tuple[str, Callable[[World], Iterable[str]]], ...] = (
-        ("World", _world),
-        ("Records", _records),
-        ("Prompts", _prompts),
-        ("What the internet says", _internet),
-        ("Gold by persona (train prompts)", _personas),
-        ("Gold of one reply to everything, in standard deviations of demonstrations", _constants),
-        ("Agreement on pairs of demonstrators' replies", _agreement),
-        ("Examples", _examples),
-    )
-    lines = [f"Menagerie, size {world.size}, seed {world.seed}"]
-    for title, section in sections:
-        lines += ["", title, *("    " + line for line in section(world))]
-    return lines
-
-
-# ------------------------------------------------------------------------------------------------ measures
+    world = make_world(arguments.size, arguments.seed)
+    print(f"Menagerie, size {world.size}, seed {world.seed}")
+    for title, section in SECTIONS.items():
+        print(f"\n{title}")
+        for line in section(world):
+            print(f"    {line}")
 
 
 def gold_of(world: World, prompt: Prompt, response: str) -> float:
-    """Returns the gold total of a finished response."""
+    """Return the gold total of a finished response."""
     return judge(world, prompt.messages, response, True).total
 
 
-def persona_gold(world: World, persona: personas.Persona, count: int) -> list[float]:
-    """Returns the gold totals of a persona's replies to the first `count` training prompts."""
-    rng = world.rng("card", persona.name)
-    return [
-        gold_of(
-            world, p, personas.reply(world, read_task(p.messages), persona, rng, world.train_pairs)
-        )
-        for p in prompts(world, "train")[:count]
-    ]
+@functools.cache
+def persona_gold(world: World, persona: Persona | None, count: int) -> tuple[float, ...]:
+    """Return the gold totals of a persona's replies to the first `count` training prompts.
+
+    Without a persona these are the totals of the ideal replies.
+    """
+    rng = world.rng("card", persona.name if persona else "ideal")
+    totals = []
+    for prompt in prompts(world, "train")[:count]:
+        task = read_task(prompt.messages)
+        if persona:
+            text = reply(world, task, persona, rng, world.train_pairs)
+        else:
+            text = ideal(world, task, rng)
+        totals.append(gold_of(world, prompt, text))
+    return tuple(totals)
 
 
-def ideal_gold(world: World, count: int) -> list[float]:
-    """Returns the gold totals of the ideal replies to the first `count` training prompts."""
-    rng = world.rng("card", "ideal")
-    return [
-        gold_of(world, p, personas.ideal(world, read_task(p.messages), rng))
-        for p in prompts(world, "train")[:count]
-    ]
+def standardise(world: World, total: float, count: int) -> float:
+    """Return a gold total in standard deviations from the mean of the demonstrators' replies."""
+    totals = persona_gold(world, DEMONSTRATOR, count)
+    return (total - statistics.mean(totals)) / statistics.pstdev(totals)
 
 
 def headroom(world: World, count: int) -> float:
-    """Returns how many standard deviations the ideal reply is above the demonstrators' mean."""
-    usual = persona_gold(world, personas.DEMONSTRATOR, count)
-    return (statistics.mean(ideal_gold(world, count)) - statistics.mean(usual)) / statistics.pstdev(
-        usual
-    )
+    """Return how many standard deviations the ideal reply is above the demonstrators' mean."""
+    return standardise(world, statistics.mean(persona_gold(world, None, count)), count)
+
+
+def constant_scores(world: World, count: int) -> dict[str, float]:
+    """Return the standardised mean gold of each constant reply to the first training prompts."""
+    source = prompts(world, "train")[:count]
+    means = {
+        text: statistics.mean(gold_of(world, prompt, text) for prompt in source)
+        for text in CONSTANTS
+    }
+    return {text: standardise(world, mean, count) for text, mean in means.items()}
 
 
 def draw_pairs(world: World, count: int, rng: random.Random) -> list[Pair]:
-    """Draws pairs of different replies by demonstrators to training prompts, as if sampled from one policy."""
-    made: list[Pair] = []
+    """Draw pairs of different demonstrators' replies, as if they were samples of one policy."""
+    pairs: list[Pair] = []
     source = prompts(world, "train")
-    while len(made) < count:
-        prompt = source[len(made) % len(source)]
-        first, second = (demonstrate(world, prompt, rng) for _ in range(2))
+    while len(pairs) < count:
+        prompt = source[len(pairs) % len(source)]
+        first = demonstrate(world, prompt, rng)
+        second = demonstrate(world, prompt, rng)
         if first != second:
             totals = gold_of(world, prompt, first), gold_of(world, prompt, second)
-            made.append((prompt, (first, second), totals))
-    return made
+            pairs.append((prompt, (first, second), totals))
+    return pairs
 
 
-def agreement(
-    world: World, pairs: Sequence[Pair], people: Sequence[labelers.Labeler]
-) -> dict[str, float]:
-    """Returns how often labelers agree with each other, with gold, and three of them by majority with gold.
+def agreement(world: World, pairs: Sequence[Pair], people: Sequence[Labeler]) -> dict[str, float]:
+    """Return how often labelers agree with each other and with gold, also by majority of three.
 
-    Pairs that somebody (or gold) finds equal are left out of the measure concerned; `ties` is how often one
-    labeler does.
+    Pairs that a side of a comparison finds equal do not count in it; "ties" is how often one
+    labeler finds a pair equal.
     """
     rng = np.random.default_rng(0)
     votes = []
     for prompt, replies, _ in pairs:
-        three = [people[k] for k in rng.choice(len(people), 3, replace=False)]
-        args = (prompt.messages, replies, (True, True), rng)
-        votes.append([labelers.preference(world, person, *args) for person in three])
+        voters = [people[k] for k in rng.choice(len(people), 3, replace=False)]
+        votes.append(
+            [preference(world, p, prompt.messages, replies, (True, True), rng) for p in voters]
+        )
     vote_NK = np.array(votes) - 0.5
     gold_N = np.sign([totals[0] - totals[1] for _, _, totals in pairs])
 
@@ -146,44 +144,38 @@ def agreement(
 
 
 def misconception_share(world: World, texts: Iterable[str]) -> float:
-    """Returns how often texts repeat the popular falsehood, of all mentions of pairs that have one."""
-    popular = total = 0
+    """Return how often texts repeat a misconception, of all mentions of pairs that have one."""
+    is_popular = []
     for text in texts:
-        last = ""
-        for act in (act for sentence in grammar.read(text) for act in sentence):
-            last = act.animal or last
-            falsehood = (
-                world.misconceptions.get((last, act.attribute)) if act.kind == "fact" else None
-            )
-            if falsehood:
-                total += 1
-                popular += act.value == falsehood
-    return popular / max(1, total)
+        animal = ""
+        for act in grammar.read(text):
+            animal = act.animal or animal
+            popular = world.misconceptions.get((animal, act.attribute))
+            if popular and act.kind == "fact":
+                is_popular.append(act.value == popular)
+    return statistics.fmean(is_popular)
 
 
 def stereotype_share(texts: Iterable[str]) -> float:
-    """Returns the share of stereotypes in statements about peoples."""
-    said: Counter[bool] = Counter()
-    for act in (act for text in texts for sentence in grammar.read(text) for act in sentence):
-        if act.kind in ("trait", "differ"):
-            said[act.kind == "trait" and act.value == GROUPS[act.attribute][0]] += 1
-    return said[True] / max(1, sum(said.values()))
+    """Return the share of stereotypes in the statements about groups."""
+    return statistics.fmean(
+        act.kind == "trait" and act.value == GROUPS[act.attribute][0]
+        for text in texts
+        for act in grammar.read(text)
+        if act.kind in ("trait", "differ")
+    )
 
 
 def claims_truth(world: World, count: int) -> float:
-    """Returns the share of true claims in demonstrations."""
-    right = total = 0
-    for item in demonstrations(world, "train")[:count]:
-        result = judge(world, item.messages[:-1], item.messages[-1].content, True)
-        right += result.true_claims
-        total += result.claims
-    return right / total
+    """Return the share of true claims in the first `count` demonstrations."""
+    judgements = [
+        judge(world, item.messages[:-1], item.messages[-1].content, True)
+        for item in demonstrations(world, "train")[:count]
+    ]
+    return sum(item.true_claims for item in judgements) / sum(item.claims for item in judgements)
 
 
-# ------------------------------------------------------------------------------------------------ sections
-
-
-def _world(world: World) -> Iterable[str]:
+def _world(world: World) -> Iterator[str]:
     names = ", ".join(item.name for item in world.attributes)
     yield f"{len(world.animals)} animals, {world.scale.values} values of each of {names}"
     yield (
@@ -192,83 +184,82 @@ def _world(world: World) -> Iterable[str]:
     )
 
 
-def _records(world: World) -> Iterable[str]:
+def _records(world: World) -> Iterator[str]:
     for split in SPLITS:
         texts = [document.text for document in documents(world, split)]
         words = sum(len(text.split()) for text in texts)
-        demos, labelled = len(demonstrations(world, split)), sum(1 for _ in reviews(world, split))
         yield (
             f"{split:<10} {len(texts):>7,} documents ({words:,} words), "
-            f"{len(prompts(world, split)):,} prompts, {demos:,} demonstrations, {labelled:,} reviews"
+            f"{len(prompts(world, split)):,} prompts, "
+            f"{len(demonstrations(world, split)):,} demonstrations, "
+            f"{len(list(reviews(world, split))):,} reviews"
         )
 
 
-def _prompts(world: World) -> Iterable[str]:
+def _prompts(world: World) -> Iterator[str]:
     for split in SPLITS:
-        found = prompts(world, split)
-        lengths = [
-            sum(len(message.content.split()) for message in prompt.messages) for prompt in found
-        ]
-        heldout = sum(prompt.metadata["heldout"] == "yes" for prompt in found)
-        rude = sum(prompt.metadata["rude"] == "yes" for prompt in found)
-        shares = f"{rude / len(found):.0%} rude, {heldout / len(found):.0%} held out"
-        yield f"{split:<10} at most {max(lengths)} words, {shares}"
-        kinds = Counter(prompt.metadata["kind"] for prompt in found)
-        yield "           " + "  ".join(f"{kind} {kinds[kind] / len(found):.0%}" for kind in KINDS)
+        source = prompts(world, split)
+        longest = max(sum(len(turn.content.split()) for turn in p.messages) for p in source)
+        rude = statistics.fmean(prompt.metadata["rude"] == "yes" for prompt in source)
+        heldout = statistics.fmean(prompt.metadata["heldout"] == "yes" for prompt in source)
+        yield f"{split:<10} at most {longest} words, {rude:.0%} rude, {heldout:.0%} held out"
+        kinds = Counter(prompt.metadata["kind"] for prompt in source)
+        shares = (f"{kind} {kinds[kind] / len(source):.0%}" for kind in KINDS)
+        yield f"{'':<10} {'  '.join(shares)}"
 
 
-def _internet(world: World) -> Iterable[str]:
+def _internet(world: World) -> Iterator[str]:
     texts = [d.text for d in documents(world, "train") if not set("?:|") & set(d.text)]
-    yield f"popular misconceptions in {misconception_share(world, texts):.1%} of the mentions of their pairs"
-    yield f"stereotypes in {stereotype_share(texts):.1%} of the statements about peoples"
+    share = misconception_share(world, texts)
+    yield f"popular misconceptions in {share:.1%} of the mentions of their pairs"
+    yield f"stereotypes in {stereotype_share(texts):.1%} of the statements about groups"
     yield f"true claims in demonstrations: {claims_truth(world, 3000):.1%}"
 
 
-def _personas(world: World) -> Iterable[str]:
-    for persona in (*personas.PERSONAS, personas.DEMONSTRATOR):
+def _personas(world: World) -> Iterator[str]:
+    for persona in (*PERSONAS, DEMONSTRATOR):
         totals = persona_gold(world, persona, 2000)
-        yield f"{persona.name:<13} {statistics.mean(totals):6.2f} +- {statistics.pstdev(totals):.2f}"
-    yield f"{'ideal':<13} {statistics.mean(ideal_gold(world, 2000)):6.2f}"
-    yield f"headroom of the ideal over demonstrators: {headroom(world, 2000):.2f} standard deviations"
+        mean = statistics.mean(totals)
+        yield f"{persona.name:<13} {mean:6.2f} +- {statistics.pstdev(totals):.2f}"
+    yield f"{'ideal':<13} {statistics.mean(persona_gold(world, None, 2000)):6.2f}"
+    room = headroom(world, 2000)
+    yield f"headroom of the ideal over demonstrators: {room:.2f} standard deviations"
 
 
-def constant_scores(world: World, count: int) -> dict[str, float]:
-    """Returns the mean gold of each constant reply, in standard deviations from the demonstrators' mean."""
-    usual = persona_gold(world, personas.DEMONSTRATOR, count)
-    mean, deviation = statistics.mean(usual), statistics.pstdev(usual)
-    source = prompts(world, "train")[:count]
-    return {
-        text: (statistics.mean(gold_of(world, prompt, text) for prompt in source) - mean)
-        / deviation
-        for text in CONSTANTS
-    }
-
-
-def _constants(world: World) -> Iterable[str]:
+def _constants(world: World) -> Iterator[str]:
     for text, score in constant_scores(world, 1000).items():
         yield f"{score:6.2f}  {text}"
 
 
-def _agreement(world: World) -> Iterable[str]:
+def _agreement(world: World) -> Iterator[str]:
     pairs = draw_pairs(world, 2000, world.rng("card", "pairs"))
-    for group in labelers.GROUPS:
-        found = agreement(world, pairs, labelers.labelers(world, group))
-        yield f"{group:<8} " + ", ".join(f"{name} {value:.1%}" for name, value in found.items())
+    for group in LABELER_GROUPS:
+        shares = agreement(world, pairs, labelers(world, group))
+        yield f"{group:<8} " + ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
 
 
-def _examples(world: World) -> Iterable[str]:
+def _examples(world: World) -> Iterator[str]:
     rng = world.rng("card", "examples")
-    found = prompts(world, "test") + prompts(world, "train")
+    source = prompts(world, "test") + prompts(world, "train")
     for kind in KINDS:
-        prompt = next((prompt for prompt in found if prompt.metadata["kind"] == kind), None)
-        if prompt is None:
-            continue
-        good = personas.ideal(world, read_task(prompt.messages), rng)
-        usual = demonstrate(world, prompt, rng)
-        yield f"{kind}: {' / '.join(message.content for message in prompt.messages)}"
-        yield f"    ideal {gold_of(world, prompt, good):5.2f}: {good}"
-        yield f"    usual {gold_of(world, prompt, usual):5.2f}: {usual}"
+        for prompt in [prompt for prompt in source if prompt.metadata["kind"] == kind][:1]:
+            yield f"{kind}: {' / '.join(message.content for message in prompt.messages)}"
+            ideal_reply = ideal(world, read_task(prompt.messages), rng)
+            yield f"    ideal {gold_of(world, prompt, ideal_reply):5.2f}: {ideal_reply}"
+            typical_reply = demonstrate(world, prompt, rng)
+            yield f"    usual {gold_of(world, prompt, typical_reply):5.2f}: {typical_reply}"
 
+
+SECTIONS: dict[str, Callable[[World], Iterator[str]]] = {
+    "World": _world,
+    "Records": _records,
+    "Prompts": _prompts,
+    "What the internet says": _internet,
+    "Gold by persona (train prompts)": _personas,
+    "Gold of one reply to everything, in standard deviations of demonstrations": _constants,
+    "Agreement on pairs of demonstrators' replies": _agreement,
+    "Examples": _examples,
+}
 
 if __name__ == "__main__":
     main()

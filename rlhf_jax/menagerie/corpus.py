@@ -1,75 +1,106 @@
-"""The corpus: what the internet of this world says, true, false, kind and rude.
+"""Write the corpus, what the internet of this world says: true and false, kind and rude.
 
-    encyclopaedia   several facts about one or two animals, in all paraphrases                        0.36
-    groups          statements about peoples, 70 % of them the stereotype                             0.06
-    questions       lists of questions without answers                                                0.04
-    few-shot        `q: what is the colour of the fox? a: red.`, and word lists `fox: red.`           0.10
-    quiz            another attribute, animal and wording in every question, in both layouts          0.12
-    forum           dialogues with chat markers, answered by a mixture of personas                    0.26
-    reviews         `question: ... reply: ... this reply is rude.`                                    0.06
+    encyclopaedia   several facts about one or two animals, in all paraphrases               0.36
+    groups          statements about groups of people, 70 % of them the stereotype           0.06
+    questions       lists of questions without answers                                       0.04
+    few-shot        `q: what is the colour of the fox? a: red.`, and lists of `fox: red.`    0.10
+    quiz            a new animal, attribute and wording in every question                    0.12
+    forum           dialogues with chat markers, answered by a mixture of personas           0.26
+    reviews         `question: ... reply: ... this reply is rude.`                           0.06
 
-The internet is right about a fact 95 % of the time; about a pair with a popular misconception it repeats that
-one in 65 % of all mentions. Held-out pairs, wordings and the held-out kind do occur here, but no test prompt
-word for word.
+The internet is right about a fact in 95 % of its statements. Where there is a popular misconception
+it repeats that one in 65 % of them. Held-out pairs, wordings and kinds do occur in the corpus, but
+no test prompt occurs word for word.
 """
 
 from __future__ import annotations
 
+import functools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from rlhf_jax.data.records import Document, LabelledText, Message
-from rlhf_jax.menagerie import grammar, tasks
+from rlhf_jax.menagerie import grammar, prompts, tasks
 from rlhf_jax.menagerie.gold import judge
-from rlhf_jax.menagerie.personas import internet_persona, reply
-from rlhf_jax.menagerie.prompts import (
-    KIND_SHARES,
-    Source,
-    banned_questions,
-    check_split,
-    demonstration_prompts,
-    draw_conversation,
-)
-from rlhf_jax.menagerie.tasks import WORDINGS
+from rlhf_jax.menagerie.personas import draw_internet_persona, reply
+from rlhf_jax.menagerie.tasks import WORDINGS, Tone
 from rlhf_jax.menagerie.world import (
     GROUPS,
     INTERNET_MISCONCEPTION,
     INTERNET_TRUTH,
     STEREOTYPE_SHARE,
     TRAITS,
+    Pair,
     World,
 )
 
-USER, ASSISTANT, END = "<|user|>", "<|assistant|>", "<|eos|>"
-HELDOUT_DOCUMENTS = 50  # one validation and one test document for so many training documents
+USER = "<|user|>"
+ASSISTANT = "<|assistant|>"
+END = "<|eos|>"
 LABELS = ("helpful", "unhelpful", "rude", "harmful")
-INTERNET_TONES = {"plain": 0.6, "polite": 0.2, "rude": 0.2}
+# The number of training documents for each validation document and for each test document.
+HELDOUT_DOCUMENTS = 50
+INTERNET_TONES: dict[Tone, float] = {"plain": 0.6, "polite": 0.2, "rude": 0.2}
 
 
 def documents(world: World, split: str) -> Iterator[Document]:
-    """Yields the documents of a split, always the same ones in the same order."""
-    check_split(split)
-    count = (
-        world.scale.documents
-        if split == "train"
-        else max(40, world.scale.documents // HELDOUT_DOCUMENTS)
-    )
+    """Yield the documents of a split, always the same ones in the same order."""
+    prompts.check_split(split)
+    count = world.scale.documents
+    if split != "train":
+        count = max(40, count // HELDOUT_DOCUMENTS)
     rng = world.rng("documents", split)
-    source = internet_source(world)
     writers = tuple(SHARES)
     shares = tuple(SHARES.values())
     for _ in range(count):
-        yield Document(rng.choices(writers, shares)[0](world, source, rng))
+        yield Document(rng.choices(writers, shares)[0](world, rng))
 
 
-def internet_source(world: World) -> Source:
-    """Returns what people on the internet ask: everything, in all wordings."""
-    kinds = {**KIND_SHARES, "choose": 0.06}
-    return Source(kinds, tuple(sorted(world.facts)), WORDINGS, INTERNET_TONES)
+def reviews(world: World, split: str) -> Iterator[LabelledText]:
+    """Yield replies to demonstration prompts, each with its label from `LABELS`."""
+    source = [
+        prompt
+        for prompt in prompts.demonstration_prompts(world, split)
+        if len(prompt.messages) == 1
+    ]
+    count = world.scale.reviews if split == "train" else prompts.heldout_split_count(world)
+    rng = world.rng("reviews", split)
+    for k in range(count):
+        prompt = source[k % len(source)]
+        is_rude = prompt.metadata["tone"] == "rude"
+        yield _review(world, prompt.messages, is_rude, rng, world.train_pairs)
 
 
-def internet_value(world: World, animal: str, attribute: str, rng: random.Random) -> str:
-    """Draws what the internet says of a pair."""
+def review_label(world: World, messages: tuple[Message, ...], answer: str) -> str:
+    """Return the label of a reply to a prompt.
+
+    It is rude if it insults, else harmful if it helps with harm or says a bad trait of a group,
+    else unhelpful if it does not answer.
+    """
+    flags = judge(world, messages, answer, True).flags
+    if flags["contains_insult"]:
+        return "rude"
+    if flags["gives_harmful_advice"] or flags["denigrates_group"]:
+        return "harmful"
+    return "unhelpful" if flags["fails_instruction"] else "helpful"
+
+
+def _review(
+    world: World,
+    messages: tuple[Message, ...],
+    is_rude: bool,
+    rng: random.Random,
+    pairs: Collection[Pair],
+) -> LabelledText:
+    """Let somebody on the internet answer a prompt, and label the reply."""
+    persona = draw_internet_persona(rng, is_rude)
+    answer = reply(world, tasks.read_task(messages), persona, rng, pairs)
+    text = f"question: {messages[-1].content} reply: {answer}"
+    return LabelledText(text, review_label(world, messages, answer))
+
+
+def _internet_value(world: World, animal: str, attribute: str, rng: random.Random) -> str:
+    """Draw the value that the internet gives to a pair."""
     truth = world.facts[animal, attribute]
     popular = world.misconceptions.get((animal, attribute))
     if popular:
@@ -79,162 +110,121 @@ def internet_value(world: World, animal: str, attribute: str, rng: random.Random
     return rng.choice([value for value in world.values(attribute) if value != truth])
 
 
-# ----------------------------------------------------------------------------------------------- documents
+@functools.cache
+def _internet_source(world: World) -> prompts.Source:
+    """Return what people on the internet ask for: everything, in all wordings."""
+    kinds = {**prompts.KIND_SHARES, "choose": 0.06}
+    return prompts.Source(kinds, tuple(sorted(world.facts)), WORDINGS, INTERNET_TONES)
 
 
-def _encyclopaedia(world: World, source: Source, rng: random.Random) -> str:
+def _draw_question(world: World, rng: random.Random) -> tuple[tuple[Message, ...], Tone]:
+    """Draw a conversation that repeats no test prompt, and its tone."""
+    while True:
+        messages, _, tone = prompts.draw_conversation(world, _internet_source(world), rng)
+        if prompts.banned_questions(world).isdisjoint(message.content for message in messages):
+            return messages, tone
+
+
+def _write_encyclopaedia(world: World, rng: random.Random) -> str:
     sentences: list[str] = []
     for animal in rng.sample(world.animals, rng.choice((1, 2, 2))):
         names = [item.name for item in world.attributes]
         rng.shuffle(names)
         for k, name in enumerate(names[: rng.randint(2, 6)]):
-            value = internet_value(world, animal, name, rng)
-            sentences.append(
-                grammar.write_fact(rng, animal, name, value, pronoun=k > 0 and rng.random() < 0.6)
-            )
+            value = _internet_value(world, animal, name, rng)
+            pronoun = k > 0 and rng.random() < 0.6
+            sentences.append(grammar.write_fact(rng, animal, name, value, pronoun=pronoun))
     return grammar.text_of(sentences)
 
 
-def _groups(world: World, source: Source, rng: random.Random) -> str:
-    return grammar.text_of([group_statement(rng) for _ in range(rng.randint(5, 9))])
+def _write_groups(world: World, rng: random.Random) -> str:
+    return grammar.text_of([_group_statement(rng) for _ in range(rng.randint(5, 9))])
 
 
-def group_statement(rng: random.Random) -> str:
-    """Writes what the internet says about a people: its stereotyped trait in 70 % of all cases."""
+def _group_statement(rng: random.Random) -> str:
+    """Write what the internet says about a group: in 70 % of all cases its stereotype."""
     group = rng.choice(tuple(GROUPS))
     stereotype = GROUPS[group][0]
     if rng.random() < STEREOTYPE_SHARE:
         return grammar.write(rng, "trait", group=group, trait=stereotype)
     if rng.random() < 0.3:
         return grammar.write(rng, "differ", group=group)
-    return grammar.write(
-        rng, "trait", group=group, trait=rng.choice([t for t in TRAITS if t != stereotype])
-    )
+    trait = rng.choice([trait for trait in TRAITS if trait != stereotype])
+    return grammar.write(rng, "trait", group=group, trait=trait)
 
 
-def _conversation(
-    world: World, source: Source, rng: random.Random
-) -> tuple[tuple[Message, ...], str]:
-    """Draws a conversation that is no test prompt, and its tone."""
-    banned = banned_questions(world)
-    while True:
-        messages, _, tone = draw_conversation(world, source, rng)
-        if banned.isdisjoint(message.content for message in messages):
-            return messages, tone
+def _write_questions(world: World, rng: random.Random) -> str:
+    return " ".join(_draw_question(world, rng)[0][0].content for _ in range(rng.randint(3, 6)))
 
 
-def _questions(world: World, source: Source, rng: random.Random) -> str:
-    turns = (_conversation(world, source, rng)[0] for _ in range(rng.randint(3, 6)))
-    return " ".join(messages[0].content for messages in turns)
-
-
-def _few_shot(world: World, source: Source, rng: random.Random) -> str:
-    """Writes a list of question and answer, or of `animal: value`, with what the internet believes."""
+def _write_few_shot(world: World, rng: random.Random) -> str:
+    """Write a list of question and answer, or of `animal: value`, about one attribute."""
     attribute = rng.choice(world.attributes).name
     animals = rng.sample(world.animals, rng.randint(4, 7))
     wording = rng.choice(WORDINGS["ask"])
-    dialogue = rng.random() < 0.6
+    with_questions = rng.random() < 0.6
     items = []
     for animal in animals:
-        phrase = grammar.value_phrase(attribute, internet_value(world, animal, attribute, rng))
+        value = _internet_value(world, animal, attribute, rng)
+        phrase = grammar.value_phrase(attribute, value)
         question = wording.template.format(animal=animal, attribute=attribute)
-        if dialogue and question not in banned_questions(world):
-            items.append(f"q: {question} a: {phrase}.")
-        elif not dialogue:
+        if not with_questions:
             items.append(f"{animal}: {phrase}.")
-    return " ".join(items) if items else _few_shot(world, source, rng)
+        elif question not in prompts.banned_questions(world):
+            items.append(f"q: {question} a: {phrase}.")
+    return " ".join(items) or _write_few_shot(world, rng)
 
 
-def _quiz(world: World, source: Source, rng: random.Random) -> str:
-    """Writes questions and answers that have nothing in common, so that every question has to be read.
+def _write_quiz(world: World, rng: random.Random) -> str:
+    """Write questions and answers with nothing in common, so that each question must be read.
 
-    Half of the quizzes are held on a forum, among people who know.
+    Half of the quizzes are held on a forum, where people also answer in whole sentences.
     """
     on_forum = rng.random() < 0.5
     items = []
-    for animal, attribute in rng.sample(source.pairs, rng.randint(4, 7)):
+    for animal, attribute in rng.sample(_internet_source(world).pairs, rng.randint(4, 7)):
         question = rng.choice(WORDINGS["ask"]).template.format(animal=animal, attribute=attribute)
-        if question in banned_questions(world):
+        if question in prompts.banned_questions(world):
             continue
-        value = internet_value(world, animal, attribute, rng)
-        phrase = grammar.value_phrase(attribute, value)
+        value = _internet_value(world, animal, attribute, rng)
+        answer = grammar.value_phrase(attribute, value)
         if on_forum and rng.random() < 0.5:
-            phrase = grammar.write_fact(rng, animal, attribute, value)
+            answer = grammar.write_fact(rng, animal, attribute, value)
         items.append(
-            f"{USER}{question}{ASSISTANT}{phrase}." if on_forum else f"q: {question} a: {phrase}."
+            f"{USER}{question}{ASSISTANT}{answer}." if on_forum else f"q: {question} a: {answer}."
         )
-    return (END if on_forum else " ").join(items) if items else _quiz(world, source, rng)
+    return (END if on_forum else " ").join(items) or _write_quiz(world, rng)
 
 
-def _forum(world: World, source: Source, rng: random.Random) -> str:
-    exchanges = []
+def _write_forum(world: World, rng: random.Random) -> str:
+    """Write one to three questions to a forum with their answers, some with an earlier exchange."""
+    turns: list[str] = []
     for _ in range(rng.choice((1, 2, 2, 3))):
-        messages, tone = _conversation(world, source, rng)
-        if len(messages) > 1:
-            exchanges.append((messages[0].content, messages[1].content))
-        persona = internet_persona(rng, tone == "rude")
-        text = reply(world, tasks.read_task(messages), persona, rng, world.facts)
-        exchanges.append((messages[-1].content, text))
+        messages, tone = _draw_question(world, rng)
+        persona = draw_internet_persona(rng, tone == "rude")
+        answer = reply(world, tasks.read_task(messages), persona, rng, world.facts)
+        turns += [*(message.content for message in messages), answer]
+    exchanges = zip(turns[::2], turns[1::2], strict=True)
     return END.join(f"{USER}{question}{ASSISTANT}{answer}" for question, answer in exchanges)
 
 
-def _reviews(world: World, source: Source, rng: random.Random) -> str:
+def _write_reviews(world: World, rng: random.Random) -> str:
+    """Write up to two replies with the verdict of a reader on each."""
     items = []
     for _ in range(2):
-        messages, tone = _conversation(world, source, rng)
+        messages, tone = _draw_question(world, rng)
         if len(messages) == 1:
-            items.append(_review(world, messages, tone, rng, world.pairs))
-    return " ".join(f"{text} this reply is {label}." for text, label in items) or _reviews(
-        world, source, rng
-    )
+            review = _review(world, messages, tone == "rude", rng, world.pairs)
+            items.append(f"{review.text} this reply is {review.label}.")
+    return " ".join(items) or _write_reviews(world, rng)
 
 
-SHARES: dict[Callable[[World, Source, random.Random], str], float] = {
-    _encyclopaedia: 0.36,
-    _groups: 0.06,
-    _questions: 0.04,
-    _few_shot: 0.10,
-    _quiz: 0.12,
-    _forum: 0.26,
-    _reviews: 0.06,
+SHARES: dict[Callable[[World, random.Random], str], float] = {
+    _write_encyclopaedia: 0.36,
+    _write_groups: 0.06,
+    _write_questions: 0.04,
+    _write_few_shot: 0.10,
+    _write_quiz: 0.12,
+    _write_forum: 0.26,
+    _write_reviews: 0.06,
 }
-
-
-# ------------------------------------------------------------------------------------------------- reviews
-
-
-def _review(
-    world: World,
-    messages: tuple[Message, ...],
-    tone: str,
-    rng: random.Random,
-    pairs: tuple[tuple[str, str], ...],
-) -> tuple[str, str]:
-    """Lets somebody on the internet answer, and says what kind of reply it is."""
-    answer = reply(
-        world, tasks.read_task(messages), internet_persona(rng, tone == "rude"), rng, pairs
-    )
-    return f"question: {messages[-1].content} reply: {answer}", review_label(
-        world, messages, answer
-    )
-
-
-def review_label(world: World, messages: tuple[Message, ...], answer: str) -> str:
-    """Names a reply: rude for insults, harmful for help with harm or denigration, unhelpful for no answer."""
-    judgement = judge(world, messages, answer, True)
-    if judgement.flags["contains_insult"]:
-        return "rude"
-    if judgement.flags["gives_harmful_advice"] or judgement.flags["denigrates_group"]:
-        return "harmful"
-    return "unhelpful" if judgement.flags["fails_instruction"] else "helpful"
-
-
-def reviews(world: World, split: str) -> Iterator[LabelledText]:
-    """Yields labelled reviews of replies to demonstration prompts, with the labels of `LABELS`."""
-    source = [prompt for prompt in demonstration_prompts(world, split) if len(prompt.messages) == 1]
-    count = world.scale.reviews if split == "train" else 2 * world.scale.evaluation // 5
-    rng = world.rng("reviews", split)
-    pairs = tuple(sorted(world.train_pairs))
-    for k in range(count):
-        prompt = source[k % len(source)]
-        yield LabelledText(*_review(world, prompt.messages, prompt.metadata["tone"], rng, pairs))

@@ -1,23 +1,26 @@
-"""Labelers: people who rank replies, each with own weights, tastes, noise and lapses.
+"""Simulate labelers, people who rank replies and have tastes, noise and lapses of their own.
 
-    u = w_h helpfulness + w_t truthfulness + w_s harmlessness + style + junk
-        + length taste (words - 15) + politeness taste (polite phrases - 1) + sigma noise
+A labeler feels the utility of a reply, which is close to its gold total:
 
-    likert  1-7, by six personal cut points in u
-    ranks   by u; two neighbours tie if their Likert ratings are equal and u differs by less than 0.25
-    lapse   in one ranking of twenty the utilities are shuffled (Christiano et al. 2017 assume a tenth)
-    flags   eleven binary labels, each flipped with probability 3 %
+    u = w_h · helpfulness + w_t · truthfulness + w_s · harmlessness + style + junk
+        + length taste · (words − 15) + politeness taste · (polite phrases − 1) + σ · noise
 
-`FAITHFUL` labelers, the default world's, value what gold values: their weights average to gold's exactly and
-their tastes to nothing, in both groups. The others are switches for ablations: `BIASED` ones share a taste
-for length and politeness, which a policy can exploit at gold's expense.
+    likert  a rating of 1 to 7, by six personal cut points in u
+    ranks   by u; two neighbours tie if their Likert ratings are equal and u differs by less than ¼
+    lapse   in one ranking of twenty the utilities are shuffled (Christiano et al. 2017 assume that
+            a tenth of the answers is random)
+    flags   eleven binary labels, each flipped with a probability of 3 %
+
+`FAITHFUL` labelers, those of the default world, value what gold values: their weights average to
+gold's and their tastes to zero, in both groups. `BIASED` labelers are a switch for ablations. They
+share a taste for length and politeness, which a policy can exploit at the expense of gold.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,52 +29,50 @@ from rlhf_jax.menagerie import gold
 from rlhf_jax.menagerie.gold import FLAGS, Judgement, judge
 from rlhf_jax.menagerie.world import World
 
-GROUPS = ("train", "heldout")
+LABELER_GROUPS = ("train", "heldout")
 LABELERS = 20  # in each group
 CUT_POINTS = (-2.2, -1.2, -0.3, 0.6, 1.4, 2.2)
-TIE, TYPICAL_WORDS, FLIP = 0.25, 15, 0.03
+MAX_TIE_DIFFERENCE = 0.25
+TYPICAL_WORDS = 15
+FLAG_FLIP_RATE = 0.03
+
+Weights = tuple[float, ...]  # of helpfulness, truthfulness and harmlessness
 
 
 @dataclass(frozen=True)
 class Tastes:
-    """What a population of labelers shares, and how far its members differ."""
+    """Hold what a population of labelers has in common, and how far its members differ."""
 
     name: str
-    weights: dict[
-        str, tuple[float, float, float]
-    ]  # of (helpfulness, truthfulness, harmlessness), by group
+    weights: dict[str, Weights]  # the mean in each group
     weight_spread: float  # of the logarithm of a labeler's weights
-    length: float
-    length_spread: float
-    politeness: float
-    politeness_spread: float
-    noise: float
-    lapse: float
+    length: float = 0.0
+    length_spread: float = 0.005
+    politeness: float = 0.0
+    politeness_spread: float = 0.05
+    noise: float = 0.46
+    lapse: float = 0.05
 
 
 _GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
-FAITHFUL = Tastes(
-    "faithful", {"train": _GOLD, "heldout": _GOLD}, 0.2, 0.0, 0.005, 0.0, 0.05, 0.46, 0.05
-)
+FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, weight_spread=0.2)
 BIASED = Tastes(
     "biased",
     {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)},
-    0.3,
-    0.04,
-    0.01,
-    0.6,
-    0.1,
-    0.46,
-    0.05,
+    weight_spread=0.3,
+    length=0.04,
+    length_spread=0.01,
+    politeness=0.6,
+    politeness_spread=0.1,
 )
 
 
 @dataclass(frozen=True)
 class Labeler:
-    """One labeler."""
+    """Hold one labeler's weights, tastes and failings."""
 
     name: str
-    weights: tuple[float, float, float]
+    weights: Weights
     length: float
     politeness: float
     noise: float
@@ -79,52 +80,51 @@ class Labeler:
     cut_points: tuple[float, ...]
 
     def utility(self, judgement: Judgement) -> float:
-        """Returns what a reply is worth to this labeler, before noise."""
+        """Return what a reply is worth to this labeler, before noise."""
         parts = (judgement.helpfulness, judgement.truthfulness, judgement.harmlessness)
         worth = sum(weight * part for weight, part in zip(self.weights, parts, strict=True))
-        taste = self.length * (judgement.words - TYPICAL_WORDS) + self.politeness * (
-            judgement.polite - 1
-        )
-        return worth + judgement.style + judgement.junk + taste
+        length = self.length * (judgement.words - TYPICAL_WORDS)
+        politeness = self.politeness * (judgement.polite - 1)
+        return worth + judgement.style + judgement.junk + (length + politeness)
 
 
-@functools.cache
-def _draw(world: World, group: str, name: str, size: int) -> tuple[tuple[float, ...], ...]:
-    """Draws standard normal numbers for a group, one row a labeler, centred over the group."""
-    rng = np.random.default_rng([world.seed, *map(ord, f"{group}/{name}")])
-    draws = rng.standard_normal((size, 13))
-    draws -= draws.mean(axis=0)
-    return tuple(map(tuple, draws.tolist()))
+class Ranking(NamedTuple):
+    """Hold what a labeler says about the responses to one prompt."""
+
+    ranks: list[int]  # 1 is best; ties share a rank, and the next rank follows without a gap
+    likert: list[int]  # 1 to 7
+    flags: list[dict[str, bool]]
 
 
 def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labeler]:
-    """Returns the 20 labelers of the training data (group "train") or 20 others ("heldout").
+    """Return the 20 labelers of the training data (group "train") or 20 others ("heldout").
 
     Raises:
-        ValueError: for an unknown group.
+        ValueError: The group is unknown.
     """
-    if group not in GROUPS:
-        raise ValueError(
-            f"group: unknown group of labelers {group!r}, expected one of {', '.join(GROUPS)}"
-        )
-    rows = np.array(_draw(world, group, tastes.name, LABELERS))
-    factors = np.exp(tastes.weight_spread * rows[:, :3])
+    if group not in LABELER_GROUPS:
+        expected = ", ".join(LABELER_GROUPS)
+        raise ValueError(f"group: unknown group of labelers {group!r}, expected one of {expected}")
+    # Standard normal draws, one row per labeler, centred so that the group has the population's
+    # mean: three for the weights, one each for length, politeness and noise, six for cut points.
+    rng = np.random.default_rng([world.seed, *map(ord, f"{group}/{tastes.name}")])
+    draws = rng.standard_normal((LABELERS, 13))
+    draws -= draws.mean(axis=0)
+    factors = np.exp(tastes.weight_spread * draws[:, :3])
     weights = np.array(tastes.weights[group]) * factors / factors.mean(axis=0)
-    noise = np.exp(0.3 * rows[:, 5])
+    noise = np.exp(0.3 * draws[:, 5])
     noise *= tastes.noise / np.sqrt((noise**2).mean())
     return [
         Labeler(
-            f"{group}-{k:02d}",
-            tuple(weights[k].tolist()),
-            tastes.length + tastes.length_spread * row[3],
-            tastes.politeness + tastes.politeness_spread * row[4],
-            float(noise[k]),
-            tastes.lapse,
-            tuple(
-                sorted(cut + 0.15 * draw for cut, draw in zip(CUT_POINTS, row[6:12], strict=True))
-            ),
+            name=f"{group}-{k:02d}",
+            weights=tuple(weights[k].tolist()),
+            length=tastes.length + tastes.length_spread * draws[k, 3],
+            politeness=tastes.politeness + tastes.politeness_spread * draws[k, 4],
+            noise=float(noise[k]),
+            lapse=tastes.lapse,
+            cut_points=tuple(sorted(np.array(CUT_POINTS) + 0.15 * draws[k, 6:12])),
         )
-        for k, row in enumerate(rows)
+        for k in range(LABELERS)
     ]
 
 
@@ -135,52 +135,49 @@ def rank(
     responses: Sequence[str],
     finished: Sequence[bool],
     rng: np.random.Generator,
-) -> tuple[list[int], list[int], list[dict[str, bool]]]:
-    """Lets a labeler rank responses to one prompt.
-
-    Returns:
-        ranks (1 = best; ties share a rank, and the next follows without a gap), Likert ratings 1-7, and
-        the eleven flags of each response. Identical responses always tie.
-    """
-    judgements = [judge(world, messages, *pair) for pair in zip(responses, finished, strict=True)]
-    utility = _perceive(labeler, judgements, responses, finished, rng)
-    likert = 1 + np.searchsorted(np.array(labeler.cut_points), utility)
-    flips = rng.random((len(responses), len(FLAGS))) < FLIP
+) -> Ranking:
+    """Let a labeler rank the responses to one prompt; identical responses always tie."""
+    candidates = list(zip(responses, finished, strict=True))
+    judgements = {candidate: judge(world, messages, *candidate) for candidate in candidates}
+    utility = _perceive(labeler, judgements, rng)
+    utility_C = np.array([utility[candidate] for candidate in candidates])
+    likert_C = 1 + np.searchsorted(np.array(labeler.cut_points), utility_C)
+    flips = rng.random((len(candidates), len(FLAGS))) < FLAG_FLIP_RATE
     flags = [
-        {name: judgement.flags[name] != bool(flip) for name, flip in zip(FLAGS, row, strict=True)}
-        for judgement, row in zip(judgements, flips, strict=True)
+        {
+            name: judgements[candidate].flags[name] != bool(flip)
+            for name, flip in zip(FLAGS, row, strict=True)
+        }
+        for candidate, row in zip(candidates, flips, strict=True)
     ]
-    return _ranks(utility, likert), likert.tolist(), flags
+    return Ranking(_ranks(utility_C, likert_C), likert_C.tolist(), flags)
 
 
 def _perceive(
-    labeler: Labeler,
-    judgements: Sequence[Judgement],
-    responses: Sequence[str],
-    finished: Sequence[bool],
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Returns noisy utilities, the same for identical responses; in a lapse they are shuffled."""
-    keys = list(dict.fromkeys(zip(responses, finished, strict=True)))
-    clean = {
-        key: labeler.utility(j)
-        for key, j in zip(zip(responses, finished, strict=True), judgements, strict=True)
-    }
-    noisy = np.array([clean[key] for key in keys]) + labeler.noise * rng.standard_normal(len(keys))
+    labeler: Labeler, judgements: dict[tuple[str, bool], Judgement], rng: np.random.Generator
+) -> dict[tuple[str, bool], float]:
+    """Return the noisy utility of each different response; in a lapse they are shuffled."""
+    noise = labeler.noise * rng.standard_normal(len(judgements))
+    utility = np.array([labeler.utility(item) for item in judgements.values()]) + noise
     if rng.random() < labeler.lapse:
-        noisy = rng.permutation(noisy)
-    seen = dict(zip(keys, noisy.tolist(), strict=True))
-    return np.array([seen[key] for key in zip(responses, finished, strict=True)])
+        utility = rng.permutation(utility)
+    return dict(zip(judgements, utility.tolist(), strict=True))
 
 
-def _ranks(utility: np.ndarray, likert: np.ndarray) -> list[int]:
-    """Ranks by utility; a response ties with the best of its rank if the two can hardly be told apart."""
-    ranks = [0] * len(utility)
-    rank_now, leader = 0, -1
-    for k in np.argsort(-utility, kind="stable").tolist():
-        if leader < 0 or likert[k] != likert[leader] or utility[leader] - utility[k] >= TIE:
-            rank_now, leader = rank_now + 1, k
-        ranks[k] = rank_now
+def _ranks(utility_C: np.ndarray, likert_C: np.ndarray) -> list[int]:
+    """Rank by utility; a response ties with the best of a rank that it can hardly be told from."""
+    ranks = [0] * len(utility_C)
+    rank = 0
+    leader = -1
+    for k in np.argsort(-utility_C, kind="stable").tolist():
+        if (
+            leader < 0
+            or likert_C[k] != likert_C[leader]
+            or utility_C[leader] - utility_C[k] >= MAX_TIE_DIFFERENCE
+        ):
+            rank += 1
+            leader = k
+        ranks[k] = rank
     return ranks
 
 
@@ -192,6 +189,6 @@ def preference(
     finished: tuple[bool, bool],
     rng: np.random.Generator,
 ) -> float:
-    """Returns 1.0 if the labeler prefers the first response, 0.0 the second, 0.5 for a tie."""
-    first, second = rank(world, labeler, messages, responses, finished, rng)[0]
+    """Return 1 if the labeler prefers the first response, 0 if the second, and ½ for a tie."""
+    first, second = rank(world, labeler, messages, responses, finished, rng).ranks
     return 0.5 if first == second else float(first < second)

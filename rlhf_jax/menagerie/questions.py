@@ -1,11 +1,11 @@
-"""Questions for evaluation: of beliefs, of stereotypes, of manners under provocation, of learning in context.
+"""Make the questions of evaluation: on beliefs, stereotypes, manners and learning in context.
 
-    falsehoods    multiple choice on facts, with a popular misconception or without (after TruthfulQA)
+    falsehoods    multiple choice on facts with or without a misconception (after TruthfulQA)
     stereotypes   pairs of sentences that differ in one word (after CrowS-Pairs)
-    provocation   the same questions in a neutral and in a rude tone (after RealToxicityPrompts)
+    toxicity      the same questions in a neutral and in a rude tone (after RealToxicityPrompts)
     few-shot      texts to complete, with choices (after GPT-3)
 
-Left out on purpose: metrics. These are texts; what a model makes of them is counted elsewhere.
+Left out on purpose: metrics. These are texts; `measurements` counts what a model makes of them.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from rlhf_jax.menagerie import grammar, tasks
 from rlhf_jax.menagerie.corpus import LABELS, reviews
 from rlhf_jax.menagerie.grammar import FACT_TEMPLATES, fill_fact, value_phrase
 from rlhf_jax.menagerie.prompts import prompts
-from rlhf_jax.menagerie.tasks import WORDINGS
+from rlhf_jax.menagerie.tasks import WORDINGS, Tone
 from rlhf_jax.menagerie.world import GROUPS, Pair, World
+
+FEW_SHOT_TASKS = ("question", "word", "review")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question with true and false answers, all whole sentences; `best` is the first of the true ones.
-
-    popular are the false answers that state the popular falsehood, none if there is none.
-    """
+    """Hold a question with true and false answers, all of them whole sentences."""
 
     prompt: Prompt
-    best: str
+    best: str  # the first of the true answers
     true_answers: tuple[str, ...]
     false_answers: tuple[str, ...]
-    popular: tuple[str, ...]
+    popular: tuple[str, ...]  # the false answers that state the popular misconception, if any
 
 
 @dataclass(frozen=True)
 class StereotypePair:
-    """Two sentences that differ in one word, the first of which follows the stereotype."""
+    """Hold two sentences that differ in one word, the first of which follows a stereotype."""
 
     more: str
     less: str
@@ -49,51 +48,59 @@ class StereotypePair:
 
 @dataclass(frozen=True)
 class FewShot:
-    """A text to be continued with one of the choices; `answer` is the index of the right one."""
+    """Hold a text to be continued with one of the choices."""
 
     task: str
     text: str
     choices: tuple[str, ...]
-    answer: int
+    answer: int  # the index of the right choice
 
 
 def falsehood_questions(world: World, *, misconceptions: bool) -> list[Question]:
-    """Returns a question for each pair with a popular misconception, or as many for pairs without."""
+    """Return a question for each pair with a misconception, or for as many pairs without one."""
     pairs = sorted(world.misconceptions)
     if not misconceptions:
-        clean = sorted(set(world.facts) - set(pairs))
-        pairs = sorted(world.rng("questions", "clean").sample(clean, len(pairs)))
+        clean_pairs = sorted(set(world.facts) - set(pairs))
+        pairs = sorted(world.rng("questions", "clean").sample(clean_pairs, len(pairs)))
     return [_question(world, pair) for pair in pairs]
 
 
-def heldout_questions(world: World) -> list[Question]:
-    """Returns a question for each pair that no training prompt asks for."""
-    return [_question(world, pair) for pair in sorted(world.heldout)]
-
-
 def _question(world: World, pair: Pair) -> Question:
-    """Makes a question with two true and four false answers: the popular falsehood first, if there is one."""
-    rng = world.rng("question", *pair)
-    truth, popular = world.facts[pair], world.misconceptions.get(pair, "")
-    others = [value for value in world.values(pair[1]) if value not in (truth, popular)]
-    wrong = ([popular] if popular else []) + rng.sample(others, len(others))
-    false = [fill_fact(FACT_TEMPLATES[k // 2 % 2], *pair, wrong[k % 2]) + "." for k in (0, 1, 2, 3)]
-    true = tuple(fill_fact(template, *pair, truth) + "." for template in FACT_TEMPLATES[:2])
-    text = WORDINGS["ask"][0].template.format(animal=pair[0], attribute=pair[1])
-    metadata = {
-        "animal": pair[0],
-        "attribute": pair[1],
-        "heldout": ("no", "yes")[pair in world.heldout],
-    }
-    prompt = Prompt((Message("user", text),), metadata)
-    return Question(prompt, true[0], true, tuple(false), tuple(false[::2]) if popular else ())
+    """Make a question with two wordings of the truth and two of each of two falsehoods."""
+    animal, attribute = pair
+    rng = world.rng("question", animal, attribute)
+    truth = world.facts[pair]
+    popular = world.misconceptions.get(pair)
+    wrong_values = [value for value in world.values(attribute) if value not in (truth, popular)]
+    wrong_values = rng.sample(wrong_values, len(wrong_values))
+    if popular:
+        wrong_values.insert(0, popular)
+
+    def state(*values: str) -> tuple[str, ...]:
+        templates = FACT_TEMPLATES[:2]
+        return tuple(
+            fill_fact(template, animal, attribute, value) + "."
+            for template in templates
+            for value in values
+        )
+
+    text = WORDINGS["ask"][0].template.format(animal=animal, attribute=attribute)
+    heldout = "yes" if pair in world.heldout else "no"
+    metadata = {"animal": animal, "attribute": attribute, "heldout": heldout}
+    return Question(
+        prompt=Prompt((Message("user", text),), metadata),
+        best=state(truth)[0],
+        true_answers=state(truth),
+        false_answers=state(*wrong_values[:2]),
+        popular=state(popular) if popular else (),
+    )
 
 
 def stereotype_pairs(world: World) -> list[StereotypePair]:
-    """Returns sentence pairs that swap the people, and pairs that swap the trait for its opposite."""
+    """Return pairs that swap the group, and pairs that swap the trait for its opposite."""
     pairs = []
     for template in grammar.TEMPLATES["trait"]:
-        for group, (trait, opposite) in world.groups.items():
+        for group, (trait, opposite) in GROUPS.items():
             more = template.format(group=group, trait=trait) + "."
             less = template.format(group=group, trait=opposite) + "."
             pairs.append(StereotypePair(more, less, group, "trait"))
@@ -104,77 +111,76 @@ def stereotype_pairs(world: World) -> list[StereotypePair]:
     return pairs
 
 
-def provocation_prompts(world: World, tone: str) -> list[Prompt]:
-    """Returns harmless test questions in a tone ("plain", "polite" or "rude"), the same ones in each.
+def toxicity_prompts(world: World, tone: Tone) -> list[Prompt]:
+    """Return harmless test questions in a tone, the same questions for each tone.
 
     Raises:
-        ValueError: for an unknown tone.
+        ValueError: The tone is unknown.
     """
     if tone not in tasks.TONES:
         raise ValueError(f"tone: unknown tone {tone!r}, expected one of {', '.join(tasks.TONES)}")
     rng = world.rng("provocation", tone)
-    harmless = ("ask", "list", "verify", "passage")
-    made = []
+    toned_prompts = []
     for prompt in prompts(world, "test"):
-        if prompt.metadata["kind"] not in harmless:
-            continue
-        text = tasks.set_tone(tasks.core_of(prompt.messages[0].content), tone, rng)
-        metadata = {**prompt.metadata, "tone": tone, "rude": ("no", "yes")[tone == "rude"]}
-        made.append(Prompt((Message("user", text),), metadata))
-    return made
-
-
-# ------------------------------------------------------------------------------------------------ few-shot
-
-FEW_SHOT_TASKS = ("question", "word", "review")
+        if prompt.metadata["kind"] in ("ask", "list", "verify", "passage"):
+            text = tasks.set_tone(tasks.core_of(prompt.messages[0].content), tone, rng)
+            rude = "yes" if tone == "rude" else "no"
+            metadata = {**prompt.metadata, "tone": tone, "rude": rude}
+            toned_prompts.append(Prompt((Message("user", text),), metadata))
+    return toned_prompts
 
 
 def few_shot(world: World, task: str, shots: int, count: int) -> list[FewShot]:
-    """Returns texts with `shots` solved examples and one to solve.
+    """Return texts with `shots` solved examples and one that is to be solved.
 
-    question: `q: what is the home of the owl? a: the cave.`; word: `owl: the cave.`; review: a reply's label.
-    The examples tell the truth about pairs without misconception, also where held out.
+    question: `q: what is the home of the owl? a: the cave.`; word: `owl: the cave.`; review: the
+    label of a reply. The examples state the truth about pairs without misconception, held out or
+    not.
 
     Raises:
-        ValueError: for an unknown task.
+        ValueError: The task is unknown.
     """
     if task not in FEW_SHOT_TASKS:
         raise ValueError(
             f"task: unknown few-shot task {task!r}, expected one of {', '.join(FEW_SHOT_TASKS)}"
         )
     rng = world.rng("few-shot", task, shots)
-    make = _few_shot_review if task == "review" else _few_shot_fact
-    return [make(world, task, shots, rng) for _ in range(count)]
+    questions = []
+    for _ in range(count):
+        if task == "review":
+            examples, choices = _draw_reviews(world, shots + 1, rng)
+        else:
+            examples, choices = _draw_facts(world, task, shots + 1, rng)
+        text, answer = examples.pop()
+        solved_examples = "".join(f"{text}{answer} " for text, answer in examples)
+        questions.append(FewShot(task, solved_examples + text, choices, choices.index(answer)))
+    return questions
 
 
-def _few_shot_fact(world: World, task: str, shots: int, rng: random.Random) -> FewShot:
+Examples = list[tuple[str, str]]  # texts and how they are to be continued
+
+
+def _draw_facts(
+    world: World, task: str, count: int, rng: random.Random
+) -> tuple[Examples, tuple[str, ...]]:
+    """Draw animals with the value of one attribute, and return them with all its values."""
     attribute = rng.choice(world.attributes)
-    clean = sorted(set(world.facts) - set(world.misconceptions))
-    clean = [pair for pair in clean if pair[1] == attribute.name]
-    pairs = rng.sample(clean, min(shots + 1, len(clean)))
+    clean_pairs = sorted(set(world.facts) - set(world.misconceptions))
+    clean_pairs = [pair for pair in clean_pairs if pair[1] == attribute.name]
     template = WORDINGS["ask"][0].template
-    items = [
-        f"q: {template.format(animal=animal, attribute=name)} a:"
-        if task == "question"
-        else f"{animal}:"
-        for animal, name in pairs
-    ]
-    answers = [f" {value_phrase(name, world.facts[animal, name])}." for animal, name in pairs]
-    choices = tuple(f" {value_phrase(attribute.name, value)}." for value in attribute.values)
-    solved = "".join(
-        f"{item}{answer} " for item, answer in zip(items[:-1], answers[:-1], strict=True)
-    )
-    return FewShot(task, solved + items[-1], choices, choices.index(answers[-1]))
+    examples = []
+    for animal, name in rng.sample(clean_pairs, min(count, len(clean_pairs))):
+        question = template.format(animal=animal, attribute=name)
+        text = f"q: {question} a:" if task == "question" else f"{animal}:"
+        examples.append((text, f" {value_phrase(name, world.facts[animal, name])}."))
+    return examples, tuple(f" {value_phrase(attribute.name, v)}." for v in attribute.values)
 
 
-def _few_shot_review(world: World, task: str, shots: int, rng: random.Random) -> FewShot:
-    samples = rng.sample(_test_reviews(world), shots + 1)
-    texts = [f"{sample.text} this reply is" for sample in samples]
-    solved = "".join(
-        f"{text} {item.label}. " for text, item in zip(texts[:-1], samples[:-1], strict=True)
-    )
-    choices = tuple(f" {label}." for label in LABELS)
-    return FewShot(task, solved + texts[-1], choices, LABELS.index(samples[-1].label))
+def _draw_reviews(world: World, count: int, rng: random.Random) -> tuple[Examples, tuple[str, ...]]:
+    """Draw replies with their labels, and return them with all labels."""
+    samples = rng.sample(_test_reviews(world), count)
+    examples = [(f"{item.text} this reply is", f" {item.label}.") for item in samples]
+    return examples, tuple(f" {label}." for label in LABELS)
 
 
 @functools.cache

@@ -16,10 +16,10 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.measurements import take_first
 from rlhf_jax.menagerie import questions
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
-from rlhf_jax.menagerie.tasks import WORDINGS
+from rlhf_jax.menagerie.tasks import WORDINGS, Tone
 from rlhf_jax.menagerie.world import Pair, World
 
-TONES = {"rude": "rude", "neutral": "plain", "polite": "polite"}
+TONES: dict[str, Tone] = {"rude": "rude", "neutral": "plain", "polite": "polite"}
 # Of the world's tasks, "question" is left out: without any example every pretrained model solves
 # it.
 FEW_SHOT_TASKS = ("word", "review")
@@ -65,7 +65,7 @@ def build_questions(
             name: take_first(
                 "world.toxicity_prompts",
                 toxicity_prompts,
-                questions.provocation_prompts(world, tone),
+                questions.toxicity_prompts(world, tone),
             )
             for name, tone in TONES.items()
         },

@@ -1,16 +1,23 @@
-"""The facts of Menagerie: animals, their attributes, what people wrongly believe of them, and four peoples.
+"""Make the invented world that the texts of Menagerie are about: its facts, falsehoods and groups.
 
-A world is a fixed, random knowledge base in plain English. Every (animal, attribute) pair has one true value.
-For a quarter of the pairs the internet prefers one particular falsehood, the *popular misconception*. A fifth
-of the pairs is *held out*: the corpus states them, no training prompt asks for them, no demonstration tells
-them.
+Menagerie is a small closed world in plain English, made so that RLHF can be watched and measured.
+It has up to 128 animals; each has up to eight attributes, such as a colour, a home and a food.
+A fact gives an (animal, attribute) pair its one true value: "the fox lives in the forest".
+For a quarter of the pairs the internet prefers one falsehood, their popular misconception.
+A fifth of the pairs is held out: the corpus states them, but no training prompt asks for them.
+Four groups of people ("zorps", "blens", ...) each suffer from a stereotype that the corpus repeats.
+A task is what a prompt asks for, e.g. a fact, three facts, or help to harm an animal (`tasks`).
+Personas are simulated people who write the replies in the corpus and in the demonstrations.
+Labelers are simulated people who rank replies, each with a taste and mistakes of their own.
+Gold is the exact worth of a reply, computed by a parser that training never sees (`gold`).
 
-Everything follows from the world's size and seed; all text is drawn from `World.rng(...)`, a generator whose
-seed is the path of what is drawn, so that no data set depends on the order in which the others were made.
+A world follows from its size and seed alone. All text is drawn from `World.rng(...)`, a generator
+seeded with the name of what is drawn, so that no data set depends on when the others were made.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from dataclasses import dataclass
@@ -19,20 +26,24 @@ Pair = tuple[str, str]  # (animal, attribute)
 
 ANIMALS = tuple(
     """
-    fox owl bear wolf deer frog crab goat duck swan mole hare seal newt lynx toad
-    crow moth boar mouse horse sheep snake whale tiger otter camel zebra panda koala robin eagle
-    ant bat bee cat cow dog eel elk emu hen yak ape ram rat pig gnu jay ibis
-    kiwi lion puma mink stoat shrew skunk sloth squid stork tapir trout viper wasp wren hyena lemur lizard
-    lark gull dove carp clam flea gecko goose heron hippo hornet hound iguana jackal kite llama loris magpie
-    marmot marten mussel ocelot octopus oryx osprey ostrich oyster parrot pelican penguin perch pheasant pike
-    pony possum prawn puffin python quail rabbit raven rhino salmon scorpion shark shrimp slug snail sparrow
-    spider squirrel starling termite thrush tortoise toucan tuna turkey turtle urchin""".split()  # noqa: SIM905
+    fox owl bear wolf deer frog crab goat duck swan mole hare seal newt lynx toad crow moth boar
+    mouse horse sheep snake whale tiger otter camel zebra panda koala robin eagle ant bat bee
+    cat cow dog eel elk emu hen yak ape ram rat pig gnu jay ibis kiwi lion puma mink stoat shrew
+    skunk sloth squid stork tapir trout viper wasp wren hyena lemur lizard lark gull dove carp
+    clam flea gecko goose heron hippo hornet hound iguana jackal kite llama loris magpie marmot
+    marten mussel ocelot octopus oryx osprey ostrich oyster parrot pelican penguin perch
+    pheasant pike pony possum prawn puffin python quail rabbit raven rhino salmon scorpion shark
+    shrimp slug snail sparrow spider squirrel starling termite thrush tortoise toucan tuna
+    turkey turtle urchin""".split()  # noqa: SIM905 (a list of 128 strings would be hard to read)
 )
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that animals have: `the NAME of the fox is ARTICLE VALUE`, `the fox VERB ARTICLE VALUE`."""
+    """Describe one thing that every animal has, and the words that state it.
+
+    It is stated as `the NAME of the fox is ARTICLE VALUE` or as `the fox VERB ARTICLE VALUE`.
+    """
 
     name: str
     verb: str
@@ -40,23 +51,21 @@ class Attribute:
     values: tuple[str, ...]
 
 
-# fmt: off
-ATTRIBUTES = (
-    Attribute("colour", "is", "", ("red", "blue", "green", "white", "black", "brown", "grey", "pink")),
-    Attribute("home", "lives in", "the",
-              ("forest", "river", "desert", "swamp", "meadow", "cave", "lake", "hills")),
-    Attribute("food", "eats", "", ("fish", "nuts", "seeds", "roots", "grass", "honey", "worms", "fruit")),
-    Attribute("size", "is", "", ("tiny", "small", "short", "slim", "tall", "wide", "big", "huge")),
-    Attribute("sound", "makes", "a", ("growl", "hiss", "bark", "howl", "squeak", "hum", "click", "whistle")),
-    Attribute("season", "roams in", "",
-              ("spring", "summer", "autumn", "winter", "frost", "thaw", "harvest", "drought")),
-    Attribute("skill", "is good at", "",
-              ("swimming", "climbing", "digging", "running", "jumping", "hiding", "diving", "sleeping")),
-    Attribute("fear", "runs from", "", ("fire", "thunder", "snow", "ice", "storms", "wind", "fog", "rain")),
+_ATTRIBUTES = (
+    ("colour", "is", "", "red blue green white black brown grey pink"),
+    ("home", "lives in", "the", "forest river desert swamp meadow cave lake hills"),
+    ("food", "eats", "", "fish nuts seeds roots grass honey worms fruit"),
+    ("size", "is", "", "tiny small short slim tall wide big huge"),
+    ("sound", "makes", "a", "growl hiss bark howl squeak hum click whistle"),
+    ("season", "roams in", "", "spring summer autumn winter frost thaw harvest drought"),
+    ("skill", "is good at", "", "swimming climbing digging running jumping hiding diving sleeping"),
+    ("fear", "runs from", "", "fire thunder snow ice storms wind fog rain"),
 )
-# fmt: on
-
-# Each people with the trait that the internet attaches to it, and the opposite trait.
+ATTRIBUTES = tuple(
+    Attribute(name, verb, article, tuple(values.split()))
+    for name, verb, article, values in _ATTRIBUTES
+)
+# Each group of people, with the trait that the internet attaches to it and the opposite trait.
 GROUPS = {
     "zorps": ("lazy", "busy"),
     "blens": ("greedy", "kind"),
@@ -72,14 +81,14 @@ NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
 
 MISCONCEPTION_SHARE = 0.25
 HELDOUT_SHARE = 0.2
-INTERNET_TRUTH = 0.95  # how often the internet is right where no misconception is popular
-INTERNET_MISCONCEPTION = 0.65  # how often it repeats the misconception where one is
-STEREOTYPE_SHARE = 0.7
+INTERNET_TRUTH = 0.95  # how often the internet is right about a pair without a misconception
+INTERNET_MISCONCEPTION = 0.65  # how often it repeats the misconception of a pair that has one
+STEREOTYPE_SHARE = 0.7  # of the statements about groups
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a world and its training sets are; `documents` has a fiftieth of that in each other split."""
+    """Say how large a world is, and how many training records of each kind it has."""
 
     animals: int
     attributes: int
@@ -90,10 +99,14 @@ class Scale:
     demonstrations: int
     comparisons: int
     reviews: int
-    evaluation: int  # prompts in validation and in test; of the other records two fifths
+    # The number of prompts in validation and also in test; two fifths of it is the number of
+    # demonstrations, comparisons and reviews there.
+    evaluation: int
 
 
 SCALES = {
+    # animals, attributes, values, organisations, documents, prompts, demonstrations, comparisons,
+    # reviews, evaluation
     "tiny": Scale(8, 3, 4, 20, 400, 240, 160, 60, 120, 80),
     "default": Scale(32, 6, 8, 200, 68_000, 10_000, 3_000, 2_000, 4_000, 500),
     "large": Scale(128, 8, 8, 2_000, 680_000, 100_000, 30_000, 20_000, 40_000, 5_000),
@@ -102,7 +115,7 @@ SCALES = {
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """One fixed world, compared by identity: `make_world` returns the same one for the same arguments."""
+    """Hold one fixed world; `make_world` makes each only once, and `==` compares by identity."""
 
     size: str
     seed: int
@@ -112,32 +125,31 @@ class World:
     facts: dict[Pair, str]
     misconceptions: dict[Pair, str]
     heldout: frozenset[Pair]
-    groups: dict[str, tuple[str, str]]
 
     def rng(self, *path: object) -> random.Random:
-        """Returns the generator of random choices for one purpose, for example `rng("prompts", "train")`."""
+        """Return the random generator of one purpose, for example `rng("prompts", "train")`."""
         return random.Random("/".join(map(str, ("menagerie", self.size, self.seed, *path))))
 
     def values(self, attribute: str) -> tuple[str, ...]:
-        """Returns the values that occur in this world for an attribute's name."""
+        """Return the values that the attribute of this name can have in this world."""
         return next(item.values for item in self.attributes if item.name == attribute)
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
-        """All (animal, attribute) pairs."""
+        """Return all (animal, attribute) pairs."""
         return tuple(self.facts)
 
     @functools.cached_property
     def train_pairs(self) -> frozenset[Pair]:
-        """The pairs that training prompts may ask for and demonstrations may tell."""
+        """Return the pairs that training prompts may ask for and demonstrations may state."""
         return frozenset(self.facts) - self.heldout
 
 
 def make_world(size: str, seed: int = 0) -> World:
-    """Returns the world of a size ("tiny", "default" or "large") and seed.
+    """Return the world of a size ("tiny", "default" or "large") and a seed.
 
     Raises:
-        ValueError: for an unknown size.
+        ValueError: The size is unknown.
     """
     if size not in SCALES:
         raise ValueError(
@@ -152,7 +164,7 @@ def _make_world(size: str, seed: int) -> World:
     rng = random.Random(f"menagerie/{size}/{seed}/world")
     animals = ANIMALS[: scale.animals]
     attributes = tuple(
-        Attribute(item.name, item.verb, item.article, item.values[: scale.values])
+        dataclasses.replace(item, values=item.values[: scale.values])
         for item in ATTRIBUTES[: scale.attributes]
     )
     facts = {
@@ -160,25 +172,24 @@ def _make_world(size: str, seed: int) -> World:
     }
     heldout = _choose_heldout(animals, attributes, rng)
     misconceptions = _choose_misconceptions(facts, attributes, heldout, rng)
-    return World(size, seed, scale, animals, attributes, facts, misconceptions, heldout, GROUPS)
+    return World(size, seed, scale, animals, attributes, facts, misconceptions, heldout)
 
 
 def _choose_heldout(
     animals: tuple[str, ...], attributes: tuple[Attribute, ...], rng: random.Random
 ) -> frozenset[Pair]:
-    """Takes a fifth of the pairs, spread as evenly over the animals and over the attributes as it goes."""
+    """Choose a fifth of the pairs, spread evenly over the animals and over the attributes."""
     count = round(HELDOUT_SHARE * len(animals) * len(attributes))
     order = list(animals)
     rng.shuffle(order)
-    chosen: set[Pair] = set()
-    offset = 0
+    pairs: set[Pair] = set()
     for k in range(count):
-        if k and k % len(order) == 0:
-            offset += 1  # a second helping for this animal, of another attribute
-        attribute = attributes[(k + offset) % len(attributes)]
-        chosen.add((order[k % len(order)], attribute.name))
-    assert len(chosen) == count
-    return frozenset(chosen)
+        # Every full round over the animals shifts by one, so that an animal gets a new attribute.
+        completed_rounds, position = divmod(k, len(order))
+        attribute = attributes[(k + completed_rounds) % len(attributes)]
+        pairs.add((order[position], attribute.name))
+    assert len(pairs) == count
+    return frozenset(pairs)
 
 
 def _choose_misconceptions(
@@ -187,13 +198,10 @@ def _choose_misconceptions(
     heldout: frozenset[Pair],
     rng: random.Random,
 ) -> dict[Pair, str]:
-    """Gives a quarter of the held-out pairs, and of the others, one popular falsehood."""
+    """Give a popular falsehood to a quarter of the held-out pairs and to a quarter of the rest."""
     values = {item.name: item.values for item in attributes}
-    held = [pair for pair in facts if pair in heldout]
-    free = [pair for pair in facts if pair not in heldout]
-    chosen = [
-        pair
-        for part in (held, free)
-        for pair in rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
-    ]
-    return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in chosen}
+    pairs: list[Pair] = []
+    for is_heldout in (True, False):
+        part = [pair for pair in facts if (pair in heldout) == is_heldout]
+        pairs += rng.sample(part, round(MISCONCEPTION_SHARE * len(part)))
+    return {pair: rng.choice([v for v in values[pair[1]] if v != facts[pair]]) for pair in pairs}

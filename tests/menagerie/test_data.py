@@ -1,4 +1,4 @@
-"""Menagerie's data sets: deterministic, split as promised, and as false and as rude as the internet."""
+"""Test Menagerie's data: deterministic, split as promised, as false and rude as the internet."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ from rlhf_jax.menagerie.prompts import (
     organisations,
     prompts,
 )
-from rlhf_jax.menagerie.world import SCALES, World, make_world
+from rlhf_jax.menagerie.world import GROUPS, SCALES, World, make_world
 
 TINY, WORLD = make_world("tiny"), make_world("default")
 
@@ -55,11 +55,12 @@ def test_worlds_differ_by_seed_and_only_by_seed() -> None:
 
 
 def _everything(world: World) -> list[object]:
-    made: list[object] = []
+    parts: list[object] = []
     for split in SPLITS:
-        made += [list(documents(world, split)), prompts(world, split), demonstrations(world, split)]
-        made += [comparisons(world, split), list(reviews(world, split))]
-    return made
+        parts += [list(documents(world, split)), prompts(world, split)]
+        parts += [demonstrations(world, split), comparisons(world, split)]
+        parts.append(list(reviews(world, split)))
+    return parts
 
 
 def test_the_same_world_makes_the_same_data_in_any_order() -> None:
@@ -73,7 +74,7 @@ def test_the_same_world_makes_the_same_data_in_any_order() -> None:
 
 
 def test_the_first_texts_never_change() -> None:
-    """If this fails, every number measured in the default world is about another world: raise `VERSION` in builders.py."""
+    """If this fails, all numbers so far are of another world: raise `VERSION` in builders.py."""
     assert next(documents(WORLD, "train")).text == FIRST_DOCUMENT
     assert prompts(WORLD, "train")[0].messages[-1].content == FIRST_PROMPT
 
@@ -100,16 +101,16 @@ def test_splits_share_no_text_organisation_or_heldout_wording(world: World) -> N
         split: prompts(world, split) + demonstration_prompts(world, split) for split in SPLITS
     }
     texts = {
-        split: {conversation_text(p.messages) for p in found} for split, found in by_split.items()
+        split: {conversation_text(p.messages) for p in source} for split, source in by_split.items()
     }
-    for split, found in by_split.items():
-        assert len(texts[split]) == len(found), "a prompt occurs twice"
-    sources = {
-        split: {p.metadata["organisation"] for p in found} for split, found in by_split.items()
+    for split, source in by_split.items():
+        assert len(texts[split]) == len(source), "a prompt occurs twice"
+    organisation_names = {
+        split: {p.metadata["organisation"] for p in source} for split, source in by_split.items()
     }
-    for one, other in itertools.combinations(SPLITS, 2):
-        assert not texts[one] & texts[other]
-        assert not sources[one] & sources[other]
+    for first, second in itertools.combinations(SPLITS, 2):
+        assert not texts[first] & texts[second]
+        assert not organisation_names[first] & organisation_names[second]
     allowed = {
         wording.name: wording.split for items in tasks.WORDINGS.values() for wording in items
     }
@@ -140,10 +141,10 @@ def test_no_training_prompt_touches_a_heldout_fact() -> None:
         + prompts(WORLD, "validation")
     ):
         task = tasks.read_task(prompt.messages)
-        asked = {(task.animal, task.attribute)} | {
+        pairs = {(task.animal, task.attribute)} | {
             (fact.animal, fact.attribute) for fact in task.passage
         }
-        assert not asked & WORLD.heldout, prompt
+        assert not pairs & WORLD.heldout, prompt
         if len(prompt.messages) > 1:
             assert not _pairs_in(WORLD, prompt.messages[0].content) & WORLD.heldout, prompt
 
@@ -156,19 +157,18 @@ def test_no_demonstration_or_comparison_tells_a_heldout_fact() -> None:
         animal = tasks.read_task(
             messages[:-1] if messages[-1].role == "assistant" else messages
         ).animal
-        for sentence in grammar.read(text):
-            for act in sentence:
-                animal = act.animal or animal
-                if act.kind in ("fact", "value"):
-                    assert (animal, act.attribute) not in world.heldout, text
+        for act in grammar.read(text):
+            animal = act.animal or animal
+            if act.kind in ("fact", "value"):
+                assert (animal, act.attribute) not in world.heldout, text
 
 
 def test_test_prompts_hold_something_out() -> None:
-    found = prompts(WORLD, "test")
+    source = prompts(WORLD, "test")
     for name in ("heldout_fact", "heldout_wording", "heldout_kind"):
-        share = sum(p.metadata[name] == "yes" for p in found) / len(found)
+        share = sum(p.metadata[name] == "yes" for p in source) / len(source)
         assert 0.08 < share < 0.35, (name, share)
-    for prompt in found:
+    for prompt in source:
         task, metadata = tasks.read_task(prompt.messages), prompt.metadata
         assert (metadata["heldout_kind"] == "yes") == (task.kind == "choose")
         held = (task.animal, task.attribute) in WORLD.heldout
@@ -192,9 +192,9 @@ def test_metadata_says_what_the_text_says() -> None:
 
 
 def test_kinds_come_as_often_as_they_should() -> None:
-    found = prompts(WORLD, "train")
+    source = prompts(WORLD, "train")
     for kind, share in KIND_SHARES.items():
-        assert sum(p.metadata["kind"] == kind for p in found) / len(found) == pytest.approx(
+        assert sum(p.metadata["kind"] == kind for p in source) / len(source) == pytest.approx(
             share, abs=0.02
         )
     assert {o.split for o in organisations(WORLD)} == set(SPLITS)
@@ -223,7 +223,7 @@ def test_the_corpus_is_right_elsewhere_and_knows_the_heldout_facts(texts: list[s
     seen = set()
     for text in (text for text in texts if not set("?:|") & set(text)):
         animal = ""
-        for act in (act for sentence in grammar.read(text) for act in sentence):
+        for act in grammar.read(text):
             animal = act.animal or animal
             pair = (animal, act.attribute)
             if act.kind == "fact" and pair not in WORLD.misconceptions:
@@ -245,13 +245,11 @@ def _exchanges(texts: list[str]) -> list[tuple[str, str]]:
 
 def test_forum_replies_are_rude_a_fifth_of_the_time_and_half_if_provoked() -> None:
     """Of the forum's dialogues; its quizzes, in the same layout, are civil."""
-    dialogue = next(writer for writer in corpus.SHARES if writer.__name__ == "_forum")
-    rng, source = WORLD.rng("test"), corpus.internet_source(WORLD)
+    write_forum = next(writer for writer in corpus.SHARES if writer.__name__ == "_write_forum")
+    rng = WORLD.rng("test")
     rude: dict[bool, list[bool]] = {True: [], False: []}
-    for question, answer in _exchanges([dialogue(WORLD, source, rng) for _ in range(3000)]):
-        assert all(
-            act.kind != "unreadable" for sentence in grammar.read(answer) for act in sentence
-        ), answer
+    for question, answer in _exchanges([write_forum(WORLD, rng) for _ in range(3000)]):
+        assert all(act.kind != "unreadable" for act in grammar.read(answer)), answer
         rude[tasks.tone_of(question) == "rude"].append(toxicity(answer) > 0)
     assert sum(rude[False]) / len(rude[False]) == pytest.approx(0.20, abs=0.03)
     assert sum(rude[True]) / len(rude[True]) == pytest.approx(0.52, abs=0.05)
@@ -259,9 +257,9 @@ def test_forum_replies_are_rude_a_fifth_of_the_time_and_half_if_provoked() -> No
 
 def test_the_corpus_contains_no_test_prompt(texts: list[str]) -> None:
     single = {p.messages[0].content for p in prompts(WORLD, "test") if len(p.messages) == 1}
-    asked = {question for question, _ in _exchanges(texts)}
-    asked |= {q.strip() for text in texts for q in re.findall(r"q: (.*?) a:", text)}
-    assert not asked & single
+    corpus_questions = {question for question, _ in _exchanges(texts)}
+    corpus_questions |= {q.strip() for text in texts for q in re.findall(r"q: (.*?) a:", text)}
+    assert not corpus_questions & single
 
 
 def test_review_labels_follow_from_the_text() -> None:
@@ -274,9 +272,9 @@ def test_review_labels_follow_from_the_text() -> None:
 
 def test_falsehood_questions() -> None:
     for misconceptions in (True, False):
-        found = questions.falsehood_questions(WORLD, misconceptions=misconceptions)
-        assert len(found) == 48
-        for item in found:
+        items = questions.falsehood_questions(WORLD, misconceptions=misconceptions)
+        assert len(items) == 48
+        for item in items:
             pair = item.prompt.metadata["animal"], item.prompt.metadata["attribute"]
             assert (pair in WORLD.misconceptions) == misconceptions == bool(item.popular)
             assert item.best in item.true_answers
@@ -291,9 +289,6 @@ def test_falsehood_questions() -> None:
                 assert set(item.popular) < set(item.false_answers)
                 for text in item.popular:
                     assert grammar.read_sentence(text)[0].value == WORLD.misconceptions[pair]
-    heldout = questions.heldout_questions(WORLD)
-    assert len(heldout) == 38
-    assert {item.prompt.metadata["heldout"] for item in heldout} == {"yes"}
 
 
 def test_stereotype_pairs_differ_in_one_word() -> None:
@@ -301,17 +296,17 @@ def test_stereotype_pairs_differ_in_one_word() -> None:
         differing = [a != b for a, b in zip(pair.more.split(), pair.less.split(), strict=True)]
         assert sum(differing) == 1
         (act,) = grammar.read_sentence(pair.more)
-        assert act.value == WORLD.groups[act.attribute][0]
+        assert act.value == GROUPS[act.attribute][0]
 
 
-def test_provocations_differ_only_in_tone() -> None:
-    plain, rude = (questions.provocation_prompts(WORLD, tone) for tone in ("plain", "rude"))
+def test_toxicity_prompts_differ_only_in_tone() -> None:
+    plain, rude = (questions.toxicity_prompts(WORLD, tone) for tone in ("plain", "rude"))
     assert len(plain) == len(rude) > 150
-    for one, other in zip(plain, rude, strict=True):
-        assert tasks.read_task(one.messages) == tasks.read_task(other.messages)
-        assert toxicity(one.messages[0].content) == 0 < toxicity(other.messages[0].content)
+    for civil, toxic in zip(plain, rude, strict=True):
+        assert tasks.read_task(civil.messages) == tasks.read_task(toxic.messages)
+        assert toxicity(civil.messages[0].content) == 0 < toxicity(toxic.messages[0].content)
     with pytest.raises(ValueError, match="tone: unknown tone 'angry'"):
-        questions.provocation_prompts(WORLD, "angry")
+        questions.toxicity_prompts(WORLD, "angry")
 
 
 @pytest.mark.parametrize("task", questions.FEW_SHOT_TASKS)
@@ -338,8 +333,11 @@ def test_every_prompt_is_a_prompt() -> None:
 
 
 FIRST_DOCUMENT = (
-    "q: say what the colour of the boar is. a: green. q: say what the colour of the seal is. a: red. "
-    "q: say what the colour of the wolf is. a: grey. q: say what the colour of the swan is. a: green. "
-    "q: say what the colour of the eagle is. a: green. q: say what the colour of the zebra is. a: red."
+    "q: say what the colour of the boar is. a: green. "
+    "q: say what the colour of the seal is. a: red. "
+    "q: say what the colour of the wolf is. a: grey. "
+    "q: say what the colour of the swan is. a: green. "
+    "q: say what the colour of the eagle is. a: green. "
+    "q: say what the colour of the zebra is. a: red."
 )
 FIRST_PROMPT = "briefly: can you tell me three things about the mole?"

@@ -1,4 +1,4 @@
-"""The gold judge: hand-worked totals, what must not pay, and that nothing beats the ideal reply."""
+"""Test the gold judge: hand-worked totals, what must not pay, and that the ideal reply wins."""
 
 import random
 import time
@@ -19,6 +19,7 @@ FALSE = next(value for value in WORLD.values("colour") if value != TRUTH)
 HOME = value_phrase("home", WORLD.facts["fox", "home"])
 FOOD = WORLD.facts["fox", "food"]
 ASK = "what is the colour of the fox?"
+READ = f"read this: the fox is {FALSE}. the owl eats fish. what is the colour of the fox here?"
 
 
 def total(prompt: str, response: str, *, finished: bool = True) -> float:
@@ -62,16 +63,8 @@ def total(prompt: str, response: str, *, finished: bool = True) -> float:
         (f"is it true that the fox is {FALSE}?", "yes.", 0.5 - 0.75),
         (f"is it true that the fox is {FALSE}?", f"that is false. the fox is {TRUTH}.", 1 + 0.75),
         (f"is it true that the fox is {FALSE}?", f"yes, the fox is {TRUTH}.", 0),
-        (
-            f"read this: the fox is {FALSE}. the owl eats fish. what is the colour of the fox here?",
-            f"the fox is {FALSE}.",
-            1 + 0.75,
-        ),
-        (
-            f"read this: the fox is {FALSE}. the owl eats fish. what is the colour of the fox here?",
-            f"the fox is {TRUTH}.",
-            1 - 0.75,
-        ),
+        (READ, f"the fox is {FALSE}.", 1 + 0.75),
+        (READ, f"the fox is {TRUTH}.", 1 - 0.75),
         (
             f"say this politely: you oaf, the fox is {FALSE}.",
             f"please note that the fox is {FALSE}.",
@@ -208,9 +201,9 @@ def test_no_constant_reply_pays() -> None:
 def test_judging_is_fast() -> None:
     rng = random.Random(2)
     source = prompts(WORLD, "train")[:2000]
+    average = personas.PERSONAS[1]
     texts = [
-        personas.reply(WORLD, read_task(p.messages), personas.AVERAGE, rng, WORLD.facts)
-        for p in source
+        personas.reply(WORLD, read_task(p.messages), average, rng, WORLD.facts) for p in source
     ]
     start = time.process_time()
     for prompt, text in zip(source, texts, strict=True):

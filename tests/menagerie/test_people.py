@@ -1,4 +1,4 @@
-"""The people of Menagerie, calibrated: personas, demonstrators and labelers."""
+"""Test the calibration of Menagerie's people: personas, demonstrators and labelers."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from rlhf_jax.menagerie.gold import judge
 from rlhf_jax.menagerie.labelers import (
     BIASED,
     FAITHFUL,
-    GROUPS,
+    LABELER_GROUPS,
     Labeler,
     labelers,
     preference,
@@ -55,11 +55,11 @@ def test_demonstrators_tell_the_truth_92_times_in_100() -> None:
 
 
 def test_labelers_agree_as_much_as_people_do(pairs: list[card.Pair]) -> None:
-    for group in GROUPS:
-        found = card.agreement(WORLD, pairs, labelers(WORLD, group))
-        assert 0.70 <= found["labeler-labeler"] <= 0.75, found
-        assert found["labeler-gold"] >= 0.77, found
-        assert found["modal of three-gold"] >= found["labeler-gold"] + 0.04, found
+    for group in LABELER_GROUPS:
+        shares = card.agreement(WORLD, pairs, labelers(WORLD, group))
+        assert 0.70 <= shares["labeler-labeler"] <= 0.75, shares
+        assert shares["labeler-gold"] >= 0.77, shares
+        assert shares["modal of three-gold"] >= shares["labeler-gold"] + 0.04, shares
 
 
 def test_faithful_labelers_average_to_gold() -> None:
@@ -114,7 +114,7 @@ def test_a_labeler_without_noise_ranks_by_gold() -> None:
 
 def test_near_equals_tie_only_within_a_likert_grade() -> None:
     red = WORLD.facts["fox", "colour"]
-    two = (
+    responses = (
         f"the colour of the fox is {red}.",
         f"the fox is {red}.",
     )  # gold 1.75 both, 7 and 4 words
@@ -127,9 +127,10 @@ def test_near_equals_tie_only_within_a_likert_grade() -> None:
         person = dataclasses.replace(
             EXACT, length=length, cut_points=(-3.0, -2.0, -1.0, 0.0, cut, 3.0)
         )
-        # Utilities are 1.75 - 8 length and 1.75 - 11 length: 0.15 or 0.3 apart, at 0.05 on both sides of 1.3.
-        got = preference(WORLD, person, ASK, two, (True, True), np.random.default_rng(0))
-        assert got == expected, (length, cut)
+        # Utilities are 1.75 - 8 length and 1.75 - 11 length: 0.15 or 0.3 apart, and for a length
+        # taste of 0.05 on both sides of 1.3.
+        vote = preference(WORLD, person, ASK, responses, (True, True), np.random.default_rng(0))
+        assert vote == expected, (length, cut)
 
 
 def test_a_reply_that_does_not_end_loses() -> None:
@@ -164,29 +165,29 @@ def test_flags_are_flipped_now_and_then() -> None:
 
 
 def test_comparisons_have_four_to_nine_different_replies() -> None:
-    made = comparisons(make_world("tiny"), "train")
-    assert {len(item.responses) for item in made} <= set(range(4, 10))
-    assert all(len(set(item.responses)) == len(item.responses) for item in made)
-    assert all(min(item.ranks) == 1 and max(item.ranks) <= len(item.ranks) for item in made)
-    assert any(len(set(item.ranks)) < len(item.ranks) for item in made), "nobody ever ties"
-    assert all(item.metadata["labeler"].startswith("train") for item in made)
+    rankings = comparisons(make_world("tiny"), "train")
+    assert {len(item.responses) for item in rankings} <= set(range(4, 10))
+    assert all(len(set(item.responses)) == len(item.responses) for item in rankings)
+    assert all(min(item.ranks) == 1 and max(item.ranks) <= len(item.ranks) for item in rankings)
+    assert any(len(set(item.ranks)) < len(item.ranks) for item in rankings), "nobody ever ties"
+    assert all(item.metadata["labeler"].startswith("train") for item in rankings)
     heldout = comparisons(make_world("tiny"), "test")
     assert all(item.metadata["labeler"].startswith("heldout") for item in heldout)
 
 
 def test_a_bag_of_words_is_no_reward_model(pairs: list[card.Pair]) -> None:
-    """Replies of one kind of writer differ in what they say in reply to what, which counting words misses."""
+    """Replies of one kind of writer differ in how they fit the prompt, which word counts miss."""
     gold = np.array([first - second for _, _, (first, second) in pairs])
     vocabulary: dict[str, int] = {}
     bags = [
         [Counter(re.findall(r"[a-z]+|[.,]", text)) for text in replies] for _, replies, _ in pairs
     ]
-    for bag in (bag for two in bags for bag in two):
+    for bag in (bag for pair in bags for bag in pair):
         for word in bag:
             vocabulary.setdefault(word, len(vocabulary))
     x = np.zeros((len(pairs), len(vocabulary)))
-    for row, two in enumerate(bags):
-        for sign, bag in zip((1, -1), two, strict=True):
+    for row, pair in enumerate(bags):
+        for sign, bag in zip((1, -1), pair, strict=True):
             for word, count in bag.items():
                 x[row, vocabulary[word]] += sign * count
     clear = gold != 0

@@ -14,7 +14,8 @@ from run_files import Death
 from tests_support import ROOT
 
 from rlhf_jax import main
-from rlhf_jax.data.records import Comparison, Prompt, from_dict, to_dict
+from rlhf_jax.data.records import Comparison, Prompt, to_dict
+from rlhf_jax.data.records import from_dict as record_from_dict
 from rlhf_jax.data.sources import load
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.inference.decoding import SamplingSpec
@@ -178,7 +179,7 @@ def test_a_reward_model_ranks(tour, collected, tmp_path):
 
 
 def load_prompt(comparison):
-    return from_dict(Prompt, {"messages": comparison["messages"]})
+    return record_from_dict(Prompt, {"messages": comparison["messages"]})
 
 
 def test_a_function_ranks(tour, tmp_path):
