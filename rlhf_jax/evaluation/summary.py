@@ -14,7 +14,7 @@ from rlhf_jax.evaluation import estimates, harmlessness, judges, reward_model, w
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.exam import FACT_WORDINGS
 from rlhf_jax.evaluation.session import Session, judged_pairs
-from rlhf_jax.evaluation.table import Better, Row
+from rlhf_jax.evaluation.table import Better, Key, Row
 
 Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
 FLAGS: dict[str, tuple[str, Better]] = {
@@ -73,7 +73,11 @@ def _preferred_to(session: Session, opponent: str) -> list[Row]:
         "gold": (f"preferred to {opponent}, gold", "the exact judge of the world; equal totals are half a win"),
         "gold_lc": (f"preferred to {opponent}, gold, length-controlled", equal),
     }
-    return [Row(f"Preferred to {opponent}", title, "", "higher", text, found[judge]) for judge, (title, text) in texts.items()]
+    keys: dict[str, Key] = {"labelers": "win_rate_labelers", "gold": "win_rate_gold"}
+    return [
+        Row(f"Preferred to {opponent}", title, "", "higher", text, found[judge], keys.get(judge, ""), opponent)
+        for judge, (title, text) in texts.items()
+    ]
 
 
 def _gold(session: Session) -> list[Row]:

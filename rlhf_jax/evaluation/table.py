@@ -2,7 +2,7 @@
 the terminal.
 
 {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
- "table": [{"metric", "group", "unit", "better", "description",
+ "table": [{"metric", "group", "unit", "better", "description", "key", "subject",
             "values": {name: {"value", "low", "high", "n"}}}],
  "samples": [{"prompt", "metadata", "responses": {name: {"text", "finished", "gold", "score"}}}],
  "seed", "version"}
@@ -22,10 +22,12 @@ from rich.text import Text
 from rlhf_jax.evaluation.estimates import Estimate
 
 Better = Literal["higher", "lower", "none"]
+# What programs look for in a table: win rates by their judge, and the two sides of a reliability diagram.
+Key = Literal["", "win_rate_labelers", "win_rate_gold", "win_rate_model", "reliability_accuracy", "reliability_confidence"]
 
 
 class Row(NamedTuple):
-    """One metric of every checkpoint that has it."""
+    """One metric of every checkpoint that has it; titles are for people, `key` and `subject` for programs."""
 
     group: str
     metric: str
@@ -33,6 +35,8 @@ class Row(NamedTuple):
     better: Better
     description: str
     values: dict[str, Estimate]
+    key: Key = ""
+    subject: str = ""  # what the key is about: the opponent of a win rate, the bin of a reliability diagram
 
 
 def row_to_json(row: Row) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def rows(prompts: Sequence[Prompt], measured: Measured, reference: str, bootstra
         for name, score_NS in score_of.items()
     }
     return [
-        Row(GROUP, f"preferred to {reference} by the judge", "", "higher", "reward model; ties are half a win", rate),
+        Row(GROUP, f"preferred to {reference} by the judge", "", "higher", "reward model; ties are half a win", rate,
+            "win_rate_model", reference),
         Row(GROUP, f"preferred to {reference} by the judge, length-controlled", "", "higher",
             "as it would be for answers of equal length (Dubois et al. 2024)", controlled),
         Row(GROUP, "score by the judge", "", "none", "mean over answers", mean),

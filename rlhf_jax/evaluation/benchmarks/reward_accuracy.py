@@ -201,9 +201,11 @@ def _reliability(judged: Mapping[str, Judged], num_bins: int, bootstrap: Bootstr
                 sure[name] = Estimate(float(confidence_M[inside_M].mean()), None, None, int(inside_M.sum()))
         bounds = f"confidence {low:.2f} to {high:.2f}"
         made += [
-            Row(RELIABILITY, f"accuracy at {bounds}", "", "none", "pairs about which the model is so sure", right),
-            Row(RELIABILITY, f"mean confidence at {bounds}", "", "none", "what the accuracy should be", sure),
-        ]
+            Row(RELIABILITY, f"accuracy at {bounds}", "", "none", "pairs about which the model is so sure", right,
+                "reliability_accuracy", bounds),
+            Row(RELIABILITY, f"mean confidence at {bounds}", "", "none", "what the accuracy should be", sure,
+                "reliability_confidence", bounds),
+        ]  # fmt: skip
     return made
 
 
