@@ -325,6 +325,11 @@ ROWS = [
 ]  # fmt: skip
 
 
+def test_rows_come_back_from_json():
+    for row in [*ROWS[:2], ROWS[0]._replace(key="win_rate_gold", subject="sft")]:
+        assert table.row_from_json(json.loads(json.dumps(table.row_to_json(row)))) == row
+
+
 def printed(width: int) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system="standard")
     table.print_table(ROWS, {"sft": "sft 10", "ppo": "ppo 20"}, "sft", console)

@@ -86,13 +86,24 @@ def values(result, metric):
     return row["values"]
 
 
+def test_programs_find_win_rates_by_their_key(result):
+    found = {(row["key"], row["subject"]): row["metric"] for row in result["table"] if row["key"]}
+    opponents = {row["subject"] for row in result["table"]} - {""}
+    assert "sft" in opponents
+    assert found == {
+        (key, opponent): f"preferred to {opponent}, {judge}"
+        for opponent in opponents
+        for key, judge in (("win_rate_labelers", "held-out labelers"), ("win_rate_gold", "gold"))
+    }
+
+
 def test_the_file_has_the_agreed_format(runs, result):
     assert set(result) == {"checkpoints", "reference", "table", "samples", "seed", "version"}
     fingerprint = read_meta(runs / "base").fingerprint
     assert result["checkpoints"]["base"] == {"path": "../base", "stage": "pretrain", "step": 3, "fingerprint": fingerprint}
     assert result["reference"] == "sft"
     for row in result["table"]:
-        assert set(row) == {"metric", "group", "unit", "better", "description", "values"}
+        assert set(row) == {"metric", "group", "unit", "better", "description", "key", "subject", "values"}
         assert row["better"] in ("higher", "lower", "none")
         assert row["description"]
         assert row["values"]

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -24,6 +24,9 @@ from rlhf_jax.evaluation.estimates import Estimate
 Better = Literal["higher", "lower", "none"]
 # What programs look for in a table: win rates by their judge, and the two sides of a reliability diagram.
 Key = Literal["", "win_rate_labelers", "win_rate_gold", "win_rate_model", "reliability_accuracy", "reliability_confidence"]
+
+Verdict = Literal["", "better", "worse"]
+_COLOURS: dict[Verdict, str] = {"": "", "better": "green", "worse": "red"}
 
 
 class Row(NamedTuple):
@@ -47,6 +50,35 @@ def row_to_json(row: Row) -> dict[str, Any]:
         if math.isfinite(e.value)
     }
     return {**{name: part for name, part in row._asdict().items() if name != "values"}, "values": values}
+
+
+def row_from_json(raw: Any) -> Row | None:
+    """Read a row back from JSON that may hold anything; None if it is not what `row_to_json` writes."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("values"), dict) or raw.get("better") not in get_args(Better):
+        return None
+    texts = [raw.get(name) for name in ("group", "metric", "unit", "description")]
+    values = {name: _estimate_from_json(value) for name, value in raw["values"].items()}
+    known = {name: value for name, value in values.items() if value is not None}
+    if not all(isinstance(text, str) for text in texts) or len(known) < len(values):
+        return None
+    group, metric, unit, description = map(str, texts)
+    # Files from before rows had a key lack it; a key of a later version is one that this version does not look for.
+    key: Key = raw["key"] if raw.get("key") in get_args(Key) else ""
+    return Row(group, metric, unit, raw["better"], description, known, key, str(raw.get("subject", "")))
+
+
+def _estimate_from_json(raw: Any) -> Estimate | None:
+    """Read one value; numbers that JSON writes as something else or beyond float64 make it None."""
+    if not isinstance(raw, dict) or not _is_real(raw.get("value")):
+        return None
+    low, high, n = raw.get("low"), raw.get("high"), raw.get("n")
+    if not all(end is None or _is_real(end) for end in (low, high)) or not isinstance(n, int):
+        return None
+    return Estimate(float(raw["value"]), low, high, n)
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e300
 
 
 def _finite(x: float | None) -> float | None:
@@ -100,17 +132,19 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     found = row.values.get(name)
     if found is None or not math.isfinite(found.value):
         return Text("–", style="dim")
-    text = Text(f"{round(found.value, 3) + 0.0:.3f}", style=_verdict(row, found, row.values.get(reference), name == reference))
+    text = Text(f"{round(found.value, 3) + 0.0:.3f}", style=_COLOURS[verdict(row, name, reference)])
     if found.low is not None and found.high is not None:
         text.append(f" ±{(found.high - found.low) / 2:.3f}", style="dim")
     return text
 
 
-def _verdict(row: Row, mine: Estimate, theirs: Estimate | None, is_reference: bool) -> str:
-    if is_reference or theirs is None or row.better == "none":
+def verdict(row: Row, name: str, reference: str) -> Verdict:
+    """Return "better" or "worse" if a checkpoint's interval lies wholly on one side of the reference's, else ""."""
+    mine, base = row.values.get(name), row.values.get(reference)
+    if name == reference or mine is None or base is None or row.better == "none":
         return ""
-    if mine.low is None or mine.high is None or theirs.low is None or theirs.high is None:
+    if mine.low is None or mine.high is None or base.low is None or base.high is None:
         return ""
-    if mine.low <= theirs.high and theirs.low <= mine.high:
+    if mine.low <= base.high and base.low <= mine.high:
         return ""
-    return "green" if (mine.low > theirs.high) == (row.better == "higher") else "red"
+    return "better" if (mine.low > base.high) == (row.better == "higher") else "worse"
