@@ -1,9 +1,10 @@
-"""Draw the report's figures with matplotlib as SVG that stands inside of a page, in its colours and its font.
+"""Draw the report's figures with matplotlib as SVG that takes the page's colours and font.
 
-Four forms: curves over steps, a reward over KL (Gao et al. 2022, Fig. 1), win rates as bars with intervals and a line
-at one half (Ouyang et al. 2022), accuracy over confidence (Guo et al. 2017). The same data give the same bytes. Text
-stays text, so that it can be searched and takes the page's colour, light or dark; names are never read as formulas.
-Left out on purpose: legends. A page says once, in HTML, which colour is which model.
+Four forms: curves over steps, a reward over KL (Gao et al. 2022, Fig. 1), win rates as bars with
+intervals and a line at one half (Ouyang et al. 2022), accuracy over confidence (Guo et al. 2017).
+The same data give the same bytes. Text stays text, so that it can be searched and takes the
+page's colour, light or dark; names are never read as formulas. Left out on purpose: legends. A
+page says once, in HTML, which colour is which model.
 """
 
 import hashlib
@@ -55,7 +56,7 @@ _SETTINGS: Any = {
     "font.size": 8.5,
     "lines.linewidth": 1.5,
 }
-_WIDTH = 4.3  # inches; at this size a figure fills a phone's page, and three stand side by side on a desk
+_WIDTH = 4.3  # inches: one fills a phone's page, three a desk's
 MOST_POINTS = 60
 MOST_CURVES = 8
 _LARGEST = 1e30  # what is larger has no place on an axis
@@ -100,7 +101,7 @@ def make_styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 class Axis(NamedTuple):
-    """The title of an axis, with its unit, its scale, and whether there is anything between two integers."""
+    """The title of an axis with its unit, its scale, and whether its values are integers."""
 
     title: str
     scale: Literal["linear", "log", "root"] = "linear"
@@ -117,7 +118,7 @@ class Line:
 
 
 class Bin(NamedTuple):
-    """Pairs about which a model is about equally sure: its mean confidence, and how often it is right."""
+    """Pairs of which a model is about equally sure: its mean confidence, and its accuracy."""
 
     confidence: float
     accuracy: Estimate
@@ -127,17 +128,17 @@ def _short(text: str, limit: int = _LONGEST_NAME) -> str:
     return shorten(" ".join(printable(text).split()), limit)
 
 
-def _new_axes(height: float, left: float) -> tuple[Figure, Axes]:
+def _new_axes(height: float, left: float, right: float = 0.97) -> tuple[Figure, Axes]:
     """Return a figure of the usual width, with margins that do not depend on what is drawn."""
     figure = Figure(figsize=(_WIDTH, height))
     bottom, top = 0.42 / height, 1 - 0.32 / height
-    return figure, figure.add_axes((left, bottom, 0.97 - left, top - bottom))
+    return figure, figure.add_axes((left, bottom, right - left, top - bottom))
 
 
 def _write(figure: Figure, label: str) -> Markup:
-    """Write a figure as an <svg> element without fixed size, date, or ids that another figure could have."""
+    """Write a figure as <svg> without fixed size, date, or ids that another figure could have."""
     buffer = io.StringIO()
-    # Matplotlib warns of letters that its own font lacks; the page's font is the one that draws them.
+    # Matplotlib warns of letters that its own font lacks; but the page's font draws them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -150,8 +151,8 @@ def _write(figure: Figure, label: str) -> Markup:
     prefix = hashlib.sha256(svg.encode(errors="replace")).hexdigest()[:8]
     svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\g<1>f{prefix}-", svg)
     svg = svg.replace(_INK, "currentColor")
-    shown = html.escape(printable(label))
-    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{shown}"', 1))
+    label = html.escape(printable(label))
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))
 
 
 def _finite(values: Sequence[float]) -> np.ndarray:
@@ -160,10 +161,11 @@ def _finite(values: Sequence[float]) -> np.ndarray:
 
 
 def _block_means(x: np.ndarray, y: np.ndarray, scale: str) -> tuple[np.ndarray, ...]:
-    """Return means of x and y over at most `MOST_POINTS` stretches, with the lowest and highest y of each.
+    """Return means of x and y over at most `MOST_POINTS` stretches, and each stretch's range of y.
 
-    The stretches are equally long on the scale of the axis, so that the steep beginning of a curve is kept
-    on a logarithmic one. No more points than that are returned as they are. Gaps (NaN) are left out of the means.
+    The stretches are equally long on the scale of the axis, so that the steep beginning of a
+    curve is kept on a logarithmic one. No more points than that are returned as they are. Gaps
+    (NaN) are left out of the means.
     """
     starts = np.linspace(0, x.size, min(x.size, MOST_POINTS) + 1)
     if scale == "log" and x.size > MOST_POINTS:
@@ -185,8 +187,9 @@ def draw_lines(
 ) -> Markup | None:
     """Draw the curves of several models over one axis, or return None where no point is finite.
 
-    Of a long curve the means over `MOST_POINTS` stretches are drawn, and a faint band from each stretch's lowest to
-    its highest value. The band does not stretch the axis, so that a single spike does not flatten the curve.
+    Of a long curve the means over `MOST_POINTS` stretches are drawn, and a faint band from each
+    stretch's lowest to its highest value. The band does not stretch the axis, so that a single
+    spike does not flatten the curve.
     """
     curves = {
         line.name: _block_means(_finite(line.x), _finite(line.y), x.scale)
@@ -217,7 +220,7 @@ def draw_lines(
 
 
 def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
-    """Scale both axes; a logarithmic axis that would have to show what is not positive stays linear."""
+    """Scale both axes; a logarithmic axis of values that are not all positive stays linear."""
     if x.scale == "root":
         axes.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0.0)), np.square))
         axes.set_xlim(left=0.0)
@@ -230,8 +233,11 @@ def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
             continue
         axes.set(**{f"{letter}scale": "log"})
         # Matplotlib's labels are powers of ten: few, and written as formulas.
-        few = ticker.MaxNLocator(5, integer=axis.integers)
-        part.set_major_locator(few if high < 20 * low else ticker.LogLocator(subs=(1.0, 3.0)))
+        dense, wide = (
+            ticker.MaxNLocator(5, integer=axis.integers),
+            ticker.LogLocator(subs=(1.0, 3.0)),
+        )
+        part.set_major_locator(dense if high < 20 * low else wide)
         part.set_major_formatter(ticker.FuncFormatter(lambda value, _: format_number(value)))
         part.set_minor_locator(ticker.NullLocator())
 
@@ -278,7 +284,8 @@ AXES = {
 def choose_curves(stage: str, metrics: Collection[str]) -> list[str]:
     """Return at most eight of a stage's metrics, the most telling first.
 
-    Where fewer than four of them are known here, as in a stage of the user's own, the others fill the eight.
+    Where fewer than four of them are known here, as in a stage of the user's own, the others fill
+    the eight.
     """
     wanted = dict.fromkeys((*_FIRST.get(stage, ()), *AXES))
     known = [metric for metric in wanted if metric in metrics]
@@ -300,7 +307,7 @@ def _ends(interval: Estimate) -> np.ndarray:
 def draw_win_rates(
     rates: Sequence[Mapping[str, Estimate]], styles: Mapping[str, Style], title: str
 ) -> Markup | None:
-    """Draw win rates as bars with their intervals and a line at one half; None where nobody has one.
+    """Draw win rates as bars with intervals and a line at one half; None where nobody has one.
 
     Every mapping is one judge's rates by model; the first judge's bars are dark, the others' pale.
     """
@@ -309,7 +316,7 @@ def draw_win_rates(
         return None
     size = 0.8 / len(rates)
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _new_axes(0.8 + (0.12 + 0.2 * len(rates)) * len(names), left=0.3)
+        figure, axes = _new_axes(0.8 + (0.12 + 0.2 * len(rates)) * len(names), left=0.3, right=0.93)
         for place, judge in enumerate(rates):
             for row, name in enumerate(names):
                 if not _drawable(judge.get(name)):
@@ -328,7 +335,7 @@ def draw_win_rates(
 
 
 def draw_reliability(bins: Sequence[Bin], style: Style, name: str) -> Markup | None:
-    """Draw accuracy over confidence with the diagonal of a calibrated model; None where no bin has pairs.
+    """Draw accuracy over confidence with a calibrated model's diagonal; None without any pairs.
 
     The area of a point is its share of all pairs.
     """

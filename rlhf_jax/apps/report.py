@@ -1,14 +1,15 @@
-"""Write one self-contained HTML page about a run: what came out, how it answers, and how it was trained.
+"""Write one self-contained HTML page about a run: what came out, how it answers, how it trained.
 
     python -m rlhf_jax.apps.report runs/quickstart                     # runs/quickstart/report.html
     python -m rlhf_jax.apps.report runs/quickstart --output=page.html
 
-A run is one stage's workdir or a folder of several. The page opens with one sentence of result; then come the same
-prompts answered by every checkpoint, the table of results with 95 % intervals, the papers' pictures, and at most eight
-curves a stage. `evaluation.json` is read by its fields (`evaluation.table.Row`), never by its titles, and checked row
-by row, because one program writes it and another reads it. Files that are missing or damaged are listed with a remedy,
-and the rest is shown. All text is escaped by the template. Left out on purpose: every other curve, several runs side
-by side, and zooming: they are TensorBoard's.
+A run is one stage's workdir or a folder of several. The page opens with one sentence of result;
+then come the same prompts answered by every checkpoint, the table of results with 95 % intervals,
+the papers' pictures, and at most eight curves a stage. `evaluation.json` is read by its fields
+(`evaluation.table.Row`), never by its titles, and checked row by row, because one program writes
+it and another reads it. Files that are missing or damaged are listed with a remedy, and the rest
+is shown. All text is escaped by the template. Left out on purpose: every other curve, several
+runs side by side, and zooming: they are TensorBoard's.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from markupsafe import Markup
 from rlhf_jax import __version__
 from rlhf_jax.apps import figures, runs
 from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Style
-from rlhf_jax.apps.runs import Evaluation, Notes, Workdir, integer, number
+from rlhf_jax.apps.runs import Evaluation, Notes, Workdir, as_dict, integer, number
 from rlhf_jax.apps.text import format_number, printable, shorten, split_turns
 from rlhf_jax.evaluation.table import Row, verdict
 
@@ -46,7 +47,7 @@ _STAGES = {
     "policy_gradient": "Policy gradient without a value network",
     "preference": "Preference optimisation",
 }
-# Who judges, by the key of the row; the first that an evaluation has is the one that the page opens with.
+# Who judges, by the key of the row; the page opens with the first judge that an evaluation has.
 _JUDGES = {
     "win_rate_labelers": "held-out labelers",
     "win_rate_gold": "gold, the exact judge",
@@ -54,7 +55,7 @@ _JUDGES = {
 }
 _KL = Axis("KL from the reference [nats/response]", "root")
 _STEP = Axis("step", integers=True)
-# For pretraining, whose loss is nearly a straight line on two logarithmic axes (Kaplan et al. 2020).
+# For pretraining: its loss is nearly straight on two logarithmic axes (Kaplan et al. 2020).
 _LOG_STEP = Axis("step", "log", integers=True)
 
 
@@ -72,7 +73,11 @@ class Provenance:
 
 
 def headline(evaluations: Sequence[Evaluation]) -> str:
-    """Return the page's first sentence: how often the last model of the pipeline is preferred to the reference."""
+    """Return the page's first sentence: how often the last model is preferred to the reference.
+
+    The last one is that of the pipeline's order, so that the sentence does not pick the best of
+    many.
+    """
     for key, judge in _JUDGES.items():
         for evaluation in evaluations:
             rows = [row for row in evaluation.rows if row.key == key and row.values]
@@ -108,21 +113,21 @@ def _preference(name: str, row: Row, judge: str) -> str:
 
 
 def _decimals(row: Row) -> int:
-    """Return a row's number of decimals: down to the first digit that its narrowest interval leaves uncertain."""
+    """Return a row's number of decimals: to the first digit that its narrowest interval leaves."""
     values = row.values.values()
     largest = max((abs(v.value) for v in values), default=0.0)
     halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None]
-    narrow = min((half for half in halves if half > 1e-12), default=None)
-    needed = 3 if narrow is None else -math.floor(math.log10(narrow))
+    narrow = min((half for half in halves if half > 1e-12), default=1.0)
+    needed = -math.floor(math.log10(narrow))
     coarse = 2 if largest < 10 else 1 if largest < 1000 else 0
     return max(needed, coarse) if 0 < largest < 1e-3 else min(4, max(needed, coarse))
 
 
-def _shown(value: float, decimals: int) -> str:
+def _number(value: float, decimals: int) -> str:
     if decimals > 4:  # zeros that would have to be counted
         return format_number(value)
-    shown = f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: never minus zero
-    return shown.replace("-", "−")
+    text = f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: never minus zero
+    return text.replace("-", "−")
 
 
 def _bracket(row: Row, name: str) -> str:
@@ -130,7 +135,7 @@ def _bracket(row: Row, name: str) -> str:
     low, high = row.values[name].low, row.values[name].high
     if low is None or high is None:
         return "no interval"
-    return f"[{_shown(low, _decimals(row))}, {_shown(high, _decimals(row))}]"
+    return f"[{_number(low, _decimals(row))}, {_number(high, _decimals(row))}]"
 
 
 def _cell(row: Row, name: str, reference: str) -> dict[str, str] | None:
@@ -138,14 +143,14 @@ def _cell(row: Row, name: str, reference: str) -> dict[str, str] | None:
         return None
     return {
         "name": name,
-        "value": _shown(row.values[name].value, _decimals(row)),
+        "value": _number(row.values[name].value, _decimals(row)),
         "interval": _bracket(row, name),
         "verdict": verdict(row, name, reference),
     }
 
 
 def result_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the table by kind of metric, ready to be shown: every cell is a text with its verdict."""
+    """Return the table by kind of metric; every cell is ready to be shown, with its verdict."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in evaluation.rows:
         counts = {value.n for value in row.values.values()}
@@ -166,37 +171,35 @@ def result_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _reply(raw: Any) -> dict[str, str]:
     """Return one answer with what is known of it."""
-    entry = raw if isinstance(raw, dict) else {}
+    entry = as_dict(raw)
     scores = {key: number(entry.get(key)) for key in ("gold", "score")}
     facts = [f"{key} {format_number(value)}" for key, value in scores.items() if value is not None]
     if entry.get("finished") is False:
         facts.append("cut off")
-    words = entry.get("text")
-    text = shorten(words.strip(), _LONGEST_TEXT) if isinstance(words, str) else ""
-    missing = (
-        "(no answer recorded)" if not isinstance(words, str) else "" if text else "(empty answer)"
-    )
-    return {"text": text, "missing": missing, "facts": " · ".join(facts)}
+    reply = {"text": "", "missing": "", "facts": " · ".join(facts)}
+    text = entry.get("text")
+    if not isinstance(text, str):
+        return reply | {"missing": "(no answer recorded)"}
+    if not text.strip():
+        return reply | {"missing": "(empty answer)"}
+    return reply | {"text": shorten(text.strip(), _LONGEST_TEXT)}
 
 
 def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the sampled prompts with every checkpoint's answer, in the order in which they were written."""
+    """Return the sampled prompts with every checkpoint's answer, in the evaluation's order."""
     prompts = []
     for sample in evaluation.samples:
-        about, given = sample.get("metadata"), sample.get("responses")
-        given = {str(name): raw for name, raw in given.items()} if isinstance(given, dict) else {}
-        names = [name for name in evaluation.checkpoints if name in given]
-        names += [name for name in given if name not in names]
-        facts = (
-            [f"{key} {value}" for key, value in about.items()] if isinstance(about, dict) else []
-        )
-        prompts.append(
-            {
-                "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
-                "facts": shorten(" · ".join(facts), 600),
-                "replies": [{"name": name, **_reply(given[name])} for name in names],
-            }
-        )
+        responses = as_dict(sample.get("responses"))
+        # Answers of models that are not in the table come last.
+        names = [name for name in evaluation.checkpoints if name in responses]
+        names += [name for name in responses if name not in evaluation.checkpoints]
+        facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
+        prompt = {
+            "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
+            "facts": shorten(" · ".join(facts), 600),
+            "replies": [{"name": name, **_reply(responses[name])} for name in names],
+        }
+        prompts.append(prompt)
     return prompts
 
 
@@ -209,9 +212,9 @@ def win_rate_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> lis
     for opponent in dict.fromkeys(row.subject for row in evaluation.rows if row.key in _JUDGES):
         rows = [row for row in evaluation.rows if row.key in _JUDGES and row.subject == opponent]
         rows.sort(key=lambda row: list(_JUDGES).index(row.key))
-        chosen = {name: styles[name] for name in evaluation.checkpoints}
-        title = f"preferred to {opponent}"
-        drawings.append(figures.draw_win_rates([row.values for row in rows], chosen, title))
+        model_styles = {name: styles[name] for name in evaluation.checkpoints}
+        rates, title = [row.values for row in rows], f"preferred to {opponent}"
+        drawings.append(figures.draw_win_rates(rates, model_styles, title))
     return [drawing for drawing in drawings if drawing]
 
 
@@ -222,7 +225,7 @@ def judges_shown(evaluation: Evaluation) -> list[str]:
 
 
 def reliability_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> list[Markup]:
-    """Draw accuracy over confidence of every reward model that has both in some bin (Guo et al. 2017)."""
+    """Draw accuracy over confidence of every reward model that has bins (Guo et al. 2017)."""
     sides = {
         key: {row.subject: row.values for row in evaluation.rows if row.key == key}
         for key in ("reliability_confidence", "reliability_accuracy")
@@ -240,7 +243,7 @@ def reliability_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> 
 
 
 def over_kl_figures(models: Mapping[str, Workdir], styles: Mapping[str, Style]) -> list[Markup]:
-    """Draw proxy reward and gold over the KL from the reference during training, as Gao et al. (2022) do."""
+    """Draw proxy reward and gold over the KL during training, as Gao et al. (2022) do."""
     drawings = []
     for metric in ("objective/scores", "gold/total"):
         lines = []
@@ -248,13 +251,13 @@ def over_kl_figures(models: Mapping[str, Workdir], styles: Mapping[str, Style]) 
             kl, reward = workdir.metrics.get("objective/kl"), workdir.metrics.get(metric)
             if kl is None or reward is None:
                 continue
-            at = dict(zip(kl.steps, kl.values, strict=True))
-            points = [
-                (at[step], y)
-                for step, y in zip(reward.steps, reward.values, strict=True)
-                if step in at
-            ]
-            lines.append(Line(name, [x for x, _ in points], [y for _, y in points]))
+            kls = dict(zip(kl.steps, kl.values, strict=True))
+            # Gold is measured now and then, the rest at every step.
+            rewards = dict(zip(reward.steps, reward.values, strict=True))
+            steps = [step for step in rewards if step in kls]
+            lines.append(
+                Line(name, [kls[step] for step in steps], [rewards[step] for step in steps])
+            )
         drawings.append(figures.draw_lines(lines, styles, _KL, AXES[metric]))
     return [drawing for drawing in drawings if drawing]
 
@@ -266,14 +269,14 @@ def stage_section(
     stage: str, models: Mapping[str, Workdir], styles: Mapping[str, Style]
 ) -> dict[str, Any]:
     """Draw one stage's curves, those of all its models in the same axes."""
-    changing = {
+    metrics = {  # without those that never change
         metric
         for workdir in models.values()
         for metric, series in workdir.metrics.items()
         if len({value for value in series.values if math.isfinite(value)}) > 1
     }
     drawings = []
-    for metric in figures.choose_curves(stage, changing):
+    for metric in figures.choose_curves(stage, metrics):
         series = {name: w.metrics[metric] for name, w in models.items() if metric in w.metrics}
         lines = [Line(name, s.steps, s.values) for name, s in series.items()]
         x, y = _LOG_STEP if stage == "pretrain" else _STEP, AXES.get(metric, Axis(metric))
@@ -294,16 +297,11 @@ def _model_facts(
     for role, entry in runs.parents(workdir):
         parent = runs.find(workdirs, str(entry.get("path", "")), workdir)
         if parent is not workdir:
-            origins.append(
-                f"{role}: {names[parent.path] if parent else entry.get('path', 'not recorded')}"
-            )
-    model = workdir.meta.get("model")
+            origin = names[parent.path] if parent else entry.get("path", "not recorded")
+            origins.append(f"{role}: {origin}")
+    model = as_dict(workdir.meta.get("model"))
     fields = {"num_layers": "layers", "width": "width", "context_length": "context"}
-    sizes = (
-        {word: integer(model.get(key)) for key, word in fields.items()}
-        if isinstance(model, dict)
-        else {}
-    )
+    sizes = {word: integer(model.get(key)) for key, word in fields.items()}
     shape = ", ".join(f"{word} {size:,}" for word, size in sizes.items() if size is not None)
     return {"state": state, "origins": "; ".join(origins), "shape": shape}
 
@@ -312,11 +310,12 @@ def _model_facts(
 
 
 def _finalize(value: Any) -> Any:
-    """Take control characters out of every text that the template shows; it is escaped afterwards."""
+    """Take control characters out of a text that the template shows; it is escaped afterwards."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _evaluation_section(evaluation: Evaluation, styles: Mapping[str, Style]) -> dict[str, Any]:
+def _evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the page says about one evaluation, apart from its figures."""
     steps = {name: integer(entry.get("step")) for name, entry in evaluation.checkpoints.items()}
     return {
         "folder": evaluation.workdir.name,
@@ -328,13 +327,11 @@ def _evaluation_section(evaluation: Evaluation, styles: Mapping[str, Style]) -> 
         "prompts": answers(evaluation),
         "groups": result_groups(evaluation),
         "judges": judges_shown(evaluation),
-        "win_rates": win_rate_figures(evaluation, styles),
-        "reliability": reliability_figures(evaluation, styles),
     }
 
 
 def render(run: Path, provenance: Provenance) -> str:
-    """Return the page about a run folder, which must exist; the same files and provenance give the same bytes."""
+    """Return the page about a run folder, which must exist; the same files give the same bytes."""
     run = run.resolve()
     notes = Notes(run, [])
     workdirs = runs.read_run(run, notes)
@@ -346,14 +343,14 @@ def render(run: Path, provenance: Provenance) -> str:
         notes.add(run, "has no evaluation.json, so there are no results: run the evaluate stage")
     names = runs.model_names(workdirs, evaluations)
     models = {names[workdir.path]: workdir for workdir in workdirs if not workdir.is_evaluation}
-    evaluated = [name for evaluation in evaluations for name in evaluation.checkpoints]
-    replying = [
-        name
-        for e in evaluations
-        for prompt in answers(e)
-        for name in (r["name"] for r in prompt["replies"])
-    ]
-    styles = figures.make_styles([*models, *evaluated, *replying])
+    sections = [_evaluation_section(evaluation) for evaluation in evaluations]
+    column_names = [name for section in sections for name in section["steps"]]
+    prompts = [prompt for section in sections for prompt in section["prompts"]]
+    reply_names = [reply["name"] for prompt in prompts for reply in prompt["replies"]]
+    styles = figures.make_styles([*models, *column_names, *reply_names])
+    for section, evaluation in zip(sections, evaluations, strict=True):
+        section["win_rates"] = win_rate_figures(evaluation, styles)
+        section["reliability"] = reliability_figures(evaluation, styles)
     stages = dict.fromkeys(workdir.stage for workdir in models.values())
     environment = jinja2.Environment(
         autoescape=True,
@@ -371,7 +368,7 @@ def render(run: Path, provenance: Provenance) -> str:
         styles=styles,
         prompts_shown=_PROMPTS_SHOWN,
         most_points=figures.MOST_POINTS,
-        evaluations=[_evaluation_section(evaluation, styles) for evaluation in evaluations],
+        evaluations=sections,
         over_kl=over_kl_figures(models, styles),
         kl_names=[name for name, workdir in models.items() if "objective/kl" in workdir.metrics],
         stages=[
@@ -386,23 +383,20 @@ def render(run: Path, provenance: Provenance) -> str:
     )
 
 
-def _commit() -> str:
-    """Return the commit of this code, "-dirty" if it has been changed since; "" where git does not track it."""
-    here = Path(__file__)
-    words = ["git", "-C", str(here.parent)]
+def _git(*words: str) -> str:
+    """Return what git says in the folder of this file; "" without git or where it refuses."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
-        subprocess.run(
-            [*words, "ls-files", "--error-unmatch", here.name],
-            check=True,
-            capture_output=True,
-            timeout=10,
-        )
-        described = [*words, "describe", "--always", "--dirty", "--exclude=*"]
-        return subprocess.run(
-            described, check=True, capture_output=True, text=True, timeout=10
-        ).stdout.strip()
+        run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.SubprocessError):
         return ""
+    return run.stdout.strip()
+
+
+def _commit() -> str:
+    """Return the commit of this code, "-dirty" if changed since; "" where git does not track it."""
+    is_tracked = _git("ls-files", Path(__file__).name)  # an environment may lie in a repository
+    return _git("describe", "--always", "--dirty", "--exclude=*") if is_tracked else ""
 
 
 def read_provenance() -> Provenance:
@@ -427,30 +421,27 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _fail(sentence: str) -> int:
+    """Print an error and return the exit status that goes with it."""
+    print(f"report: {sentence}", file=sys.stderr)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and print where it is; an error is one line on stderr and status 2."""
     arguments = _arguments(argv)
     run, output = arguments.run, arguments.output or arguments.run / "report.html"
     if not run.is_dir():
         kind = "a file" if run.exists() else "not there"
-        print(
-            f"report: {run} is {kind}; give a run folder, for example runs/quickstart",
-            file=sys.stderr,
-        )
-        return 2
+        return _fail(f"{run} is {kind}; give a run folder, for example runs/quickstart")
     try:
         page = render(run, read_provenance())
     except OSError as error:
-        print(f"report: cannot read {run} ({error}); make its files readable", file=sys.stderr)
-        return 2
+        return _fail(f"cannot read {run} ({error}); make its files readable")
     try:
         output.write_text(page, encoding="utf-8")
     except OSError as error:
-        print(
-            f"report: cannot write {output} ({error}); choose another place with --output=FILE",
-            file=sys.stderr,
-        )
-        return 2
+        return _fail(f"cannot write {output} ({error}); choose another place with --output=FILE")
     print(f"wrote {output} ({len(page.encode()) / 1024:,.0f} kB)")
     return 0
 

@@ -1,8 +1,9 @@
-"""Read what a run left behind and believe nothing: every file may be missing, half-written or damaged.
+"""Read what a run left behind: every file may be missing, half-written or damaged.
 
-A run folder is one stage's workdir or a folder of several. What cannot be read is never guessed and never an
-exception: it becomes a note that names the file and the remedy, and the report prints it. Left out on purpose:
-parameters. Only the JSON beside them is read, so that a report of a large model starts at once and needs no JAX.
+A run folder is one stage's workdir or a folder of several. What cannot be read is never guessed
+and never an exception: it becomes a note that names the file and the remedy, and the report
+prints it. Left out on purpose: parameters. Only the JSON beside them is read, so that a report of
+a large model starts at once and needs no JAX.
 """
 
 import json
@@ -70,7 +71,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Notes:
-    """Sentences about files, each of which begins with the file's path from the run folder's own name on."""
+    """Sentences about files; each begins with a path that starts at the run folder's name."""
 
     root: Path
     sentences: list[str]
@@ -81,7 +82,7 @@ class Notes:
 
 
 def number(value: Any) -> float | None:
-    """Return a JSON number (NaN and infinities included, as Python writes them), None for anything else."""
+    """Return a JSON number (also NaN and infinities, which Python writes), else None."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     try:
@@ -96,8 +97,13 @@ def integer(value: Any) -> int | None:
     return int(real) if real is not None and math.isfinite(real) else None
 
 
+def as_dict(value: Any) -> dict[str, Any]:
+    """Return a JSON object as it is, and {} for anything else."""
+    return value if isinstance(value, dict) else {}
+
+
 def order(name: str, stage: str) -> int:
-    """Return where a checkpoint stands in the pipeline: by its own name, else by its stage, else last."""
+    """Return a checkpoint's place in the pipeline: by its name, else by its stage, else last."""
     places = [ORDER.index(word) for word in (name, stage) if word in ORDER]
     return places[0] if places else len(ORDER)
 
@@ -130,7 +136,7 @@ def read_dict(path: Path, notes: Notes, remedy: str) -> dict[str, Any]:
 
 
 def read_rows(path: Path, notes: Notes) -> list[dict[str, Any]]:
-    """Return the whole rows of a JSON-lines file, and note the lines that are broken or half-written."""
+    """Return the whole rows of a JSON-lines file, and note the broken and half-written lines."""
     text = read_text(path, notes, "the stage has logged nothing yet; run it, or resume it")
     if text is None:
         return []
@@ -159,7 +165,7 @@ def read_rows(path: Path, notes: Notes) -> list[dict[str, Any]]:
         count = f"{len(broken)} line{'s' if len(broken) > 1 else ''}"
         notes.add(
             path,
-            f"has {count} that are no JSON objects, left out (line {places}): delete or restore them",
+            f"has {count} that are no JSON objects, left out (line {places}): repair them",
         )
     if not rows:
         notes.add(path, "holds no whole row: run the stage, or resume it")
@@ -167,7 +173,7 @@ def read_rows(path: Path, notes: Notes) -> list[dict[str, Any]]:
 
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
-    """Turn rows into one series per metric by step; a step written twice (a resumed run) keeps its last value."""
+    """Turn rows into one series per metric; a step written twice keeps its last value."""
     points: dict[str, dict[int, float]] = {}
     for row in rows:
         step = integer(row.get("step"))
@@ -184,7 +190,7 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
 
 
 def _read_metas(folder: Path, notes: Notes) -> dict[int, dict[str, Any]]:
-    """Return the meta item of each finished checkpoint by step; temporary names are unfinished checkpoints."""
+    """Return the meta item of each checkpoint by step; unfinished ones have other names."""
     if not folder.is_dir():
         notes.add(folder, "is missing: nothing has been saved yet; run the stage")
         return {}
@@ -255,15 +261,14 @@ def read_run(path: Path, notes: Notes) -> list[Workdir]:
 def parents(workdir: Workdir) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the role and the record of each parent in the newest checkpoint, else in the config.
 
-    A record has path, stage, step and fingerprint. A run that has no checkpoint yet names its parents in
-    `config["init"]`: a path, or a table of role to path.
+    A record has path, stage, step and fingerprint. A run that has no checkpoint yet names its
+    parents in `config["init"]`: a path, or a table of role to path.
     """
-    lineage = workdir.meta.get("lineage")
-    if isinstance(lineage, dict) and lineage:
+    lineage = as_dict(workdir.meta.get("lineage"))
+    if lineage:
         yield from ((role, entry) for role, entry in lineage.items() if isinstance(entry, dict))
         return
-    config = workdir.config.get("config")
-    init = config.get("init") if isinstance(config, dict) else None
+    init = as_dict(workdir.config.get("config")).get("init")
     table = init if isinstance(init, dict) else {"init": init}
     yield from (
         (role, {"path": path}) for role, path in table.items() if isinstance(path, str) and path
@@ -279,9 +284,10 @@ def folder_of(path: str) -> str:
 
 
 def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
-    """Return the workdir that a path recorded by `child` points to: that folder, else one of the same name.
+    """Return the workdir that a path recorded by `child` points to, else one of the same name.
 
-    Names are compared too because runs are moved and copied, and the paths in their checkpoints then point nowhere.
+    Names are compared too because runs are moved and copied, and the paths in their checkpoints
+    then point nowhere.
     """
     if not path:
         return None
@@ -300,7 +306,7 @@ def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
 
 
 def stale(workdirs: list[Workdir]) -> list[str]:
-    """Return a sentence for every child whose parent has been trained anew since, by the fingerprints recorded."""
+    """Return a sentence for every child whose parent has another fingerprint than recorded."""
     sentences = []
     for child in workdirs:
         for role, entry in parents(child):
@@ -311,8 +317,9 @@ def stale(workdirs: list[Workdir]) -> list[str]:
             before, now = entry.get("fingerprint"), parent.metas.get(step, {}).get("fingerprint")
             if before is not None and now is not None and before != now:
                 sentences.append(
-                    f"{child.name}: its {role} ({parent.name}, step {step}) has been trained anew since "
-                    f"(fingerprint {before} then, {now} now): train {child.name} again"
+                    f"{child.name}: its {role} ({parent.name}, step {step}) "
+                    f"has been trained anew since (fingerprint {before} then, {now} now): "
+                    f"train {child.name} again"
                 )
     return sentences
 
@@ -322,41 +329,35 @@ def read_evaluation(workdir: Workdir, notes: Notes) -> Evaluation:
     raw, path = workdir.evaluation or {}, workdir.path / "evaluation.json"
     remedy = "run the evaluation again with this version"
     table = raw.get("table")
-    read = [row_from_json(row) for row in table] if isinstance(table, list) else []
-    rows = [row for row in read if row]
     if not isinstance(table, list):
         notes.add(path, f"has no table: {remedy}")
-    elif len(rows) < len(table):
-        notes.add(
-            path,
-            f"has {len(table) - len(rows)} rows of {len(table)} that are not as agreed: {remedy}",
-        )
-    listed = raw.get("checkpoints")
+        table = []
+    rows = [row for row in map(row_from_json, table) if row is not None]
+    if len(rows) < len(table):
+        count = f"{len(table) - len(rows)} rows of {len(table)}"
+        notes.add(path, f"has {count} that are not as agreed: {remedy}")
     entries: dict[str, dict[str, Any]] = {name: {} for row in rows for name in row.values}
-    entries |= (
-        {str(n): e if isinstance(e, dict) else {} for n, e in listed.items()}
-        if isinstance(listed, dict)
-        else {}
-    )
+    entries |= {name: as_dict(entry) for name, entry in as_dict(raw.get("checkpoints")).items()}
     names = sorted(entries, key=lambda name: order(name, str(entries[name].get("stage"))))
     reference = str(raw.get("reference") or "")
     if reference and reference not in entries:
-        notes.add(
-            path, f"names a reference {reference!r} that is not among its checkpoints: {remedy}"
-        )
-    samples = raw.get("samples") if isinstance(raw.get("samples"), list) else []
+        words = f"names a reference {reference!r} that is not among its checkpoints: {remedy}"
+        notes.add(path, words)
+    samples = raw.get("samples")
     return Evaluation(
         workdir,
         {name: entries[name] for name in names},
         reference,
         rows,
-        [sample for sample in samples or [] if isinstance(sample, dict)],
+        [sample for sample in samples if isinstance(sample, dict)]
+        if isinstance(samples, list)
+        else [],
         str(raw.get("seed", "not recorded")),
     )
 
 
 def model_names(workdirs: list[Workdir], evaluations: Sequence[Evaluation]) -> dict[Path, str]:
-    """Return the one name of every workdir's model: the evaluation's if it gives exactly one, else the folder's."""
+    """Return one name for every workdir's model: the evaluation's only name, else the folder's."""
     owners: dict[str, set[Path]] = {}
     for evaluation in evaluations:
         for alias, entry in evaluation.checkpoints.items():

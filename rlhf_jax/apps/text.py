@@ -1,8 +1,8 @@
-"""Make text and numbers safe and honest to show: no control characters, no hidden reordering, cuts that are counted.
+"""Make text and numbers safe to show: no control characters, no hidden reordering, counted cuts.
 
-A sampled reply may contain anything, also the bytes that move a terminal's cursor, rename its window or turn the
-reading order round. `printable` removes them for the terminal and the page alike (the page escapes HTML besides).
-Left out on purpose: judging what the text says.
+A sampled reply may contain anything, also the bytes that move a terminal's cursor, rename its
+window or turn the reading order round. `printable` removes them for the terminal and the page
+alike (the page escapes HTML besides). Left out on purpose: judging what the text says.
 """
 
 import math
@@ -12,12 +12,13 @@ import unicodedata
 _ROLE_OR_END = re.compile(r"<\|([a-z_]+)\|>")
 _ROLES = ("user", "assistant", "system")
 _KEPT = frozenset("\n\t")
-# Direction overrides and isolates, marks of direction, line and paragraph separators. Other "format" characters,
-# such as joiners, are needed to spell many languages.
+# Direction overrides and isolates, marks of direction, line and paragraph separators. Other
+# "format" characters, such as joiners, are needed to spell many languages.
 _HIDDEN = frozenset(
     [0x061C, 0x200E, 0x200F, 0x2028, 0x2029, 0xFEFF, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 )
-# Whole colour and title sequences; of any other only the escape character goes, so that no word is lost.
+# Whole colour and title sequences; of any other only the escape character goes, so that no word
+# is lost.
 _ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
 
@@ -29,7 +30,7 @@ def _is_hidden(char: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Remove terminal sequences, control characters (but newline and tab) and reordering marks from a text."""
+    """Remove terminal sequences, control characters and reordering marks from a text."""
     text = _ESCAPE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return "".join(char for char in text if char in _KEPT or not _is_hidden(char))
 
@@ -44,9 +45,9 @@ def shorten(text: str, limit: int) -> str:
 def split_turns(text: str) -> list[tuple[str, str]]:
     """Split a rendered conversation at its chat markers into pairs of a role and its words.
 
-    `<|user|>hello<|assistant|>hi<|eos|>` is [("user", "hello"), ("assistant", "hi")]. Text before the first role
-    has the role ""; other markers (end, padding) are dropped, and so are turns without text, as the open turn
-    that a generation prompt ends with.
+    `<|user|>hello<|assistant|>hi<|eos|>` is [("user", "hello"), ("assistant", "hi")]. Text before
+    the first role has the role ""; other markers (end, padding) are dropped, and so are turns
+    without text, as the open turn that a generation prompt ends with.
     """
     turns = [("", "")]
     end = 0
@@ -62,7 +63,7 @@ def split_turns(text: str) -> list[tuple[str, str]]:
 
 
 def format_number(value: float, *, digits: int = 3) -> str:
-    """Write a number with so many significant digits, and a power of ten only where zeros had to be counted."""
+    """Write a number with so many significant digits, and no power of ten if it is readable."""
     if not math.isfinite(value):
         return "not finite"
     if value == 0:

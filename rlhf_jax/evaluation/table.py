@@ -140,11 +140,11 @@ def _cell(row: Row, name: str, reference: str) -> Text:
 
 def verdict(row: Row, name: str, reference: str) -> Verdict:
     """Return "better" or "worse" if a checkpoint's interval lies wholly on one side of the reference's, else ""."""
-    mine, base = row.values.get(name), row.values.get(reference)
-    if name == reference or mine is None or base is None or row.better == "none":
+    value, base = row.values.get(name), row.values.get(reference)
+    if name == reference or value is None or base is None or row.better == "none":
         return ""
-    if mine.low is None or mine.high is None or base.low is None or base.high is None:
+    if value.low is None or value.high is None or base.low is None or base.high is None:
         return ""
-    if mine.low <= base.high and base.low <= mine.high:
+    if value.low <= base.high and base.low <= value.high:
         return ""
-    return "better" if (mine.low > base.high) == (row.better == "higher") else "worse"
+    return "better" if (value.low > base.high) == (row.better == "higher") else "worse"

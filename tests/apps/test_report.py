@@ -1,4 +1,4 @@
-"""The report: one page from whatever a run left behind, all foreign text escaped and every gap said."""
+"""The report: one page from whatever a run left behind, text escaped and every gap said."""
 
 import html
 import html.parser
@@ -219,7 +219,7 @@ def test_foreign_text_never_becomes_markup(tmp_path):
     assert "alert" not in [name for name, _ in reader.attributes]
     assert "<script" not in page
     said = "".join(reader.words)
-    # Title, headline, version, prompt, two answers, two names, facts, table, note, legend, curve, stage, origin.
+    # Title, headline, version, prompt, answers, names, facts, table, note, legend, stage, origin.
     assert said.count("<script>alert(") >= 15
     assert "<i>empty is empty" in said
 
@@ -414,7 +414,7 @@ def test_tiny_numbers_keep_their_digits_and_zero_has_no_sign(run):
 def test_a_value_without_interval_says_so_and_an_empty_table_too(run):
     alone = {"value": 12.0, "low": None, "high": None, "n": 5}
     page = with_evaluation(run, table=[row("m", "none", {"sft": alone})])
-    assert cells(page)[0] == ("", "12.000", "no interval")
+    assert cells(page)[0] == ("", "12.0", "no interval")
     assert "The table is empty." in with_evaluation(run, table=[])
 
 
@@ -475,7 +475,7 @@ def test_pictures_without_data_say_what_they_need(tmp_path):
 
 
 def reliability_page(run, name):
-    """The page about what the benchmark stage writes of three pairs of one prompt and one of another."""
+    """The page about what the benchmark stage writes of four pairs of two prompts."""
     comparisons = [Comparison((Message("user", prompt),), ("a", "b"), (1, 2)) for prompt in "xxxy"]
     scores = [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]
     measured = {name: {"kept": [0, 1, 2, 3], "scores": scores}}

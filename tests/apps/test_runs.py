@@ -1,4 +1,4 @@
-"""Run folders are read whatever state they are in, and what cannot be read is noted with its file and a remedy."""
+"""Run folders are read in any state, and what cannot be read is noted with file and remedy."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_broken_lines_are_counted_by_number(tmp_path):
     path.write_bytes(lines + b"[" * 10**5 + b"\n")
     notes = Notes(tmp_path, [])
     assert [entry["step"] for entry in runs.read_rows(path, notes)] == [1, 2]
-    expected = "has 4 lines that are no JSON objects, left out (line 2, 3, 5, 6): delete or restore"
+    expected = "has 4 lines that are no JSON objects, left out (line 2, 3, 5, 6): repair"
     assert [expected in sentence for sentence in notes.sentences] == [True]
 
 
