@@ -1,251 +1,448 @@
-"""Write one self-contained HTML page about one or several runs.
+"""Write one self-contained HTML page about a run: what came out, how it answers, how it trained.
 
-    python -m rlhf_jax.apps.report runs/quickstart                      # runs/quickstart/report.html
-    python -m rlhf_jax.apps.report runs/a runs/b --output=compare.html  # two runs in the same charts
+    python -m rlhf_jax.apps.report runs/quickstart                     # runs/quickstart/report.html
+    python -m rlhf_jax.apps.report runs/quickstart --output=page.html
 
-A run folder is one stage's workdir or a folder of several. The page shows how the stages descend from each
-other, the evaluation with intervals, every metric's curve, configurations and samples, in light or dark as
-the reader prefers. Files that are missing, half-written or damaged are listed at the top, and the rest is
-shown. The page fetches nothing and its security policy forbids it to. Left out on purpose: any call from
-training; a report only reads what is on disk.
+A run is one stage's workdir or a folder of several. The page opens with one sentence of result;
+then come the same prompts answered by every checkpoint, the table of results with 95 % intervals,
+the papers' pictures, and at most eight curves a stage. `evaluation.json` is read by its fields
+(`evaluation.table.Row`), never by its titles, and checked row by row, because one program writes
+it and another reads it. Files that are missing or damaged are listed with a remedy, and the rest
+is shown. All text is escaped by the template. Left out on purpose: every other curve, several
+runs side by side, and zooming: they are TensorBoard's.
 """
 
 import argparse
 import datetime
+import math
+import os
+import platform
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
 from rlhf_jax import __version__
-from rlhf_jax.apps import _curves, _results, runs
-from rlhf_jax.apps._html import Html, el, join, page
-from rlhf_jax.apps.graph import Node, stage_graph
-from rlhf_jax.apps.runs import Workdir
-from rlhf_jax.apps.svg import format_number
+from rlhf_jax.apps import figures, runs
+from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Style
+from rlhf_jax.apps.runs import Evaluation, Notes, Workdir, as_dict, integer, number
+from rlhf_jax.apps.text import format_number, printable, shorten, split_turns
+from rlhf_jax.evaluation.table import Row, verdict
+
+_TEMPLATE = Path(__file__).with_name("report.html.jinja")
+_PROMPTS_SHOWN = 6
+_LONGEST_TEXT = 4000
+_STAGES = {
+    "pretrain": "Pretraining",
+    "sft": "Supervised fine-tuning",
+    "reward": "Reward model",
+    "classify": "Classification",
+    "ppo": "PPO",
+    "policy_gradient": "Policy gradient without a value network",
+    "preference": "Preference optimisation",
+}
+# Who judges, by the key of the row; the page opens with the first judge that an evaluation has.
+_JUDGES = {
+    "win_rate_labelers": "held-out labelers",
+    "win_rate_gold": "gold, the exact judge",
+    "win_rate_model": "a reward model",
+}
+_KL = Axis("KL from the reference [nats/response]", "root")
+_STEP = Axis("step", integers=True)
+# For pretraining: its loss is nearly straight on two logarithmic axes (Kaplan et al. 2020).
+_LOG_STEP = Axis("step", "log", integers=True)
 
 
-def _label(workdir: Workdir, many: bool) -> str:
-    if workdir.run.split("/")[-1] == workdir.name:  # the run folder is itself the workdir
-        return workdir.run
-    return f"{workdir.run}/{workdir.name}" if many else workdir.name
+@dataclass(frozen=True)
+class Provenance:
+    """When, where and by which code a page was written."""
+
+    date: str
+    commit: str
+    machine: str
+    versions: str
 
 
-def _model_line(meta: dict[str, Any]) -> str:
-    model = meta.get("model")
-    if not isinstance(model, dict):
-        return ""
-    layers, width, context = (
-        runs.number(model.get(key)) for key in ("num_layers", "width", "context_length")
-    )
-    if layers is None or width is None or context is None:
-        return ""
-    return f"{layers:,.0f} layer{'s' if layers != 1 else ''} × {width:,.0f}, context {context:,.0f}"
+# --- results ----------------------------------------------------------------------------------
 
 
-def _state_line(workdir: Workdir) -> str:
-    step, planned = (runs.number(workdir.meta.get(key)) for key in ("step", "num_steps"))
-    if step is None:
-        return "no checkpoint"
-    if planned is None:
-        return f"step {step:,.0f}"
-    return f"step {step:,.0f}" if step >= planned else f"step {step:,.0f} of {planned:,.0f}"
+def headline(evaluations: Sequence[Evaluation]) -> str:
+    """Return the page's first sentence: how often the last model is preferred to the reference.
+
+    The last one is that of the pipeline's order, so that the sentence does not pick the best of
+    many.
+    """
+    for key, judge in _JUDGES.items():
+        for evaluation in evaluations:
+            rows = [row for row in evaluation.rows if row.key == key and row.values]
+            rows.sort(key=lambda row: row.subject != evaluation.reference)
+            for row in rows[:1]:
+                name = next(name for name in reversed(evaluation.checkpoints) if name in row.values)
+                return _preference(name, row, judge)
+    for evaluation in evaluations:
+        for row in evaluation.rows:
+            cells = {name: _cell(row, name, "") for name in reversed(evaluation.checkpoints)}
+            words = [
+                f"{cell['value']} {cell['interval']} for {name}"
+                for name, cell in cells.items()
+                if cell
+            ]
+            if words:
+                return f"{row.metric} is {' and '.join(words[:2])}."
+    return "Nothing has been measured yet: run the evaluate stage, then write this page again."
 
 
-def _parent_paths(workdir: Workdir) -> list[str]:
-    found = (str(entry.get("path", "")) for _, entry in runs.parents(workdir))
-    return [path for path in dict.fromkeys(found) if path]
+def _preference(name: str, row: Row, judge: str) -> str:
+    """Say how often a model is preferred, and what the interval does not allow to say."""
+    value, low, high, n = row.values[name]
+    rate = f"{name} is preferred to {row.subject} by {judge} in"
+    if low is None or high is None:
+        return f"{rate} {100 * value:.0f} % of {n:,} comparisons, of which no interval is known."
+    decimals = 1 if high - low < 0.02 else 0
+    low_text, value_text, high_text = (f"{100 * x:.{decimals}f}" for x in (low, value, high))
+    sentence = f"{rate} {value_text} % [{low_text}, {high_text}] of {n:,} comparisons"
+    if low <= 0.5 <= high:
+        return f"{sentence}; the 95 % interval holds 50 %, so neither is shown to be better."
+    return f"{sentence} (95 % interval; ties are half a win)."
 
 
-def lineage_nodes(workdirs: list[Workdir], many: bool) -> list[Node]:
-    """One box per workdir, and a dashed one per parent that lies outside of the folders reported on."""
-    colour = runs.colours([workdir.name for workdir in workdirs])
-    places = {str(workdir.path): index for index, workdir in enumerate(workdirs)}
-    outside: dict[str, int] = {}
-    edges: list[tuple[int, ...]] = []
-    for workdir in workdirs:
-        parents = []
-        for path in _parent_paths(workdir):
-            inside = runs.find(workdirs, path, workdir.run)
-            if inside is workdir:
+def _decimals(row: Row) -> int:
+    """Return a row's number of decimals: to the first digit that its narrowest interval leaves."""
+    values = row.values.values()
+    largest = max((abs(v.value) for v in values), default=0.0)
+    halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None]
+    narrow = min((half for half in halves if half > 1e-12), default=1.0)
+    needed = -math.floor(math.log10(narrow))
+    coarse = 2 if largest < 10 else 1 if largest < 1000 else 0
+    return max(needed, coarse) if 0 < largest < 1e-3 else min(4, max(needed, coarse))
+
+
+def _number(value: float, decimals: int) -> str:
+    if decimals > 4:  # zeros that would have to be counted
+        return format_number(value)
+    text = f"{round(value, decimals) + 0.0:,.{decimals}f}"  # + 0.0: never minus zero
+    return text.replace("-", "−")
+
+
+def _bracket(row: Row, name: str) -> str:
+    """Return a value's interval as text."""
+    low, high = row.values[name].low, row.values[name].high
+    if low is None or high is None:
+        return "no interval"
+    return f"[{_number(low, _decimals(row))}, {_number(high, _decimals(row))}]"
+
+
+def _cell(row: Row, name: str, reference: str) -> dict[str, str] | None:
+    if name not in row.values:
+        return None
+    return {
+        "name": name,
+        "value": _number(row.values[name].value, _decimals(row)),
+        "interval": _bracket(row, name),
+        "verdict": verdict(row, name, reference),
+    }
+
+
+def result_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the table by kind of metric; every cell is ready to be shown, with its verdict."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in evaluation.rows:
+        counts = {value.n for value in row.values.values()}
+        cells = [_cell(row, name, evaluation.reference) for name in evaluation.checkpoints]
+        n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{counts.pop():,}" if len(counts) == 1 else ""
+        about = ". ".join(filter(None, [row.description.rstrip("."), n]))
+        arrow = {"higher": "↑", "lower": "↓"}.get(row.better, "")
+        line = {
+            "metric": row.metric,
+            "arrow": arrow,
+            "unit": row.unit,
+            "about": about,
+            "cells": cells,
+        }
+        groups.setdefault(row.group, []).append(line)
+    return [{"title": title, "rows": rows} for title, rows in groups.items()]
+
+
+def _reply(raw: Any) -> dict[str, str]:
+    """Return one answer with what is known of it."""
+    entry = as_dict(raw)
+    scores = {key: number(entry.get(key)) for key in ("gold", "score")}
+    facts = [f"{key} {format_number(value)}" for key, value in scores.items() if value is not None]
+    if entry.get("finished") is False:
+        facts.append("cut off")
+    reply = {"text": "", "missing": "", "facts": " · ".join(facts)}
+    text = entry.get("text")
+    if not isinstance(text, str):
+        return reply | {"missing": "(no answer recorded)"}
+    if not text.strip():
+        return reply | {"missing": "(empty answer)"}
+    return reply | {"text": shorten(text.strip(), _LONGEST_TEXT)}
+
+
+def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Return the sampled prompts with every checkpoint's answer, in the evaluation's order."""
+    prompts = []
+    for sample in evaluation.samples:
+        responses = as_dict(sample.get("responses"))
+        # Answers of models that are not in the table come last.
+        names = [name for name in evaluation.checkpoints if name in responses]
+        names += [name for name in responses if name not in evaluation.checkpoints]
+        facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
+        prompt = {
+            "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
+            "facts": shorten(" · ".join(facts), 600),
+            "replies": [{"name": name, **_reply(responses[name])} for name in names],
+        }
+        prompts.append(prompt)
+    return prompts
+
+
+# --- pictures ---------------------------------------------------------------------------------
+
+
+def win_rate_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> list[Markup]:
+    """Draw win rates for every opponent, as Ouyang et al. (2022) do."""
+    drawings = []
+    for opponent in dict.fromkeys(row.subject for row in evaluation.rows if row.key in _JUDGES):
+        rows = [row for row in evaluation.rows if row.key in _JUDGES and row.subject == opponent]
+        rows.sort(key=lambda row: list(_JUDGES).index(row.key))
+        model_styles = {name: styles[name] for name in evaluation.checkpoints}
+        rates, title = [row.values for row in rows], f"preferred to {opponent}"
+        drawings.append(figures.draw_win_rates(rates, model_styles, title))
+    return [drawing for drawing in drawings if drawing]
+
+
+def judges_shown(evaluation: Evaluation) -> list[str]:
+    """Return whose win rates an evaluation has, the one with dark bars first."""
+    keys = {row.key for row in evaluation.rows}
+    return [judge for key, judge in _JUDGES.items() if key in keys]
+
+
+def reliability_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> list[Markup]:
+    """Draw accuracy over confidence of every reward model that has bins (Guo et al. 2017)."""
+    sides = {
+        key: {row.subject: row.values for row in evaluation.rows if row.key == key}
+        for key in ("reliability_confidence", "reliability_accuracy")
+    }
+    accuracy = sides["reliability_accuracy"]
+    drawings = []
+    for name in evaluation.checkpoints:
+        bins = [
+            Bin(confidence[name].value, accuracy[subject][name])
+            for subject, confidence in sides["reliability_confidence"].items()
+            if name in confidence and name in accuracy.get(subject, {})
+        ]
+        drawings.append(figures.draw_reliability(bins, styles[name], name))
+    return [drawing for drawing in drawings if drawing]
+
+
+def over_kl_figures(models: Mapping[str, Workdir], styles: Mapping[str, Style]) -> list[Markup]:
+    """Draw proxy reward and gold over the KL during training, as Gao et al. (2022) do."""
+    drawings = []
+    for metric in ("objective/scores", "gold/total"):
+        lines = []
+        for name, workdir in models.items():
+            kl, reward = workdir.metrics.get("objective/kl"), workdir.metrics.get(metric)
+            if kl is None or reward is None:
                 continue
-            place = (
-                places[str(inside.path)]
-                if inside
-                else outside.setdefault(path, len(workdirs) + len(outside))
+            kls = dict(zip(kl.steps, kl.values, strict=True))
+            # Gold is measured now and then, the rest at every step.
+            rewards = dict(zip(reward.steps, reward.values, strict=True))
+            steps = [step for step in rewards if step in kls]
+            lines.append(
+                Line(name, [kls[step] for step in steps], [rewards[step] for step in steps])
             )
-            parents.append(place)
-        edges.append(tuple(dict.fromkeys(parents)))
-    nodes = []
-    for workdir, parents_of in zip(workdirs, edges, strict=True):
-        lines = tuple(filter(None, (_state_line(workdir), _model_line(workdir.meta))))
-        nodes.append(Node(_label(workdir, many), lines, colour[workdir.name], parents_of))
-    return nodes + [
-        Node(runs.folder_of(path), ("not in this folder", path), 0, (), dashed=True)
-        for path in outside
+        drawings.append(figures.draw_lines(lines, styles, _KL, AXES[metric]))
+    return [drawing for drawing in drawings if drawing]
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+
+def stage_section(
+    stage: str, models: Mapping[str, Workdir], styles: Mapping[str, Style]
+) -> dict[str, Any]:
+    """Draw one stage's curves, those of all its models in the same axes."""
+    metrics = {  # without those that never change
+        metric
+        for workdir in models.values()
+        for metric, series in workdir.metrics.items()
+        if len({value for value in series.values if math.isfinite(value)}) > 1
+    }
+    drawings = []
+    for metric in figures.choose_curves(stage, metrics):
+        series = {name: w.metrics[metric] for name, w in models.items() if metric in w.metrics}
+        lines = [Line(name, s.steps, s.values) for name, s in series.items()]
+        x, y = _LOG_STEP if stage == "pretrain" else _STEP, AXES.get(metric, Axis(metric))
+        drawings.append(figures.draw_lines(lines, styles, x, y))
+    title = _STAGES.get(stage, stage)
+    return {"title": title, "names": list(models), "figures": [d for d in drawings if d]}
+
+
+def _model_facts(
+    workdir: Workdir, names: Mapping[Path, str], workdirs: list[Workdir]
+) -> dict[str, str]:
+    """Return where a model stands, where it comes from and how large it is."""
+    step, planned = integer(workdir.meta.get("step")), integer(workdir.meta.get("num_steps"))
+    state = "no checkpoint" if step is None else f"step {step:,}"
+    if step is not None and planned is not None and step < planned:
+        state += f" of {planned:,}, not finished"
+    origins = []
+    for role, entry in runs.parents(workdir):
+        parent = runs.find(workdirs, str(entry.get("path", "")), workdir)
+        if parent is not workdir:
+            origin = names[parent.path] if parent else entry.get("path", "not recorded")
+            origins.append(f"{role}: {origin}")
+    model = as_dict(workdir.meta.get("model"))
+    fields = {"num_layers": "layers", "width": "width", "context_length": "context"}
+    sizes = {word: integer(model.get(key)) for key, word in fields.items()}
+    shape = ", ".join(f"{word} {size:,}" for word, size in sizes.items() if size is not None)
+    return {"state": state, "origins": "; ".join(origins), "shape": shape}
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def _finalize(value: Any) -> Any:
+    """Take control characters out of a text that the template shows; it is escaped afterwards."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
+    """Return what the page says about one evaluation, apart from its figures."""
+    steps = {name: integer(entry.get("step")) for name, entry in evaluation.checkpoints.items()}
+    return {
+        "folder": evaluation.workdir.name,
+        "reference": evaluation.reference,
+        "seed": evaluation.seed,
+        "steps": {
+            name: f"step {step:,}" if step is not None else "" for name, step in steps.items()
+        },
+        "prompts": answers(evaluation),
+        "groups": result_groups(evaluation),
+        "judges": judges_shown(evaluation),
+    }
+
+
+def render(run: Path, provenance: Provenance) -> str:
+    """Return the page about a run folder, which must exist; the same files give the same bytes."""
+    run = run.resolve()
+    notes = Notes(run, [])
+    workdirs = runs.read_run(run, notes)
+    notes.sentences.extend(runs.stale(workdirs))
+    evaluations = [
+        runs.read_evaluation(workdir, notes) for workdir in workdirs if workdir.evaluation
     ]
-
-
-def lineage_section(workdirs: list[Workdir], many: bool) -> Html | None:
-    workdirs = [workdir for workdir in workdirs if not workdir.is_evaluation]
-    if not workdirs:
-        return None
-    graph = stage_graph(
-        lineage_nodes(workdirs, many), label="how the stages descend from each other"
+    if workdirs and not evaluations:
+        notes.add(run, "has no evaluation.json, so there are no results: run the evaluate stage")
+    names = runs.model_names(workdirs, evaluations)
+    models = {names[workdir.path]: workdir for workdir in workdirs if not workdir.is_evaluation}
+    sections = [_evaluation_section(evaluation) for evaluation in evaluations]
+    column_names = [name for section in sections for name in section["steps"]]
+    prompts = [prompt for section in sections for prompt in section["prompts"]]
+    reply_names = [reply["name"] for prompt in prompts for reply in prompt["replies"]]
+    styles = figures.make_styles([*models, *column_names, *reply_names])
+    for section, evaluation in zip(sections, evaluations, strict=True):
+        section["win_rates"] = win_rate_figures(evaluation, styles)
+        section["reliability"] = reliability_figures(evaluation, styles)
+    stages = dict.fromkeys(workdir.stage for workdir in models.values())
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    words = "Each stage starts from the checkpoints that point to it, as recorded in the checkpoints themselves."
-    return el(
-        "section",
-        el("h2", "Lineage"),
-        el("p", words, class_="note"),
-        el("div", graph, class_="scroll lineage"),
-        id="lineage",
-    )
-
-
-def gaps_section(problems: Sequence[str]) -> Html | None:
-    if not problems:
-        return None
-    words = "What could not be shown, and why. Everything else on this page is complete."
-    items = el("ul", (el("li", problem) for problem in problems))
-    return el(
-        "section", el("h2", "Gaps"), el("p", words, class_="note"), items, class_="gaps", id="gaps"
-    )
-
-
-def _stage_sections(workdirs: list[Workdir], many: bool) -> list[tuple[str, str, Html]]:
-    """(anchor, title, section) per stage; workdirs of one stage share a section."""
-    trained = [workdir for workdir in workdirs if not workdir.is_evaluation]
-    stages = list(dict.fromkeys(workdir.stage for workdir in trained))
-    colour = runs.colours([workdir.name for workdir in trained])
-    found = []
-    for stage in stages:
-        members = [workdir for workdir in trained if workdir.stage == stage]
-        slots = [colour[workdir.name] for workdir in members]
-        if len(set(slots)) < len(
-            slots
-        ):  # the same stage of several runs: tell the runs apart instead
-            slots = [1 + index % 7 for index in range(len(slots))]
-        labels = [_label(workdir, many) for workdir in members]
-        section = _curves.stage_section(stage, members, labels, slots)
-        found.append((f"stage-{stage}", _curves.TITLES.get(stage, stage), section))
-    return found
-
-
-def _evaluation_sections(
-    workdirs: list[Workdir], problems: list[str]
-) -> list[tuple[str, str, Html]]:
-    """(anchor, title, section) of results and samples per evaluation."""
-    found: list[tuple[str, str, Html]] = []
-    evaluated = [workdir for workdir in workdirs if workdir.evaluation]
-    for count, workdir in enumerate(evaluated):
-        trouble: list[str] = []
-        evaluation = _results.parse(workdir.evaluation or {}, trouble)
-        problems += [f"{_label(workdir, True)}: {one}" for one in trouble]
-        where = f" ({_label(workdir, True)})" if len(evaluated) > 1 else ""
-        anchors = [f"results-{count}", f"samples-{count}"]
-        titles = [f"Results{where}", f"Samples{where}"]
-        sections = [
-            _results.results_section(evaluation, titles[0], anchors[0]),
-            _results.samples_section(evaluation, titles[1], anchors[1]),
-        ]
-        found += [
-            (a, t, s) for a, t, s in zip(anchors, titles, sections, strict=True) if s is not None
-        ]
-    return found
-
-
-def _header(title: str, workdirs: list[Workdir], num_gaps: int) -> Html:
-    versions = sorted({str(w.config["version"]) for w in workdirs if "version" in w.config})
-    facts = [f"{len(workdirs)} stage{'s' if len(workdirs) != 1 else ''}"]
-    points = sum(len(series.steps) for workdir in workdirs for series in workdir.metrics.values())
-    facts.append(f"{format_number(points, digits=9)} measurements")
-    if versions:
-        facts.append("trained with rlhf_jax " + ", ".join(versions))
-    words = f"{num_gaps} gap{'s' if num_gaps != 1 else ''}"
-    gaps = el("a", words, href="#gaps", class_="warning") if num_gaps else None
-    return el(
-        "header", el("h1", title), el("p", " · ".join(facts), gaps, class_="sub"), class_="top"
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+        title=run.name,
+        headline=headline(evaluations),
+        provenance=provenance,
+        trained_with=sorted({str(w.config["version"]) for w in workdirs if "version" in w.config}),
+        notes=notes.sentences,
+        styles=styles,
+        prompts_shown=_PROMPTS_SHOWN,
+        most_points=figures.MOST_POINTS,
+        evaluations=sections,
+        over_kl=over_kl_figures(models, styles),
+        kl_names=[name for name, workdir in models.items() if "objective/kl" in workdir.metrics],
+        stages=[
+            stage_section(stage, {n: w for n, w in models.items() if w.stage == stage}, styles)
+            for stage in stages
+        ],
+        models={
+            name: {"stage": workdir.stage, **_model_facts(workdir, names, workdirs)}
+            for name, workdir in models.items()
+        },
+        num_metrics=sum(len(workdir.metrics) for workdir in workdirs),
     )
 
 
-def render(paths: Sequence[Path]) -> Html:
-    """The page about the run folders `paths`, which must exist."""
-    problems: list[str] = []
-    folders = list(dict.fromkeys(path.resolve() for path in paths))
-    names = runs.run_names(folders)
-    found = [
-        runs.read_run(folder, name, problems) for folder, name in zip(folders, names, strict=True)
-    ]
-    workdirs = [workdir for members in found for workdir in members]
-    many = len({workdir.run for workdir in workdirs}) > 1
-    for workdir in workdirs:
-        problems += [f"{_label(workdir, True)}: {problem}" for problem in workdir.problems]
-    problems += runs.stale(workdirs)
-    if workdirs and not any(workdir.evaluation for workdir in workdirs):
-        problems.append(
-            "no evaluation.json found, so there is no table of results: run the evaluate stage"
-        )
-    evaluated = _evaluation_sections(workdirs, problems)
-    results = [one for one in evaluated if one[0].startswith("results")]
-    samples = [one for one in evaluated if one[0].startswith("samples")]
-    lineage, gaps = lineage_section(workdirs, many), gaps_section(problems)
-    sections = [
-        *([("lineage", "Lineage", lineage)] if lineage else []),
-        *results,
-        *_stage_sections(workdirs, many),
-        *samples,
-        *([("gaps", "Gaps", gaps)] if gaps else []),
-    ]
-    title = " and ".join(names)
-    links = (el("a", name, href=f"#{anchor}") for anchor, name, _ in sections)
-    now = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    foot = (
-        f"Written {now} by rlhf_jax {__version__} from {', '.join(map(str, paths))}. Curves: what was "
-        "measured is faint, the line is a moving mean over 1/30 of the points; axes leave out the "
-        "outermost 1 % of what was measured at either end. Point at a curve to read its value."
-    )
-    body = [
-        el("div", _header(title, workdirs, len(problems)), class_="wrap"),
-        el("nav", el("div", links, class_="wrap")),
-        el("main", join(section for _, _, section in sections), el("footer", foot), class_="wrap"),
-    ]
-    return page(f"{title} · rlhf_jax report", *body)
+def _git(*words: str) -> str:
+    """Return what git says in the folder of this file; "" without git or where it refuses."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    try:
+        run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return run.stdout.strip()
+
+
+def _commit() -> str:
+    """Return the commit of this code, "-dirty" if changed since; "" where git does not track it."""
+    is_tracked = _git("ls-files", Path(__file__).name)  # an environment may lie in a repository
+    return _git("describe", "--always", "--dirty", "--exclude=*") if is_tracked else ""
+
+
+def read_provenance() -> Provenance:
+    """Return when and where this page is being written, and by which code."""
+    versions = [f"rlhf_jax {__version__}", f"Python {platform.python_version()}"]
+    for package in ("jax", "flax", "optax"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            continue
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
+    date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return Provenance(date, _commit(), machine, ", ".join(versions))
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about runs."
+        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, help="a stage's workdir, or a folder of several"
-    )
-    parser.add_argument("--output", type=Path, help="default: report.html in the first run folder")
+    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
+    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
     return parser.parse_args(argv)
 
 
+def _fail(sentence: str) -> int:
+    """Print an error and return the exit status that goes with it."""
+    print(f"report: {sentence}", file=sys.stderr)
+    return 2
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the page and print where it is; status 2 with one sentence if a folder is not there."""
+    """Write the page and print where it is; an error is one line on stderr and status 2."""
     arguments = _arguments(argv)
-    for path in arguments.runs:
-        if not path.is_dir():
-            kind = "a file" if path.exists() else "not there"
-            print(
-                f"report: {path} is {kind}; give a run folder, for example runs/quickstart",
-                file=sys.stderr,
-            )
-            return 2
-    output = arguments.output or arguments.runs[0] / "report.html"
-    written = render(arguments.runs)
+    run, output = arguments.run, arguments.output or arguments.run / "report.html"
+    if not run.is_dir():
+        kind = "a file" if run.exists() else "not there"
+        return _fail(f"{run} is {kind}; give a run folder, for example runs/quickstart")
     try:
-        output.write_text(written, encoding="utf-8")
+        page = render(run, read_provenance())
     except OSError as error:
-        print(
-            f"report: cannot write {output} ({error}); choose another place with --output=FILE",
-            file=sys.stderr,
-        )
-        return 2
-    print(f"wrote {output} ({len(written.encode()) / 1024:,.0f} kB)")
+        return _fail(f"cannot read {run} ({error}); make its files readable")
+    try:
+        output.write_text(page, encoding="utf-8")
+    except OSError as error:
+        return _fail(f"cannot write {output} ({error}); choose another place with --output=FILE")
+    print(f"wrote {output} ({len(page.encode()) / 1024:,.0f} kB)")
     return 0
 
 

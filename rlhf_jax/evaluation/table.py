@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -38,6 +38,10 @@ Key = Literal[
 ]
 
 
+Verdict = Literal["", "better", "worse"]
+_COLOURS: dict[Verdict, str] = {"": "", "better": "green", "worse": "red"}
+
+
 class Row(NamedTuple):
     """One metric of every checkpoint that has it; programs read `key` and `subject`, not titles."""
 
@@ -48,9 +52,8 @@ class Row(NamedTuple):
     description: str
     values: dict[str, Estimate]
     key: Key = ""
-    subject: str = (
-        ""  # what the key is about: the opponent of a win rate, the bin of a reliability diagram
-    )
+    # What the key is about: the opponent of a win rate, the bin of a reliability diagram.
+    subject: str = ""
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -64,6 +67,44 @@ def row_to_json(row: Row) -> dict[str, Any]:
         **{name: part for name, part in row._asdict().items() if name != "values"},
         "values": values,
     }
+
+
+def row_from_json(raw: Any) -> Row | None:
+    """Read a row back from JSON that may hold anything; None if `row_to_json` does not write it."""
+    if not isinstance(raw, dict) or not isinstance(raw.get("values"), dict):
+        return None
+    texts = [raw.get(name) for name in ("group", "metric", "unit", "description")]
+    estimates = {name: _estimate_from_json(value) for name, value in raw["values"].items()}
+    values = {name: value for name, value in estimates.items() if value is not None}
+    is_row = raw.get("better") in get_args(Better) and all(isinstance(text, str) for text in texts)
+    if not is_row or len(values) < len(estimates) or raw.get("key") not in get_args(Key):
+        return None
+    group, metric, unit, description = map(str, texts)
+    return Row(
+        group=group,
+        metric=metric,
+        unit=unit,
+        better=raw["better"],
+        description=description,
+        values=values,
+        key=raw["key"],
+        subject=str(raw.get("subject", "")),
+    )
+
+
+def _estimate_from_json(raw: Any) -> Estimate | None:
+    """Read one value; None for numbers that JSON writes as something else or beyond float64."""
+    if not isinstance(raw, dict) or not _is_real(raw.get("value")):
+        return None
+    low, high, n = raw.get("low"), raw.get("high"), raw.get("n")
+    ends_are_real = all(end is None or _is_real(end) for end in (low, high))
+    if not ends_are_real or not isinstance(n, int):
+        return None
+    return Estimate(float(raw["value"]), low, high, n)
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e300
 
 
 def _finite(x: float | None) -> float | None:
@@ -133,33 +174,33 @@ def _cell(row: Row, name: str, reference: str) -> Text:
     estimate = row.values.get(name)
     if estimate is None or not math.isfinite(estimate.value):
         return Text("–", style="dim")
-    colour = "" if name == reference else _colour(row, estimate, row.values.get(reference))
+    colour = _COLOURS[verdict(row, name, reference)]
     text = Text(f"{round(estimate.value, 3) + 0.0:.3f}", style=colour)
     if estimate.low is not None and estimate.high is not None:
         text.append(f" ±{(estimate.high - estimate.low) / 2:.3f}", style="dim")
     return text
 
 
-def _colour(row: Row, estimate: Estimate, reference: Estimate | None) -> str:
-    if reference is None or row.better == "none":
+def verdict(row: Row, name: str, reference: str) -> Verdict:
+    """Return "better" or "worse" if a checkpoint's interval is clear of the reference's, else ""."""
+    value, base = row.values.get(name), row.values.get(reference)
+    if name == reference or value is None or base is None or row.better == "none":
         return ""
-    if estimate.low is None or estimate.high is None:
+    if value.low is None or value.high is None or base.low is None or base.high is None:
         return ""
-    if reference.low is None or reference.high is None:
+    if value.low <= base.high and base.low <= value.high:
         return ""
-    if estimate.low <= reference.high and reference.low <= estimate.high:
-        return ""
-    return "green" if (estimate.low > reference.high) == (row.better == "higher") else "red"
+    return "better" if (value.low > base.high) == (row.better == "higher") else "worse"
 
 
-# Measurements that survive a killed evaluation: one JSON file per checkpoint and group of metrics.
-#
-#     partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
-#
-# A file whose key differs is measured again. A fresh measurement goes through the same text form as
-# one that is read back, so that a resumed evaluation gives the same file as an uninterrupted one.
 class Cache:
-    """Measurements kept in one folder."""
+    """Keep measurements in one folder, so that a killed evaluation continues.
+
+        partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
+
+    A file whose key differs is measured again. A fresh measurement goes through the same text form
+    as one that is read back, so a resumed evaluation gives the same file as an uninterrupted one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

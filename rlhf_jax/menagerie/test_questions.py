@@ -63,9 +63,7 @@ def build_questions(
         },
         toxicity_prompts={
             name: take_first(
-                "world.toxicity_prompts",
-                toxicity_prompts,
-                questions.toxicity_prompts(world, tone),
+                "world.toxicity_prompts", toxicity_prompts, questions.toxicity_prompts(world, tone)
             )
             for name, tone in TONES.items()
         },

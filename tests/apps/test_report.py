@@ -1,119 +1,34 @@
-"""The report: one page from whatever a run left behind, with all foreign text escaped and every gap said."""
+"""The report: one page from whatever a run left behind, text escaped and every gap said."""
 
 import html
 import html.parser
 import json
-import math
 import re
+import subprocess
 
-import numpy as np
 import pytest
+from run_support import (
+    EVALUATION,
+    SCRIPT,
+    curve,
+    parent,
+    row,
+    value,
+    win_rate,
+    write_evaluation,
+    write_stage,
+)
 
-from rlhf_jax.apps import report, runs, svg, text
-from rlhf_jax.apps._html import Html, el
-from rlhf_jax.apps._results import parse, results_table, samples_section
-from rlhf_jax.apps.graph import Node, stage_graph
+from rlhf_jax.apps import report, runs
+from rlhf_jax.apps.report import Provenance
+from rlhf_jax.apps.runs import Notes
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.evaluation.benchmarks import reward_accuracy
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import row_to_json
 
-SCRIPT = "<script>alert('pwned')</script>"
-MODEL = {"num_layers": 2, "width": 32, "context_length": 64}
-
-
-def drawn_table(table=None):
-    evaluation = parse(EVALUATION if table is None else EVALUATION | {"table": table}, [])
-    return str(results_table(evaluation, evaluation.rows, grouped=True))
-
-
-def write_stage(
-    folder,
-    stage,
-    rows,
-    *,
-    lineage=None,
-    config=None,
-    samples=(),
-    steps=4,
-    planned=4,
-    fingerprint=None,
-):
-    """A workdir as training leaves it, with the meta file in the checkpoints' own format."""
-    meta_folder = folder / "checkpoints" / str(steps) / "meta"
-    meta_folder.mkdir(parents=True)
-    meta = {
-        "stage": stage,
-        "step": steps,
-        "num_steps": planned,
-        "model": MODEL,
-        "lineage": lineage or {},
-        "fingerprint": fingerprint or folder.name,
-    }
-    (meta_folder / "metadata").write_text(json.dumps({"meta": meta, "leaves": {}, "crc32": 0}))
-    (folder / "config.json").write_text(
-        json.dumps({"stage": stage, "config": config or {"seed": 0}, "version": "9.9"})
-    )
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if samples:
-        (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
-
-
-def curve(name, num=4, start=1.0):
-    return [{"step": step, name: start / step} for step in range(1, num + 1)]
-
-
-def value(middle, half=0.1, n=100):
-    return {"value": middle, "low": middle - half, "high": middle + half, "n": n}
-
-
-def row(metric, better, values, **changes):
-    words = {
-        "group": "Alignment",
-        "unit": "share",
-        "better": better,
-        "description": f"about {metric}",
-    }
-    return {"metric": metric, **words, "values": values, **changes}
-
-
-EVALUATION = {
-    "checkpoints": {
-        "sft": {"path": "runs/q/sft", "stage": "sft", "step": 4},
-        "ppo": {"path": "runs/q/ppo"},
-    },
-    "reference": "sft",
-    "table": [
-        row("gold", "higher", {"sft": value(0.0), "ppo": value(0.6)}),
-        row("rude", "lower", {"sft": value(0.2), "ppo": value(0.21)}),
-        row(
-            "length",
-            "none",
-            {"sft": value(9.0), "ppo": {"value": 12.0, "low": None, "high": None, "n": 5}},
-        ),
-    ],
-    "samples": [
-        {
-            "prompt": f"<|user|>hi {SCRIPT}<|assistant|>",
-            "metadata": {SCRIPT: SCRIPT},
-            "responses": {
-                "sft": {"text": SCRIPT, "finished": True, "gold": 1.0, "score": None},
-                SCRIPT: {"text": "", "finished": False, "gold": None, "score": 0.5},
-            },
-        }
-    ],
-    "seed": 3,
-    "version": "9.9",
-}
-
-
-def parent(name, fingerprint=None):
-    return {
-        "path": f"elsewhere/q/{name}",
-        "stage": name,
-        "step": 4,
-        "fingerprint": fingerprint or name,
-    }
+WRITTEN = Provenance("2026-01-02 03:04 UTC", "abc1234", "Linux, 2 CPU cores", "rlhf_jax 9.9")
+POLICY = ("objective/kl", "objective/scores", "gold/total")
 
 
 @pytest.fixture
@@ -125,35 +40,16 @@ def run(tmp_path):
         folder / "reward", "reward", curve("rm/accuracy"), lineage={"policy": parent("sft")}
     )
     both = {"policy": parent("sft"), "reward": parent("reward")}
-    samples = [
-        {
-            "step": 4,
-            "prompt": f"<|user|>{SCRIPT}",
-            "response": SCRIPT,
-            "score": 1.5,
-            "finished": True,
-        }
-    ]
-    for name, coefficient in (("ppo", 0.0), ("ppo_ptx", 0.5)):
-        config = {"seed": 0, "ppo": {"ptx_coef": coefficient, "note": SCRIPT}}
-        write_stage(
-            folder / name,
-            "ppo",
-            curve("objective/kl"),
-            lineage=both,
-            config=config,
-            samples=samples,
-        )
-    (folder / "evaluate").mkdir()
-    (folder / "evaluate" / "config.json").write_text(
-        json.dumps({"stage": "evaluate", "config": {}})
-    )
-    (folder / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION))
+    for name in ("ppo", "ppo_ptx"):
+        write_stage(folder / name, "ppo", curve(*POLICY), lineage=both)
+    write_evaluation(folder / "evaluate")
     return folder
 
 
 class Reader(html.parser.HTMLParser):
     """Checks that every element is closed in order, and collects text, tags and attributes."""
+
+    VOID = ("meta", "br", "hr")
 
     def __init__(self, page):
         super().__init__()
@@ -164,7 +60,7 @@ class Reader(html.parser.HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += attrs
-        if tag not in ("meta", "br", "hr"):
+        if tag not in self.VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -178,47 +74,89 @@ class Reader(html.parser.HTMLParser):
         self.words.append(data)
 
 
-def read(path, *more):
-    return Reader(report.render([path, *more]))
+def render(folder):
+    return report.render(folder, WRITTEN)
 
 
-def gaps(path):
-    page = report.render([path])
-    return html.unescape(" ".join(re.findall(r"<li>(.*?)</li>", page)))
+def words(page):
+    return " ".join(" ".join(Reader(page).words).split())
 
 
-def test_a_whole_run_has_no_gaps_and_shows_every_part(run):
-    page = read(run)
-    said = " ".join(page.words)
-    for part in (
-        "Lineage",
-        "Results",
+def notes(page):
+    box = page.split('<div class="notes">')[1].split("</div>")[0]
+    return html.unescape(" ".join(re.findall(r"<li>(.*?)</li>", box)))
+
+
+def with_evaluation(run, **changes):
+    write_evaluation(run / "evaluate", EVALUATION | changes)
+    return render(run)
+
+
+def section(page, anchor):
+    return page.split(f'<section id="{anchor}">')[1].split("</section>")[0]
+
+
+def figure(page, label):
+    return page.split(f'aria-label="{label}')[1].split("</svg>")[0]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_shows_every_part_in_order_and_notes_nothing(run):
+    page = render(run)
+    assert re.findall(r'<section id="(\w+)">', page) == [
+        "answers",
+        "results",
+        "pictures",
+        "curves",
+        "models",
+    ]
+    assert 'class="notes"' not in page
+    said = words(page)
+    for title in (
         "Pretraining",
         "Supervised fine-tuning",
         "Reward model",
         "PPO",
-        "Samples",
+        "tensorboard --logdir q",
     ):
-        assert part in said
-    assert "Gaps" not in said
-    assert "2 layers × 32, context 64" in said
+        assert title in said
     assert (
-        page.tags.count("polyline") == 5
-    )  # one mean per stage and metric: 3 stages, and both PPOs in one chart
+        "Page written 2026-01-02 03:04 UTC, commit abc1234, on Linux, 2 CPU cores; rlhf_jax 9.9"
+        in said
+    )
+    assert "layers 2, width 32, context 64" in said
+    assert "trained with rlhf_jax 9.9" in said
+
+
+def test_the_same_run_gives_the_same_bytes(run):
+    assert render(run) == render(run)
 
 
 def test_command_writes_one_file_that_fetches_nothing(run, capsys):
     assert report.main([str(run)]) == 0
     page = (run / "report.html").read_text()
     assert str(run / "report.html") in capsys.readouterr().out
-    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
-    attributes = dict(Reader(page).attributes)
+    assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", page)
+    reader = Reader(page)
+    names = {name for name, _ in reader.attributes}
+    assert not {"src", "srcset", "action"} & names
+    assert not [name for name in names if name.startswith("on")]
+    links = [link for name, link in reader.attributes if name in ("href", "xlink:href")]
+    assert [link for link in links if not link.startswith("#")] == []
+    assert not {"script", "img", "link", "iframe", "object", "form"} & set(reader.tags)
     assert "default-src 'none'" in html.unescape(page)
-    assert not {"src", "srcset", "action", "onclick", "onload"} & set(attributes)
-    assert [link for link in re.findall(r'href="([^"]*)"', page) if not link.startswith("#")] == []
 
 
-def test_output_can_be_elsewhere_and_missing_folders_are_an_error(run, tmp_path, capsys):
+def test_no_two_elements_share_an_id_and_every_link_has_its_target(run):
+    page = render(run)
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(ids)
+
+
+def test_output_can_be_elsewhere_and_errors_are_one_line(run, tmp_path, capsys):
     assert report.main([str(run / "ppo"), f"--output={tmp_path / 'page.html'}"]) == 0
     assert (tmp_path / "page.html").exists()
     assert report.main([str(tmp_path / "nothing")]) == 2
@@ -226,89 +164,424 @@ def test_output_can_be_elsewhere_and_missing_folders_are_an_error(run, tmp_path,
     assert report.main([str(run), "--output=/nowhere/page.html"]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert ["not there" in errors[0], "a file" in errors[1], "--output" in errors[2]] == [True] * 3
+    assert len(errors) == 3
 
 
-def test_foreign_text_never_becomes_markup(run):
-    page = report.render([run])
-    reader = Reader(page)
-    assert reader.tags.count("script") == 1  # ours
-    assert "alert" not in [name for name, _ in reader.attributes]
-    assert SCRIPT not in page
-    said = "".join(reader.words)
-    assert (
-        said.count(SCRIPT) >= 6
-    )  # prompt, metadata, name, response, config, training samples: shown as text
+def test_provenance_names_this_code_or_nothing(monkeypatch):
+    here = report.read_provenance()
+    assert "Python 3" in here.versions
+    assert "jax " in here.versions
+    assert "CPU cores" in here.machine
+
+    def no_git(*_, **__):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert report.read_provenance().commit == ""
 
 
-def test_script_matches_the_policy_that_allows_it(run):
-    import base64
-    import hashlib
-
-    page = report.render([run])
-    body = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
-    digest = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
-    assert f"script-src &#x27;sha256-{digest}&#x27;" in page
+# --- foreign text ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["p", "td"])
-def test_el_escapes_text_and_attributes(tag):
-    assert el(tag, "a<b", title='"&') == f'<{tag} title="&quot;&amp;">a&lt;b</{tag}>'
-    assert el(tag, Html("<b>x</b>"), None, ["y", el("br")]) == f"<{tag}><b>x</b>y<br></{tag}>"
-
-
-def test_el_refuses_what_is_neither_text_nor_markup():
-    with pytest.raises(TypeError, match="not int"):
-        el("p", 3)
-
-
-# --- gaps -----------------------------------------------------------------------------------------
-
-
-def test_empty_folder_is_a_page_that_says_so(tmp_path):
-    assert "no stage has written anything" in gaps(tmp_path)
-
-
-def test_half_run_says_what_is_missing_and_shows_the_rest(tmp_path):
-    write_stage(tmp_path / "q" / "pretrain", "pretrain", curve("loss"), planned=9)
-    (tmp_path / "q" / "sft").mkdir()
-    (tmp_path / "q" / "ppo").mkdir()
-    (tmp_path / "q" / "ppo" / "config.json").write_text(
-        '{"stage": "ppo", "config": {"init": {"policy": "q/sft"}}}'
-    )
-    said = gaps(tmp_path / "q")
-    for part in (
-        "q/sft: nothing written yet",
-        "q/ppo: metrics.jsonl is missing",
-        "checkpoints/ is missing",
-        "no evaluation.json found",
-    ):
-        assert part in said
-    words = " ".join(read(tmp_path / "q").words)
-    assert "step 4 of 9, not finished" in words
-    assert "not in this folder" in words  # the parent that config.init names
-
-
-def test_half_written_last_line_is_left_out_and_said(tmp_path):
-    write_stage(tmp_path / "sft", "sft", curve("loss"))
-    with (tmp_path / "sft" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "los')
-    found = runs.read_workdir(tmp_path / "sft", "sft")
-    assert found.metrics["loss"].steps == (1, 2, 3, 4)
-    assert found.problems == ["metrics.jsonl:5 is half-written and left out"]
-
-
-def test_broken_lines_are_counted_by_number(tmp_path):
-    problems = []
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(
-        b'{"step": 1, "loss": 2}\nnonsense\n[1]\n{"step": 2, "loss": 1}\n\xff\xfe\n'
-        + b"[" * 10**5
-        + b"\n"
-    )
-    assert [r["step"] for r in runs.read_rows(path, problems)] == [1, 2]
-    assert problems == [
-        "metrics.jsonl: 4 line(s) are not JSON objects and left out (line 2, 3, 5, 6)"
+def hostile_evaluation():
+    replies = {SCRIPT: {"text": SCRIPT, "finished": False, "gold": 1.0}, "sft": {"text": SCRIPT}}
+    sample = {"prompt": f"<|user|>{SCRIPT}", "metadata": {SCRIPT: SCRIPT}, "responses": replies}
+    values = {SCRIPT: value(0.5), "sft": value(0.4)}
+    texts = dict.fromkeys(("group", "unit", "description"), SCRIPT)
+    table = [
+        row(SCRIPT, "higher", values, **texts),
+        win_rate("win_rate_gold", SCRIPT, **values),
+        win_rate("reliability_accuracy", SCRIPT, **values),
+        win_rate("reliability_confidence", SCRIPT, **values),
     ]
+    return {
+        "checkpoints": {SCRIPT: {"path": SCRIPT, "stage": SCRIPT, "step": 3}, "sft": {}},
+        "reference": SCRIPT,
+        "table": table,
+        "samples": [sample],
+        "seed": SCRIPT,
+    }
+
+
+def test_foreign_text_never_becomes_markup(tmp_path):
+    folder = tmp_path / "<script>alert(1)<"
+    lineage = {SCRIPT: {"path": SCRIPT, "step": 1}}
+    write_stage(
+        folder / "<b>sft", SCRIPT, curve(SCRIPT, "objective/kl", "gold/total"), lineage=lineage
+    )
+    config = {"stage": SCRIPT, "config": {}, "version": SCRIPT}
+    (folder / "<b>sft" / "config.json").write_text(json.dumps(config))
+    (folder / "<i>empty").mkdir()
+    write_evaluation(folder / "evaluate", hostile_evaluation())
+    page = render(folder)
+    reader = Reader(page)
+    assert not {"script", "b>sft", "i>empty", "i>"} & set(reader.tags)
+    assert "alert" not in [name for name, _ in reader.attributes]
+    assert "<script" not in page
+    said = "".join(reader.words)
+    # Title, headline, version, prompt, answers, names, facts, table, note, legend, stage, origin.
+    assert said.count("<script>alert(") >= 15
+    assert "<i>empty is empty" in said
+
+
+def test_control_characters_and_lone_surrogates_are_taken_out(tmp_path):
+    hostile = "a\x1b[31mb\u202e\ud800c"
+    write_stage(tmp_path / "q" / "sft", "sft", curve(hostile, "loss"))
+    checkpoints = {hostile: {}, "sft": {}}
+    samples = [{"prompt": hostile, "responses": {hostile: {"text": hostile}}}]
+    table = [win_rate("win_rate_gold", "sft", **{hostile: value(0.5)})]
+    content = EVALUATION | {"checkpoints": checkpoints, "samples": samples, "table": table}
+    write_evaluation(tmp_path / "q" / "evaluate", content)
+    page = render(tmp_path / "q")
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e\ud800]", page)
+    assert page.encode()
+    assert words(page).count("abc") >= 4
+
+
+# --- the sentence ---------------------------------------------------------------------------------
+
+
+def headline(run, *table, **changes):
+    page = with_evaluation(run, table=list(table), **changes)
+    return html.unescape(re.search(r'<p class="lead">(.*?)</p>', page)[1])
+
+
+def test_the_page_opens_with_the_last_models_win_rate_over_the_reference(run):
+    table = [
+        win_rate("win_rate_gold", "sft", ppo=value(0.7)),
+        win_rate("win_rate_labelers", "base", ppo=value(0.9)),
+        win_rate(
+            "win_rate_labelers",
+            "sft",
+            ppo=value(0.62, 0.015, 2000),
+            ppo_ptx=value(0.67, 0.02, 2000),
+        ),
+    ]
+    checkpoints = {"base": {}, "sft": {}, "ppo": {}, "ppo_ptx": {}}
+    expected = (
+        "ppo_ptx is preferred to sft by held-out labelers in 67 % [65, 69] of 2,000 comparisons"
+    )
+    assert (
+        headline(run, *table, checkpoints=checkpoints)
+        == f"{expected} (95 % interval; ties are half a win)."
+    )
+
+
+def test_a_narrow_interval_gets_a_decimal(run):
+    sentence = headline(run, win_rate("win_rate_labelers", "sft", ppo=value(0.6213, 0.004, 20000)))
+    assert "62.1 % [61.7, 62.5] of 20,000" in sentence
+
+
+def test_an_interval_that_holds_one_half_says_that_nothing_is_shown(run):
+    sentence = headline(run, win_rate("win_rate_gold", "sft", ppo=value(0.55, 0.1)))
+    expected = (
+        "ppo is preferred to sft by gold, the exact judge in 55 % [45, 65] of 100 comparisons"
+    )
+    assert (
+        sentence == f"{expected}; the 95 % interval holds 50 %, so neither is shown to be better."
+    )
+
+
+def test_a_rate_without_interval_says_so(run):
+    rate = {"value": 0.7, "low": None, "high": None, "n": 8}
+    sentence = headline(run, win_rate("win_rate_model", "sft", ppo=rate))
+    assert (
+        sentence
+        == "ppo is preferred to sft by a reward model in 70 % of 8 comparisons, of which no interval is known."
+    )
+
+
+def test_titles_are_never_read(run):
+    by_title = row("preferred to sft, held-out labelers", "higher", {"ppo": value(0.6)})
+    assert headline(
+        run, by_title
+    ) == "preferred to sft, held-out labelers is 0.6 [0.5, 0.7] for ppo.".replace(
+        "0.6 [0.5, 0.7]", "0.60 [0.50, 0.70]"
+    )
+    assert section(render(run), "pictures").count("preferred to sft") == 0
+
+
+def test_without_results_the_sentence_says_what_to_do(run, tmp_path):
+    assert (
+        headline(run)
+        == "Nothing has been measured yet: run the evaluate stage, then write this page again."
+    )
+    write_stage(tmp_path / "alone", "sft", curve("loss"))
+    page = render(tmp_path / "alone")
+    assert "Nothing has been measured yet" in page
+    assert (
+        notes(page)
+        == "alone has no evaluation.json, so there are no results: run the evaluate stage"
+    )
+
+
+# --- answers --------------------------------------------------------------------------------------
+
+
+def test_answers_stand_side_by_side_in_the_order_of_the_pipeline(run):
+    page = section(render(run), "answers")
+    assert re.findall(r'class="role">(\w+)</span><bdi>(.*?)</bdi>', page) == [
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "why?"),
+    ]
+    said = words(page)
+    assert said.index("because") < said.index("(empty answer)")
+    assert "gold 1" in said
+    assert "score 0.5 · cut off" in said
+    assert "kind ask" in said
+
+
+def test_many_prompts_are_folded_not_lost(run):
+    samples = [
+        {"prompt": f"<|user|>p{i}", "responses": {"sft": {"text": f"r{i}"}}} for i in range(9)
+    ]
+    page = section(with_evaluation(run, samples=samples), "answers")
+    shown, folded = page.split("3 more prompts")
+    assert [f"p{i}" in shown for i in range(9)] == [True] * 6 + [False] * 3
+    assert [f"p{i}" in folded for i in range(9)] == [False] * 6 + [True] * 3
+
+
+@pytest.mark.parametrize("samples", [None, [], 3, [4, None]])
+def test_no_samples_are_said(run, samples):
+    assert "The evaluation kept no samples." in with_evaluation(run, samples=samples)
+
+
+@pytest.mark.parametrize(
+    "sample", [{}, {"prompt": 3, "responses": []}, {"responses": {"sft": None, "x": {"text": 1}}}]
+)
+def test_strange_samples_are_shown_as_far_as_they_go(run, sample):
+    Reader(with_evaluation(run, samples=[sample]))
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def cells(page):
+    """(class, value, interval and verdict) of every cell of the results."""
+    found = re.findall(
+        r'<td class="value ([^"]*?) ?"(?: data-model="\w+")?>(.*?)(?:<small>(.*?) ?</small>)?</td>',
+        section(page, "results"),
+    )
+    return [tuple(map(html.unescape, cell)) for cell in found]
+
+
+def test_results_have_intervals_by_kind(run):
+    page = with_evaluation(
+        run,
+        table=[
+            row("gold", "higher", {"sft": value(0.0), "ppo": value(0.6)}, group="Truth"),
+            row("loss", "lower", {"sft": value(1.23456, 0.004)}, group="Price", unit="nats"),
+        ],
+    )
+    assert re.findall(r"<h3>(.*?)</h3>", section(page, "results")) == ["Truth", "Price"]
+    assert cells(page) == [
+        ("", "0.00", "[−0.10, 0.10]"),
+        ("better", "0.60", "[0.50, 0.70] better"),
+        ("", "1.235", "[1.231, 1.239]"),
+        ("missing", "–", ""),
+    ]
+    said = words(page)
+    assert "gold [share] ↑" in said
+    assert "loss [nats] ↓" in said
+    assert "n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}100" in page
+
+
+@pytest.mark.parametrize(
+    ("better", "ours", "verdict"),
+    [
+        ("higher", value(0.6), "better"),
+        ("lower", value(0.6), "worse"),
+        ("higher", value(-0.6), "worse"),
+        ("none", value(0.6), ""),
+        ("higher", value(0.15), ""),
+        ("higher", {"value": 5.0, "low": None, "high": None, "n": 3}, ""),
+    ],
+)
+def test_verdicts_need_disjoint_intervals_and_a_direction(run, better, ours, verdict):
+    page = with_evaluation(run, table=[row("m", better, {"sft": value(0.0), "ppo": ours})])
+    assert cells(page)[1][0] == verdict
+    assert cells(page)[0][0] == ""  # the reference itself
+
+
+def test_tiny_numbers_keep_their_digits_and_zero_has_no_sign(run):
+    tiny = with_evaluation(run, table=[row("m", "none", {"sft": value(2.5e-5, 1e-6)})])
+    assert cells(tiny)[0] == ("", "2.5e−5", "[2.4e−5, 2.6e−5]")
+    zero = with_evaluation(run, table=[row("m", "none", {"sft": value(-0.001, 0.05)})])
+    assert cells(zero)[0] == ("", "0.00", "[−0.05, 0.05]")
+
+
+def test_a_value_without_interval_says_so_and_an_empty_table_too(run):
+    alone = {"value": 12.0, "low": None, "high": None, "n": 5}
+    page = with_evaluation(run, table=[row("m", "none", {"sft": alone})])
+    assert cells(page)[0] == ("", "12.0", "no interval")
+    assert "The table is empty." in with_evaluation(run, table=[])
+
+
+def test_two_evaluations_of_a_run_are_told_apart(run):
+    write_evaluation(run / "benchmark")
+    page = render(run)
+    assert re.findall(r"<h3>(evaluate|benchmark)</h3>", section(page, "results")) == [
+        "evaluate",
+        "benchmark",
+    ]
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def test_win_rates_are_drawn_for_every_opponent_with_the_judges_named(run):
+    table = [
+        win_rate("win_rate_gold", "sft", ppo=value(0.7)),
+        win_rate("win_rate_labelers", "sft", ppo=value(0.62)),
+        win_rate("win_rate_gold", "base", ppo=value(0.8), sft=value(0.75)),
+    ]
+    page = with_evaluation(run, table=table, checkpoints={"base": {}, "sft": {}, "ppo": {}})
+    drawn = section(page, "pictures")
+    assert re.findall(r'aria-label="(preferred [^"]*)"', drawn) == [
+        "preferred to sft: ppo",
+        "preferred to base: sft, ppo",
+    ]
+    assert "Dark bars: held-out labelers; pale bars: gold, the exact judge." in words(drawn)
+    numbers = re.findall(r"<text[^>]*>(\d+)</text>", figure(drawn, "preferred to sft"))
+    assert {"62", "70"} <= set(numbers)
+
+
+def test_proxy_and_gold_are_drawn_over_kl(run):
+    drawn = section(render(run), "pictures")
+    labels = re.findall(r'aria-label="([^"]*) over KL', drawn)
+    assert labels == ["score by the reward model", "gold, the exact judge"]
+    assert drawn.count("KL from the reference [nats/response]: ppo, ppo_ptx") == 2
+
+
+def test_gold_that_was_measured_now_and_then_is_drawn_where_it_was(tmp_path):
+    rows = [
+        {"step": s, "objective/kl": s / 10, **({"gold/total": s} if s % 5 == 0 else {})}
+        for s in range(1, 21)
+    ]
+    write_stage(tmp_path / "q" / "ppo", "ppo", rows)
+    (workdir,) = runs.read_run(tmp_path / "q", Notes(tmp_path / "q", []))
+    styles = report.figures.make_styles(["ppo"])
+    (drawing,) = report.over_kl_figures({"ppo": workdir}, styles)
+    marker = re.findall(
+        r'<use xlink:href="#[^"]*" x="[^"]*" y="[^"]*" style="fill: #d9661f', drawing
+    )
+    assert len(marker) == 4
+
+
+def test_pictures_without_data_say_what_they_need(tmp_path):
+    write_stage(tmp_path / "sft", "sft", curve("loss"))
+    assert "Nothing to draw yet" in render(tmp_path / "sft")
+
+
+def reliability_page(run, name):
+    """The page about what the benchmark stage writes of four pairs of two prompts."""
+    comparisons = [Comparison((Message("user", prompt),), ("a", "b"), (1, 2)) for prompt in "xxxy"]
+    scores = [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]
+    measured = {name: {"kept": [0, 1, 2, 3], "scores": scores}}
+    settings = {"subsets": [""] * 4, "num_bins": 5, "sections": {}, "section_weights": {}}
+    rows = reward_accuracy.rows(comparisons, measured, Bootstrap(20, 0), **settings)
+    table = [row_to_json(entry) for entry in rows]
+    return with_evaluation(run, checkpoints={name: {}, "sft": {}}, table=table)
+
+
+def test_reliability_is_drawn_for_every_checkpoint_that_has_bins(run):
+    page = reliability_page(run, "reward")
+    assert "as agreed" not in page
+    assert page.count('aria-label="accuracy of ') == 1  # sft has none
+    drawn = figure(page, "accuracy of reward over its confidence")
+    assert "accuracy of reward on 4 pairs" in drawn
+    assert drawn.count("stroke-dasharray") == 1  # the diagonal
+
+
+def test_reliability_escapes_names(run):
+    page = reliability_page(run, SCRIPT)
+    assert "<script" not in page
+    assert "accuracy of &lt;script&gt;" in page
+
+
+# --- curves ---------------------------------------------------------------------------------------
+
+
+def stages(page):
+    """The number of figures by the title of the stage."""
+    parts = section(page, "curves").split("<h3>")[1:]
+    return {part.split("</h3>")[0]: part.count("<svg") for part in parts}
+
+
+def test_models_of_one_stage_share_their_axes(run):
+    page = render(run)
+    assert stages(page) == {
+        "Pretraining": 1,
+        "Supervised fine-tuning": 1,
+        "Reward model": 1,
+        "PPO": 3,
+    }
+    assert "gold, the exact judge over step: ppo, ppo_ptx" in page
+
+
+def test_at_most_eight_curves_a_stage_and_none_that_never_changes(tmp_path):
+    rows = [entry | {"lr": 0.1} for entry in curve(*POLICY, "loss", *(f"z/{i}" for i in range(40)))]
+    write_stage(tmp_path / "q" / "my", "my_stage", rows)
+    still = [{"step": step, "loss": 2.0} for step in (1, 2)]
+    write_stage(tmp_path / "q" / "sft", "sft", still)
+    page = render(tmp_path / "q")
+    assert stages(page)["Supervised fine-tuning"] == 0
+    assert stages(page)["my_stage"] == 4
+    assert "No metric has been logged that changes." in page
+    write_stage(tmp_path / "r" / "my", "my_stage", curve(*(f"z/{i}" for i in range(40))))
+    assert stages(render(tmp_path / "r")) == {"my_stage": 8}
+
+
+def test_every_curve_has_a_title_on_both_axes_and_pretraining_is_logarithmic(run):
+    rows = [{"step": step, "loss": 6.0 / step**0.1} for step in range(1, 2001)]
+    write_stage(run / "more" / "pretrain", "pretrain", rows)
+    drawn = figure(render(run / "more"), "training loss over step")
+    shown = re.findall(r"<text[^>]*>(.*?)</text>", drawn)
+    assert {"training loss", "step", "1", "10", "100", "1,000"} <= set(shown)
+
+
+def test_one_name_and_one_colour_for_one_model_everywhere(run):
+    entries = {
+        "base": {"path": "../pretrain"},
+        "sft": {"path": "../sft"},
+        "ppo": {"path": "../ppo"},
+    }
+    table = [win_rate("win_rate_gold", "sft", base=value(0.3), ppo=value(0.6))]
+    page = with_evaluation(run, checkpoints=entries, table=table)
+    assert words(section(page, "curves")).count("pretrain") == 0  # the evaluation calls it base
+    assert "policy: base" in words(section(page, "models"))
+    colours = {}
+    for colour, name in re.findall(r"border-top:4px solid (#\w+)\"></i>([^<]*)</span>", page):
+        colours.setdefault(name, set()).add(colour)
+    assert set(colours) == {"base", "sft", "reward", "ppo", "ppo_ptx"}
+    assert all(len(used) == 1 for used in colours.values())
+    assert len(set.union(*colours.values())) == 5
+    (base,), (ppo,) = colours["base"], colours["ppo"]
+    assert base in figure(page, "training loss over step: base")
+    assert ppo in figure(page, "gold, the exact judge over step")
+    assert {base, ppo} <= set(re.findall(r"fill: (#\w+)", figure(page, "preferred to sft")))
+
+
+def test_the_models_say_where_they_stand_and_come_from(run):
+    write_stage(
+        run / "late" / "sft", "sft", curve("loss"), planned=9, lineage={"policy": parent("gone")}
+    )
+    said = words(section(render(run / "late"), "models"))
+    assert "step 4 of 9, not finished policy: elsewhere/q/gone" in said
+    assert "policy: sft; reward: reward" in words(section(render(run), "models"))
+
+
+# --- missing and damaged files --------------------------------------------------------------------
+
+
+def test_half_a_run_notes_what_is_missing_and_shows_the_rest(run):
+    (run / "grpo").mkdir()
+    (run / "reward" / "metrics.jsonl").unlink()
+    page = render(run)
+    assert "q/grpo is empty: run its stage" in notes(page)
+    assert "q/reward/metrics.jsonl is missing" in notes(page)
+    assert stages(page)["PPO"] == 3
 
 
 @pytest.mark.parametrize(
@@ -319,345 +592,26 @@ def test_broken_lines_are_counted_by_number(tmp_path):
     ["", "{", "[]", "null", '{"meta": 3}', "\x00", '{"table": 5, "stage": {}, "config": 7}'],
 )
 def test_damaged_files_never_crash_the_report(tmp_path, name, content):
-    write_stage(tmp_path / "q" / "sft", "sft", curve("loss"))
-    (tmp_path / "q" / "sft" / "evaluation.json").write_text(json.dumps(EVALUATION))
-    (tmp_path / "q" / "sft" / name).write_text(content)
-    read(tmp_path / "q")
-
-
-def test_unreadable_file_is_named(tmp_path):
-    write_stage(tmp_path / "sft", "sft", curve("loss"))
-    (tmp_path / "sft" / "metrics.jsonl").unlink()
-    (tmp_path / "sft" / "metrics.jsonl").mkdir()
-    assert "metrics.jsonl cannot be read" in gaps(tmp_path / "sft")
-
-
-def test_unfinished_checkpoints_do_not_count(tmp_path):
-    write_stage(tmp_path / "sft", "sft", curve("loss"))
-    (tmp_path / "sft" / "checkpoints" / "8.orbax-checkpoint-tmp-1").mkdir()
-    assert list(runs.read_workdir(tmp_path / "sft", "sft").metas) == [4]
-
-
-def test_strange_values_in_metrics_are_gaps_not_crashes(tmp_path):
-    rows = [
-        {"step": 1, "loss": math.nan, "name": "x", "flag": True, "big": 10**400, "list": [1]},
-        {"step": 2, "loss": math.inf, "none": None, "late": 3},
-        {"step": "3", "loss": 1.0},
-        {"loss": 1.0},
-        {"step": 4, "loss": -1e300},
-        {"step": 4, "loss": 2.0},
-    ]
-    write_stage(tmp_path / "sft", "sft", rows)
-    metrics = runs.read_workdir(tmp_path / "sft", "sft").metrics
-    assert metrics["loss"].steps == (1, 2, 4)
-    assert np.isnan(metrics["loss"].values[:2]).all()
-    assert metrics["loss"].values[2] == 2.0
-    assert set(metrics) == {"loss", "big", "late"}
-    read(tmp_path / "sft")
-
-
-# --- lineage --------------------------------------------------------------------------------------
-
-
-def test_lineage_follows_recorded_parents_even_after_a_move(run):
-    workdirs = runs.read_run(run, "q", [])
-    nodes = report.lineage_nodes([w for w in workdirs if not w.is_evaluation], many=False)
-    names = [node.title for node in nodes]
-    assert names == ["pretrain", "sft", "reward", "ppo", "ppo_ptx"]
-    parents = {node.title: [names[p] for p in node.parents] for node in nodes}
-    assert parents["ppo"] == ["sft", "reward"]
-    assert parents["sft"] == ["pretrain"]
-    assert parents["pretrain"] == []
-
-
-def test_retrained_parent_is_said(tmp_path):
     folder = tmp_path / "q"
-    write_stage(folder / "pretrain", "pretrain", curve("loss"), fingerprint="new")
-    write_stage(folder / "sft", "sft", curve("loss"), lineage={"policy": parent("pretrain", "old")})
-    assert "sft: its policy (pretrain, step 4) has been trained anew since" in gaps(folder)
-
-
-def test_parent_outside_of_the_folder_is_dashed(run):
-    nodes = report.lineage_nodes([runs.read_workdir(run / "ppo", "ppo")], many=False)
-    assert [(node.title, node.dashed) for node in nodes] == [
-        ("ppo", False),
-        ("sft", True),
-        ("reward", True),
-    ]
-
-
-def test_arrows_get_a_free_lane_past_other_boxes():
-    chain = [Node("a", (), 0, ()), Node("b", (), 0, (0,)), Node("c", (), 0, (0, 1))]
-    drawn = str(stage_graph(chain, label="x"))
-    boxes = [float(y) for y in re.findall(r'<rect x="[^"]*" y="([^"]*)" width="196"', drawn)]
-    past = float(re.search(r"M198\.0,[\d.]+ C[\d.]+,[\d.]+ [\d.]+,([\d.]+) 244\.0", drawn)[1])
-    assert not boxes[1] - 1 <= past <= boxes[1] + 75
-
-
-def test_circular_lineage_is_drawn_not_followed_for_ever():
-    assert "<svg" in stage_graph([Node("a", (), 0, (1, 0)), Node("b", (), 0, (0,))], label="x")
-
-
-# --- results --------------------------------------------------------------------------------------
-
-
-def test_verdicts_need_disjoint_intervals_and_a_direction():
-    said = drawn_table()
-    assert '<span class="better best">0.6</span>' in said.replace("0.60", "0.6")
-    assert (
-        said.count("better best") == 1
-    )  # rude is worse by less than its interval, length has no direction
-    assert said.count("worse") == 0
-    assert "no interval" in said
-
-
-def test_lower_is_better_is_worse_when_higher():
-    table = [row("rude", "lower", {"sft": value(0.2), "ppo": value(0.6)})]
-    said = drawn_table(table)
-    assert re.search(r'class="worse">0\.60<', said)
-    assert re.search(r'class="best">0\.20<', said)
-
-
-def test_nobody_is_best_among_equals():
-    table = [row("rude", "lower", {"sft": value(0.2), "ppo": value(0.2)})]
-    assert "best" not in drawn_table(table)
-
-
-def test_decimals_follow_the_narrowest_interval():
-    table = [row("loss", "lower", {"sft": value(1.23456, half=0.004), "ppo": value(1.5, half=0.3)})]
-    said = drawn_table(table)
-    assert ">1.235<" in said
-    assert ">1.500<" in said
-
-
-def test_tiny_numbers_keep_their_digits_and_zero_has_no_sign():
-    assert "<span>0.00</span>" in drawn_table(
-        [row("entropy", "none", {"sft": value(-0.001, 0.05)})]
-    )
-    assert ">2.5e−5<" in drawn_table([row("entropy", "none", {"sft": value(2.5e-5, 1e-6)})])
-
-
-def test_columns_are_in_the_order_of_the_pipeline():
-    listed = {name: {} for name in ("mine", "ppo", "base", "sft")} | {"other": {"stage": "reward"}}
-    assert list(parse(EVALUATION | {"checkpoints": listed}, []).checkpoints) == [
-        "base",
-        "sft",
-        "other",
-        "ppo",
-        "mine",
-    ]
-
-
-def test_long_tables_begin_with_the_first_metric_of_each_group(run):
-    table = [row(f"m{i}", "higher", {"sft": value(i)}, group=f"group {i // 8}") for i in range(24)]
-    (run / "evaluate" / "evaluation.json").write_text(json.dumps(EVALUATION | {"table": table}))
-    page = report.render([run])
-    short, every = page.split("All 24 metrics")
-    assert [f"group {g}: m{8 * g} " in short for g in range(3)] == [True] * 3
-    assert "colspan" not in short
-    assert every.count("colspan") == 3
-    assert "m1 " not in short
-    assert every.count('class="metric"') == 24
-
-
-def test_missing_and_malformed_rows_are_said():
-    problems = []
-    table = [*EVALUATION["table"], {"metric": "x"}, 7, row("y", "higher", {"sft": {"value": None}})]
-    read_back = parse(EVALUATION | {"table": table, "reference": "base"}, problems)
-    assert [r.metric for r in read_back.rows] == ["gold", "rude", "length"]
-    assert problems == [
-        "evaluation.json: 3 of 6 table rows are not as agreed",
-        "evaluation.json: the reference 'base' is not among the checkpoints",
-    ]
-
-
-def test_a_checkpoint_without_a_value_gets_a_dash():
-    table = [row("win", "higher", {"ppo": value(0.7)})]
-    assert "not measured" in drawn_table(table)
-
-
-def test_empty_and_cut_off_responses_are_said():
-    said = str(samples_section(parse(EVALUATION, []), "Samples", "samples"))
-    assert "(empty response)" in said
-    assert "cut off" in said
-    assert samples_section(parse(EVALUATION | {"samples": None}, []), "Samples", "samples") is None
-
-
-def reliability_page(run, name):
-    """The report of what the benchmark stage writes about three pairs of one prompt and one of another."""
-    comparisons = [Comparison((Message("user", prompt),), ("a", "b"), (1, 2)) for prompt in "xxxy"]
-    measured = {
-        name: {"kept": [0, 1, 2, 3], "scores": [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]}
-    }
-    rows = reward_accuracy.rows(
-        comparisons,
-        measured,
-        Bootstrap(20, 0),
-        subsets=[""] * 4,
-        num_bins=5,
-        sections={},
-        section_weights={},
-    )
-    table = [row_to_json(one) for one in rows]
-    written = EVALUATION | {"checkpoints": {name: {}, "sft": {}}, "table": table}
-    (run / "evaluate" / "evaluation.json").write_text(json.dumps(written))
-    return report.render([run])
-
-
-def test_reliability_is_drawn_for_every_checkpoint_that_has_bins(run):
-    page = reliability_page(run, "reward")
-    assert [entry for entry in gaps(run).split(". ") if "evaluation" in entry] == []
-    assert page.count('aria-label="accuracy of ') == 1  # sft has none
-    assert "4 pairs" in " ".join(Reader(page).words)
-    drawn = page.split('aria-label="accuracy of reward over its confidence"')[1].split("</svg>")[0]
-    assert "1 pair: confidence 0.525, accuracy 1" in drawn
-    assert "3 pairs: confidence 0.881, accuracy 0.667" in drawn
-    radius = [float(r) for r in re.findall(r'<circle [^>]*r="([^"]*)"', drawn)]
-    assert radius[1] == pytest.approx(
-        radius[0] * 3**0.5, rel=0.02
-    )  # a dot's area is its number of pairs
-    heights = [float(y) for y in re.findall(r'cy="([^"]*)"', drawn)]
-    assert heights[0] < heights[1]  # up is right
-    assert drawn.count('class="zero"') == 1  # the diagonal
-
-
-def test_reliability_escapes_names_and_leaves_the_pointer_script_alone(run):
-    page = reliability_page(run, SCRIPT)
-    assert SCRIPT not in page
-    assert "accuracy of &lt;script&gt;" in page
-    assert all(
-        "data-box" in tag for tag in re.findall(r'<svg[^>]*class="chart"[^>]*>', page)
-    )  # the script reads it of each
-
-
-@pytest.mark.parametrize("strange", [math.nan, math.inf, -3.0, 1e300])
-def test_reliability_of_strange_bins_has_finite_coordinates(strange):
-    bins = [
-        svg.Bin(0.7, 0.6, strange, strange, 3),
-        svg.Bin(strange, 0.5, None, None, 5),
-        svg.Bin(0.6, 0.5, 0.4, 0.6, 0),
-    ]
-    assert not re.search(r"nan|inf", str(svg.reliability_chart(bins, 1, label="x")))
-    assert svg.reliability_chart(bins[2:], 1, label="x") is None
-
-
-# --- curves ---------------------------------------------------------------------------------------
-
-
-def test_stages_share_charts_and_constant_metrics_are_text(tmp_path):
-    for name, end in (("a", 1.0), ("b", 2.0)):
-        write_stage(
-            tmp_path / name / "ppo",
-            "ppo",
-            [r | {"lr": 0.1} for r in curve("objective/kl", start=end)],
-        )
-    page = report.render([tmp_path / "a", tmp_path / "b"])
-    assert page.count("<figure>") == 1
-    assert page.count('data-name="a/ppo"') == page.count('data-name="b/ppo"') == 1
-    assert "lr = a/ppo 0.1, b/ppo 0.1" in page
-
-
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
-    for name in "ab":
-        write_stage(tmp_path / name / "ppo", "ppo", curve("objective/kl"))
-    page = report.render([tmp_path / "a" / "ppo", tmp_path / "b" / "ppo"])
-    assert page.count('data-name="a/ppo"') == page.count('data-name="b/ppo"') == 1
-    assert 'data-name="ppo"' in report.render([tmp_path / "a" / "ppo", tmp_path / "a" / "ppo"])
-
-
-def test_configs_side_by_side_mark_what_differs(run):
-    page = report.render([run])
-    assert "Configuration (3 settings, 1 differ)" in page
-    assert '<tr class="differs"><td>ppo.ptx_coef</td><td>0</td><td>0.5</td></tr>' in page
-
-
-def test_smooth_keeps_straight_lines_and_gaps_and_shrinks_noise():
-    line = [2.0 + 0.5 * i for i in range(600)]
-    np.testing.assert_allclose(svg.smooth(line), line, rtol=1e-9)
-    noise = np.random.default_rng(0).normal(size=600)
-    assert np.std(svg.smooth(noise)[50:-50]) < 0.35
-    noise[10] = math.nan
-    assert [i for i, mean in enumerate(svg.smooth(noise)) if not math.isfinite(mean)] == [10]
-    assert svg.smooth([1.0, 5.0, 2.0]) == [1.0, 5.0, 2.0]  # few points are shown as they are
-
-
-def test_thin_keeps_ends_and_extremes():
-    points = [(float(i), 0.0) for i in range(1000)]
-    points[333] = (333.0, 9.0)
-    thinned = svg.thin(points, 100)
-    assert len(thinned) <= 100
-    assert (333.0, 9.0) in thinned
-    assert svg.thin(points[:50], 100) == points[:50]
-
-
-def test_gaps_cut_the_curve():
-    chart = svg.line_chart(
-        [svg.Line("x", 1, [1, 2, 3, 4, 5], [1.0, 2.0, math.nan, 2.0, 1.0])], label="x"
-    )
-    assert chart.count("<polyline") == 2
-    assert svg.line_chart([svg.Line("x", 1, [1], [math.nan])], label="x") is None
+    write_stage(folder / "sft", "sft", curve("loss"))
+    write_evaluation(folder / "evaluate")
+    place = "evaluate" if name == "evaluation.json" else "sft"
+    (folder / place / name).write_text(content)
+    Reader(render(folder))
 
 
 @pytest.mark.parametrize(
-    "values", [[3.0], [0.0, 0.0], [1e-300, 2e-300], [-1e300, 1e300], [5.0, 5.0 + 1e-12]]
+    "part", [3, "x", [], {"sft": 3}, {"sft": {"path": 3, "step": "x", "stage": []}}, None]
 )
-def test_charts_of_awkward_ranges_have_finite_coordinates(values):
-    chart = svg.line_chart([svg.Line("x", 0, range(1, len(values) + 1), values)], label="x")
-    assert not re.search(r"nan|inf", str(chart))
+@pytest.mark.parametrize("field", ["checkpoints", "reference", "table", "samples", "seed"])
+def test_fields_of_another_type_never_crash_the_report(run, field, part):
+    Reader(with_evaluation(run, **{field: part}))
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.994, 1.006, ["0.995", "1.000", "1.005"]),
-        (0, 30000, ["0", "10k", "20k", "30k"]),
-        (0, 3, ["0", "1", "2", "3"]),
-        (0, 3.2e-5, ["0", "1e−5", "2e−5", "3e−5"]),
-        (-0.31, 0.02, ["−0.3", "−0.2", "−0.1", "0.0"]),
-    ],
-)
-def test_axis_labels_tell_ticks_apart(low, high, labels):
-    assert svg.format_ticks(svg.ticks(low, high, 4)) == labels
+def test_an_unreadable_folder_is_one_line(run, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(run))
 
-
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [
-        (0.0, "0"),
-        (1234.5, "1,234"),
-        (0.012345, "0.0123"),
-        (-2.5, "−2.5"),
-        (1e-7, "1e−7"),
-        (2.5e9, "2.5e9"),
-        (100.0, "100"),
-        (math.nan, "not finite"),
-    ],
-)
-def test_numbers(number, shown):
-    assert svg.format_number(number) == shown
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def test_printable_takes_control_away_and_leaves_words():
-    assert (
-        text.printable("a\x1b[31mred\x1b[0m\x07b\x1b]0;title\x07c\x9b1md\r\ne\rf\tg")
-        == "aredbc1md\ne\nf\tg"
-    )
-    assert text.printable("safe\u202egnp.exe\u2066\u200f\U000e0041\ud800") == "safegnp.exe"
-    assert text.printable("naïve 你好 👩‍👩‍👧 \x1bword") == "naïve 你好 👩‍👩‍👧 word"
-
-
-def test_turns_split_at_role_markers():
-    assert text.turns("<|user|>hi<|assistant|>yes<|eos|><|user|>a<|assistant|>") == [
-        ("user", "hi"),
-        ("assistant", "yes"),
-        ("user", "a"),
-    ]
-    assert text.turns("plain <|pad|>words") == [("", "plain words")]
-
-
-def test_cuts_are_counted():
-    assert text.shorten("abcdef", 4) == "abcd… [2 more characters]"
-    assert text.shorten("abcd", 4) == "abcd"
+    monkeypatch.setattr(runs, "read_run", refuse)
+    assert report.main([str(run)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

@@ -265,7 +265,11 @@ def test_a_second_run_measures_nothing_and_gives_the_same_file(result, runs, cap
 def test_the_report_shows_it(result, runs):
     assert report.main([str(runs / "out"), f"--output={runs / 'report.html'}"]) == 0
     page = (runs / "report.html").read_text()
-    for text in ("TruthfulQA MC1", "Preferred by a reward model", "left out"):
+    drawn = (
+        'aria-label="preferred to sft: base"',
+        'aria-label="accuracy of reward over its confidence"',
+    )
+    for text in ("TruthfulQA MC1", "Preferred by a reward model", "left out", *drawn):
         assert text in page
 
 
