@@ -28,7 +28,7 @@ from rlhf_jax.evaluation.benchmarks.asking import by_group
 from rlhf_jax.evaluation.benchmarks.rows import Data, Measured, kept_questions, left_out
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.table import Row
+from rlhf_jax.evaluation.table import Key, Row
 from rlhf_jax.maths import statistics
 from rlhf_jax.models.heads import Params, ScalarModel
 
@@ -200,12 +200,12 @@ def _reliability(judged: Mapping[str, Judged], num_bins: int, bootstrap: Bootstr
                 right[name] = _accuracy(_only(pairs, inside_M), bootstrap)
                 sure[name] = Estimate(float(confidence_M[inside_M].mean()), None, None, int(inside_M.sum()))
         bounds = f"confidence {low:.2f} to {high:.2f}"
-        made += [
-            Row(RELIABILITY, f"accuracy at {bounds}", "", "none", "pairs about which the model is so sure", right,
-                "reliability_accuracy", bounds),
-            Row(RELIABILITY, f"mean confidence at {bounds}", "", "none", "what the accuracy should be", sure,
-                "reliability_confidence", bounds),
-        ]  # fmt: skip
+        sides: tuple[tuple[Key, str, str, dict[str, Estimate]], ...] = (
+            ("reliability_accuracy", "accuracy", "pairs about which the model is so sure", right),
+            ("reliability_confidence", "mean confidence", "what the accuracy should be", sure),
+        )
+        for key, title, text, values in sides:
+            made.append(Row(RELIABILITY, f"{title} at {bounds}", "", "none", text, values, key, bounds))
     return made
 
 
