@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.ablations.fits import best_of_n, best_of_n_kl
 from experiments.ablations.framework import Bench, GridRun, Measurement, Row
 from experiments.ablations.shared import base, pick
 from experiments.menagerie import evaluate
@@ -32,7 +33,6 @@ from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.language_modelling import corpus_nll, sequence_kl
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.measurements import PLAIN, LoadedModel, continuations
 from rlhf_jax.menagerie.test_questions import take

@@ -113,11 +113,11 @@ def test_gae_does_not_depend_on_how_much_padding_follows():
         np.testing.assert_array_equal(long, jnp.pad(short, ((0, 0), (0, 3))))
 
 
-def test_discounted_returns():
-    result = returns.discounted_returns(
-        jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool), gamma=0.5
-    )
-    np.testing.assert_allclose(result, [[3.0, 4.0, 4.0]])
+def test_gae_without_values_at_lambda_one_is_the_discounted_return():
+    reward, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool)
+    advantage, target = returns.gae(reward, jnp.zeros_like(reward), mask, gamma=0.5, lam=1.0)
+    np.testing.assert_allclose(advantage, [[3.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(target, advantage)
 
 
 def test_token_rewards_golden():
