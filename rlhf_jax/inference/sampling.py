@@ -31,7 +31,7 @@ from rlhf_jax.models import (
     grow_cache,
     init_cache,
 )
-from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gather_params, num_shards
 
 SMALLEST = (
     16  # rows of a device; every halving below that is one more loop to compile and saves little
@@ -126,7 +126,7 @@ def _sample(
     num_samples: int,
     max_rows: int,
 ) -> Samples:
-    params = gathered(cast_for_compute(params, model.config))  # once, not for every token
+    params = gather_params(cast_for_compute(params, model.config))  # once, not for every token
     hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP)
     count = len(hidden_BD) * num_samples
     # One uniform number per token drawn; all of them at once cost less than a key per step.

@@ -52,7 +52,7 @@ from rlhf_jax.maths.returns import (
 )
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
-from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
+from rlhf_jax.models.lora import NOTHING_FROZEN, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.rollout import (
     Frozen,
     ScoredSamples,
@@ -446,7 +446,7 @@ def make_update(
     """
 
     def update(
-        state: TrainState, groups: Groups, key: jax.Array, base: Params = NO_BASE
+        state: TrainState, groups: Groups, key: jax.Array, base: Params = NOTHING_FROZEN
     ) -> tuple[TrainState, dict[str, Any]]:
         def loss(trained: Params, *rest: Any) -> Any:
             return minibatch_loss(

@@ -40,7 +40,7 @@ from rlhf_jax.maths.masking import Mean, mean, value, whiten
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.menagerie.monitor import Monitor, monitor_hooks
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
-from rlhf_jax.models.lora import NO_BASE, LoraConfig, combine, init_adapters
+from rlhf_jax.models.lora import NOTHING_FROZEN, LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import corpus_batches
 from rlhf_jax.stages.rollout import (
     Frozen,
@@ -352,7 +352,7 @@ def make_update(
     """
 
     def update(
-        state: TrainState, data: tuple[Rollout, Any], key: jax.Array, base: Params = NO_BASE
+        state: TrainState, data: tuple[Rollout, Any], key: jax.Array, base: Params = NOTHING_FROZEN
     ) -> tuple[TrainState, dict[str, Any]]:
         adaptive = ppo.policy_loss == "kl_adaptive"
         penalty_coef = state.extras["controllers"].kl_penalty_coef if adaptive else None
@@ -423,7 +423,7 @@ def make_gradients(
         return ppo.ptx_coef * nll.total / weight, {"ptx/loss": nll}
 
     def gradients(
-        params: Params, minibatch: Rollout, block: Any, base: Params = NO_BASE
+        params: Params, minibatch: Rollout, block: Any, base: Params = NOTHING_FROZEN
     ) -> tuple[Params, dict[str, Any]]:
         def on_base(loss: Callable[..., Any]) -> Callable[..., Any]:
             return lambda trained, *rest: loss(combine(base, trained), *rest)

@@ -27,7 +27,7 @@ from rlhf_jax.models.huggingface import Place, load_pretrained
 from rlhf_jax.models.huggingface.files import read_json
 from rlhf_jax.models.huggingface.gguf import load_gguf, read_metadata
 from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
-from rlhf_jax.models.lora import LoraConfig, combine, with_scale
+from rlhf_jax.models.lora import LoraConfig, combine, add_scales
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import (
     Meta,
@@ -120,7 +120,7 @@ def _on_base(folder: Path, meta: Meta, base: Params, base_meta: Meta) -> Params:
     if meta.kind != base_meta.kind:
         base = {"trunk": base["trunk"]}
     trained, _ = checkpoints.load_params(folder)
-    return combine(with_scale(base, trained, link["alpha"] / link["rank"]), trained)
+    return combine(add_scales(base, trained, link["alpha"] / link["rank"]), trained)
 
 
 def base_path(folder: Path, meta: Meta) -> str:

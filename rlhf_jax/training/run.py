@@ -20,7 +20,7 @@ import numpy as np
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
-from rlhf_jax.models.config import ADDED_FIELDS, TransformerConfig, from_dict, to_dict
+from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.training import checkpoints, processes
 from rlhf_jax.training import mesh as meshes
@@ -378,7 +378,7 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     def fixed(group: str, part: Any) -> Any:
         if group in _ELASTIC:
             return {name: part.get(name, absent) for name, absent in _ELASTIC[group].items()}
-        return ADDED_FIELDS | part if group == "model" else part
+        return part
 
     return {group: fixed(group, part) for group, part in config.items()}
 

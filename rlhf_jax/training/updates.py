@@ -21,7 +21,7 @@ import optax
 
 from rlhf_jax.inference.packing import rows_needed
 from rlhf_jax.maths.masking import Mean, merge, value
-from rlhf_jax.models.lora import NO_BASE, combine
+from rlhf_jax.models.lora import NOTHING_FROZEN, combine
 from rlhf_jax.training.optimizer import global_norm
 
 # What one training run carries from step to step.
@@ -138,7 +138,7 @@ def make_supervised_update(
     """
 
     def update(
-        state: TrainState, batch: Batch, key: jax.Array, base: Params = NO_BASE
+        state: TrainState, batch: Batch, key: jax.Array, base: Params = NOTHING_FROZEN
     ) -> tuple[TrainState, Metrics]:
         def loss(trained: Params, *rest: Any) -> tuple[jax.Array, dict[str, Mean]]:
             return loss_fn(combine(base, trained), *rest)

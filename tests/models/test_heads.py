@@ -7,17 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import (
-    Classifier,
-    LanguageModel,
-    ScalarModel,
-    apply,
+from rlhf_jax.models import Classifier, LanguageModel, ScalarModel, apply, gpt, init_params
+from rlhf_jax.models.heads import (
     classifier_params_from,
-    gpt,
-    init_params,
+    grow_vocabulary,
     scalar_params_from,
     shift_scores,
-    value_params_from,
 )
 
 CONFIG = gpt(
@@ -73,19 +68,17 @@ def test_children_survive_the_donation_of_their_parent(language, reward):
     consume = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     parent = jax.tree.map(jnp.copy, language)
     scalar = scalar_params_from(parent, jax.random.key(1), UNTIED)
-    value = value_params_from(scalar)
     classes = classifier_params_from(parent, jax.random.key(2), UNTIED, 3)
-    consume(parent), consume(scalar)
-    same(value, reward)
+    consume(parent)
+    same(scalar, reward)
     same(classes["trunk"], language["trunk"])
 
 
-def test_value_model_starts_as_the_reward_model(reward):
+def test_scores_are_float32_of_every_position(reward):
     model = ScalarModel(UNTIED)
     score_BT = apply(model, reward, TOKENS, ONES)
     assert score_BT.shape == (1, 5)
     assert score_BT.dtype == jnp.float32
-    same(apply(model, value_params_from(reward), TOKENS, ONES), score_BT)
 
 
 def test_scalar_model_is_the_head_on_the_language_model_s_hidden_states(language, reward):
@@ -104,6 +97,20 @@ def test_shift_scores_is_an_affine_map_of_the_score(reward):
     np.testing.assert_allclose(apply(model, once, TOKENS, ONES), 2 * score - 3, atol=1e-5)
     np.testing.assert_allclose(apply(model, twice, TOKENS, ONES), score - 0.5, atol=1e-5)
     assert once["trunk"] is reward["trunk"]
+
+
+def test_new_tokens_start_as_the_mean_of_the_known_ones(language):
+    """Of 7 rows 5 have tokens: growing to 9 fills the two spare rows first, in both matrices."""
+    config, grown = grow_vocabulary(UNTIED, language, known=5, size=9)
+    assert config.vocab_size == 9
+    for before, after in (
+        (language["trunk"]["embedding"], grown["trunk"]["embedding"]),
+        (language["lm_head"]["kernel"].T, grown["lm_head"]["kernel"].T),
+    ):
+        assert after.shape == (9, 8)
+        same(after[:5], before[:5])
+        np.testing.assert_allclose(after[5:], np.tile(before[:5].mean(0), (4, 1)), atol=1e-7)
+    assert grow_vocabulary(UNTIED, language, known=7, size=7) == (UNTIED, language)
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])

@@ -31,7 +31,7 @@ from rlhf_jax.models.lora import (
     init_adapters,
     merge_adapters,
     partition,
-    with_scale,
+    add_scales,
 )
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import new_meta
@@ -158,7 +158,7 @@ def test_split_undoes_join_and_a_head_is_trained():
     assert jax.tree.structure(partition(combine(base, trained))) == jax.tree.structure(
         (base, trained)
     )
-    rebuilt = with_scale({"trunk": params["trunk"]}, trained, 2.0)
+    rebuilt = add_scales({"trunk": params["trunk"]}, trained, 2.0)
     assert jax.tree.structure(rebuilt) == jax.tree.structure(base)
     assert describe_adapters(combine(rebuilt, trained)) == LORA
 
