@@ -137,7 +137,7 @@ def implicit_loss(
     rank_BC: jax.Array,
     mask_BC: jax.Array,
     *,
-    loss: ImplicitLoss,
+    loss: str,
     beta: float,
     label_smoothing: float,
     pair_norm: PairNorm,
@@ -148,7 +148,7 @@ def implicit_loss(
                                                       `label_smoothing` cDPO
         ipo             ((r_i − r_j)/β − 1/(2β))²     Azar et al. 2023, equation 17: pulls the gap
                                                       to a finite value
-        plackett_luce   `plackett_luce` of r          Rafailov et al. 2023, equation 20
+        plackett_luce   `plackett_luce` of r          Rafailov et al. 2023, appendix A.3
 
     The first two are over all pairs i ≻ j of a prompt, as `ranking_loss`; C = 2 is the papers'
     case. The last uses neither `label_smoothing` nor `pair_norm`. Log-probabilities are sums over a

@@ -250,7 +250,7 @@ def test_ipo_golden():
 
 
 def test_plackett_luce_of_implicit_rewards():
-    """Of a pair it is DPO (Rafailov et al. 2023, equations 7 and 20); its stats are over pairs as ever."""
+    """Of a pair it is DPO (Rafailov et al. 2023, appendix A.3); its stats are over pairs."""
     (pair, stats), (ranked, ranked_stats) = (
         implicit(LOGP, loss=loss) for loss in ("dpo", "plackett_luce")
     )

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from rlhf_jax.apps.export import main as export_main
 from rlhf_jax.models.huggingface import load_pretrained
-from rlhf_jax.models.huggingface.gguf import _NAMES, load_gguf
+from rlhf_jax.models.huggingface.gguf import GGUF_NAMES, load_gguf
 from rlhf_jax.models.huggingface.tensors import NAMES, tensors
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
@@ -27,7 +27,7 @@ def write(path, name, architecture, config, *, change=lambda tensors: None, **me
     names = {
         t.leaves: t.name for t in tensors(NAMES[theirs["model_type"]], config, "language_model")
     }
-    ours = {t.name: stored[names[t.leaves]] for t in tensors(_NAMES, config, "language_model")}
+    ours = {t.name: stored[names[t.leaves]] for t in tensors(GGUF_NAMES, config, "language_model")}
     for key, array in ours.items():
         if architecture == "gemma3" and key.endswith("norm.weight"):
             ours[key] = array + 1
