@@ -1,13 +1,18 @@
-"""Lines and curves through few points, and how sure one may be of them.
+"""Fit lines and curves through few points, with intervals.
 
-    mean over seeds       Student's t: three runs are three observations, whatever each of them averages over
+    mean over seeds       Student's t: three runs are three observations, whatever each of them
+                          averages over
     monotone?             Spearman's rank correlation
-    power law             log y = log a + b log x; its slope alone is the growth of a cost with the horizon
-                          log (y - c) = log a + b log x: what is left above a floor c (Henighan et al. 2020, eq. 1.1)
+    power law             log y = log a + b log x; its slope alone is the growth of a cost with the
+                          horizon
+                          log (y - c) = log a + b log x: what is left above a floor c (Henighan et
+                          al. 2020, eq. 1.1)
     plane                 y = a + Σ b_k x_k with a p-value for each b_k = 0 (Stiennon 2020, Fig. 6)
-    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao 2022's α and β)
+    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao
+                          2022's α and β)
     best of n             KL = log n − (n−1)/n, and gold reward for every n from one pool of samples
-    Gao et al.            gold reward against d = √KL: d(α − β d) for best-of-n, d(α − β log d) for RL
+    Gao et al.            gold reward against d = √KL: d(α − β d) for best-of-n, d(α − β log d) for
+                          RL
 
 NumPy and SciPy in float64.
 """
@@ -145,7 +150,10 @@ def bootstrap_curve(
 
 
 def best_of_n_kl(n: ArrayLike) -> np.ndarray:
-    """Return KL(best of n ‖ policy) = log n − (n−1)/n nats; an upper bound if scores can be equal."""
+    """Return KL(best of n ‖ policy) = log n − (n−1)/n in nats.
+
+    It is an upper bound if scores can be equal.
+    """
     n = np.asarray(n, np.float64)
     return np.log(n) - (n - 1) / n
 

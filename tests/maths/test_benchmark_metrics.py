@@ -1,4 +1,4 @@
-"""Benchmark metrics against golden values, and where the published definitions are easy to get wrong."""
+"""Check benchmark metrics against golden values, and where definitions are easy to get wrong."""
 
 import numpy as np
 import pytest

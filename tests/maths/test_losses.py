@@ -1,4 +1,4 @@
-"""Language-model and policy losses: golden values, identities, and the known optimum of a bandit."""
+"""Check language-model and policy losses: golden values, identities, a bandit's known optimum."""
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +115,8 @@ def test_ppo_policy_of_rlax():
     for sign, expected in ((1.0, -0.17117467), (-1.0, 0.19333333)):
         advantage = sign * jnp.array([[0.3, 0.2, 0.1]])
         pair, _ = losses.ppo_policy_loss(logp, old_logp, advantage, jnp.ones((1, 3)), cliprange=0.2)
-        # RLAX's literal for +1 is off in its fifth digit: by hand, -(0.3 + 0.2 + 0.1 e⁻²)/3 = -0.17117784.
+        # RLAX's literal for +1 is off in its fifth digit: by hand it is
+        # -(0.3 + 0.2 + 0.1 e⁻²)/3 = -0.17117784.
         np.testing.assert_allclose(masking.value(pair), expected, rtol=2e-5)
 
 
@@ -262,7 +263,8 @@ LOSSES = {
 @pytest.mark.parametrize("garbage", [1e30, np.nan])
 def test_masked_tokens_change_nothing_and_get_no_gradient(name, garbage):
     arrays, mask = random_batch(5)
-    # Advantages per response are read from column 0, which is garbage only in responses without any token.
+    # Advantages per response are read from column 0, which is garbage only in responses without any
+    # token.
     dirty = [jnp.asarray(np.where(mask, x, np.float32(garbage))) for x in arrays]
 
     def loss(x):
@@ -288,8 +290,9 @@ def test_merged_micro_batches_equal_one_batch(name):
     np.testing.assert_allclose(masking.value(merged), masking.value(whole), rtol=1e-5)
 
 
-# A bandit with three arms, whose KL-regularised optimum is known: π* ∝ ρ exp(r/β), value β log Σ ρ exp(r/β).
-# Every arm is one response of one token, and the mask holds the probabilities with which the policy samples
+# A bandit with three arms, whose KL-regularised optimum is known: π* ∝ ρ exp(r/β), with the value
+# β log Σ ρ exp(r/β). Every arm is one response of one token, and the mask holds the probabilities
+# with which the policy samples
 # the arms, so that the losses see exact expectations.
 
 REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
@@ -340,7 +343,7 @@ def bandit_rloo(theta, old):
 
 
 def bandit_grpo(theta, old):
-    """One group of arms in the policy's proportions: mean and std are exact. The KL is in the reward."""
+    """One group of arms in the policy's proportions has exact mean and std; KL is in the reward."""
     logp, weights = log_softmax(theta)[:, None], jnp.exp(old)[:, None]
     advantage = centred(old)[:, 0]
     std = jnp.sqrt(jnp.sum(jnp.exp(old) * jnp.square(advantage)))
@@ -399,7 +402,7 @@ def test_without_a_penalty_the_bandit_forgets_the_reference():
 
 
 def test_k3_in_the_loss_has_another_optimum():
-    """On policy, the gradient of k3's samples is that of KL(ρ ‖ π): π_i = β ρ_i / (λ − r_i) with Σ π = 1."""
+    """On policy, k3's gradient is that of KL(ρ ‖ π): π_i = β ρ_i / (λ − r_i) with Σ π = 1."""
 
     def grpo(theta, old):
         logp, weights = log_softmax(theta)[:, None], jnp.exp(old)[:, None]

@@ -1,4 +1,4 @@
-"""Reward-model losses on rankings and the DPO family: golden values and invariances."""
+"""Check losses of rankings and of the DPO family: golden values and invariances."""
 
 from functools import partial
 from itertools import combinations
@@ -143,7 +143,10 @@ BEST_OF = jnp.array([[0.2, 1.0, -0.3, 0.1]])
 
 
 def test_plackett_luce_of_a_best_response_among_ties_is_a_softmax():
-    """Of the winner alone it is −log softmax(r)[best] (Ziegler et al. 2019): three losers share a denominator."""
+    """Of a winner alone it is −log softmax(r)[best] (Ziegler et al. 2019).
+
+    The three losers share a denominator.
+    """
     nll = masking.value(preference.plackett_luce(BEST_OF, jnp.array([[2, 1, 2, 2]]), REAL))
     losers = jnp.array([0.2, -0.3, 0.1])
     shared = 3 * jax.nn.logsumexp(losers) - losers.sum()
@@ -250,7 +253,7 @@ def test_ipo_golden():
 
 
 def test_plackett_luce_of_implicit_rewards():
-    """Of a pair it is DPO (Rafailov et al. 2023, appendix A.3); its stats are over pairs."""
+    """Of a pair it is DPO (Rafailov et al. 2023, appendix A.3); stats are over pairs."""
     (pair, stats), (ranked, ranked_stats) = (
         implicit(LOGP, loss=loss) for loss in ("dpo", "plackett_luce")
     )
@@ -296,8 +299,11 @@ def test_dpo_with_infinitely_many_pairs_reaches_the_regularised_optimum():
 
     def loss(theta):
         logp = jax.nn.log_softmax(theta)
-        one = lambda pair: implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total  # noqa: E731
-        return jnp.sum(weights * jax.vmap(one)(pairs)) / weights.sum()
+
+        def pair_loss(pair):
+            return implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total
+
+        return jnp.sum(weights * jax.vmap(pair_loss)(pairs)) / weights.sum()
 
     descend = jax.jit(
         lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: y - 2.0 * jax.grad(loss)(y), x)

@@ -1,4 +1,4 @@
-"""Rewards, advantages and baselines, against hand-worked values, RLAX's, NeMo-RL's and plain Python."""
+"""Check rewards and advantages against hand-worked values, RLAX's, NeMo-RL's and plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_last_return_is_the_last_reward_because_nothing_is_bootstrapped():
     ],
 )
 def test_gae_with_a_discount_per_step_and_a_bootstrapped_end(lam, expected):
-    """RLAX's multistep test. Its values have one more entry, to bootstrap: we add γ V to the last reward."""
+    """RLAX's multistep test; its last value, a bootstrap, is here γ V in the last reward."""
     reward = np.array([[0, 0, 1, 0, -0.5], [0, 0, 0, 0, 1]], np.float32)
     value = np.array([[1, 4, -3, -2, -1, -1], [-3, -2, -1, 0, 5, -1]], np.float32)
     gamma = np.array([[0.99] * 5, [0.9, 0.9, 0.9, 0.0, 0.9]], np.float32)

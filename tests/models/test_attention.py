@@ -1,4 +1,7 @@
-"""The machines' attention kernels compute what plain attention does, forwards and backwards; TPU's runs in its interpreter."""
+"""Check that the machines' attention kernels compute what plain attention does.
+
+Forwards and backwards; the TPU's kernel runs in its interpreter.
+"""
 
 import dataclasses
 
@@ -88,8 +91,8 @@ def test_the_tpu_kernel_is_plain_attention(axes):
 
     expected = both(lambda *x: plain_attention(*x, jnp.asarray(visible), scale=0.3, cap=0.0))
     with on_mesh(make_mesh(*axes)), pltpu.force_tpu_interpret_mode():
-        found = both(lambda *x: tpu_flash_attention(*x, jnp.asarray(SEGMENTS), scale=0.3))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+        fused = both(lambda *x: tpu_flash_attention(*x, jnp.asarray(SEGMENTS), scale=0.3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), fused, expected)
 
 
 def test_a_soft_cap_is_refused():

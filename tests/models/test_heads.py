@@ -1,4 +1,4 @@
-"""Scalar and class heads: where they start, what they share with a language model, what they become."""
+"""Check scalar and class heads: where they start and what they share with a language model."""
 
 import dataclasses
 

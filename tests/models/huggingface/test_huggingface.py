@@ -1,4 +1,4 @@
-"""Published families: what transformers computes with the same weights, with and without torch, and back again."""
+"""Check every family against transformers with the same weights, with and without torch."""
 
 import dataclasses
 import functools
@@ -36,10 +36,10 @@ def forward(model, params, tokens_BT, mask_BT):
     return apply(model, params, tokens_BT, mask_BT)[0]
 
 
-def close(ours, theirs, mask):
+def close(values, expected, mask):
     """Whether the largest difference at real tokens is below 1e-4 of their scale."""
     real = mask.astype(bool)
-    return np.abs(np.asarray(ours) - theirs)[real].max() < 1e-4 * np.abs(theirs[real]).max()
+    return np.abs(np.asarray(values) - expected)[real].max() < 1e-4 * np.abs(expected[real]).max()
 
 
 def same(a, b):
@@ -76,7 +76,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
         forward(model, params, jnp.asarray(tokens), jnp.asarray(mask)), expected["logits"], mask
     )
     prompts = (jnp.asarray(tokens[:2, : golden.PROMPT]), jnp.asarray(mask[:2, : golden.PROMPT]))
-    drawn = sample(
+    samples = sample(
         model,
         params,
         *prompts,
@@ -86,7 +86,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
         stop_tokens=(),
         pad_id=0,
     )
-    np.testing.assert_array_equal(drawn.tokens_BR, expected["greedy"])
+    np.testing.assert_array_equal(samples.tokens_BR, expected["greedy"])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -104,8 +104,8 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, tmp_path):
     )  # has no tensor in transformers, comes back all the same
     save_pretrained(tmp_path, config, params, kind="scalar_model", **WRITE)
     assert json.loads((tmp_path / "config.json").read_text())["rlhf_jax_score_bias"] == 0.25
-    again, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
-    assert again == config
+    read_back, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
+    assert read_back == config
     same(restored, params)
     with pytest.raises(ValueError, match=r"unexpected score.weight \[1, 16\]"):
         load_pretrained(tmp_path, **LM)
@@ -129,8 +129,8 @@ def test_export_and_import_lose_nothing(name, tmp_path):
     config, params = load_pretrained(golden.FOLDER / name, **LM)
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    again, restored = load_pretrained(tmp_path, **LM)
-    assert again == config
+    read_back, restored = load_pretrained(tmp_path, **LM)
+    assert read_back == config
     same(restored, params)
     original = {
         k: v for f in (golden.FOLDER / name).glob("*.safetensors") for k, v in load_file(f).items()
@@ -174,8 +174,8 @@ def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
     config = gpt(**sizes)
     params = init_params(LanguageModel(config), jax.random.key(0))
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
-    again, restored = load_pretrained(tmp_path, **LM)
-    assert again == config
+    read_back, restored = load_pretrained(tmp_path, **LM)
+    assert read_back == config
     same(restored, params)
     with pytest.raises(FileExistsError, match=r"config.json, model.safetensors already"):
         save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
@@ -432,7 +432,7 @@ def test_details_of_published_configurations():
     assert llama3.rope_scaling == (32.0, 1.0, 4.0, 8192.0)
 
 
-# What does not fit is said, all of it.
+# Errors list everything that does not fit.
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,8 @@ def test_details_of_published_configurations():
         (
             "llama",
             {"hidden_act": "relu", "mixture": 4, "vocab_size": "absent"},
-            r"config.json: llama configuration:\n  vocab_size: missing.*\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field",
+            r"config.json: llama configuration:\n  vocab_size: missing.*"
+            r"\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field",
         ),
         (
             "llama",
@@ -656,18 +657,18 @@ def test_torch_computes_the_same_before_and_after(name, tmp_path):
             if score
             else transformers.AutoModelForCausalLM
         )
-        theirs = golden.make(*(golden.COMMITTED | golden.OTHERS)[name], score=score)
+        original = golden.make(*(golden.COMMITTED | golden.OTHERS)[name], score=score)
         first, second = tmp_path / f"theirs-{kind}", tmp_path / f"ours-{kind}"
-        theirs.save_pretrained(first)
+        original.save_pretrained(first)
         config, params = load_pretrained(first, kind=kind, **FLOAT32)
-        expected, (tokens, mask) = golden.logits(theirs), golden.inputs()
+        expected, (tokens, mask) = golden.logits(original), golden.inputs()
         if score:
-            ours = last_token_scores(
+            score_B = last_token_scores(
                 ScalarModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)
             )
-            assert np.abs(ours - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
+            assert np.abs(score_B - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
         else:
-            assert num_params(config) == sum(p.numel() for p in theirs.parameters())
+            assert num_params(config) == sum(p.numel() for p in original.parameters())
             assert close(
                 forward(LanguageModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)),
                 expected,
