@@ -1,9 +1,9 @@
 """Best-of-n as a policy: draw n responses to every prompt and say the one that the reward model scores highest.
 
-    π_n(y | x):  y_1..y_n ~ π(.|x);  y = argmax_i r(x, y_i)            KL(π_n ‖ π) = log n - (n-1)/n (`statistics.best_of_n_kl`)
+    π_n(y | x):  y_1..y_n ~ π(.|x);  y = argmax_i r(x, y_i)            KL(π_n ‖ π) = log n - (n-1)/n (`best_of_n_kl`)
 
 What differs from PPO: nothing is trained; every answer costs n. To measure it for many n at once from one pool of samples,
-without drawing anew, use `maths.statistics.best_of_n` on the scores of `measure.score_responses`.
+without drawing anew, use `best_of_n` of experiments/ablations/fits.py on the scores of `measure.score_responses`.
 """
 
 from collections.abc import Sequence

@@ -99,11 +99,10 @@ def fused_attention(
     there is a window besides, which the TPU's kernel does not have.
     """
     backend = jax.default_backend()
+    operands = (queries_BHTK, keys_BGTK, values_BGTK)
     if backend == "tpu" and segments_BT is None:
-        return plain_attention(
-            queries_BHTK, keys_BGTK, values_BGTK, visible_BTS, scale=scale, cap=0.0
-        )
-    q, k, v = (x.astype(dtype) for x in (queries_BHTK, keys_BGTK, values_BGTK))
+        return plain_attention(*operands, visible_BTS, scale=scale, cap=0.0)
+    q, k, v = (x.astype(dtype) for x in operands)
     if backend == "tpu" and segments_BT is not None:
         return tpu_flash_attention(q, k, v, segments_BT, scale=scale).astype(jnp.float32)
     q_BTHK, k_BSGK, v_BSGK = (x.swapaxes(1, 2) for x in (q, k, v))

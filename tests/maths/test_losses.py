@@ -14,7 +14,7 @@ ADVANTAGE = jnp.array([[1.0, -1.0, 2.0, -0.5]])
 REAL = jnp.ones((1, 4), bool)
 
 
-def written(stats):
+def divide(stats):
     return {name: float(masking.value(pair)) for name, pair in stats.items()}
 
 
@@ -68,7 +68,7 @@ def test_ppo_policy_golden():
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.log(RATIO))
     np.testing.assert_allclose(value, -0.3375, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-0.125, 0.25, 0.0, 0.1375]], atol=1e-6)
-    numbers = written(stats)
+    numbers = divide(stats)
     np.testing.assert_allclose(numbers["approxkl"], 0.08174237477321247, rtol=1e-5)
     assert numbers["clipfrac"] == 0.25  # lm-human-preferences: the clip binds
     np.testing.assert_allclose(numbers["ratio"], 1.025, rtol=1e-6)
@@ -129,7 +129,7 @@ def test_at_ratio_one_the_loss_is_minus_the_mean_advantage(cliprange):
     np.testing.assert_allclose(
         masking.value(pair), -np.asarray(advantage)[np.asarray(mask)].mean(), rtol=1e-5
     )
-    assert written(stats) == {"clipfrac": 0.0, "approxkl": 0.0, "ratio": 1.0}
+    assert divide(stats) == {"clipfrac": 0.0, "approxkl": 0.0, "ratio": 1.0}
     whitened = masking.whiten(advantage, mask, shift_mean=True)
     pair, _ = losses.ppo_policy_loss(logp, logp, whitened, mask, cliprange=cliprange)
     np.testing.assert_allclose(masking.value(pair), 0.0, atol=1e-6)
@@ -153,7 +153,7 @@ def test_kl_penalty_loss():
         jnp.log(RATIO), jnp.zeros((1, 4)), divergence, ADVANTAGE, mask, beta=2.0
     )
     np.testing.assert_allclose(masking.value(pair), (-0.5 + 1.0 - 3.0 + 2.0 * 0.6) / 3, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["kl"], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["kl"], 0.2, rtol=1e-6)
 
 
 VALUES = [jnp.array([row]) for row in ([0.5, 0.1, 0.7], [0.0, 0.0, 1.0], [1.0, 0.5, 1.0])]
@@ -163,7 +163,7 @@ def test_ppo_value_golden():
     mask = jnp.ones((1, 3), bool)
     pair, stats = losses.ppo_value_loss(*VALUES, mask, cliprange_value=0.2)
     np.testing.assert_allclose(masking.value(pair), 0.14833333333333334, rtol=1e-6)
-    numbers = written(stats)
+    numbers = divide(stats)
     np.testing.assert_allclose(
         [numbers["clipfrac"], numbers["error"], numbers["value"]],
         [1 / 3, 1 / 6, 1.3 / 3],
@@ -171,7 +171,7 @@ def test_ppo_value_golden():
     )
     pair, stats = losses.ppo_value_loss(*VALUES, mask, cliprange_value=None)
     np.testing.assert_allclose(masking.value(pair), 0.08333333333333333, rtol=1e-6)
-    assert written(stats)["clipfrac"] == 0.0
+    assert divide(stats)["clipfrac"] == 0.0
 
 
 def test_explained_variance():
@@ -219,8 +219,8 @@ def test_grpo_loss_by_hand():
     first = (-1.2 - 1.0 + 0.1 * k3[0].sum()) / 2
     second = 0.8 + 0.1 * k3[1, 0]
     np.testing.assert_allclose(masking.value(pair), (first + second) / 2, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["kl"], (k3[0].sum() + k3[1, 0]) / 3, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["clipfrac"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["kl"], (k3[0].sum() + k3[1, 0]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["clipfrac"], 2 / 3, rtol=1e-6)
 
 
 def test_reinforce_sums_over_tokens():

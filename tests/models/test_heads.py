@@ -41,7 +41,7 @@ def reward(language):
     return scalar_params_from(language, jax.random.key(1), UNTIED)
 
 
-def same(a, b):
+def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -51,17 +51,17 @@ def test_scalar_head_starts_with_variance_one_over_width_plus_one():
     head = init_params(ScalarModel(wide), jax.random.key(0))["head"]
     assert head["kernel"].shape == (2047, 1)
     assert np.var(head["kernel"]) == pytest.approx(1 / 2048, rel=0.1)
-    same(head["bias"], np.zeros(1, np.float32))
+    assert_same(head["bias"], np.zeros(1, np.float32))
 
 
 def test_trees_share_the_trunk_by_name(language, reward):
     assert set(language) == {"trunk", "lm_head"}
     assert set(init_params(LanguageModel(CONFIG), jax.random.key(0))) == {"trunk"}
     assert set(reward) == {"trunk", "head"}
-    same(reward["trunk"], language["trunk"])
+    assert_same(reward["trunk"], language["trunk"])
     fresh = init_params(ScalarModel(UNTIED), jax.random.key(1))
     assert jax.tree.structure(fresh) == jax.tree.structure(reward)
-    same(fresh["head"], reward["head"])
+    assert_same(fresh["head"], reward["head"])
 
 
 def test_children_survive_the_donation_of_their_parent(language, reward):
@@ -70,8 +70,8 @@ def test_children_survive_the_donation_of_their_parent(language, reward):
     scalar = scalar_params_from(parent, jax.random.key(1), UNTIED)
     classes = classifier_params_from(parent, jax.random.key(2), UNTIED, 3)
     consume(parent)
-    same(scalar, reward)
-    same(classes["trunk"], language["trunk"])
+    assert_same(scalar, reward)
+    assert_same(classes["trunk"], language["trunk"])
 
 
 def test_scores_are_float32_of_every_position(reward):
@@ -108,7 +108,7 @@ def test_new_tokens_start_as_the_mean_of_the_known_ones(language):
         (language["lm_head"]["kernel"].T, grown["lm_head"]["kernel"].T),
     ):
         assert after.shape == (9, 8)
-        same(after[:5], before[:5])
+        assert_same(after[:5], before[:5])
         np.testing.assert_allclose(after[5:], np.tile(before[:5].mean(0), (4, 1)), atol=1e-7)
     assert grow_vocabulary(UNTIED, language, known=7, size=7) == (UNTIED, language)
 

@@ -64,7 +64,7 @@ TOKENS = np.arange(20).reshape(2, 10) % 13
 ONES = np.ones_like(TOKENS)
 
 
-def moved(trained):
+def perturb(trained):
     """Adapters as training leaves them: B is not 0."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), trained)
@@ -82,7 +82,7 @@ def params():
 @pytest.fixture(scope="module")
 def parts(params):
     base, trained = init_adapters(params, LORA, jax.random.key(1))
-    return base, trained, moved(trained)
+    return base, trained, perturb(trained)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -91,7 +91,7 @@ def test_step_zero_is_the_base_and_merged_is_adapted(name, compute_dtype):
     config = dataclasses.replace(SHAPES[name], compute_dtype=compute_dtype)
     params = init_params(LanguageModel(SHAPES[name]), jax.random.key(0))
     base, trained = init_adapters(params, UNGATED if name == "gpt" else LORA, jax.random.key(1))
-    logits, later = logits_of(config), combine(base, moved(trained))
+    logits, later = logits_of(config), combine(base, perturb(trained))
     plain = logits(params)
     assert np.array_equal(logits(combine(base, trained)), plain)
     assert not np.allclose(logits(later), plain, atol=1e-3)
@@ -329,7 +329,7 @@ def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
     shape, params = load_pretrained(golden.FOLDER / name, **LM)
     config = LORA if shape.gated else UNGATED
     base, trained = init_adapters(params, config, jax.random.key(0))
-    trained = moved(trained)
+    trained = perturb(trained)
     save_peft(tmp_path / "adapters", trained, config, shape, base_name="x")
     write = {"kind": "language_model", "token_ids": {}, "max_shard_bytes": 10**9}
     save_pretrained(tmp_path / "merged", shape, merge_adapters(combine(base, trained)), **write)
@@ -369,7 +369,7 @@ def test_one_a_for_query_key_and_value_is_refused(tmp_path):
     config = LoraConfig(4, 8.0, ("query", "key", "value"))
     save_peft(
         tmp_path,
-        moved(init_adapters(params, config, jax.random.key(0))[1]),
+        perturb(init_adapters(params, config, jax.random.key(0))[1]),
         config,
         shape,
         base_name="x",

@@ -36,18 +36,18 @@ def forward(model, params, tokens_BT, mask_BT):
     return apply(model, params, tokens_BT, mask_BT)[0]
 
 
-def close(values, expected, mask):
+def is_close(values, expected, mask):
     """Whether the largest difference at real tokens is below 1e-4 of their scale."""
     real = mask.astype(bool)
     return np.abs(np.asarray(values) - expected)[real].max() < 1e-4 * np.abs(expected[real]).max()
 
 
-def same(a, b):
+def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def copied(tmp_path, name):
+def copy_fixture(tmp_path, name):
     return Path(shutil.copytree(golden.FOLDER / name, tmp_path / name))
 
 
@@ -72,7 +72,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
     config, params = load_pretrained(golden.FOLDER / name, **LM)
     expected, (tokens, mask) = np.load(golden.FOLDER / name / "golden.npz"), golden.inputs()
     model = LanguageModel(config)
-    assert close(
+    assert is_close(
         forward(model, params, jnp.asarray(tokens), jnp.asarray(mask)), expected["logits"], mask
     )
     prompts = (jnp.asarray(tokens[:2, : golden.PROMPT]), jnp.asarray(mask[:2, : golden.PROMPT]))
@@ -106,7 +106,7 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["rlhf_jax_score_bias"] == 0.25
     read_back, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
     assert read_back == config
-    same(restored, params)
+    assert_same(restored, params)
     with pytest.raises(ValueError, match=r"unexpected score.weight \[1, 16\]"):
         load_pretrained(tmp_path, **LM)
 
@@ -131,16 +131,16 @@ def test_export_and_import_lose_nothing(name, tmp_path):
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     read_back, restored = load_pretrained(tmp_path, **LM)
     assert read_back == config
-    same(restored, params)
+    assert_same(restored, params)
     original = {
         k: v for f in (golden.FOLDER / name).glob("*.safetensors") for k, v in load_file(f).items()
     }
     written = {k: v for f in tmp_path.glob("*.safetensors") for k, v in load_file(f).items()}
-    same(written, original)
+    assert_same(written, original)
 
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path):
-    folder = copied(tmp_path, "gemma2")
+    folder = copy_fixture(tmp_path, "gemma2")
     edit_tensors(
         folder,
         lambda t: t.update({k: np.asarray(jnp.asarray(v, jnp.bfloat16)) for k, v in t.items()}),
@@ -157,7 +157,7 @@ def test_bfloat16_weights_stay_bfloat16(tmp_path):
         token_ids={},
         max_shard_bytes=10**9,
     )
-    same(
+    assert_same(
         load_file(tmp_path / "again" / "model.safetensors"), load_file(folder / "model.safetensors")
     )
 
@@ -176,7 +176,7 @@ def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     read_back, restored = load_pretrained(tmp_path, **LM)
     assert read_back == config
-    same(restored, params)
+    assert_same(restored, params)
     with pytest.raises(FileExistsError, match=r"config.json, model.safetensors already"):
         save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     other = palm(**sizes, head_width=4)
@@ -498,14 +498,14 @@ def test_details_of_published_configurations():
     ],
 )
 def test_unsupported_configurations_list_every_field(tmp_path, name, changes, words):
-    folder = copied(tmp_path, name)
+    folder = copy_fixture(tmp_path, name)
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=words):
         load_pretrained(folder, **LM)
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
-    folder = copied(tmp_path, "gpt2")
+    folder = copy_fixture(tmp_path, "gpt2")
 
     def damage(tensors):
         tensors["transformer.h.0.attn.bias"] = np.zeros(
@@ -531,7 +531,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 
 
 def test_names_without_the_prefix_are_a_trunk_alone(tmp_path):
-    folder = copied(tmp_path, "gpt2")
+    folder = copy_fixture(tmp_path, "gpt2")
     _, expected = load_pretrained(folder, **LM)
     strip = {
         k.removeprefix("transformer."): v
@@ -539,21 +539,21 @@ def test_names_without_the_prefix_are_a_trunk_alone(tmp_path):
     }
     strip["h.1.attn.masked_bias"] = np.zeros((), np.float32)
     save_file(strip, folder / "model.safetensors")
-    same(load_pretrained(folder, **LM)[1], expected)
+    assert_same(load_pretrained(folder, **LM)[1], expected)
 
 
 def test_tied_embeddings_may_be_stored_twice_but_not_differ(tmp_path):
-    folder = copied(tmp_path, "qwen2")
+    folder = copy_fixture(tmp_path, "qwen2")
     _, expected = load_pretrained(folder, **LM)
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    same(load_pretrained(folder, **LM)[1], expected)
+    assert_same(load_pretrained(folder, **LM)[1], expected)
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     with pytest.raises(ValueError, match=r"lm_head.weight: differs from model.embed_tokens.weight"):
         load_pretrained(folder, **LM)
 
 
 def test_weights_that_are_not_finite_are_all_named(tmp_path):
-    folder = copied(tmp_path, "llama")
+    folder = copy_fixture(tmp_path, "llama")
     edit_tensors(
         folder, lambda t: (t["model.norm.weight"].fill(np.nan), t["lm_head.weight"].fill(np.inf))
     )
@@ -564,7 +564,7 @@ def test_weights_that_are_not_finite_are_all_named(tmp_path):
 
 
 def test_damaged_missing_and_pickled_files_are_refused(tmp_path):
-    folder = copied(tmp_path, "mistral")
+    folder = copy_fixture(tmp_path, "mistral")
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(
@@ -591,7 +591,7 @@ def test_damaged_missing_and_pickled_files_are_refused(tmp_path):
 
 
 def test_an_index_must_agree_with_its_files(tmp_path):
-    folder = copied(tmp_path, "mistral")
+    folder = copy_fixture(tmp_path, "mistral")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -633,7 +633,7 @@ def test_tensors_are_placed_one_at_a_time_on_the_mesh():
         )  # a copy, so that only the loader holds the array
 
     _, params = load_pretrained(golden.FOLDER / "gpt_neox", place=place, **LM)
-    same(params, plain)
+    assert_same(params, plain)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
     assert not params["trunk"]["embedding"].sharding.is_fully_replicated
     assert most == 1
@@ -669,7 +669,7 @@ def test_torch_computes_the_same_before_and_after(name, tmp_path):
             assert np.abs(score_B - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
         else:
             assert num_params(config) == sum(p.numel() for p in original.parameters())
-            assert close(
+            assert is_close(
                 forward(LanguageModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)),
                 expected,
                 mask,
