@@ -42,31 +42,10 @@ NOT_NEGATIVE = ("rope_base_local", "query_scale", "attention_softcap", "logit_so
 class TransformerConfig:
     """Hold everything that decides a transformer's parameter shapes and what it computes.
 
-        windows            a query of layer i sees the last windows[i mod len(windows)] tokens,
-                           itself included, and with 0 all of them
-        rope_scaling       () for none, (s,) for positions divided by s, (s, low, high, T₀) for
-                           LLaMA 3's
-        rope_base_local    base of layers with a window, without scaling; 0: as the other layers
-        rope_fraction      the first part of a head's features that turns with the position
-        norm               "rmsnorm_plus_one" multiplies by 1 + scale (Gemma)
-        use_bias           of all linear layers and LayerNorms except queries, keys and values,
-                           which have `qkv_bias`
-        query_scale        multiplies q·k; 0 stands for 1/√head_width
-        *_softcap          a cap c maps x to c·tanh(x/c); 0 is none
-        post_norms         normalises what attention and feed-forward return, too
-        shared_norm        both sides of a parallel block read the same norm
-        kernel_init        "gpt2" draws kernels from N(0, 0.02²) and the two projections that feed
-                           the residual stream from N(0, 0.02²/2L); "fan_in" draws every kernel
-                           from N(0, 1/fan_in)
-        compute_dtype      "bfloat16" rounds the operands of linear layers and keeps their results,
-                           and everything else, in float32, so master weights are float32 where
-                           `param_dtype` is
-        remat              what a backward pass computes again: nothing, all of a block but its
-                           linear layers ("dots"), or all of a block
-        scan_layers        compiles one layer for all when there is no cache; parameters and
-                           results are the same
-        attention          "plain", or without a cache the machine's kernel ("fused",
-                           models/attention.py)
+    `kernel_init`: "gpt2" draws kernels from N(0, 0.02²) and the two projections that feed the
+    residual stream from N(0, 0.02²/2L); "fan_in" draws every kernel from N(0, 1/fan_in).
+    `compute_dtype`: "bfloat16" rounds the operands of linear layers and keeps their results, and
+    everything else, in float32, so master weights are float32 where `param_dtype` is.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -82,21 +61,21 @@ class TransformerConfig:
     ffw_width: int
     positions: str
     rope_base: float
-    rope_base_local: float
-    rope_fraction: float
-    rope_scaling: tuple[float, ...]
-    windows: tuple[int, ...]
-    norm: str
+    rope_base_local: float  # of layers with a window, without scaling; 0: as the other layers
+    rope_fraction: float  # the first part of a head's features that turns with the position
+    rope_scaling: tuple[float, ...]  # (): none; (s,): positions / s; (s, low, high, T₀): LLaMA 3's
+    windows: tuple[int, ...]  # layer i sees the last windows[i mod len] tokens; 0: all
+    norm: str  # "rmsnorm_plus_one" multiplies by 1 + scale (Gemma)
     norm_eps: float
     activation: str
-    use_bias: bool
+    use_bias: bool  # of linear layers and LayerNorms, except queries, keys and values
     qkv_bias: bool
     qk_norm: bool
-    query_scale: float
-    attention_softcap: float
-    post_norms: bool
+    query_scale: float  # multiplies q·k; 0: 1/√head_width
+    attention_softcap: float  # a cap c maps x to c·tanh(x/c); 0: none
+    post_norms: bool  # normalises what attention and feed-forward return, too
     parallel_block: bool
-    shared_norm: bool
+    shared_norm: bool  # both sides of a parallel block read the same norm
     tie_embeddings: bool
     scale_embeddings: bool
     logit_scale: float
@@ -106,12 +85,24 @@ class TransformerConfig:
     dropout_rate: float
     compute_dtype: str
     param_dtype: str
-    remat: str
-    scan_layers: bool
-    attention: str
+    remat: str  # computed again backwards: nothing, a block but its linear layers ("dots"), a block
+    scan_layers: bool  # compiles one layer for all when there is no cache; results are the same
+    attention: str  # "fused": without a cache by the machine's kernel (models/attention.py)
 
     def __post_init__(self) -> None:
-        self.validate()
+        for name in SIZES:
+            size = getattr(self, name)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"model.{name} = {size!r}: expected a whole number of at least 1.")
+        for name, allowed in CHOICES.items():
+            choice = getattr(self, name)
+            if choice not in allowed:
+                raise ValueError(
+                    f"model.{name} = {choice!r}: expected one of {', '.join(allowed)}."
+                )
+        self._validate_numbers()
+        self._validate_attention()
+        self._validate_block()
 
     @property
     def gated(self) -> bool:
@@ -126,26 +117,6 @@ class TransformerConfig:
     def window(self, layer: int) -> int:
         """Return how many tokens a query of this layer sees; 0: all."""
         return self.windows[layer % len(self.windows)]
-
-    def validate(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: names the field, its value and what is allowed.
-        """
-        for name in SIZES:
-            size = getattr(self, name)
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"model.{name} = {size!r}: expected a whole number of at least 1.")
-        for name, allowed in CHOICES.items():
-            choice = getattr(self, name)
-            if choice not in allowed:
-                raise ValueError(
-                    f"model.{name} = {choice!r}: expected one of {', '.join(allowed)}."
-                )
-        self._validate_numbers()
-        self._validate_attention()
-        self._validate_block()
 
     def _validate_numbers(self) -> None:
         if self.num_heads % self.num_kv_heads:
