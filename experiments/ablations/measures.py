@@ -82,7 +82,7 @@ class PromptSet:
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
     tokenizer: Tokenizer
-    sampling: dict[str, int]
+    sampling: dict[str, Any]
 
     def sample(
         self, policy: LoadedModel, key: jax.Array, num_samples: int, spec: SamplingSpec = PLAIN

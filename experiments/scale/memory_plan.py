@@ -97,7 +97,7 @@ def check(config: Any, shards: int) -> None:
         check_batches(config.stage, stage.batch_size, stage.num_micro_batches, shards)
 
 
-# --- abstract arrays and compiled programs ------------------------------------------------------------------
+# --- abstract arrays and compiled programs --------------------------------------------------------
 
 
 def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
@@ -159,7 +159,7 @@ class _Run:
         return jit_step(update, jax.tree.map(lambda leaf: leaf.sharding, state), self.mesh)
 
 
-# --- stages -------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 class _Supervised(_Run):

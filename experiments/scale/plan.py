@@ -69,7 +69,7 @@ GPT3 = {
 GIGA = 1e9
 
 
-# --- the report ---------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
@@ -122,7 +122,7 @@ def hungriest(plan: Plan) -> Phase:
     return max(plan.phases, key=lambda phase: sum(phase.memory.values()))
 
 
-# --- what would fit -----------------------------------------------------------------------------------------
+# --- what would fit -------------------------------------------------------------------------------
 
 
 class Change(NamedTuple):
@@ -202,7 +202,7 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
     )
 
 
-# --- command line -------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def shape_of(name: str) -> TransformerConfig:

@@ -1,4 +1,4 @@
-"""Experiments on public data: every source they name can hold what the stage asks for, and fixtures run through them."""
+"""Experiments on public data: sources can hold what the stage asks for, and fixtures run."""
 
 import csv
 import json
