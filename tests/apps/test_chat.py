@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.apps import chat, speaker
-from rlhf_jax.apps.chat import Chat, CommandError
-from rlhf_jax.apps.speaker import ChatModel, Replies, Reply, TooLongError
+from rlhf_jax.apps import chat
+from rlhf_jax.apps.chat import Chat, ChatModel, CommandError, Replies, Reply, TooLongError
 from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import train_words
@@ -47,7 +46,7 @@ class Echo:
 
 
 def conversation(echo, **changes):
-    return Chat(**{"speaker": echo, "spec": SPEC, "num_samples": 1, "seed": 0, **changes})
+    return Chat(**{"model": echo, "spec": SPEC, "num_samples": 1, "seed": 0, **changes})
 
 
 def say(talk, *lines):
@@ -250,12 +249,12 @@ def runs(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def language(runs):
-    return speaker.load(runs / "sft", kind="language_model", option="--checkpoint")
+    return chat.load(runs / "sft", kind="language_model", option="--checkpoint")
 
 
 @pytest.fixture(scope="module")
 def reward(runs):
-    return speaker.load(runs / "reward", kind="scalar_model", option="--reward")
+    return chat.load(runs / "reward", kind="scalar_model", option="--reward")
 
 
 def ask(*contents):
@@ -264,7 +263,7 @@ def ask(*contents):
 
 
 def test_bucket_is_a_power_of_two_up_to_the_limit():
-    assert [speaker.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [
+    assert [chat.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [
         32,
         32,
         64,
@@ -278,15 +277,15 @@ def test_bucket_is_a_power_of_two_up_to_the_limit():
 def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
     messages = ask("red fox", "a owl", "what is the", "red", "colour of")
     full = len(render(tokenizer, messages, generation_prompt=True).ids)
-    assert speaker.trim(tokenizer, messages, full) == (
+    assert chat.trim(tokenizer, messages, full) == (
         render(tokenizer, messages, generation_prompt=True).ids,
         0,
     )
-    ids, forgotten = speaker.trim(tokenizer, messages, full - 1)
+    ids, forgotten = chat.trim(tokenizer, messages, full - 1)
     assert (ids, forgotten) == (render(tokenizer, messages[2:], generation_prompt=True).ids, 2)
-    assert speaker.trim(tokenizer, messages, 4)[1] == 4  # <user> colour of <assistant>
+    assert chat.trim(tokenizer, messages, 4)[1] == 4  # <user> colour of <assistant>
     with pytest.raises(TooLongError, match="4 tokens long and only 3 fit"):
-        speaker.trim(tokenizer, messages, 3)
+        chat.trim(tokenizer, messages, 3)
 
 
 def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, monkeypatch):
@@ -302,7 +301,7 @@ def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, m
 
     first = told()
     assert first == told()
-    monkeypatch.setattr(speaker, "bucket", lambda length, limit: length)
+    monkeypatch.setattr(chat, "bucket", lambda length, limit: length)
     assert first == told()
 
 
@@ -323,9 +322,10 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     tokens_BR = np.array(
         [[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32
     )
-    scores = talk._score(
-        prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False])
+    samples = Samples(
+        tokens_BR, np.zeros((3, 4)), np.array([2, 2, 4]), np.array([True, True, False])
     )
+    scores = talk._score(prompt_BP, mask_BP, samples)
 
     scores_of = jax.jit(
         functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
@@ -345,7 +345,7 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
 ):
     tokens_BR = np.array([[5, 6, tokenizer.eos_id, 0], [5, tokenizer.user_id, 0, 0], [5, 6, 5, 6]])
     told = Samples(tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False]))
-    monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: told)
     talk = ChatModel(language, None, max_new_tokens=4)
     replies = talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
     texts = [tokenizer.decode(ids).strip() for ids in ([5, 6], [5], [5, 6, 5, 6])]
@@ -356,7 +356,7 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
 
 def test_control_characters_of_the_model_never_reach_the_terminal(language, monkeypatch):
     told = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
-    monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: told)
     monkeypatch.setattr(
         type(language.tokenizer), "decode", lambda *_: "\x1b[2Jclean\x07\x9b \u202eword"
     )
@@ -479,7 +479,7 @@ def test_another_tokenizer_is_refused(runs, language, reward, tmp_path):
     (tmp_path / "sft" / "checkpoints").symlink_to(runs / "sft" / "checkpoints")
     train_words(["other words"]).save(tmp_path / "sft" / "tokenizer")
     with pytest.raises(ValueError, match="is not the tokenizer of the model"):
-        speaker.load(tmp_path / "sft", kind="language_model", option="--checkpoint")
+        chat.load(tmp_path / "sft", kind="language_model", option="--checkpoint")
 
 
 def test_a_shorter_reward_context_limits_the_conversation(language, reward, tokenizer):
