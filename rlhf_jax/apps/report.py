@@ -31,7 +31,7 @@ from markupsafe import Markup
 
 from rlhf_jax import __version__
 from rlhf_jax.apps import figures, runs
-from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Style
+from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Styles
 from rlhf_jax.apps.runs import Evaluation, Notes, Workdir, as_dict, integer, number
 from rlhf_jax.apps.text import format_number, printable, shorten, split_turns
 from rlhf_jax.evaluation.table import Row, verdict
@@ -58,8 +58,6 @@ _KL = Axis("KL from the reference [nats/response]", "root")
 _STEP = Axis("step", integers=True)
 # For pretraining: its loss is nearly straight on two logarithmic axes (Kaplan et al. 2020).
 _LOG_STEP = Axis("step", "log", integers=True)
-
-Styles = Mapping[str, Style]
 
 
 @dataclass(frozen=True)
@@ -310,6 +308,17 @@ def _finalize(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
 def _evaluation_section(evaluation: Evaluation, styles: Styles) -> dict[str, Any]:
     """Return what the page says about one evaluation."""
     keys = {row.key for row in evaluation.rows}
@@ -355,14 +364,7 @@ def render(run: Path, provenance: Provenance) -> str:
     for stage in dict.fromkeys(workdir.stage for workdir in models.values()):
         of_stage = {name: workdir for name, workdir in models.items() if workdir.stage == stage}
         curves.append(stage_section(stage, of_stage, styles))
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    return _template().render(
         title=run.name,
         headline=headline(evaluations),
         provenance=provenance,

@@ -272,23 +272,14 @@ def parents(workdir: Workdir) -> Iterator[tuple[str, dict[str, Any]]]:
     parents in `init`, a path or a table of role to path, and comparisons have nothing but a path.
     """
     records = as_dict(workdir.meta.get("lineage"))
-    if workdir.is_labels and "policy" in workdir.results:
-        records = {"policy": workdir.results["policy"]}
+    if workdir.is_labels:
+        records = {"policy": workdir.results.get("policy")}
+    records = {role: record for role, record in records.items() if isinstance(record, dict)}
     init = workdir.settings.get("init")
-    paths = as_dict(init) or {"init": init}
-    comparisons = as_dict(workdir.settings.get("data")).get("comparisons")
-    for role, path in [*({} if records else paths).items(), ("comparisons", comparisons)]:
-        if isinstance(path, str) and path:
-            records = {**records, role: {"path": path}}
-    yield from ((role, record) for role, record in records.items() if isinstance(record, dict))
-
-
-def folder_of(path: str) -> str:
-    """Return the name of the workdir that a checkpoint's path points into."""
-    parts = [part for part in Path(path).parts if part not in ("/", ".")]
-    if "checkpoints" in parts:
-        parts = parts[: parts.index("checkpoints")]
-    return parts[-1] if parts else path
+    paths = {} if records else as_dict(init) or {"init": init}
+    paths = {**paths, "comparisons": as_dict(workdir.settings.get("data")).get("comparisons")}
+    yield from records.items()
+    yield from ((role, {"path": p}) for role, p in paths.items() if isinstance(p, str) and p)
 
 
 def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
@@ -307,7 +298,8 @@ def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
         checkpoints = {workdir.path / "checkpoints" / str(step) for step in workdir.metas}
         if targets & {workdir.path, *checkpoints}:
             return workdir
-    return next((workdir for workdir in workdirs if workdir.name == folder_of(path)), None)
+    name = Path(path.partition("/checkpoints")[0]).name
+    return next((workdir for workdir in workdirs if workdir.name == name), None)
 
 
 def stale(workdirs: list[Workdir]) -> list[str]:
