@@ -198,6 +198,7 @@ def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
     if x.scale == "root":
         axes.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0.0)), np.square))
         axes.set_xlim(left=0.0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))  # the right end is dense
     for letter, axis in (("x", x), ("y", y)):
         part = axes.xaxis if letter == "x" else axes.yaxis
         low, high = getattr(axes.dataLim, f"interval{letter}")

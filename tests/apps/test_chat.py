@@ -24,13 +24,11 @@ from rlhf_jax.training.metrics import CompileCounter
 WORDS = "what is the colour of a red fox owl"
 SPEC = SamplingSpec(1.0, 0, 1.0, "holtzman")
 CONTEXT = 64
-SHORT = (
-    "--max_new_tokens=8",
-    "--temperature=1",
-)  # one distribution and length: few programs to compile
+# One distribution and length: few programs to compile.
+SHORT = ("--max_new_tokens=8", "--temperature=1")
 
 
-# --- the conversation, with a fake model --------------------------------------------------------------
+# --- the conversation, with a fake model --------------------------------------------------------
 
 
 class Echo:
@@ -41,8 +39,8 @@ class Echo:
 
     def __call__(self, messages, key, *, spec, num_samples):
         self.calls.append((list(messages), int(jax.random.bits(key)), spec, num_samples))
-        told = self.replies or (Reply(f"reply {len(messages)}", True, None),)
-        return Replies(list(told), self.forgotten)
+        replies = self.replies or (Reply(f"reply {len(messages)}", True, None),)
+        return Replies(list(replies), self.forgotten)
 
 
 def conversation(echo, **changes):
@@ -133,8 +131,8 @@ def test_help_names_every_command():
 
 
 def test_highest_score_goes_on_with_several_samples():
-    told = [Reply("low", True, -2.0), Reply("high", False, -1.0), Reply("middle", True, -1.5)]
-    talk = conversation(Echo(*told), num_samples=3)
+    replies = [Reply("low", True, -2.0), Reply("high", False, -1.0), Reply("middle", True, -1.5)]
+    talk = conversation(Echo(*replies), num_samples=3)
     assert say(talk, "a") == [
         "1  low  [score -2.000]",
         "2* high  [cut off at --max_new_tokens, score -1.000]",
@@ -202,7 +200,7 @@ def test_typed_lines_survive_ctrl_c_and_end_at_ctrl_d():
     assert list(chat.typed_lines(read, io.StringIO())) == ["a", "b"]
 
 
-# --- real models ----------------------------------------------------------------------------------------
+# --- real models --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -293,28 +291,28 @@ def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, m
     loud = dataclasses.replace(
         language, params=jax.tree.map(lambda leaf: 10 * leaf, language.params)
     )
-    talk = ChatModel(loud, None, max_new_tokens=8)
+    model = ChatModel(loud, None, max_new_tokens=8)
     messages = ask("what is the colour of a fox")
 
-    def told():
-        return talk(messages, jax.random.key(0), spec=SPEC, num_samples=2)
+    def sampled_replies():
+        return model(messages, jax.random.key(0), spec=SPEC, num_samples=2)
 
-    first = told()
-    assert first == told()
+    first = sampled_replies()
+    assert first == sampled_replies()
     monkeypatch.setattr(chat, "bucket", lambda length, limit: length)
-    assert first == told()
+    assert first == sampled_replies()
 
 
 def test_turns_of_one_bucket_compile_once(language):
-    talk, counter = ChatModel(language, None, max_new_tokens=8), CompileCounter()
+    model, counter = ChatModel(language, None, max_new_tokens=8), CompileCounter()
     for words in ("red", "what is the colour", "a a a a a owl"):
         with counter:
-            talk(ask(words), jax.random.key(0), spec=SPEC, num_samples=1)
+            model(ask(words), jax.random.key(0), spec=SPEC, num_samples=1)
     assert counter.after_first_call == 0
 
 
 def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenizer):
-    talk = ChatModel(language, reward, max_new_tokens=4)
+    model = ChatModel(language, reward, max_new_tokens=4)
     prompt = [tokenizer.pad_id] * 3 + render(tokenizer, ask("red owl"), generation_prompt=True).ids
     prompt_BP = np.array([prompt], np.int32)
     mask_BP = np.arange(len(prompt))[None] >= 3
@@ -325,7 +323,7 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     samples = Samples(
         tokens_BR, np.zeros((3, 4)), np.array([2, 2, 4]), np.array([True, True, False])
     )
-    scores = talk._score(prompt_BP, mask_BP, samples)
+    scores = model._score(prompt_BP, mask_BP, samples)
 
     scores_of = jax.jit(
         functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
@@ -335,7 +333,8 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
         tokens_BT = np.array([[*prompt[3:], *response]], np.int32)
         return float(scores_of(tokens_BT, np.ones_like(tokens_BT))[0])
 
-    # A user marker ends the turn as well, and is scored as the end token that training would have shown.
+    # A user marker ends the turn as well, and is scored as the end token that training would
+    # have shown.
     expected = [alone(word, eos), alone(word, eos), alone(word, word, word, word)]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -344,10 +343,12 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
     language, tokenizer, monkeypatch
 ):
     tokens_BR = np.array([[5, 6, tokenizer.eos_id, 0], [5, tokenizer.user_id, 0, 0], [5, 6, 5, 6]])
-    told = Samples(tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False]))
-    monkeypatch.setattr(chat, "sample", lambda *_, **__: told)
-    talk = ChatModel(language, None, max_new_tokens=4)
-    replies = talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
+    samples = Samples(
+        tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False])
+    )
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: samples)
+    model = ChatModel(language, None, max_new_tokens=4)
+    replies = model(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
     texts = [tokenizer.decode(ids).strip() for ids in ([5, 6], [5], [5, 6, 5, 6])]
     assert replies == [
         Reply(text, end, None) for text, end in zip(texts, (True, True, False), strict=True)
@@ -355,18 +356,18 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
 
 
 def test_control_characters_of_the_model_never_reach_the_terminal(language, monkeypatch):
-    told = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
-    monkeypatch.setattr(chat, "sample", lambda *_, **__: told)
+    samples = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: samples)
     monkeypatch.setattr(
         type(language.tokenizer), "decode", lambda *_: "\x1b[2Jclean\x07\x9b \u202eword"
     )
-    talk = ChatModel(language, None, max_new_tokens=4)
+    model = ChatModel(language, None, max_new_tokens=4)
     assert (
-        talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
+        model(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
     )
 
 
-# --- the command ------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------
 
 
 def command(monkeypatch, capsys, *arguments, typed="", person=False):
@@ -377,8 +378,8 @@ def command(monkeypatch, capsys, *arguments, typed="", person=False):
         status = chat.main([*map(str, arguments)])
     except SystemExit as left:  # argparse
         status = left.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def test_one_question(runs, monkeypatch, capsys):
@@ -406,11 +407,11 @@ def test_piped_mistakes_are_said_and_counted_in_the_status(runs, monkeypatch, ca
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert status == 2
     assert len(out.splitlines()) == 1
-    for said, part in zip(
+    for line, part in zip(
         err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True
     ):
-        assert said.startswith("chat: ")
-        assert part in said
+        assert line.startswith("chat: ")
+        assert part in line
 
 
 def test_long_conversations_forget_their_beginning(runs, monkeypatch, capsys):
@@ -463,7 +464,7 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
 )
 def test_errors_are_one_clear_message_with_status_2(runs, monkeypatch, capsys, arguments, parts):
     status, out, err = command(
-        monkeypatch, capsys, *(one.replace("ROOT", str(runs)) for one in arguments)
+        monkeypatch, capsys, *(word.replace("ROOT", str(runs)) for word in arguments)
     )
     assert (status, out) == (2, "")
     assert "Traceback" not in err

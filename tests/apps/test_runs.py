@@ -5,7 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from run_support import EVALUATION, curve, parent, row, value, write_evaluation, write_stage
+from run_support import (
+    EVALUATION,
+    curve,
+    parent,
+    row,
+    value,
+    write_evaluation,
+    write_labels,
+    write_stage,
+)
 
 from rlhf_jax.apps import runs
 from rlhf_jax.apps.runs import Notes
@@ -22,6 +31,39 @@ def test_a_whole_run_has_no_notes(tmp_path):
     workdirs, notes = read(tmp_path / "q")
     assert [workdir.name for workdir in workdirs] == ["sft", "evaluate"]
     assert notes == []
+
+
+def test_comparisons_need_neither_curves_nor_checkpoints(tmp_path):
+    write_stage(tmp_path / "q" / "sft", "sft", curve("loss"))
+    write_labels(tmp_path / "q" / "label")
+    write_stage(tmp_path / "q" / "reward", "reward", curve("loss"))
+    workdirs, notes = read(tmp_path / "q")
+    assert [workdir.name for workdir in workdirs] == ["sft", "label", "reward"]
+    assert [workdir.is_labels for workdir in workdirs] == [False, True, False]
+    assert list(runs.parents(workdirs[1])) == [("policy", parent("sft"))]
+    assert notes == []
+    (tmp_path / "q" / "label" / "label.json").unlink()
+    workdirs, notes = read(tmp_path / "q")
+    assert workdirs[1].is_labels
+    assert list(runs.parents(workdirs[1])) == [("policy", {"path": "../sft"})]
+    assert notes == ["q/label/label.json is missing: run the label stage again, it keeps its parts"]
+
+
+def test_comparisons_of_a_policy_that_was_trained_anew_are_noted(tmp_path):
+    write_stage(tmp_path / "q" / "sft", "sft", curve("loss"), fingerprint="new")
+    write_labels(tmp_path / "q" / "label")
+    (sentence,) = runs.stale(read(tmp_path / "q")[0])
+    assert sentence.startswith("label: its policy (sft, step 4) has been trained anew since")
+    assert sentence.endswith("run label again")
+
+
+def test_the_comparisons_of_the_config_are_a_parent(tmp_path):
+    write_stage(tmp_path / "reward", "reward", curve("loss"), lineage={"policy": parent("sft")})
+    config = {"stage": "reward", "config": {"data": {"comparisons": "../label"}}}
+    (tmp_path / "reward" / "config.json").write_text(json.dumps(config))
+    (workdir,), _ = read(tmp_path / "reward")
+    expected = [("policy", parent("sft")), ("comparisons", {"path": "../label"})]
+    assert list(runs.parents(workdir)) == expected
 
 
 def test_empty_folder_is_noted(tmp_path):
