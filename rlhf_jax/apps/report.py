@@ -131,12 +131,12 @@ def _cell(row: Row, name: str, reference: str) -> dict[str, str] | None:
     if name not in row.values:
         return None
     value, low, high, _ = row.values[name]
-    decimals, interval = _decimals(row), "no interval"
+    decimals = _decimals(row)
+    interval = "no interval"
     if low is not None and high is not None:
         interval = f"[{_number(low, decimals)}, {_number(high, decimals)}]"
-    judgement = verdict(row, name, reference)
-    number_text = _number(value, decimals)
-    return {"name": name, "value": number_text, "interval": interval, "verdict": judgement}
+    cell = {"name": name, "value": _number(value, decimals), "interval": interval}
+    return {**cell, "verdict": verdict(row, name, reference)}
 
 
 def result_groups(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
@@ -175,9 +175,7 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
     for sample in evaluation.samples:
         responses = as_dict(sample.get("responses"))
         # Answers of models that are not in the table come last.
-        names = sorted(
-            responses, key=list(dict.fromkeys([*evaluation.checkpoints, *responses])).index
-        )
+        names = [n for n in dict.fromkeys([*evaluation.checkpoints, *responses]) if n in responses]
         facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
         prompt = {
             "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
@@ -197,7 +195,7 @@ def win_rate_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
     rows.sort(key=lambda row: list(_JUDGES).index(row.key))
     model_styles = {name: styles[name] for name in evaluation.checkpoints}
     drawings = []
-    for opponent in dict.fromkeys(row.subject for row in evaluation.rows if row.key in _JUDGES):
+    for opponent in dict.fromkeys(row.subject for row in rows):
         rates = [row.values for row in rows if row.subject == opponent]
         title = f"preferred to {opponent}"
         drawings.append(figures.draw_win_rates(rates, model_styles, title))
@@ -285,19 +283,16 @@ def _stage_facts(
     for role, record in runs.parents(workdir):
         parent = runs.find(workdirs, str(record.get("path", "")), workdir)
         if parent is not workdir:
-            origin = names[parent.path] if parent else record.get("path", "not recorded")
-            origins.append(f"{role}: {origin}")
+            name = names[parent.path] if parent else record.get("path", "not recorded")
+            origins.append(f"{role}: {name}")
     model = as_dict(workdir.meta.get("model"))
     fields = {"num_layers": "layers", "width": "width", "context_length": "context"}
     sizes = {word: integer(model.get(key)) for key, word in fields.items()}
-    return {
-        "stage": workdir.stage,
-        "state": _describe_labels(workdir.results)
-        if workdir.is_labels
-        else _describe_training(workdir.meta),
-        "origins": "; ".join(origins),
-        "shape": ", ".join(f"{word} {size:,}" for word, size in sizes.items() if size is not None),
-    }
+    shape = ", ".join(f"{word} {size:,}" for word, size in sizes.items() if size is not None)
+    is_labels = workdir.is_labels
+    state = _describe_labels(workdir.results) if is_labels else _describe_training(workdir.meta)
+    origin = "; ".join(origins) or "nothing"
+    return {"stage": workdir.stage, "state": state, "origin": origin, "shape": shape}
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -382,42 +377,29 @@ def render(run: Path, provenance: Provenance) -> str:
     )
 
 
-def _git(*words: str) -> str:
-    """Return what git says in the folder of this file; "" without git or where it refuses."""
-    command = ["git", "-C", str(Path(__file__).parent), *words]
-    try:
-        run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return run.stdout.strip()
-
-
 def _commit() -> str:
     """Return the commit of this code, "-dirty" if changed since; "" where git does not track it."""
-    is_tracked = _git("ls-files", Path(__file__).name)  # an environment may lie in a repository
-    return _git("describe", "--always", "--dirty", "--exclude=*") if is_tracked else ""
+    git = ("git", "-C", str(Path(__file__).parent))
+    is_tracked = (*git, "ls-files", "--error-unmatch", __file__)  # else the repository is another's
+    describe = (*git, "describe", "--always", "--dirty", "--exclude=*")
+    commit = ""
+    try:
+        for command in (is_tracked, describe):
+            commit = subprocess.check_output(
+                command, stderr=subprocess.DEVNULL, text=True, timeout=10
+            )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit.strip()
 
 
 def read_provenance() -> Provenance:
     """Return when and where this page is being written, and by which code."""
-    versions = [f"rlhf_jax {__version__}", f"Python {platform.python_version()}"]
-    for package in ("jax", "flax", "optax"):
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
+    packages = [f"{package} {metadata.version(package)}" for package in ("jax", "flax", "optax")]
+    versions = [f"rlhf_jax {__version__}", f"Python {platform.python_version()}", *packages]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return Provenance(date, _commit(), machine, ", ".join(versions))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
-    )
-    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
-    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
-    return parser.parse_args(argv)
 
 
 def _fail(sentence: str) -> int:
@@ -428,7 +410,12 @@ def _fail(sentence: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and print where it is; an error is one line on stderr and status 2."""
-    arguments = _arguments(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
+    )
+    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
+    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
+    arguments = parser.parse_args(argv)
     run, output = arguments.run, arguments.output or arguments.run / "report.html"
     if not run.is_dir():
         kind = "a file" if run.exists() else "not there"

@@ -178,7 +178,7 @@ def test_provenance_names_this_code_or_nothing(monkeypatch):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(subprocess, "run", no_git)
+    monkeypatch.setattr(subprocess, "check_output", no_git)
     assert report.read_provenance().commit == ""
 
 
