@@ -15,7 +15,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-    package_data={"rlhf_jax": ["VERSION", "py.typed", "apps/report.html.jinja"]},
+    package_data={
+        "rlhf_jax": ["VERSION", "py.typed", "apps/report.html.jinja", "apps/report.mplstyle"]
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
