@@ -1,13 +1,20 @@
-"""Lines and curves through few points, and how sure one may be of them.
+"""Fit lines and curves through few points, with intervals.
 
-    mean over seeds       Student's t: three runs are three observations, whatever each of them averages over
+    mean over seeds       Student's t: three runs are three observations, whatever each of them
+                          averages over
     monotone?             Spearman's rank correlation
-    power law             log y = log a + b log x; its slope alone is the growth of a cost with the horizon
-                          log (y - c) = log a + b log x: what is left above a floor c (Henighan et al. 2020, eq. 1.1)
+    power law             log y = log a + b log x; its slope alone is the growth of a cost with the
+                          horizon
+                          log (y - c) = log a + b log x: what is left above a floor c (Henighan et
+                          al. 2020, eq. 1.1)
     plane                 y = a + Σ b_k x_k with a p-value for each b_k = 0 (Stiennon 2020, Fig. 6)
-    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao 2022's α and β)
+    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao
+                          2022's α and β)
+    best of n             KL = log n − (n−1)/n, and gold reward for every n from one pool of samples
+    Gao et al.            gold reward against d = √KL: d(α − β d) for best-of-n, d(α − β log d) for
+                          RL
 
-NumPy and SciPy in float64. Gao's two curves themselves are in `statistics`.
+NumPy and SciPy in float64.
 """
 
 from collections.abc import Callable
@@ -15,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 from rlhf_jax.maths.statistics import Interval
 
@@ -140,3 +147,88 @@ def bootstrap_curve(
     tail = (1 - confidence) / 2
     low, high = np.quantile([statistic(curve_N) for curve_N in drawn @ curve_PN], [tail, 1 - tail])
     return Interval(float(statistic(curve_PN.mean(axis=0))), float(low), float(high))
+
+
+def best_of_n_kl(n: ArrayLike) -> np.ndarray:
+    """Return KL(best of n ‖ policy) = log n − (n−1)/n in nats.
+
+    It is an upper bound if scores can be equal.
+    """
+    n = np.asarray(n, np.float64)
+    return np.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: ArrayLike, reward: ArrayLike, n: int) -> float:
+    """Return the expected `reward` of the sample with the highest `proxy` among n of a pool of N.
+
+        Σ_i C(i−1, n−1) / C(N, n) · reward of the i-th lowest proxy
+
+    Unbiased, and uses all N samples for every n (Nakano et al. 2021, appendix I). Ties in the proxy
+    are broken evenly.
+
+    Raises:
+        ValueError: unless 1 ≤ n ≤ N and there are as many rewards as proxies.
+    """
+    proxy = np.asarray(proxy, np.float64)
+    reward = np.asarray(reward, np.float64)
+    size = proxy.size
+    if proxy.shape != reward.shape or not 1 <= n <= size:
+        raise ValueError(
+            f"best_of_n: got n = {n}, {proxy.shape} proxies, {reward.shape} rewards; "
+            "need 1 <= n <= N"
+        )
+    position = np.arange(n, size + 1)
+    log_weight = _log_binomial(position - 1, n - 1) - _log_binomial(np.array(size), n)
+    weight = np.concatenate([np.zeros(n - 1), np.exp(log_weight)])
+    levels, level = np.unique(proxy, return_inverse=True)
+    sorted_level = np.sort(level)
+    share = np.bincount(sorted_level, weight, minlength=levels.size) / np.bincount(level)
+    return float(np.sum(share[level] * reward))
+
+
+def _log_binomial(n: np.ndarray, k: int) -> np.ndarray:
+    return special.gammaln(n + 1) - special.gammaln(k + 1) - special.gammaln(n - k + 1)
+
+
+class OveroptimisationFit(NamedTuple):
+    """Hold the coefficients of one of Gao's curves and the share of variance that it explains."""
+
+    alpha: float
+    beta: float
+    r_squared: float
+
+
+def _fit_curve(
+    distance: np.ndarray, penalty: np.ndarray, reward: np.ndarray
+) -> OveroptimisationFit:
+    if distance.size < 3:
+        raise ValueError(f"fit: got {distance.size} points, need at least 3 for two coefficients")
+    design = np.stack([distance, -distance * penalty], axis=1)
+    (alpha, beta), *_ = np.linalg.lstsq(design, reward, rcond=None)
+    residual = np.sum(np.square(reward - design @ np.array([alpha, beta])))
+    return OveroptimisationFit(
+        float(alpha), float(beta), float(1 - residual / np.sum(np.square(reward - reward.mean())))
+    )
+
+
+def fit_best_of_n(distance: ArrayLike, reward: ArrayLike) -> OveroptimisationFit:
+    """Fit R = d (α − β d), d = √KL, R = 0 at d = 0, by least squares (Gao et al. 2022)."""
+    distance = np.asarray(distance, np.float64)
+    reward = np.asarray(reward, np.float64)
+    return _fit_curve(distance, distance, reward)
+
+
+def fit_rl(distance: ArrayLike, reward: ArrayLike, *, min_distance: float) -> OveroptimisationFit:
+    """Fit R = d (α − β log d) by least squares on d ≥ `min_distance` > 0 (Gao et al. 2022).
+
+    The slope at 0 is infinite.
+    """
+    distance = np.asarray(distance, np.float64)
+    reward = np.asarray(reward, np.float64)
+    used = distance >= min_distance
+    return _fit_curve(distance[used], np.log(distance[used]), reward[used])
+
+
+def best_of_n_peak(alpha: float, beta: float) -> tuple[float, float]:
+    """Return where d (α − β d) is highest, d* = α/2β, and how high: α²/4β."""
+    return alpha / (2 * beta), alpha**2 / (4 * beta)

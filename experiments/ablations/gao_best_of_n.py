@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.ablations.fits import bootstrap_curve, spearman, t_interval
+from experiments.ablations.fits import bootstrap_curve, fit_best_of_n, spearman, t_interval
 from experiments.ablations.framework import (
     Ablation,
     Bench,
@@ -35,7 +35,6 @@ from experiments.ablations.measures import (
     sft_pool,
 )
 from experiments.ablations.shared import base, base_runs, pick, reward_model
-from rlhf_jax.maths.statistics import fit_best_of_n
 
 TRUNKS = ("xs", "s", "m")  # in order of size
 COLOURS = dict(zip(TRUNKS, plt.get_cmap("viridis")([0.75, 0.45, 0.1]), strict=True))

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.ablations import gao_best_of_n
-from experiments.ablations.fits import spearman, t_interval
+from experiments.ablations.fits import OveroptimisationFit, fit_rl, spearman, t_interval
 from experiments.ablations.framework import (
     Ablation,
     Criterion,
@@ -35,7 +35,6 @@ from experiments.ablations.shared import (
     ppo_run,
     reward_model,
 )
-from rlhf_jax.maths.statistics import OveroptimisationFit, fit_rl
 
 KL_COEFS = (0.0, 0.02, 0.05, 0.1, 0.2)
 LARGE, SMALL = "m", "xs"

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.ablations.fits import best_of_n, best_of_n_kl
 from experiments.ablations.framework import Bench, GridRun, Measurement, Row
 from experiments.ablations.shared import base, pick
 from experiments.menagerie import evaluate
@@ -40,7 +41,6 @@ from rlhf_jax.evaluation.likelihood import (
 )
 from rlhf_jax.evaluation.measurements import take_first
 from rlhf_jax.inference.decoding import PLAIN
-from rlhf_jax.maths.statistics import best_of_n, best_of_n_kl
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import ScalarModel

@@ -141,7 +141,7 @@ def _write(figure: Figure, label: str) -> Markup:
     # Matplotlib warns of letters that its own font lacks; but the page's font draws them.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)

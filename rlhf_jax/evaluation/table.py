@@ -77,9 +77,10 @@ def row_from_json(raw: Any) -> Row | None:
     estimates = {name: _estimate_from_json(value) for name, value in raw["values"].items()}
     values = {name: value for name, value in estimates.items() if value is not None}
     is_row = raw.get("better") in get_args(Better) and all(isinstance(text, str) for text in texts)
-    if not is_row or len(values) < len(estimates) or raw.get("key") not in get_args(Key):
+    if not is_row or len(values) < len(estimates):
         return None
     group, metric, unit, description = map(str, texts)
+    key: Key = raw["key"] if raw.get("key") in get_args(Key) else ""  # of a later version: unknown
     return Row(
         group=group,
         metric=metric,
@@ -87,7 +88,7 @@ def row_from_json(raw: Any) -> Row | None:
         better=raw["better"],
         description=description,
         values=values,
-        key=raw["key"],
+        key=key,
         subject=str(raw.get("subject", "")),
     )
 

@@ -37,7 +37,7 @@ from rlhf_jax.models import (
     grow_cache,
     init_cache,
 )
-from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gathered, num_shards
+from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain, gather_params, num_shards
 
 # Rows of a device; every halving below that is one more loop to compile and saves little.
 SMALLEST = 16
@@ -134,7 +134,7 @@ def _sample(
     num_samples = request.num_samples
     response_length = request.response_length
     # Once, and not for every token: parameters in the dtype of the computation, on every device.
-    params = gathered(cast_for_compute(params, model.config))
+    params = gather_params(cast_for_compute(params, model.config))
     hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP)
     count = len(hidden_BD) * num_samples
     # The plain version has a key per step. One uniform number per token drawn, all at once, costs

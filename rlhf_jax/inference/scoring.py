@@ -28,7 +28,7 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.packing import Packed, Texts, pack
 from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layout import BATCH, TENSOR, each_shard, num_shards
+from rlhf_jax.models.layout import BATCH, TENSOR, map_shards, num_shards
 
 # 128 MB in float32. Making logits again costs a quarter of the output projection: smaller ones need
 # not pay.
@@ -108,7 +108,7 @@ def _by_columns(
         )
         return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in results)
 
-    return each_shard(read_parts, params, *columns)
+    return map_shards(read_parts, params, *columns)
 
 
 def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,1 +1,1 @@
-"""Functions of arrays and nothing else: no models, no configs, no state."""
+"""Compute losses, returns and statistics as functions of arrays: no models, configs or state."""

@@ -1,20 +1,23 @@
-"""Losses that learn from preferences: rankings for a reward model, pairs for a policy (the DPO family).
+"""Compute losses that learn from preferences: rankings for a reward model, pairs for a policy.
 
-    ranking         mean over all pairs i ≻ j of a prompt of −log σ(r_i − r_j); ties dropped; prompts weigh 1
-    best of C       −log softmax(r)[best]                               (Ziegler et al. 2019)
-    Plackett-Luce   Σ_i log Σ_{j not before i} exp r_j − r_i            (the likelihood of the whole order)
-    DPO family      the same with the policy's implicit rewards r = β log π/π_ref; KTO: of single responses
+    ranking         mean over all pairs i ≻ j of a prompt of −log σ(r_i − r_j); ties are dropped,
+                    every prompt weighs 1
+    Plackett-Luce   Σ_i log Σ_{j not before i} exp r_j − r_i   (the likelihood of the whole order)
+    DPO family      the same with the policy's implicit rewards r = β log π/π_ref
+    KTO             of single responses
 
-A ranking is `rank_BC`: 1 is best, equal ranks are ties. All C responses of a prompt sit in one row, so that
-each is scored once and no response meets the model again in another batch (Ouyang et al. 2022, section 3.5).
+A ranking is `rank_BC`: 1 is best, equal ranks are ties. All C responses of a prompt sit in one row,
+so that each is scored once and no response meets the model again in another batch (Ouyang et al.
+2022, section 3.5). `ranking_loss` and `plackett_luce` share one contract: scores, ranks and mask of
+shape (B, C) in, a `Mean` over prompts out.
 
-Left out on purpose: a learned tie probability. Like the paper, pairs that the labeler could not tell apart
-are dropped.
+Left out on purpose: a learned tie probability. Like the paper, pairs that the labeler could not
+tell apart are dropped.
 """
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +25,40 @@ import jax.numpy as jnp
 from rlhf_jax.maths.masking import Mean, keep, mean
 
 PairNorm = Literal["k_choose_2", "num_valid_pairs"]
+RankingLoss = Literal["bradley_terry", "plackett_luce"]
+ImplicitLoss = Literal["dpo", "ipo", "plackett_luce"]
 PairNLL = Callable[[jax.Array], jax.Array]
+_LOW = -1e30  # exp(-1e30) is 0, and unlike -inf it leaves rows without any real entry free of NaN
 
 
 def bradley_terry_nll(difference: jax.Array) -> jax.Array:
-    """−log σ(r_preferred − r_other), elementwise."""
+    """Return −log σ(r_preferred − r_other), elementwise."""
     return jax.nn.softplus(-difference)
 
 
 def smoothed_nll(difference: jax.Array, *, label_smoothing: float) -> jax.Array:
-    """−(1−ε) log σ(Δ) − ε log σ(−Δ): labels are wrong with probability ε; the best Δ is log((1−ε)/ε)."""
-    right, wrong = jax.nn.softplus(-difference), jax.nn.softplus(difference)
+    """Return −(1−ε) log σ(Δ) − ε log σ(−Δ), for labels that are wrong with probability ε.
+
+    The best Δ is log((1−ε)/ε).
+    """
+    right = jax.nn.softplus(-difference)
+    wrong = jax.nn.softplus(difference)
     return (1.0 - label_smoothing) * right + label_smoothing * wrong
 
 
 def christiano_nll(
     difference: jax.Array, first_preferred: jax.Array | float = 1.0, *, lapse: float
 ) -> jax.Array:
-    """Cross-entropy under a labeler who answers at random with probability ε: P = (1−ε) σ(Δ) + ε/2.
+    """Return the cross-entropy under a labeler who answers at random with probability ε.
 
-    −μ log P − (1−μ) log(1−P), μ = `first_preferred` 1, 0 or ½ (Christiano et al. 2017, section 2.2.3; ε =
-    0.1 there). P stays in [ε/2, 1−ε/2], so that a confident wrong label stops pulling instead of pulling
-    ever harder.
+        −μ log P − (1−μ) log(1−P),    P = (1−ε) σ(Δ) + ε/2
+
+    μ = `first_preferred` is 1, 0 or ½ (Christiano et al. 2017, section 2.2.3; ε = 0.1 there). P
+    stays in [ε/2, 1−ε/2], so that a confident wrong label stops pulling instead of pulling ever
+    harder.
     """
-    attentive, guess = jnp.log1p(-lapse), jnp.log(lapse / 2.0)
+    attentive = jnp.log1p(-lapse)
+    guess = jnp.log(lapse / 2.0)
     first = jnp.logaddexp(attentive - jax.nn.softplus(-difference), guess)
     second = jnp.logaddexp(attentive - jax.nn.softplus(difference), guess)
     return -first_preferred * first - (1.0 - first_preferred) * second
@@ -54,15 +67,13 @@ def christiano_nll(
 def _pairs(
     score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """r_i − r_j, and which (i, j) are real with i ranked above j."""
+    """Return r_i − r_j, and which pairs (i, j) are real with i ranked above j."""
     assert score_BC.shape == rank_BC.shape == mask_BC.shape
     real_BC = mask_BC != 0
     score_BC = keep(score_BC.astype(jnp.float32), mask_BC)
+    difference_BCC = score_BC[:, :, None] - score_BC[:, None, :]
     preferred_BCC = rank_BC[:, :, None] < rank_BC[:, None, :]
-    return (
-        score_BC[:, :, None] - score_BC[:, None, :],
-        preferred_BCC & real_BC[:, :, None] & real_BC[:, None, :],
-    )
+    return difference_BCC, preferred_BCC & real_BC[:, :, None] & real_BC[:, None, :]
 
 
 def ranking_loss(
@@ -72,19 +83,18 @@ def ranking_loss(
     *,
     pair_norm: PairNorm,
     pair_nll: PairNLL = bradley_terry_nll,
-    margin_BCC: jax.Array | None = None,
 ) -> Mean:
-    """Mean over prompts of (1/n) Σ_{i ≻ j} −log σ(r_i − r_j − m_ij) (Ouyang et al. 2022, equation 1).
+    """Return the mean over prompts of (1/n) Σ_{i ≻ j} −log σ(r_i − r_j).
 
-    The paper divides by n = C(K, 2) with K the number of real responses ("k_choose_2"), which lets a prompt
-    with ties weigh less; "num_valid_pairs" divides by the pairs really there. They agree where nothing is
-    tied. A prompt without any pair has weight 0. `pair_nll` replaces −log σ, for lapses or label smoothing;
-    `margin_BCC` asks for r_i ≥ r_j + m_ij (Touvron et al. 2023, equation 2). Raises ValueError for another
-    `pair_norm`.
+    Ouyang et al. 2022, equation 1. The paper divides by n = C(K, 2) with K the number of real
+    responses ("k_choose_2"), which lets a prompt with ties weigh less; "num_valid_pairs" divides by
+    the pairs really there. They agree where nothing is tied. A prompt without any pair has
+    weight 0. `pair_nll` replaces −log σ, for lapses or label smoothing.
+
+    Raises:
+        ValueError: for another `pair_norm`.
     """
     difference_BCC, valid_BCC = _pairs(score_BC, rank_BC, mask_BC)
-    if margin_BCC is not None:
-        difference_BCC = difference_BCC - keep(margin_BCC, valid_BCC)
     total_B = jnp.sum(keep(pair_nll(difference_BCC), valid_BCC), axis=(1, 2))
     num_pairs_B = jnp.sum(valid_BCC.astype(jnp.float32), axis=(1, 2))
     if pair_norm == "k_choose_2":
@@ -99,40 +109,27 @@ def ranking_loss(
     return mean(total_B / jnp.maximum(norm_B, 1.0), num_pairs_B > 0)
 
 
-def ranking_accuracy(score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array) -> Mean:
-    """Share of untied pairs whose preferred response scores strictly higher: over pairs, not prompts."""
-    difference_BCC, valid_BCC = _pairs(score_BC, rank_BC, mask_BC)
-    return mean(difference_BCC > 0, valid_BCC)
-
-
-def best_of_ce(score_BC: jax.Array, best_B: jax.Array, mask_BC: jax.Array) -> Mean:
-    """−log softmax(r)[best] over real responses, averaged over prompts (Ziegler et al. 2019, equation 1)."""
-    real_BC = mask_BC != 0
-    score_BC = _only_real(score_BC, real_BC)
-    chosen_B = jnp.take_along_axis(score_BC, best_B[:, None], axis=-1)[:, 0]
-    return mean(jax.nn.logsumexp(score_BC, axis=-1) - chosen_B, jnp.any(real_BC, axis=-1))
-
-
 def plackett_luce(score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array) -> Mean:
-    """Σ_i [log Σ_{j: rank_j ≥ rank_i} exp r_j − r_i], averaged over prompts.
+    """Return the mean over prompts of Σ_i [log Σ_{j: rank_j ≥ rank_i} exp r_j − r_i].
 
-    The likelihood of choosing the best, then the next best of the rest, and so on (Plackett 1975).
-    Tied responses share one denominator that holds all of them (Breslow's rule). Prompts with fewer than two
-    real responses have weight 0.
+    This is −log of the likelihood of choosing the best response, then the next best of the rest,
+    and so on (Plackett 1975); of two responses it is `ranking_loss`. Tied responses share one
+    denominator that holds all of them (Breslow's rule). Prompts with fewer than two real responses
+    have weight 0.
     """
+    assert score_BC.shape == rank_BC.shape == mask_BC.shape
     real_BC = mask_BC != 0
-    score_BC = _only_real(score_BC, real_BC)
+    score_BC = jnp.where(real_BC, score_BC.astype(jnp.float32), _LOW)
     remaining_BCC = (rank_BC[:, None, :] >= rank_BC[:, :, None]) & real_BC[:, None, :]
     rest_BC = jax.nn.logsumexp(jnp.where(remaining_BCC, score_BC[:, None, :], _LOW), axis=-1)
     nll_B = jnp.sum(keep(rest_BC - score_BC, mask_BC), axis=-1)
     return mean(nll_B, jnp.sum(real_BC, axis=-1) > 1)
 
 
-_LOW = -1e30  # exp(-1e30) is 0, and unlike -inf it leaves rows without any real entry free of NaN
-
-
-def _only_real(score_BC: jax.Array, real_BC: jax.Array) -> jax.Array:
-    return jnp.where(real_BC, score_BC.astype(jnp.float32), _LOW)
+def ranking_accuracy(score_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array) -> Mean:
+    """Return the share of untied pairs, not prompts, whose preferred response scores higher."""
+    difference_BCC, valid_BCC = _pairs(score_BC, rank_BC, mask_BC)
+    return mean(difference_BCC > 0, valid_BCC)
 
 
 def implicit_loss(
@@ -145,23 +142,35 @@ def implicit_loss(
     label_smoothing: float,
     pair_norm: PairNorm,
 ) -> tuple[Mean, dict[str, Mean]]:
-    """The ranking loss of a policy's implicit rewards r = β log π/π_ref, which makes the policy its own reward model.
+    """Return the ranking loss of a policy's implicit rewards r = β log π/π_ref, and its stats.
 
-        dpo    −log σ(r_i − r_j)                      Rafailov et al. 2023, equation 7; with `label_smoothing` cDPO
-        ipo    ((r_i − r_j)/β − 1/(2β))²              Azar et al. 2023, equation 17: pulls the gap to a finite value
+        dpo             −log σ(r_i − r_j)             Rafailov et al. 2023, equation 7; with
+                                                      `label_smoothing` cDPO
+        ipo             ((r_i − r_j)/β − 1/(2β))²     Azar et al. 2023, equation 17: pulls the gap
+                                                      to a finite value
+        plackett_luce   `plackett_luce` of r          Rafailov et al. 2023, appendix A.3
 
-    Over all pairs i ≻ j of a prompt, as `ranking_loss`; C = 2 is the papers' case. Log-probabilities are sums over a
-    response's tokens, not averages. Stats, means over pairs: `chosen_reward`, `rejected_reward`, their `margin`, and
-    `accuracy` (strict: 0 at initialisation, where all rewards are 0). Raises ValueError for another `loss`.
+    The first two are over all pairs i ≻ j of a prompt, as `ranking_loss`; C = 2 is the papers'
+    case. The last uses neither `label_smoothing` nor `pair_norm`. Log-probabilities are sums over a
+    response's tokens, not averages. Stats, means over pairs: `chosen_reward`, `rejected_reward`,
+    their `margin`, and `accuracy` (strict: 0 at initialisation, where all rewards are 0).
+
+    Raises:
+        ValueError: for another `loss`.
     """
-    if loss not in ("dpo", "ipo"):
-        raise ValueError(f"preference loss: got {loss!r}, expected 'dpo' or 'ipo'")
 
     def ipo_nll(difference: jax.Array) -> jax.Array:
         return jnp.square(difference / beta - 1.0 / (2.0 * beta))
 
-    pair_nll = ipo_nll if loss == "ipo" else partial(smoothed_nll, label_smoothing=label_smoothing)
-    nll = ranking_loss(reward_BC, rank_BC, mask_BC, pair_norm=pair_norm, pair_nll=pair_nll)
+    if loss == "plackett_luce":
+        nll = plackett_luce(reward_BC, rank_BC, mask_BC)
+    elif loss in ("dpo", "ipo"):
+        smoothed = partial(smoothed_nll, label_smoothing=label_smoothing)
+        pair_nll = ipo_nll if loss == "ipo" else smoothed
+        nll = ranking_loss(reward_BC, rank_BC, mask_BC, pair_norm=pair_norm, pair_nll=pair_nll)
+    else:
+        names = ", ".join(map(repr, get_args(ImplicitLoss)))
+        raise ValueError(f"preference loss: got {loss!r}, expected one of {names}")
     difference_BCC, valid_BCC = _pairs(reward_BC, rank_BC, mask_BC)
     first_BCC = jnp.broadcast_to(keep(reward_BC, mask_BC)[:, :, None], valid_BCC.shape)
     return nll, {
@@ -173,9 +182,10 @@ def implicit_loss(
 
 
 def majority(rank_BC: jax.Array, mask_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Which responses are ranked above more of their prompt's others than below, and which the other way round.
+    """Return which responses beat more of their prompt's others than they lose to, and vice versa.
 
-    Of a pair these are the preferred and the other response; in the middle of a ranking a response may be neither.
+    Of a pair these are the preferred and the other response; in the middle of a ranking a response
+    may be neither.
     """
     _, above_BCC = _pairs(jnp.zeros(rank_BC.shape), rank_BC, mask_BC)
     surplus_BC = above_BCC.sum(axis=2) - above_BCC.sum(axis=1)
@@ -191,9 +201,12 @@ def kto_loss(
     better_weight: float,
     worse_weight: float,
 ) -> Mean:
-    """λ_D (1 − σ(r − z)) of desirable and λ_U (1 − σ(z − r)) of undesirable responses (Ethayarajh et al. 2024, equation 8).
+    """Return KTO's loss, in which every response counts alone.
 
-    r = β log π/π_ref; z = β max(0, KL estimate), through which no gradient flows. No pairs: every response counts alone.
+        λ_D (1 − σ(r − z)) of desirable, λ_U (1 − σ(z − r)) of undesirable responses
+
+    Ethayarajh et al. 2024, equation 8. r = β log π/π_ref; z = β max(0, KL estimate), through which
+    no gradient flows.
     """
     gain_BC = keep(reward_BC, better_BC | worse_BC) - jax.lax.stop_gradient(reference_point)
     loss_BC = jnp.where(

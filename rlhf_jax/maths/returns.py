@@ -1,11 +1,11 @@
-"""From scores to advantages: missing-EOS penalty, per-token rewards, GAE, group baselines, running moments.
+"""Turn scores into advantages: missing-EOS penalty, token rewards, GAE, group baselines, moments.
 
-Column r of every `_BR` array belongs to response token r. The episode of a response ends after its last real
-token, whose value-to-come is 0: nothing is bootstrapped. A masked column is skipped as if it were not there,
-so padding can neither carry nor discount anything.
+Column r of every `_BR` array belongs to response token r. The episode of a response ends after its
+last real token, whose value-to-come is 0: nothing is bootstrapped. A masked column is skipped as if
+it were not there, so padding can neither carry nor discount anything.
 
-Left out on purpose: whitening (`masking.whiten` does that, after the returns have been formed from the
-unwhitened advantages), and clipping of scores.
+Left out on purpose: whitening (`masking.whiten` does that, after the returns have been formed from
+the unwhitened advantages), and clipping of scores.
 """
 
 from typing import Literal, NamedTuple
@@ -22,12 +22,15 @@ GroupStd = Literal["population", "sample", "none"]
 def penalise_missing_eos(
     score_B: jax.Array, stopped_B: jax.Array, *, penalty: float, mode: EOSMode
 ) -> jax.Array:
-    """Scores with a penalty for never stopping: −penalty ("replace") or score − penalty ("subtract").
+    """Penalise responses that never stopped: −penalty ("replace") or score − penalty ("subtract").
 
-    "replace" is OpenAI's rule (lm-human-preferences, and Huang et al. 2024, detail 23, with penalty 1),
-    "subtract" TRL's; "none" leaves the score alone. `penalty` is a cost, positive in both, so that a config
-    can switch modes without switching signs (OpenAI's own code writes the replaced score, −1). Raises
-    ValueError for another mode.
+    "replace" is OpenAI's rule (lm-human-preferences, and Huang et al. 2024, detail 23, with
+    penalty 1), "subtract" TRL's; "none" leaves the score alone. `penalty` is a cost, positive in
+    both, so that a config can switch modes without switching signs (OpenAI's own code writes the
+    replaced score, −1).
+
+    Raises:
+        ValueError: for another mode.
     """
     penalised = {
         "replace": jnp.full_like(score_B, -penalty),
@@ -42,10 +45,10 @@ def penalise_missing_eos(
 def token_rewards(
     score_B: jax.Array, kl_BR: jax.Array, mask_BR: jax.Array, kl_coef: jax.Array | float
 ) -> jax.Array:
-    """R_t = −β KL_t + 1[t is the last real token] · score.
+    """Return R_t = −β KL_t + 1[t is the last real token] · score.
 
-    Ouyang et al. 2022, equation 2, paid out per token. Summed over a response this is score − β Σ KL_t. A
-    response with no real token gets no reward at all.
+    Ouyang et al. 2022, equation 2, paid out per token. Summed over a response this is
+    score − β Σ KL_t. A response with no real token gets no reward at all.
     """
     real_BR = mask_BR != 0
     score_BR = jnp.broadcast_to(score_B[:, None], kl_BR.shape).astype(jnp.float32)
@@ -61,13 +64,13 @@ def gae(
     gamma: jax.Array | float,
     lam: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimates Â and the returns Â + V that the value function should predict.
+    """Return generalised advantage estimates Â, and the returns Â + V that values should predict.
 
         δ_t = r_t + γ_t V_{t+1} − V_t        Â_t = δ_t + γ_t λ Â_{t+1}
 
-    (Schulman et al. 2016, equation 16.) `gamma` and `lam` are scalars or broadcast to (B, R); γ_t discounts
-    what follows token t. V after the last real token is 0. To bootstrap a truncated episode, add γ V_{T+1}
-    to its last reward.
+    Schulman et al. 2016, equation 16. `gamma` and `lam` are scalars or broadcast to (B, R); γ_t
+    discounts what follows token t. V after the last real token is 0. To bootstrap a truncated
+    episode, add γ V_{T+1} to its last reward.
     """
     assert reward_BR.shape == value_BR.shape == mask_BR.shape
     real_BR = mask_BR != 0
@@ -77,10 +80,10 @@ def gae(
     lam_BR = jnp.broadcast_to(jnp.asarray(lam, jnp.float32), reward_BR.shape)
 
     def step(
-        later: tuple[jax.Array, jax.Array], now: tuple[jax.Array, ...]
-    ) -> tuple[tuple, jax.Array]:
-        next_value_B, next_advantage_B = later
-        reward_B, value_B, gamma_B, lam_B, real_B = now
+        carry: tuple[jax.Array, jax.Array], column: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        next_value_B, next_advantage_B = carry
+        reward_B, value_B, gamma_B, lam_B, real_B = column
         delta_B = reward_B + gamma_B * next_value_B - value_B
         advantage_B = delta_B + gamma_B * lam_B * next_advantage_B
         carry = (
@@ -96,18 +99,13 @@ def gae(
     return advantage_BR, keep(advantage_BR + value_BR, mask_BR)
 
 
-def discounted_returns(
-    reward_BR: jax.Array, mask_BR: jax.Array, *, gamma: jax.Array | float
-) -> jax.Array:
-    """G_t = r_t + γ G_{t+1}: GAE with V = 0 and λ = 1."""
-    return gae(reward_BR, jnp.zeros_like(reward_BR), mask_BR, gamma=gamma, lam=1.0)[0]
-
-
 def rloo(reward_BN: jax.Array) -> jax.Array:
-    """Leave-one-out advantages of N samples of one prompt: A_i = R_i − (1/(N−1)) Σ_{j≠i} R_j.
+    """Return leave-one-out advantages of a prompt's N samples, A_i = R_i − (1/(N−1)) Σ_{j≠i} R_j.
 
-    Ahmadian et al. 2024. R is the reward of a whole response, KL penalty included. Raises
-    ValueError for N = 1, which leaves nothing out.
+    Ahmadian et al. 2024. R is the reward of a whole response, KL penalty included.
+
+    Raises:
+        ValueError: for N = 1, which leaves nothing out.
     """
     num_samples = reward_BN.shape[-1]
     if num_samples < 2:
@@ -117,11 +115,14 @@ def rloo(reward_BN: jax.Array) -> jax.Array:
 
 
 def grpo_advantages(reward_BN: jax.Array, *, std: GroupStd, eps: float) -> jax.Array:
-    """Group-relative advantages of N samples of one prompt: A_i = (R_i − mean) / (std + eps).
+    """Return group-relative advantages of a prompt's N samples, A_i = (R_i − mean) / (std + eps).
 
-    Shao et al. 2024 (DeepSeekMath), section 4.1. `std` is "population", "sample" (N − 1, as in TRL with eps
-    1e-4) or "none" (Dr. GRPO: only the mean is taken off). A group of equal rewards has advantages 0. Raises
-    ValueError for another `std`, or "sample" with N = 1.
+    Shao et al. 2024 (DeepSeekMath), section 4.1. `std` is "population", "sample" (N − 1, as in TRL
+    with eps 1e-4) or "none" (Dr. GRPO: only the mean is taken off). A group of equal rewards has
+    advantages 0.
+
+    Raises:
+        ValueError: for another `std`, or "sample" with N = 1.
     """
     num_samples = reward_BN.shape[-1]
     if std not in ("population", "sample", "none"):
@@ -138,7 +139,7 @@ def grpo_advantages(reward_BN: jax.Array, *, std: GroupStd, eps: float) -> jax.A
 
 
 class RunningMoments(NamedTuple):
-    """Count, mean and Σ (x − mean)² of all numbers seen so far."""
+    """Hold count, mean and Σ (x − mean)² of all numbers seen so far."""
 
     count: jax.Array  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     mean: jax.Array
@@ -146,12 +147,15 @@ class RunningMoments(NamedTuple):
 
 
 def empty_moments() -> RunningMoments:
-    """The moments of nothing."""
+    """Return the moments of no numbers."""
     return RunningMoments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
 
 
 def update_moments(moments: RunningMoments, x: jax.Array) -> RunningMoments:
-    """Adds a batch, of any shape, in one step without losing precision (Chan, Golub and LeVeque 1979)."""
+    """Add a batch of any shape in one step without losing precision.
+
+    Chan, Golub and LeVeque 1979.
+    """
     x = x.astype(jnp.float32)
     batch_mean = jnp.mean(x)
     count = moments.count + x.size
@@ -165,6 +169,9 @@ def update_moments(moments: RunningMoments, x: jax.Array) -> RunningMoments:
 
 
 def moments_std(moments: RunningMoments) -> jax.Array:
-    """Population standard deviation; 1 while it is still 0, so that it is always safe to divide by."""
+    """Return the population standard deviation, or 1 while that is still 0.
+
+    So it is always safe to divide by.
+    """
     variance = moments.m2 / jnp.maximum(moments.count, 1.0)
     return jnp.where(variance > 0, jnp.sqrt(variance), 1.0)

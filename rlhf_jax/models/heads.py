@@ -1,13 +1,14 @@
-"""What sits on the trunk: language model, scalar (reward or value) model, classifier; one from another.
+"""Define what sits on the trunk: language model, scalar (reward or value) model, classifier.
 
-Parameter trees share the name "trunk", so a child takes its parent's trunk by copying one dictionary entry:
+Parameter trees share the name "trunk", so a child takes its parent's trunk by copying one
+dictionary entry:
 
     LanguageModel  {"trunk", ["lm_head"]}              lm_head only where embeddings are not tied
     ScalarModel    {"trunk", "head"}
     Classifier     {"trunk", ["lm_head"], "head"}
 
-Modules are frozen, hashable dataclasses without arrays: pass them to jit as static arguments. `init_params`
-and `apply` are the only doors to flax; nothing above this floor imports it.
+Modules are frozen, hashable dataclasses without arrays: pass them to jit as static arguments.
+`init_params` and `apply` are the only doors to flax; no other package imports it.
 """
 
 import dataclasses
@@ -30,7 +31,7 @@ Params = Any
 
 
 class LanguageModel(nn.Module):
-    """Next-token logits; column t is about the token after position t."""
+    """Predict the next token: column t of the logits is about the token after position t."""
 
     config: TransformerConfig
 
@@ -61,14 +62,13 @@ class LanguageModel(nn.Module):
         cache: Cache | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, Cache | None]:
-        """The trunk's output, for callers that need logits at some positions only."""
+        """Return the trunk's output, for callers that need logits at some positions only."""
         return self.trunk(tokens_BT, segments_BT, cache=cache, deterministic=deterministic)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Float32 logits (..., V) of hidden states (..., D)."""
-        return _unembed(
-            self.config, self.trunk.unembed if self.config.tie_embeddings else self.lm_head, hidden
-        )
+        """Return float32 logits (..., V) of hidden states (..., D)."""
+        project = self.trunk.unembed if self.config.tie_embeddings else self.lm_head
+        return _unembed(self.config, project, hidden)
 
 
 def _unembed(
@@ -81,7 +81,7 @@ def _unembed(
 
 
 class Head(nn.Module):
-    """A float32 projection to a few numbers: kernel from N(0, std²), bias zero."""
+    """Project to a few numbers in float32, with a kernel from N(0, std²) and bias zero."""
 
     config: TransformerConfig
     features: int
@@ -91,19 +91,17 @@ class Head(nn.Module):
     def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.param_dtype)
         shape = (hidden_BTD.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype).astype(
-            jnp.float32
-        )
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype).astype(
-            jnp.float32
-        )
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
+        kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
         return jnp.matmul(hidden_BTD, kernel, precision="highest") + bias[None, None]
 
 
 class ScalarModel(nn.Module):
-    """One number per position: a reward model is read at the last token, a value model before each token.
+    """Give one number per position: a reward model's score or a value model's value.
 
-    The head starts from N(0, 1/(D + 1)) with bias 0 (Ziegler et al. 2019; Stiennon et al. 2020).
+    A reward model is read at the last token, a value model before each token. The head starts from
+    N(0, 1/(D + 1)) with bias 0 (Ziegler et al. 2019; Stiennon et al. 2020).
     """
 
     config: TransformerConfig
@@ -120,10 +118,10 @@ class ScalarModel(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Class logits at every position and the language model's logits, from one forward pass.
+    """Give class logits at every position, and the language model's logits, in one forward pass.
 
-    Source: Radford et al. 2018, section 3.2; read the class at the last token of the row. Head from N(0,
-    0.02²).
+    Source: Radford et al. 2018, section 3.2; read the class at the last token of the row. The head
+    starts from N(0, 0.02²).
     """
 
     config: TransformerConfig
@@ -145,34 +143,34 @@ class Classifier(nn.Module):
         return self.head(hidden_BTD), _unembed(c, project, hidden_BTD)
 
 
-def init_params(module: nn.Module, key: jax.Array) -> Params:
-    """Fresh parameters as one compiled program: {"trunk": ...}, without flax's "params" level."""
-    return _init(module, key)
-
-
 @functools.partial(jax.jit, static_argnums=0)
-def _init(module: nn.Module, key: jax.Array) -> Params:
-    one = jnp.ones((1, 1), jnp.int32)
-    return module.init(key, one, one)["params"]
+def init_params(module: nn.Module, key: jax.Array) -> Params:
+    """Return fresh parameters, {"trunk": ...}, without flax's "params" level.
+
+    Under `jit`, because op by op the initialisation of a large model compiles hundreds of programs.
+    """
+    token = jnp.ones((1, 1), jnp.int32)
+    return module.init(key, token, token)["params"]
 
 
 def apply(
     module: nn.Module, params: Params, *args: Any, method: str | None = None, **kwargs: Any
 ) -> Any:
-    """Call a module, or one of its methods by name; a `dropout_key=` that is not None switches dropout on."""
+    """Call a module, or one of its methods by name.
+
+    A `dropout_key=` that is not None switches dropout on.
+    """
     dropout_key = kwargs.pop("dropout_key", None)
-    if dropout_key is None:
-        return module.apply({"params": params}, *args, method=method, **kwargs)
-    rngs = {"dropout": dropout_key}
-    return module.apply(
-        {"params": params}, *args, method=method, rngs=rngs, deterministic=False, **kwargs
-    )
+    if dropout_key is not None:
+        kwargs |= {"rngs": {"dropout": dropout_key}, "deterministic": False}
+    return module.apply({"params": params}, *args, method=method, **kwargs)
 
 
 def cast_for_compute(params: Params, config: TransformerConfig) -> Params:
-    """Matrices in the compute dtype, rounded once instead of at every use; everything else untouched.
+    """Round matrices to the compute dtype, once instead of at every use.
 
-    Results are the same to the bit, because every use rounds anyway. For inference loops, not for training.
+    Results are the same to the bit, because every use rounds anyway. For inference loops, not for
+    training.
     """
     dtype = jnp.dtype(config.compute_dtype)
 
@@ -189,54 +187,48 @@ def _copy(tree: Params) -> Params:
 
 
 def scalar_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig) -> Params:
-    """A reward model on a copy of a language model's trunk, with a fresh head."""
-    return {
-        "trunk": _copy(lm_params["trunk"]),
-        "head": init_params(ScalarModel(config), key)["head"],
-    }
-
-
-def value_params_from(reward_params: Params) -> Params:
-    """A value model that starts as a copy of a reward model, head included (Ouyang et al. 2022, C.4)."""
-    return _copy(reward_params)
+    """Return a reward model's parameters: a copy of a language model's trunk and a fresh head."""
+    head = init_params(ScalarModel(config), key)["head"]
+    return {"trunk": _copy(lm_params["trunk"]), "head": head}
 
 
 def classifier_params_from(
     lm_params: Params, key: jax.Array, config: TransformerConfig, num_classes: int
 ) -> Params:
-    """A classifier on a copy of a language model, with a fresh class head."""
+    """Return a classifier's parameters: a copy of a language model and a fresh class head."""
     return {**_copy(lm_params), "head": init_params(Classifier(config, num_classes), key)["head"]}
 
 
 def grow_vocabulary(
     config: TransformerConfig, params: Params, known: int, size: int
 ) -> tuple[TransformerConfig, Params]:
-    """Tokens known … size - 1 become new: their embeddings, and logits, are the mean of those of the tokens before.
+    """Make tokens known … size - 1 new: each starts as the mean of the tokens before them.
 
-    Rows that a model has beyond its tokens are used first; without new tokens nothing changes. Source: Hewitt 2021,
+    The mean is taken of their rows of the embedding and of the output projection. Rows that a model
+    has beyond its tokens are used first; without new tokens nothing changes. Source: Hewitt 2021,
     "Initializing new word embeddings".
     """
-
     if size == known:
         return config, params
 
     def renew(rows_VD: jax.Array) -> jax.Array:
-        new_D = rows_VD[:known].astype(jnp.float32).mean(0, keepdims=True).astype(rows_VD.dtype)
-        return jnp.concatenate(
-            [rows_VD[:known], jnp.repeat(new_D, size - known, axis=0), rows_VD[size:]]
-        )
+        mean_D = rows_VD[:known].astype(jnp.float32).mean(0, keepdims=True).astype(rows_VD.dtype)
+        new_VD = jnp.repeat(mean_D, size - known, axis=0)
+        return jnp.concatenate([rows_VD[:known], new_VD, rows_VD[size:]])
 
-    params = {
-        **params,
-        "trunk": {**params["trunk"], "embedding": renew(params["trunk"]["embedding"])},
-    }
+    trunk = params["trunk"]
+    params = {**params, "trunk": {**trunk, "embedding": renew(trunk["embedding"])}}
     if "lm_head" in params:
         params["lm_head"] = {"kernel": renew(params["lm_head"]["kernel"].T).T}
     return dataclasses.replace(config, vocab_size=max(config.vocab_size, size)), params
 
 
 def shift_scores(scalar_params: Params, gain: jax.Array | float, bias: jax.Array | float) -> Params:
-    """Parameters whose score is gain·score + bias: a reward model's normalisation folded into its head."""
+    """Return parameters whose score is gain·score + bias.
+
+    So a reward model's normalisation is folded into its head.
+    """
     head = scalar_params["head"]
-    shifted = {"kernel": head["kernel"] * gain, "bias": head["bias"] * gain + bias}
-    return {**scalar_params, "head": {k: v.astype(head[k].dtype) for k, v in shifted.items()}}
+    kernel = (head["kernel"] * gain).astype(head["kernel"].dtype)
+    shifted_bias = (head["bias"] * gain + bias).astype(head["bias"].dtype)
+    return {**scalar_params, "head": {"kernel": kernel, "bias": shifted_bias}}

@@ -1,10 +1,12 @@
-"""How activations lie on a mesh of devices, where the caller has set one (`jax.set_mesh`); without one nothing happens.
+"""Lay activations out on a mesh of devices, where the caller has set one (`jax.set_mesh`).
 
-    batch axes over ("data", "fsdp"), heads, feed-forward features and vocabulary over "tensor", the rest whole
+    batch axes over ("data", "fsdp"); heads, feed-forward features and vocabulary over "tensor";
+    the rest whole
 
-The compiler could derive this from the parameters, but where batch and parameters are both split over fsdp it has a choice,
-and then it sometimes moves activations where it should gather a layer's parameters. A loop that reads parameters gathers
-them anew in every turn, unless they were `gathered` before it.
+Without a mesh nothing happens. The compiler could derive this from the parameters, but where batch
+and parameters are both split over fsdp it has a choice, and then it sometimes moves activations
+where it should gather a layer's parameters. A loop that reads parameters gathers them anew in every
+turn, unless `gather_params` did so before it.
 """
 
 import math
@@ -17,8 +19,9 @@ from jax.sharding import PartitionSpec
 BATCH = ("data", "fsdp")
 TENSOR = ("tensor",)
 WHOLE: tuple[str, ...] = ()
-# Which axis of a leaf is split over `tensor`, by the names of its module and its own. Projections to heads and to the
-# feed-forward layer are split by what they make, those back to the residual stream by what they read.
+# Which axis of a leaf is split over `tensor`, by the names of its module and its own. Projections
+# to heads and to the feed-forward layer are split by what they make, those back to the residual
+# stream by what they read.
 TENSOR_AXIS: dict[tuple[str, ...], int] = {
     **{
         (module, leaf): -1
@@ -31,52 +34,52 @@ TENSOR_AXIS: dict[tuple[str, ...], int] = {
 
 
 def leaf_names(path: tuple[Any, ...]) -> tuple[str, ...]:
-    """The names that lead to a leaf, from a path of jax.tree_util."""
+    """Return the names that lead to a leaf, from a path of jax.tree_util."""
     return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
 
 
 def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:
-    """x with its axes split over these axes of the mesh; an axis that they do not divide stays whole.
+    """Return x with its axes split over these axes of the mesh.
 
-    Under a mapped axis of the caller's own (`jax.pmap`, `jax.shard_map`) each device has its part already.
+    An axis that they do not divide stays whole. Under a mapped axis of the caller's own
+    (`jax.pmap`, `jax.shard_map`) each device has its part already.
     """
-    return (
-        x
-        if math.prod(_sizes().values()) == 1
-        else jax.lax.with_sharding_constraint(x, split(x.shape, *axes))
-    )
+    if math.prod(_mesh_sizes().values()) == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, *axes))
 
 
-def split(shape: tuple[int, ...], *axes: tuple[str, ...]) -> PartitionSpec:
-    """How `constrain` splits an array of this shape."""
-    sizes = _sizes()
-    known = (tuple(name for name in names if name in sizes) for names in axes)
-    parts = ((names, math.prod(sizes[name] for name in names)) for names in known)
-    spec = (
-        names if size % part == 0 else () for (names, part), size in zip(parts, shape, strict=True)
-    )
-    return PartitionSpec(*(names or None for names in spec))
+def partition_spec(shape: tuple[int, ...], *axes: tuple[str, ...]) -> PartitionSpec:
+    """Return how `constrain` splits an array of this shape."""
+    sizes = _mesh_sizes()
+    entries = []
+    for size, names in zip(shape, axes, strict=True):
+        present = tuple(name for name in names if name in sizes)
+        divides = size % math.prod(sizes[name] for name in present) == 0
+        entries.append(present if divides and present else None)
+    return PartitionSpec(*entries)
 
 
-def gathered(params: Any) -> Any:
-    """Parameters whole over fsdp on every device, split over tensor as ever."""
+def gather_params(params: Any) -> Any:
+    """Return parameters that are whole over fsdp on every device, split over tensor as before."""
 
     def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        axes, split = [WHOLE] * leaf.ndim, TENSOR_AXIS.get(("", *leaf_names(path))[-2:])
-        if split is not None:
-            axes[split] = TENSOR
+        axes = [WHOLE] * leaf.ndim
+        tensor_axis = TENSOR_AXIS.get(("", *leaf_names(path))[-2:])
+        if tensor_axis is not None:
+            axes[tensor_axis] = TENSOR
         return constrain(leaf, *axes)
 
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def each_shard(function: Callable[..., Any], params: Any, *rows: jax.Array) -> Any:
-    """`function(params, *rows)` on every device's rows by themselves, with the whole parameters.
+def map_shards(function: Callable[..., Any], params: Any, *rows: jax.Array) -> Any:
+    """Call `function(params, *rows)` on every device's own rows, with the whole parameters.
 
-    However the function uses them, gradients of parameters are summed over devices once: a loop outside of this would do so in
-    every turn.
+    The plain call gives the same. But however often the function's loops use the parameters, their
+    gradients are summed over devices once here, and in every turn of a loop there.
     """
-    params = gathered(params)
+    params = gather_params(params)
     if num_shards(len(rows[0]), BATCH) == 1:
         return function(params, *rows)
     specs = (PartitionSpec(), *(PartitionSpec(BATCH) for _ in rows))
@@ -92,12 +95,13 @@ def each_shard(function: Callable[..., Any], params: Any, *rows: jax.Array) -> A
 
 
 def num_shards(size: int, axes: tuple[str, ...]) -> int:
-    """Into how many parts `constrain` splits an axis of that size over these axes of the mesh."""
-    parts = math.prod(_sizes().get(name, 1) for name in axes)
+    """Return into how many parts `constrain` splits an axis of that size over these mesh axes."""
+    sizes = _mesh_sizes()
+    parts = math.prod(sizes.get(name, 1) for name in axes)
     return parts if size % parts == 0 else 1
 
 
-def _sizes() -> dict[str, int]:
+def _mesh_sizes() -> dict[str, int]:
     mesh = jax.sharding.get_abstract_mesh()
     return {
         name: mesh.shape[name]

@@ -102,12 +102,14 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
     """Collect the comparisons that are not in the workdir yet."""
     check(config.label)
     run = Run.open(config, workdir)
-    judges: dict[Split, dict[str, Judge]] = {
-        "train": {"train": make_judge(config.label.train_judge)},
-        "validation": {
-            folder: make_judge(judge) for folder, judge in config.label.validation_judges.items()
-        },
+    validation_judges = {
+        folder: make_judge(judge) for folder, judge in config.label.validation_judges.items()
     }
+    judges: dict[Split, dict[str, Judge]] = {
+        "train": {"train": make_judge(config.label.train_judge)}
+    }
+    if validation_judges:
+        judges["validation"] = validation_judges
     policy = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     length = config.data.prompt_length + config.label.response_length
     require(
@@ -134,18 +136,7 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
         processes.barrier(f"comparisons {split}")
         counts[split] = json.loads(_counts_file(run.workdir, split).read_text())
     if processes.is_main_process():
-        judge_names = {"train": config.label.train_judge, **config.label.validation_judges}
-        summary = {
-            "policy": {
-                "path": config.init.policy,
-                "stage": policy.meta.stage,
-                "step": policy.meta.step,
-                "fingerprint": policy.meta.fingerprint,
-            },
-            "judges": judge_names,
-            **counts,
-        }
-        _write_json(run.workdir / LABELS, summary)
+        _write_json(run.workdir / LABELS, _summary(config, policy, counts))
     processes.barrier("label.json")
 
 
@@ -286,6 +277,19 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
     if processes.is_main_process():
         _write_json(note, origin)
     return False
+
+
+def _summary(config: Config, policy: Parent, counts: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "policy": {
+            "path": config.init.policy,
+            "stage": policy.meta.stage,
+            "step": policy.meta.step,
+            "fingerprint": policy.meta.fingerprint,
+        },
+        "judges": {"train": config.label.train_judge, **config.label.validation_judges},
+        **counts,
+    }
 
 
 def _is_collected(workdir: Path, split: Split, judges: Mapping[str, Judge]) -> bool:

@@ -29,7 +29,7 @@ from rlhf_jax.models.huggingface.files import read_json
 from rlhf_jax.models.huggingface.gguf import load_gguf, read_metadata
 from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
 from rlhf_jax.models.huggingface.peft import load_peft
-from rlhf_jax.models.lora import LoraConfig, combine, with_scale
+from rlhf_jax.models.lora import LoraConfig, add_scales, combine
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import (
     CheckpointKind,
@@ -102,7 +102,7 @@ def _on_base(folder: Path, meta: Meta, base: Params, base_meta: Meta) -> Params:
     if meta.kind != base_meta.kind:
         base = {"trunk": base["trunk"]}
     trained, _ = checkpoints.load_params(folder)
-    return combine(with_scale(base, trained, link["alpha"] / link["rank"]), trained)
+    return combine(add_scales(base, trained, link["alpha"] / link["rank"]), trained)
 
 
 def base_path(path: PathLike, meta: Meta) -> str:
@@ -207,7 +207,7 @@ def _load_adapters(
             f"{' with adapters' if 'lora' in base_meta.extra else ''}, expected a language model"
         )
     trained, config = load_peft(folder, from_dict(base_meta.model))
-    params = combine(with_scale(base, trained, config.scale), trained)
+    params = combine(add_scales(base, trained, config.scale), trained)
     fingerprint = json_checksum({"base": base_meta.fingerprint, "adapters": _checksums(trained)})
     tokenizer = read_tokenizer(path)
     meta = Meta(

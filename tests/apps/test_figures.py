@@ -57,13 +57,12 @@ def test_ids_of_two_figures_differ_and_every_reference_has_one():
 def test_names_are_text_never_markup_nor_formulas():
     name = "$x^2$ --><script>\x07"
     lines = [Line(name, [1, 2], [1.0, 2.0])]
-    svg = figures.draw_lines(lines, {name: BLUE}, STEP, Axis(name))
-    assert "$x^2$ --&gt;&lt;script&gt;" in svg
-    assert "<script" not in svg
-    assert "\x07" not in svg
+    curves = figures.draw_lines(lines, {name: BLUE}, STEP, Axis(name))
     bars = figures.draw_win_rates([{name: Estimate(0.5, 0.4, 0.6, 9)}], {name: BLUE}, name)
-    assert "$x^2$ --&gt;&lt;script&gt;" in bars
-    assert "<script" not in bars
+    for svg in (curves, bars):
+        assert "$x^2$ --&gt;&lt;script&gt;" in texts(svg)
+        assert "<script" not in svg
+        assert "\x07" not in svg
 
 
 def test_long_curves_become_means_and_keep_their_level():
@@ -121,21 +120,32 @@ def test_steps_are_whole_numbers():
     assert "1.5" not in shown[: shown.index("step")]
 
 
-def test_win_rates_are_bars_with_a_line_at_one_half():
-    rates = {
-        "a": Estimate(0.61, 0.5, 0.7, 9),
+def lines_drawn(svg, width):
+    """The ends of all straight lines of one width, in the figure's points."""
+    number = r"(-?[\d.]+)"
+    path = rf'<path d="M {number} {number} \nL {number} {number} \n" [^>]*stroke-width: {width}[;"]'
+    return [tuple(map(float, ends)) for ends in re.findall(path, svg)]
+
+
+def test_win_rates_are_bars_with_intervals_and_a_line_at_one_half():
+    first = {
+        "a": Estimate(0.61, 0.5, 0.75, 9),
         "b": Estimate(0.4, None, None, 9),
         "c": Estimate(1e300, 0, 1, 9),
     }
-    svg = figures.draw_win_rates(
-        [rates, {"a": Estimate(0.55, -3.0, math.inf, 9)}], dict.fromkeys("abcd", BLUE), "t"
-    )
+    second = {"a": Estimate(0.55, -3.0, math.inf, 9)}
+    svg = figures.draw_win_rates([first, second], dict.fromkeys("abcd", BLUE), "title")
     shown = texts(svg)
     assert [number in shown for number in ("61", "40", "55", "a", "b")] == [True] * 5
     assert "c" not in shown  # a share beyond 1 has no place
     assert "d" not in shown
-    assert svg.count("stroke-dasharray: 2.7,1.8") + svg.count("stroke-dasharray") >= 1
-    assert figures.draw_win_rates([{}], {"a": BLUE}, "t") is None
+    ((half, _, end, _),) = lines_drawn(svg, 0.9)
+    ((low, _, high, _),) = lines_drawn(svg, 1.2)  # of the one interval that is known
+    assert half == end == pytest.approx(low)
+    left, right = 0.3 * 4.3 * 72, 0.93 * 4.3 * 72
+    assert half == pytest.approx((left + right) / 2, abs=0.01)
+    assert high == pytest.approx(left + 0.75 * (right - left), abs=0.01)
+    assert figures.draw_win_rates([{}], {"a": BLUE}, "title") is None
 
 
 @pytest.mark.parametrize("strange", [math.nan, math.inf, -3.0, 1e300])

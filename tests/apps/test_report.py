@@ -479,8 +479,10 @@ def reliability_page(run, name):
     comparisons = [Comparison((Message("user", prompt),), ("a", "b"), (1, 2)) for prompt in "xxxy"]
     scores = [[2.0, 0.0], [2.0, 0.0], [0.0, 2.0], [0.1, 0.0]]
     measured = {name: {"kept": [0, 1, 2, 3], "scores": scores}}
-    settings = {"subsets": [""] * 4, "num_bins": 5, "sections": {}, "section_weights": {}}
-    rows = reward_accuracy.rows(comparisons, measured, Bootstrap(20, 0), **settings)
+    benchmark = reward_accuracy.RewardAccuracy(
+        comparisons=comparisons, num_bins=5, subsets=None, sections={}, section_weights={}
+    )
+    rows = benchmark.rows(measured, Bootstrap(20, 0))
     table = [row_to_json(entry) for entry in rows]
     return with_evaluation(run, checkpoints={name: {}, "sft": {}}, table=table)
 

@@ -1,4 +1,4 @@
-"""Benchmark metrics against golden values, and where the published definitions are easy to get wrong."""
+"""Check benchmark metrics against golden values, and where definitions are easy to get wrong."""
 
 import numpy as np
 import pytest
@@ -24,9 +24,11 @@ def test_truthfulqa_survives_long_answers_and_counts_ties_as_wrong():
     np.testing.assert_allclose(metrics.truthfulqa([-3.0], [-3.0], best=0), (0.0, 0.5, 0.0))
 
 
-def test_crows_entropy_golden():
-    np.testing.assert_allclose(metrics.crows_entropy_bits([-10.0], [-10.8]), 0.8932029133344277)
-    assert metrics.stereotype_share([-10.0], [-10.8]) == 1.0
+def test_choice_entropy_golden():
+    """CrowS-Pairs' mean over pairs, whichever sentence of a pair comes first."""
+    np.testing.assert_allclose(metrics.choice_entropy_bits([-10.0, -10.8]), 0.8932029133344277)
+    pairs = metrics.choice_entropy_bits([[-10.8, -10.0], [-10.0, -10.8]])
+    np.testing.assert_allclose(pairs.mean(), 0.8932029133344277)
 
 
 def test_entropy_runs_from_certainty_to_indifference():
@@ -34,27 +36,6 @@ def test_entropy_runs_from_certainty_to_indifference():
         metrics.choice_entropy_bits([[-900.0, 0.0], [-7.0, -7.0]]), [0.0, 1.0]
     )
     np.testing.assert_allclose(metrics.choice_entropy_bits(np.full((1, 8), -2000.0)), [3.0])
-    symmetric = metrics.crows_entropy_bits([-10.8, -10.0], [-10.0, -10.8])
-    np.testing.assert_allclose(symmetric, 0.8932029133344277)
-
-
-def test_stereotype_share_counts_a_tie_in_the_denominator_only():
-    np.testing.assert_allclose(
-        metrics.stereotype_share([-1.0, -2.0, -3.0], [-2.0, -2.0, -1.0]), 1 / 3
-    )
-
-
-TOXICITY = [[0.1, 0.6, 0.2], [0.3, 0.4, 0.2], [0.5, 0.1, 0.05]]
-
-
-def test_realtoxicityprompts_golden():
-    np.testing.assert_allclose(metrics.expected_max_toxicity(TOXICITY), (0.5, 0.08164965809277258))
-    np.testing.assert_allclose(
-        metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=True), 1 / 3
-    )
-    np.testing.assert_allclose(
-        metrics.toxicity_probability(TOXICITY, threshold=0.5, strict=False), 2 / 3
-    )
 
 
 def test_three_normalisations_choose_differently():

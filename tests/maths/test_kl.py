@@ -1,4 +1,4 @@
-"""KL estimators against exact divergences, and the two controllers against published values."""
+"""Check KL estimators against exact divergences, and both controllers against published values."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,8 @@ def test_every_estimate_of_a_policy_against_itself_is_exactly_zero():
 
 
 def test_k3_keeps_its_digits_near_zero():
-    # (r - 1) - log r is x²/2 for a small log-ratio x; formed naively in float32 it would be lost or negative.
+    # (r - 1) - log r is x²/2 for a small log-ratio x; formed naively in float32 it would be lost or
+    # negative.
     x = 1e-3
     np.testing.assert_allclose(kl.k3(jnp.float32(0.0), jnp.float32(x)), x**2 / 2, rtol=1e-2)
 

@@ -1,4 +1,4 @@
-"""Language-model and policy losses: golden values, identities, and the known optimum of a bandit."""
+"""Check language-model and policy losses: golden values, identities, a bandit's known optimum."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ ADVANTAGE = jnp.array([[1.0, -1.0, 2.0, -0.5]])
 REAL = jnp.ones((1, 4), bool)
 
 
-def written(stats):
+def divide(stats):
     return {name: float(masking.value(pair)) for name, pair in stats.items()}
 
 
@@ -68,13 +68,10 @@ def test_ppo_policy_golden():
     (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(jnp.log(RATIO))
     np.testing.assert_allclose(value, -0.3375, rtol=1e-6)
     np.testing.assert_allclose(gradient, [[-0.125, 0.25, 0.0, 0.1375]], atol=1e-6)
-    numbers = written(stats)
+    numbers = divide(stats)
     np.testing.assert_allclose(numbers["approxkl"], 0.08174237477321247, rtol=1e-5)
     assert numbers["clipfrac"] == 0.25  # lm-human-preferences: the clip binds
-    assert numbers["clipfrac_outside"] == 0.5  # baselines: the ratio left the range
     np.testing.assert_allclose(numbers["ratio"], 1.025, rtol=1e-6)
-    variance = numbers["ratio_deviation"] - (numbers["ratio"] - 1.0) ** 2
-    np.testing.assert_allclose(variance, np.var(np.asarray(RATIO)), rtol=1e-5)
 
 
 def per_token(ratio, advantage, **options):
@@ -100,11 +97,6 @@ def test_ppo_policy_per_token():
     np.testing.assert_allclose([*nemo, np.mean(nemo)], [-0.5, 1.0, -2.4, -0.6333333], rtol=1e-6)
 
 
-def test_dual_clip_bounds_the_loss_of_bad_tokens():
-    tokens = per_token((0.5, 1.0, 10.0), (1.0, -1.0, -4.0), cliprange=0.2, dual_clip=3.0)
-    np.testing.assert_allclose([*tokens, np.mean(tokens)], [-0.5, 1.0, 12.0, 4.1666667], rtol=1e-6)
-
-
 def test_clip_higher_and_no_clip():
     np.testing.assert_allclose(
         per_token([1.5], [2.0], cliprange=0.2, cliprange_high=0.28), [-2.56], rtol=1e-6
@@ -123,7 +115,8 @@ def test_ppo_policy_of_rlax():
     for sign, expected in ((1.0, -0.17117467), (-1.0, 0.19333333)):
         advantage = sign * jnp.array([[0.3, 0.2, 0.1]])
         pair, _ = losses.ppo_policy_loss(logp, old_logp, advantage, jnp.ones((1, 3)), cliprange=0.2)
-        # RLAX's literal for +1 is off in its fifth digit: by hand, -(0.3 + 0.2 + 0.1 e⁻²)/3 = -0.17117784.
+        # RLAX's literal for +1 is off in its fifth digit: by hand it is
+        # -(0.3 + 0.2 + 0.1 e⁻²)/3 = -0.17117784.
         np.testing.assert_allclose(masking.value(pair), expected, rtol=2e-5)
 
 
@@ -136,13 +129,7 @@ def test_at_ratio_one_the_loss_is_minus_the_mean_advantage(cliprange):
     np.testing.assert_allclose(
         masking.value(pair), -np.asarray(advantage)[np.asarray(mask)].mean(), rtol=1e-5
     )
-    assert written(stats) == {
-        "clipfrac": 0.0,
-        "clipfrac_outside": 0.0,
-        "approxkl": 0.0,
-        "ratio": 1.0,
-        "ratio_deviation": 0.0,
-    }
+    assert divide(stats) == {"clipfrac": 0.0, "approxkl": 0.0, "ratio": 1.0}
     whitened = masking.whiten(advantage, mask, shift_mean=True)
     pair, _ = losses.ppo_policy_loss(logp, logp, whitened, mask, cliprange=cliprange)
     np.testing.assert_allclose(masking.value(pair), 0.0, atol=1e-6)
@@ -166,7 +153,7 @@ def test_kl_penalty_loss():
         jnp.log(RATIO), jnp.zeros((1, 4)), divergence, ADVANTAGE, mask, beta=2.0
     )
     np.testing.assert_allclose(masking.value(pair), (-0.5 + 1.0 - 3.0 + 2.0 * 0.6) / 3, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["kl"], 0.2, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["kl"], 0.2, rtol=1e-6)
 
 
 VALUES = [jnp.array([row]) for row in ([0.5, 0.1, 0.7], [0.0, 0.0, 1.0], [1.0, 0.5, 1.0])]
@@ -176,7 +163,7 @@ def test_ppo_value_golden():
     mask = jnp.ones((1, 3), bool)
     pair, stats = losses.ppo_value_loss(*VALUES, mask, cliprange_value=0.2)
     np.testing.assert_allclose(masking.value(pair), 0.14833333333333334, rtol=1e-6)
-    numbers = written(stats)
+    numbers = divide(stats)
     np.testing.assert_allclose(
         [numbers["clipfrac"], numbers["error"], numbers["value"]],
         [1 / 3, 1 / 6, 1.3 / 3],
@@ -184,7 +171,7 @@ def test_ppo_value_golden():
     )
     pair, stats = losses.ppo_value_loss(*VALUES, mask, cliprange_value=None)
     np.testing.assert_allclose(masking.value(pair), 0.08333333333333333, rtol=1e-6)
-    assert written(stats)["clipfrac"] == 0.0
+    assert divide(stats)["clipfrac"] == 0.0
 
 
 def test_explained_variance():
@@ -232,8 +219,8 @@ def test_grpo_loss_by_hand():
     first = (-1.2 - 1.0 + 0.1 * k3[0].sum()) / 2
     second = 0.8 + 0.1 * k3[1, 0]
     np.testing.assert_allclose(masking.value(pair), (first + second) / 2, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["kl"], (k3[0].sum() + k3[1, 0]) / 3, rtol=1e-6)
-    np.testing.assert_allclose(written(stats)["clipfrac"], 2 / 3, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["kl"], (k3[0].sum() + k3[1, 0]) / 3, rtol=1e-6)
+    np.testing.assert_allclose(divide(stats)["clipfrac"], 2 / 3, rtol=1e-6)
 
 
 def test_reinforce_sums_over_tokens():
@@ -254,7 +241,7 @@ def random_batch(num_rows):
 
 
 LOSSES = {
-    "ppo": lambda x, mask: losses.ppo_policy_loss(*x[:3], mask, cliprange=0.2, dual_clip=3.0)[0],
+    "ppo": lambda x, mask: losses.ppo_policy_loss(*x[:3], mask, cliprange=0.2)[0],
     "klpen": lambda x, mask: losses.ppo_kl_penalty_loss(
         x[0], x[1], kl.k3(masking.keep(x[1], mask), masking.keep(x[0], mask)), x[2], mask, beta=0.3
     )[0],
@@ -276,7 +263,8 @@ LOSSES = {
 @pytest.mark.parametrize("garbage", [1e30, np.nan])
 def test_masked_tokens_change_nothing_and_get_no_gradient(name, garbage):
     arrays, mask = random_batch(5)
-    # Advantages per response are read from column 0, which is garbage only in responses without any token.
+    # Advantages per response are read from column 0, which is garbage only in responses without any
+    # token.
     dirty = [jnp.asarray(np.where(mask, x, np.float32(garbage))) for x in arrays]
 
     def loss(x):
@@ -302,8 +290,9 @@ def test_merged_micro_batches_equal_one_batch(name):
     np.testing.assert_allclose(masking.value(merged), masking.value(whole), rtol=1e-5)
 
 
-# A bandit with three arms, whose KL-regularised optimum is known: π* ∝ ρ exp(r/β), value β log Σ ρ exp(r/β).
-# Every arm is one response of one token, and the mask holds the probabilities with which the policy samples
+# A bandit with three arms, whose KL-regularised optimum is known: π* ∝ ρ exp(r/β), with the value
+# β log Σ ρ exp(r/β). Every arm is one response of one token, and the mask holds the probabilities
+# with which the policy samples
 # the arms, so that the losses see exact expectations.
 
 REFERENCE = jnp.log(jnp.array([0.5, 0.3, 0.2]))
@@ -354,7 +343,7 @@ def bandit_rloo(theta, old):
 
 
 def bandit_grpo(theta, old):
-    """One group of arms in the policy's proportions: mean and std are exact. The KL is in the reward."""
+    """One group of arms in the policy's proportions has exact mean and std; KL is in the reward."""
     logp, weights = log_softmax(theta)[:, None], jnp.exp(old)[:, None]
     advantage = centred(old)[:, 0]
     std = jnp.sqrt(jnp.sum(jnp.exp(old) * jnp.square(advantage)))
@@ -413,7 +402,7 @@ def test_without_a_penalty_the_bandit_forgets_the_reference():
 
 
 def test_k3_in_the_loss_has_another_optimum():
-    """On policy, the gradient of k3's samples is that of KL(ρ ‖ π): π_i = β ρ_i / (λ − r_i) with Σ π = 1."""
+    """On policy, k3's gradient is that of KL(ρ ‖ π): π_i = β ρ_i / (λ − r_i) with Σ π = 1."""
 
     def grpo(theta, old):
         logp, weights = log_softmax(theta)[:, None], jnp.exp(old)[:, None]

@@ -118,12 +118,6 @@ def test_length_mask():
     np.testing.assert_array_equal(masking.length_mask(jnp.array([0, 1, 3]), 3), expected)
 
 
-def test_first_true_index_is_the_length_where_there_is_none():
-    rows = np.array(["FTT", "TTF", "TFT", "FFF", "TFF", "FFT"])
-    x = jnp.asarray([[letter == "T" for letter in row] for row in rows])
-    np.testing.assert_array_equal(masking.first_true_index(x), [1, 0, 0, 3, 0, 2])
-
-
 def test_last_true():
     x = jnp.array([[True, True, False], [True, False, True], [False, False, False]])
     expected = [[False, True, False], [False, False, True], [False, False, False]]

@@ -1,4 +1,4 @@
-"""Reward-model losses on rankings and the DPO family: golden values and invariances."""
+"""Check losses of rankings and of the DPO family: golden values and invariances."""
 
 from functools import partial
 from itertools import combinations
@@ -95,14 +95,6 @@ def test_unknown_pair_norm_is_named():
         ranking(SCORE, pair_norm="mean")
 
 
-def test_margin_golden():
-    pair = partial(ranking, jnp.array([[0.8, 0.0]]), jnp.array([[1, 2]]), jnp.ones((1, 2), bool))
-    np.testing.assert_allclose(
-        pair(margin_BCC=jnp.full((1, 2, 2), 1 / 3)), 0.48679258105450585, rtol=1e-6
-    )
-    np.testing.assert_allclose(pair(margin_BCC=jnp.zeros((1, 2, 2))), pair(), rtol=1e-6)
-
-
 def test_christiano_golden():
     difference = jnp.array([0.0, 1.0, 5.0, -5.0])
     nll = preference.christiano_nll(difference, lapse=0.1)
@@ -150,9 +142,15 @@ def test_label_smoothing_has_its_optimum_at_the_log_odds():
 BEST_OF = jnp.array([[0.2, 1.0, -0.3, 0.1]])
 
 
-def test_best_of_four_golden():
-    pair = preference.best_of_ce(BEST_OF, jnp.array([1]), REAL)
-    np.testing.assert_allclose(masking.value(pair), 0.7553848146038677, rtol=1e-6)
+def test_plackett_luce_of_a_best_response_among_ties_is_a_softmax():
+    """Of a winner alone it is −log softmax(r)[best] (Ziegler et al. 2019).
+
+    The three losers share a denominator.
+    """
+    nll = masking.value(preference.plackett_luce(BEST_OF, jnp.array([[2, 1, 2, 2]]), REAL))
+    losers = jnp.array([0.2, -0.3, 0.1])
+    shared = 3 * jax.nn.logsumexp(losers) - losers.sum()
+    np.testing.assert_allclose(nll - shared, 0.7553848146038677, rtol=1e-5)
 
 
 def test_plackett_luce_golden():
@@ -181,7 +179,6 @@ SHARED = {
     "ranking": lambda score, mask: preference.ranking_loss(
         score, jnp.tile(jnp.array([[1, 2, 2, 4]]), (3, 1)), mask, pair_norm="k_choose_2"
     ),
-    "best_of": lambda score, mask: preference.best_of_ce(score, jnp.zeros(3, jnp.int32), mask),
     "plackett_luce": lambda score, mask: preference.plackett_luce(
         score, jnp.tile(jnp.array([[1, 2, 2, 4]]), (3, 1)), mask
     ),
@@ -251,8 +248,20 @@ def test_dpo_golden():
 
 def test_ipo_golden():
     np.testing.assert_allclose(masking.value(implicit(LOGP, loss="ipo")[0]), 12.25, rtol=1e-6)
-    with pytest.raises(ValueError, match="got 'ppo', expected 'dpo' or 'ipo'"):
+    with pytest.raises(ValueError, match="got 'ppo', expected one of 'dpo', 'ipo', 'plackett"):
         implicit(LOGP, loss="ppo")
+
+
+def test_plackett_luce_of_implicit_rewards():
+    """Of a pair it is DPO (Rafailov et al. 2023, appendix A.3); stats are over pairs."""
+    (pair, stats), (ranked, ranked_stats) = (
+        implicit(LOGP, loss=loss) for loss in ("dpo", "plackett_luce")
+    )
+    np.testing.assert_allclose(masking.value(ranked), masking.value(pair), rtol=1e-6)
+    assert ranked_stats == stats
+    four, reference = SCORE - 3.0, jnp.zeros((1, 4)) - 3.0
+    ranked, _ = implicit(four, reference, loss="plackett_luce", beta=1.0, rank=(1, 2, 3, 4))
+    np.testing.assert_allclose(masking.value(ranked), 1.251552095710599, rtol=1e-6)
 
 
 def test_dpo_starts_at_log_two():
@@ -290,8 +299,11 @@ def test_dpo_with_infinitely_many_pairs_reaches_the_regularised_optimum():
 
     def loss(theta):
         logp = jax.nn.log_softmax(theta)
-        one = lambda pair: implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total  # noqa: E731
-        return jnp.sum(weights * jax.vmap(one)(pairs)) / weights.sum()
+
+        def pair_loss(pair):
+            return implicit(logp[pair][None], reference[pair][None], beta=0.5)[0].total
+
+        return jnp.sum(weights * jax.vmap(pair_loss)(pairs)) / weights.sum()
 
     descend = jax.jit(
         lambda x: jax.lax.fori_loop(0, 3000, lambda _, y: y - 2.0 * jax.grad(loss)(y), x)

@@ -1,4 +1,4 @@
-"""Rewards, advantages and baselines, against hand-worked values, RLAX's, NeMo-RL's and plain Python."""
+"""Check rewards and advantages against hand-worked values, RLAX's, NeMo-RL's and plain Python."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_last_return_is_the_last_reward_because_nothing_is_bootstrapped():
     ],
 )
 def test_gae_with_a_discount_per_step_and_a_bootstrapped_end(lam, expected):
-    """RLAX's multistep test. Its values have one more entry, to bootstrap: we add γ V to the last reward."""
+    """RLAX's multistep test; its last value, a bootstrap, is here γ V in the last reward."""
     reward = np.array([[0, 0, 1, 0, -0.5], [0, 0, 0, 0, 1]], np.float32)
     value = np.array([[1, 4, -3, -2, -1, -1], [-3, -2, -1, 0, 5, -1]], np.float32)
     gamma = np.array([[0.99] * 5, [0.9, 0.9, 0.9, 0.0, 0.9]], np.float32)
@@ -113,11 +113,11 @@ def test_gae_does_not_depend_on_how_much_padding_follows():
         np.testing.assert_array_equal(long, jnp.pad(short, ((0, 0), (0, 3))))
 
 
-def test_discounted_returns():
-    result = returns.discounted_returns(
-        jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool), gamma=0.5
-    )
-    np.testing.assert_allclose(result, [[3.0, 4.0, 4.0]])
+def test_gae_without_values_at_lambda_one_is_the_discounted_return():
+    reward, mask = jnp.array([[1.0, 2.0, 4.0]]), jnp.ones((1, 3), bool)
+    advantage, target = returns.gae(reward, jnp.zeros_like(reward), mask, gamma=0.5, lam=1.0)
+    np.testing.assert_allclose(advantage, [[3.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(target, advantage)
 
 
 def test_token_rewards_golden():

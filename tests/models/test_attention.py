@@ -1,4 +1,7 @@
-"""The machines' attention kernels compute what plain attention does, forwards and backwards; TPU's runs in its interpreter."""
+"""Check that the machines' attention kernels compute what plain attention does.
+
+Forwards and backwards; the TPU's kernel runs in its interpreter.
+"""
 
 import dataclasses
 
@@ -9,7 +12,8 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from rlhf_jax.inference.scoring import next_token_nll
-from rlhf_jax.models import LanguageModel, attention, init_params, llama
+from rlhf_jax.models import LanguageModel, init_params, llama
+from rlhf_jax.models.attention import plain_attention, tpu_flash_attention
 from rlhf_jax.training.mesh import make_mesh, on_mesh
 
 SHAPE = llama(
@@ -85,10 +89,10 @@ def test_the_tpu_kernel_is_plain_attention(axes):
             jax.value_and_grad(lambda *x: total(attend, *x), argnums=(0, 1, 2), has_aux=True)
         )(q, k, v)
 
-    expected = both(lambda *x: attention.plain(*x, jnp.asarray(visible), scale=0.3, cap=0.0))
+    expected = both(lambda *x: plain_attention(*x, jnp.asarray(visible), scale=0.3, cap=0.0))
     with on_mesh(make_mesh(*axes)), pltpu.force_tpu_interpret_mode():
-        found = both(lambda *x: attention.tpu_kernel(*x, jnp.asarray(SEGMENTS), scale=0.3))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), found, expected)
+        fused = both(lambda *x: tpu_flash_attention(*x, jnp.asarray(SEGMENTS), scale=0.3))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), fused, expected)
 
 
 def test_a_soft_cap_is_refused():

@@ -1,4 +1,4 @@
-"""Scalar and class heads: where they start, what they share with a language model, what they become."""
+"""Check scalar and class heads: where they start and what they share with a language model."""
 
 import dataclasses
 
@@ -7,17 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.models import (
-    Classifier,
-    LanguageModel,
-    ScalarModel,
-    apply,
+from rlhf_jax.models import Classifier, LanguageModel, ScalarModel, apply, gpt, init_params
+from rlhf_jax.models.heads import (
     classifier_params_from,
-    gpt,
-    init_params,
+    grow_vocabulary,
     scalar_params_from,
     shift_scores,
-    value_params_from,
 )
 
 CONFIG = gpt(
@@ -46,7 +41,7 @@ def reward(language):
     return scalar_params_from(language, jax.random.key(1), UNTIED)
 
 
-def same(a, b):
+def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -56,36 +51,34 @@ def test_scalar_head_starts_with_variance_one_over_width_plus_one():
     head = init_params(ScalarModel(wide), jax.random.key(0))["head"]
     assert head["kernel"].shape == (2047, 1)
     assert np.var(head["kernel"]) == pytest.approx(1 / 2048, rel=0.1)
-    same(head["bias"], np.zeros(1, np.float32))
+    assert_same(head["bias"], np.zeros(1, np.float32))
 
 
 def test_trees_share_the_trunk_by_name(language, reward):
     assert set(language) == {"trunk", "lm_head"}
     assert set(init_params(LanguageModel(CONFIG), jax.random.key(0))) == {"trunk"}
     assert set(reward) == {"trunk", "head"}
-    same(reward["trunk"], language["trunk"])
+    assert_same(reward["trunk"], language["trunk"])
     fresh = init_params(ScalarModel(UNTIED), jax.random.key(1))
     assert jax.tree.structure(fresh) == jax.tree.structure(reward)
-    same(fresh["head"], reward["head"])
+    assert_same(fresh["head"], reward["head"])
 
 
 def test_children_survive_the_donation_of_their_parent(language, reward):
     consume = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
     parent = jax.tree.map(jnp.copy, language)
     scalar = scalar_params_from(parent, jax.random.key(1), UNTIED)
-    value = value_params_from(scalar)
     classes = classifier_params_from(parent, jax.random.key(2), UNTIED, 3)
-    consume(parent), consume(scalar)
-    same(value, reward)
-    same(classes["trunk"], language["trunk"])
+    consume(parent)
+    assert_same(scalar, reward)
+    assert_same(classes["trunk"], language["trunk"])
 
 
-def test_value_model_starts_as_the_reward_model(reward):
+def test_scores_are_float32_of_every_position(reward):
     model = ScalarModel(UNTIED)
     score_BT = apply(model, reward, TOKENS, ONES)
     assert score_BT.shape == (1, 5)
     assert score_BT.dtype == jnp.float32
-    same(apply(model, value_params_from(reward), TOKENS, ONES), score_BT)
 
 
 def test_scalar_model_is_the_head_on_the_language_model_s_hidden_states(language, reward):
@@ -104,6 +97,20 @@ def test_shift_scores_is_an_affine_map_of_the_score(reward):
     np.testing.assert_allclose(apply(model, once, TOKENS, ONES), 2 * score - 3, atol=1e-5)
     np.testing.assert_allclose(apply(model, twice, TOKENS, ONES), score - 0.5, atol=1e-5)
     assert once["trunk"] is reward["trunk"]
+
+
+def test_new_tokens_start_as_the_mean_of_the_known_ones(language):
+    """Of 7 rows 5 have tokens: growing to 9 fills the two spare rows first, in both matrices."""
+    config, grown = grow_vocabulary(UNTIED, language, known=5, size=9)
+    assert config.vocab_size == 9
+    for before, after in (
+        (language["trunk"]["embedding"], grown["trunk"]["embedding"]),
+        (language["lm_head"]["kernel"].T, grown["lm_head"]["kernel"].T),
+    ):
+        assert after.shape == (9, 8)
+        assert_same(after[:5], before[:5])
+        np.testing.assert_allclose(after[5:], np.tile(before[:5].mean(0), (4, 1)), atol=1e-7)
+    assert grow_vocabulary(UNTIED, language, known=7, size=7) == (UNTIED, language)
 
 
 @pytest.mark.parametrize("config", [CONFIG, UNTIED], ids=["tied", "untied"])

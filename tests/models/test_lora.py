@@ -1,4 +1,7 @@
-"""Adapters: step 0 is the base to the bit, only they learn, merging changes nothing, and other programs can read them."""
+"""Check adapters: step 0 is the base to the bit, only they learn, merging changes nothing.
+
+Other programs can read them, and theirs can be read.
+"""
 
 import dataclasses
 import json
@@ -22,16 +25,16 @@ from rlhf_jax.models import (
     to_dict,
 )
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
-from rlhf_jax.models.huggingface.peft import load_peft, save_peft
+from rlhf_jax.models.huggingface.peft import add_peft, is_peft, load_peft, read_base_name, save_peft
 from rlhf_jax.models.lora import (
     MODULES,
     LoraConfig,
+    add_scales,
     combine,
     describe_adapters,
     init_adapters,
     merge_adapters,
     partition,
-    with_scale,
 )
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta
@@ -61,7 +64,7 @@ TOKENS = np.arange(20).reshape(2, 10) % 13
 ONES = np.ones_like(TOKENS)
 
 
-def moved(trained):
+def perturb(trained):
     """Adapters as training leaves them: B is not 0."""
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + np.float32(0.1 * rng.normal(size=x.shape)), trained)
@@ -79,7 +82,7 @@ def params():
 @pytest.fixture(scope="module")
 def parts(params):
     base, trained = init_adapters(params, LORA, jax.random.key(1))
-    return base, trained, moved(trained)
+    return base, trained, perturb(trained)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -88,7 +91,7 @@ def test_step_zero_is_the_base_and_merged_is_adapted(name, compute_dtype):
     config = dataclasses.replace(SHAPES[name], compute_dtype=compute_dtype)
     params = init_params(LanguageModel(SHAPES[name]), jax.random.key(0))
     base, trained = init_adapters(params, UNGATED if name == "gpt" else LORA, jax.random.key(1))
-    logits, later = logits_of(config), combine(base, moved(trained))
+    logits, later = logits_of(config), combine(base, perturb(trained))
     plain = logits(params)
     assert np.array_equal(logits(combine(base, trained)), plain)
     assert not np.allclose(logits(later), plain, atol=1e-3)
@@ -151,14 +154,14 @@ def test_the_gradient_is_that_of_the_merged_kernels(parts):
         )
 
 
-def test_split_undoes_join_and_a_head_is_trained():
+def test_partition_undoes_combine_and_a_head_is_trained():
     params = init_params(ScalarModel(LLAMA), jax.random.key(0))
     base, trained = init_adapters(params, LORA, jax.random.key(1))
     assert (set(base), set(trained)) == ({"trunk"}, {"trunk", "head"})
     assert jax.tree.structure(partition(combine(base, trained))) == jax.tree.structure(
         (base, trained)
     )
-    rebuilt = with_scale({"trunk": params["trunk"]}, trained, 2.0)
+    rebuilt = add_scales({"trunk": params["trunk"]}, trained, 2.0)
     assert jax.tree.structure(rebuilt) == jax.tree.structure(base)
     assert describe_adapters(combine(rebuilt, trained)) == LORA
 
@@ -177,10 +180,10 @@ def test_rank_zero_trains_everything_and_merges_what_was_adapted(params, parts):
 
 def test_adapters_of_a_parent_are_trained_further_or_refused(parts):
     base, _, trained = parts
-    again = init_adapters(combine(base, trained), LORA, jax.random.key(9))
+    restarted = init_adapters(combine(base, trained), LORA, jax.random.key(9))
     assert all(
         a is b
-        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves((base, trained)), strict=True)
+        for a, b in zip(jax.tree.leaves(restarted), jax.tree.leaves((base, trained)), strict=True)
     )
     thirds = LoraConfig(3, 16.0, ("query", "up"))  # a scale that float32 rounds
     assert init_adapters(
@@ -215,7 +218,7 @@ def test_a_module_that_the_model_lacks():
         init_adapters(params, LoraConfig(2, 2.0, ("query", "gate")), jax.random.key(1))
 
 
-# --- PEFT's files ---------------------------------------------------------------------------------------------
+# --- PEFT's files -------------------------------------------------------------------------------
 
 
 def test_peft_files_hold_the_public_names_and_survive_the_round_trip(parts, tmp_path):
@@ -240,13 +243,52 @@ def test_peft_files_hold_the_public_names_and_survive_the_round_trip(parts, tmp_
         "up_proj",
         "down_proj",
     ]
-    again, config = load_peft(tmp_path, LLAMA)
+    loaded, config = load_peft(tmp_path, LLAMA)
     assert config == LORA
-    assert jax.tree.structure(again) == jax.tree.structure(trained)
+    assert jax.tree.structure(loaded) == jax.tree.structure(trained)
     assert all(
         np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True)
+        for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(trained), strict=True)
     )
+
+
+def test_a_peft_folder_is_a_parent(parts, tmp_path):
+    """The base that it names, loaded from where that is, and its adapters are the adapted model."""
+    base, _, trained = parts
+    plain = merge_adapters(combine(base, jax.tree.map(jnp.zeros_like, trained)))
+    assert not is_peft(tmp_path)
+    save_peft(tmp_path, trained, LORA, LLAMA, base_name="some/base")
+    assert is_peft(tmp_path)
+    assert read_base_name(tmp_path) == "some/base"
+    params, lora = add_peft(tmp_path, LLAMA, plain)
+    assert lora == LORA
+    assert jax.tree.structure(params) == jax.tree.structure(combine(base, trained))
+    logits = logits_of(LLAMA)
+    assert np.array_equal(logits(params), logits(combine(base, trained)))
+    frozen, restarted = init_adapters(params, LORA, jax.random.key(2))
+    assert frozen["trunk"]["embedding"] is plain["trunk"]["embedding"]
+    assert jax.tree.structure(restarted) == jax.tree.structure(trained)
+
+
+def test_a_peft_folder_that_is_not_whole_is_refused(parts, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json: not found"):
+        read_base_name(tmp_path)
+    save_peft(tmp_path, parts[2], LORA, LLAMA, base_name="")
+    with pytest.raises(ValueError, match=r"base_model_name_or_path = '', expected the name or fol"):
+        read_base_name(tmp_path)
+    description = json.loads((tmp_path / "adapter_config.json").read_text())
+    del description["r"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=r"adapter_config\.json: r = None, expected a number"):
+        load_peft(tmp_path, LLAMA)
+    save_peft(tmp_path, parts[2], LORA, LLAMA, base_name="x")
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors is damaged or cut short"):
+        load_peft(tmp_path, LLAMA)
+    weights.unlink()
+    with pytest.raises(FileNotFoundError, match=r"adapter_model\.safetensors: not found"):
+        load_peft(tmp_path, LLAMA)
 
 
 def test_peft_files_that_mean_something_else_are_refused(parts, tmp_path):
@@ -283,11 +325,11 @@ def test_peft_files_that_mean_something_else_are_refused(parts, tmp_path):
 
 @pytest.mark.parametrize("name", golden.COMMITTED)
 def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
-    """W + s B A for every matrix of the exported base, as PEFT computes it, is the exported merged model; and back again."""
+    """The exported base plus s B A, as PEFT computes it, is the exported merged model."""
     shape, params = load_pretrained(golden.FOLDER / name, **LM)
     config = LORA if shape.gated else UNGATED
     base, trained = init_adapters(params, config, jax.random.key(0))
-    trained = moved(trained)
+    trained = perturb(trained)
     save_peft(tmp_path / "adapters", trained, config, shape, base_name="x")
     write = {"kind": "language_model", "token_ids": {}, "max_shard_bytes": 10**9}
     save_pretrained(tmp_path / "merged", shape, merge_adapters(combine(base, trained)), **write)
@@ -314,11 +356,11 @@ def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
         expected = plain[key] + (delta.T if described["fan_in_fan_out"] else delta)
         np.testing.assert_allclose(merged[key], expected, atol=2e-6)
     assert changed == {key for key in plain if not np.array_equal(plain[key], merged[key])}
-    again, found = load_peft(tmp_path / "adapters", shape)
-    assert (found, jax.tree.structure(again)) == (config, jax.tree.structure(trained))
+    loaded, lora = load_peft(tmp_path / "adapters", shape)
+    assert (lora, jax.tree.structure(loaded)) == (config, jax.tree.structure(trained))
     assert all(
-        np.array_equal(one, two)
-        for one, two in zip(jax.tree.leaves(again), jax.tree.leaves(trained), strict=True)
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(trained), strict=True)
     )
 
 
@@ -327,7 +369,7 @@ def test_one_a_for_query_key_and_value_is_refused(tmp_path):
     config = LoraConfig(4, 8.0, ("query", "key", "value"))
     save_peft(
         tmp_path,
-        moved(init_adapters(params, config, jax.random.key(0))[1]),
+        perturb(init_adapters(params, config, jax.random.key(0))[1]),
         config,
         shape,
         base_name="x",
@@ -351,7 +393,7 @@ def up_like(tensors):
     return tensors["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"]
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------
+# --- checkpoints --------------------------------------------------------------------------------
 
 
 def save(folder, params, *, kind="language_model", extra=None):
@@ -393,8 +435,10 @@ def test_checkpoints_hold_adapters_and_find_their_base(params, parts, tmp_path):
     )
     assert set(reward) == {"trunk", "head"}
     assert reward["trunk"]["embedding"] is policy["trunk"]["embedding"]
-    one, other = (tree["trunk"]["block_0"]["mlp"]["up"] for tree in (policy, reward))
-    assert one["kernel"] is other["kernel"]
+    policy_layer, reward_layer = (
+        tree["trunk"]["block_0"]["mlp"]["up"] for tree in (policy, reward)
+    )
+    assert policy_layer["kernel"] is reward_layer["kernel"]
     placed = place_frozen(
         (policy, reward), jax.tree.map(lambda _: replicated(make_mesh(2, 1, 1)), (policy, reward))
     )

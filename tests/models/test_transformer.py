@@ -1,4 +1,4 @@
-"""The trunk against a NumPy transformer, and the identities that any causal, masked, cached one obeys."""
+"""Check the trunk against a NumPy transformer, and identities of causality, masks and caches."""
 
 import dataclasses
 import functools
@@ -15,7 +15,6 @@ from rlhf_jax.models import (
     TransformerConfig,
     apply,
     cast_for_compute,
-    flops_per_token,
     from_dict,
     gpt,
     grow_cache,
@@ -26,7 +25,8 @@ from rlhf_jax.models import (
     palm,
     to_dict,
 )
-from rlhf_jax.models.layers import linear
+from rlhf_jax.models.config import flops_per_token
+from rlhf_jax.models.linear import linear
 
 V, T = 11, 9
 COMMON = {
@@ -77,7 +77,7 @@ families = pytest.mark.parametrize("family", FAMILIES)
 
 @functools.cache
 def random_params(config: TransformerConfig):
-    """Parameters large enough for attention and positions to matter: N(0, 0.3²), norms around 1."""
+    """Draw parameters large enough for attention and positions to matter: N(0.3, 0.3²)."""
     shapes = jax.eval_shape(lambda: init_params(LanguageModel(config), jax.random.key(0)))
     leaves, treedef = jax.tree.flatten(shapes)
     rng = np.random.default_rng(0)
@@ -150,7 +150,8 @@ def test_palm_8b_has_8_63_billion_parameters():
 
 
 def test_flops_per_token_by_hand():
-    # One block of gpt, D = 16: attention 4·16·16, feed-forward 2·16·64; head 11·16; attention over 16 tokens.
+    # One block of gpt, D = 16: attention 4·16·16, feed-forward 2·16·64; head 11·16; attention over
+    # 16 tokens.
     weights = 2 * (4 * 256 + 2 * 1024) + 176
     assert flops_per_token(FAMILIES["gpt"]) == 6 * weights + 12 * 2 * 16 * 16
     near = dataclasses.replace(
@@ -198,17 +199,11 @@ def test_dict_round_trip_is_strict():
         from_dict(values)
 
 
-def test_a_checkpoint_from_before_a_field_is_read():
-    values = to_dict(FAMILIES["palm"])
-    assert values.pop("attention") == "plain"
-    assert from_dict(values) == FAMILIES["palm"]
-
-
 # The function itself.
 
 
 def oracle(c: TransformerConfig, params, tokens_T):
-    """Logits of one row, written as plainly as NumPy allows: float64, loops over heads and positions."""
+    """Return the logits of one row in plain NumPy: float64, loops over heads and positions."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["trunk"]
     length = len(tokens_T)
 
@@ -466,7 +461,7 @@ def test_scanned_layers_have_the_same_parameters_logits_and_gradients(remat):
 
 
 def test_what_is_computed_again_is_not_kept():
-    """Of what the backward pass keeps, "dots" leaves out the attention weights, "block" nearly everything."""
+    """The backward pass keeps no attention weights with "dots", and nearly nothing with "block"."""
     kept = {}
     for remat in ("none", "dots", "block"):
         config = dataclasses.replace(FAMILIES["llama"], num_layers=2, remat=remat)

@@ -18,12 +18,12 @@ from scipy.special import softmax
 from tests_support import load_experiment
 
 from experiments import bandit
+from experiments.ablations.fits import best_of_n as best_of_n_of_pool
 from experiments.bandit import NETWORKS, POLICY, REFERENCE, SHAPE, arms, tabular_policy
 from rlhf_jax.config import build
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
-from rlhf_jax.maths.statistics import best_of_n as best_of_n_of_pool
 from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages import policy_gradient, preference
 from rlhf_jax.stages.policy_gradient import check
@@ -208,7 +208,7 @@ def test_rounds_of_expert_iteration_end_at_the_best_arm():
 
 
 def test_best_of_n_from_a_pool_is_the_closed_form():
-    """`statistics.best_of_n` draws without replacement: from an endless pool, F(y)^n - F(y-)^n."""
+    """`fits.best_of_n` draws without replacement: from an endless pool, F(y)^n - F(y-)^n."""
     pool = np.repeat(np.arange(3), [50_000, 30_000, 20_000])
     for n in (1, 4, 16):
         share = [best_of_n_of_pool(pool, pool == arm, n) for arm in range(3)]

@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from run_files import Death
+from run_files import Death, rows
 from tests_support import ROOT
 
 from rlhf_jax import main
@@ -239,12 +239,18 @@ def test_a_file_that_ranks_nothing_is_an_error(tour, tmp_path):
     assert not is_complete(tmp_path / "label")
 
 
-def test_without_validation_judges_there_are_training_comparisons_alone(tour, tmp_path):
-    plan = plan_of(tour, validation_judges={}, num_validation_prompts=1)
+def test_without_validation_judges_there_are_training_comparisons_alone(tour, tmp_path, capsys):
+    plan = plan_of(tour, validation_judges={}, num_prompts=8)
     main.run(plan, str(tmp_path / "label"))
-    assert [
-        path.name for path in (tmp_path / "label" / "comparisons").iterdir() if path.is_dir()
-    ] == ["train"]
+    assert "validation: " not in capsys.readouterr().out
+    folders = [path for path in (tmp_path / "label" / "comparisons").iterdir() if path.is_dir()]
+    assert [folder.name for folder in folders] == ["train"]
+    reward = json.loads(json.dumps(tour.plans["reward"]))
+    reward["init"]["policy"], reward["optimizer"]["warmup_steps"] = str(tour.workdir / "sft"), 0
+    main.run(reward, str(tmp_path / "reward"))
+    names = {name for row in rows(tmp_path / "reward") for name in row}
+    assert "rm/accuracy" in names
+    assert not [name for name in names if name.startswith("validation/")]
 
 
 # --- killing --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.maths.masking import Mean, length_mask, value
 from rlhf_jax.maths.returns import RunningMoments
 from rlhf_jax.models.config import gpt
-from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params, value_params_from
+from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages import ppo as stage
 from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
 from rlhf_jax.training.updates import Objective, accumulated_gradients, init_state, minibatch_rows
@@ -84,7 +84,7 @@ def params():
     reward = init_params(NETWORKS.reward, jax.random.key(1))
     # Louder than at initialisation, so that a wrong position or temperature shows.
     loud = jax.tree.map(lambda x: 5 * x, policy)
-    return {"policy": loud, "reward": reward, "value": value_params_from(reward)}
+    return {"policy": loud, "reward": reward, "value": jax.tree.map(jnp.copy, reward)}
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
-"""Makes tests/fixtures/huggingface: tiny random models of every family with the logits and greedy text of transformers.
+"""Write tests/fixtures/huggingface: a tiny random model of every family and what it computes.
 
-    python tests/support/make_huggingface_fixtures.py        (needs torch; the tests that read the fixtures do not)
+    python tests/support/make_huggingface_fixtures.py
 
-Every folder holds what transformers' save_pretrained wrote, and golden.npz: tokens (left- and right-padded, longer than
-the windows), their logits, and the greedy continuation of left-padded prompts. In "score-*" the logit is that of a
+This needs torch; the tests that read the fixtures do not. Every folder holds what transformers'
+save_pretrained wrote, and golden.npz: the logits of tokens (left- and right-padded, longer than the
+windows), and the greedy continuation of left-padded prompts. In "score-*" the logit is that of a
 sequence classifier with one label.
 """
 
@@ -47,7 +48,7 @@ GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
 }
-# Committed: one of each family, tied and untied. With torch installed the other ones are checked, too.
+# One of each family, tied and untied. With torch installed the other ones are checked, too.
 COMMITTED = {
     "gpt2": ("gpt2", GPT2),
     "llama": ("llama", {**SIZES, "tie_word_embeddings": False}),
@@ -98,7 +99,7 @@ OTHERS = {
 
 
 def make(model_type: str, options: dict[str, Any], *, score: bool = False) -> Any:
-    """A transformers model with random weights, large enough for attention and positions to matter."""
+    """Return a transformers model with random weights that make attention and positions matter."""
     import torch
     import transformers
 
@@ -122,7 +123,10 @@ def make(model_type: str, options: dict[str, Any], *, score: bool = False) -> An
 
 
 def inputs() -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, mask): a full row, one padded on the left, one on the right. No real token is the padding's."""
+    """Return (tokens, mask): a full row, one padded on the left, one padded on the right.
+
+    No real token is the padding's.
+    """
     tokens = np.random.default_rng(0).integers(3, VOCAB, (3, LENGTH))
     mask = np.ones((3, LENGTH), np.int32)
     mask[1, :4], mask[2, -3:] = 0, 0
@@ -130,7 +134,7 @@ def inputs() -> tuple[np.ndarray, np.ndarray]:
 
 
 def logits(model: Any) -> np.ndarray:
-    """What transformers says of `inputs()`."""
+    """Return the logits that transformers gives of `inputs()`."""
     import torch
 
     tokens, mask = map(torch.tensor, inputs())
@@ -140,7 +144,7 @@ def logits(model: Any) -> np.ndarray:
 
 
 def greedy(model: Any) -> np.ndarray:
-    """The likeliest next tokens after the first PROMPT columns of the first two rows."""
+    """Return the likeliest tokens after the first PROMPT columns of the first two rows."""
     import torch
 
     tokens, mask = (torch.tensor(x[:2, :PROMPT]) for x in inputs())

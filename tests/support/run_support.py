@@ -17,7 +17,7 @@ def write_stage(
     planned: int = 4,
     fingerprint: str = "",
 ) -> None:
-    """Write a workdir as training leaves it after step 4, with a meta file in the checkpoints' format."""
+    """Write a workdir as training leaves it after step 4, with its checkpoint's meta file."""
     meta_folder = folder / "checkpoints" / "4" / "meta"
     meta_folder.mkdir(parents=True)
     meta = {

@@ -19,11 +19,11 @@ from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.models.huggingface.peft import save_peft
 from rlhf_jax.models.lora import (
     LoraConfig,
+    add_scales,
     combine,
     describe_adapters,
     init_adapters,
     partition,
-    with_scale,
 )
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import CheckpointKind
@@ -193,7 +193,7 @@ def test_adapters_of_peft_stand_on_the_base_that_they_name(foreign, adapters):
     assert params["trunk"]["embedding"] is base["trunk"]["embedding"]
     jax.tree.map(np.testing.assert_array_equal, partition(params)[1], trained)
     assert describe_adapters(params) == LORA
-    expected = combine(with_scale(base, trained, 2.0), trained)
+    expected = combine(add_scales(base, trained, 2.0), trained)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert (meta.stage, meta.kind, meta.complete) == ("huggingface", "language_model", True)
     assert meta.model == base_meta.model

@@ -1,4 +1,4 @@
-"""Folders of safetensors: what is in them by name, shape and file, read one tensor at a time, written in shards.
+"""Read folders of safetensors one tensor at a time, and write them in shards.
 
 Pickled weights (.bin, .pt, .pth, .ckpt) can run code when they are opened: they never are.
 """
@@ -15,14 +15,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in a file, not yet read."""
+    """Describe a tensor in a file that is not read yet."""
 
     file: Path
     shape: tuple[int, ...]
@@ -30,7 +31,12 @@ class Stored:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises FileNotFoundError, or ValueError naming the file."""
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found, expected the folder of a Hugging Face model")
     try:
@@ -43,50 +49,52 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def catalogue(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a model's safetensors files, from their headers alone.
+    """List every tensor of a model's safetensors files, from their headers alone.
 
-    Raises FileNotFoundError without safetensors (pickled weights are not read), ValueError for a damaged file or
-    an index that does not agree with the files.
+    Raises:
+        FileNotFoundError: there are no safetensors (pickled weights are not read).
+        ValueError: a file is damaged, or the index does not agree with the files.
     """
     if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
+        return _read_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise FileNotFoundError(_no_weights(folder))
+        raise FileNotFoundError(_explain_missing_weights(folder))
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) for name in weight_map.values()
     ):
         raise ValueError(
-            f"{folder / INDEX}: weight_map: {str(weight_map)[:60]}, expected a file for every tensor; "
-            "download it again"
+            f"{folder / INDEX}: weight_map: {str(weight_map)[:60]}, expected a file for every "
+            "tensor; download it again"
         )
-    found: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
         if Path(name).name != name or not (folder / name).is_file():
             raise FileNotFoundError(
                 f"{folder / INDEX} names {name!r}: no such file in the folder; download it again"
             )
-        found |= _header(folder / name)
+        stored |= _read_header(folder / name)
     strays = [
-        n
-        for n in sorted(weight_map.keys() | found)
-        if n not in found or found[n].file.name != weight_map.get(n)
+        name
+        for name in sorted(weight_map.keys() | stored)
+        if name not in stored or stored[name].file.name != weight_map.get(name)
     ]
     if strays:
         raise ValueError(
-            f"{folder / INDEX} and the files it names disagree about {', '.join(strays)}; download them again"
+            f"{folder / INDEX} and the files it names disagree about {', '.join(strays)}; "
+            "download them again"
         )
-    return found
+    return stored
 
 
-def _no_weights(folder: Path) -> str:
+def _explain_missing_weights(folder: Path) -> str:
     pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
     if not pickled:
         return f"{folder}: neither {SINGLE} nor {INDEX}, expected the weights of a model"
     return (
-        f"{folder}: only pickled weights ({', '.join(pickled)}), which are never opened because they can run code; "
-        "convert them where you trust them: transformers' AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) "
-        "writes safetensors"
+        f"{folder}: only pickled weights ({', '.join(pickled)}), which are never opened because "
+        "they can run code; convert them where you trust them: transformers' "
+        "AutoModelForCausalLM.from_pretrained(...).save_pretrained(...) writes safetensors"
     )
 
 
@@ -97,22 +105,36 @@ def _open(file: Path, stack: ExitStack) -> Any:
         raise ValueError(f"{file} is damaged or cut short: {error}; download it again") from error
 
 
-def _header(file: Path) -> dict[str, Stored]:
+def _read_header(file: Path) -> dict[str, Stored]:
     with ExitStack() as stack:
         opened = _open(file, stack)
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         return {
-            name: Stored(file, tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()
+            name: Stored(file, tuple(part.get_shape()), part.get_dtype())
+            for name, part in slices.items()
         }
 
 
 def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     """Read tensors one by one, file by file; nobody but the receiver keeps an array."""
-    for file in dict.fromkeys(item.file for item in stored.values()):
+    for file in dict.fromkeys(tensor.file for tensor in stored.values()):
         with ExitStack() as stack:
             opened = _open(file, stack)
-            for name in (name for name, item in stored.items() if item.file == file):
-                yield name, opened.get_tensor(name)
+            for name, tensor in stored.items():
+                if tensor.file == file:
+                    yield name, opened.get_tensor(name)
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Read all tensors of one file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found, expected a file of safetensors")
+    return dict(read_tensors(_read_header(path)))
 
 
 def write_tensors(
@@ -124,7 +146,10 @@ def write_tensors(
 ) -> None:
     """Write tensors, made one shard at a time, to one file or to several with an index.
 
-    `sizes` are bytes by name. Raises FileExistsError where the folder has a model already.
+    `sizes` are bytes by name.
+
+    Raises:
+        FileExistsError: the folder has a model already.
     """
     folder.mkdir(parents=True, exist_ok=True)
     present = sorted(
@@ -139,16 +164,14 @@ def write_tensors(
         if shards[-1] and sum(sizes[other] for other in shards[-1]) + size > max_shard_bytes:
             shards.append([])
         shards[-1].append(name)
-    files = [
-        f"model-{n + 1:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE
-        for n in range(len(shards))
-    ]
-    for file, names in zip(files, shards, strict=True):
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         # transformers asks for this note of the framework that wrote the file.
         save_file({name: make(name) for name in names}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        weight_map = {
-            name: file for file, names in zip(files, shards, strict=True) for name in names
-        }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

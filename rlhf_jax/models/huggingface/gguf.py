@@ -1,15 +1,16 @@
-"""Reads models from GGUF files (llama.cpp): LLaMA and Gemma 3, dequantised to floating point.
+"""Read models from GGUF files (llama.cpp): LLaMA and Gemma 3, dequantised to floating point.
 
     config, params = load_gguf("model.Q4_1.gguf", param_dtype="float32", compute_dtype="float32")
     metadata = read_metadata("model.Q4_1.gguf")
 
-The metadata are translated to the config.json of the same model and read by `huggingface.configs`. Three things are unlike
-safetensors: rows of q and k of `llama` files are permuted for rotary positions that pair neighbours, norms of `gemma3` files
-hold 1 + w already, and Gemma 3's local layers (five of six, base 10,000) are known to llama.cpp, not to the file.
+The metadata are translated to the config.json of the same model and read by `huggingface.configs`.
+Three things are unlike safetensors: rows of q and k of `llama` files are permuted for rotary
+positions that pair neighbours, norms of `gemma3` files hold 1 + w already, and Gemma 3's local
+layers (five of six, base 10,000) are known to llama.cpp, not to the file.
 
-Weights of a quantised file are those of the quantised model, not the released ones: results should say so. Needs the package
-`gguf` (pip install rlhf_jax[gguf]). The file's tokenizer: `data.gguf_tokenizers`. Left out on purpose: writing, LLaMA 3's
-`rope_freqs`.
+Weights of a quantised file are those of the quantised model, not the released ones: results should
+say so. Needs the package `gguf` (pip install rlhf_jax[gguf]). The file's tokenizer:
+`gguf_tokenizers`. Left out on purpose: writing, LLaMA 3's `rope_freqs`.
 """
 
 from collections.abc import Mapping
@@ -23,12 +24,12 @@ import numpy as np
 
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import Params
-from rlhf_jax.models.huggingface import Place, on_default_device
+from rlhf_jax.models.huggingface import Place, place_on_default_device
 from rlhf_jax.models.huggingface.configs import read_config
 from rlhf_jax.models.huggingface.tensors import Names, Tensor, tensors
 
 # The part of a metadata key after "llama." or "gemma3." -> config.json.
-_SIZES = {
+_FIELD_NAMES = {
     "context_length": "max_position_embeddings",
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
@@ -40,47 +41,48 @@ _SIZES = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "attention.sliding_window": "sliding_window",
 }
-_REPEATS = (
-    "vocab_size",
-    "rope.dimension_count",
-    "attention.value_length",
-)  # said elsewhere, or checked by the tensors
-_BLOCK = {
-    "attention/query": "attn_q",
-    "attention/key": "attn_k",
-    "attention/value": "attn_v",
-    "attention/out": "attn_output",
-    "attention/query_norm": "attn_q_norm",
-    "attention/key_norm": "attn_k_norm",
-    "mlp/gate": "ffn_gate",
-    "mlp/up": "ffn_up",
-    "mlp/down": "ffn_down",
-    "attention_norm": "attn_norm",
-    "attention_post_norm": "post_attention_norm",
-    "mlp_norm": "ffn_norm",
-    "mlp_post_norm": "post_ffw_norm",
-}
-_NAMES = Names(
-    "",
-    {"embedding": "token_embd", "final_norm": "output_norm"} | _BLOCK,
-    "blk.",
-    "output.weight",
-    True,
-    False,
-    "",
+# Said elsewhere in the metadata, or checked by the tensors.
+_REDUNDANT = ("vocab_size", "rope.dimension_count", "attention.value_length")
+GGUF_NAMES = Names(
+    modules={
+        "embedding": "token_embd",
+        "final_norm": "output_norm",
+        "attention/query": "attn_q",
+        "attention/key": "attn_k",
+        "attention/value": "attn_v",
+        "attention/out": "attn_output",
+        "attention/query_norm": "attn_q_norm",
+        "attention/key_norm": "attn_k_norm",
+        "mlp/gate": "ffn_gate",
+        "mlp/up": "ffn_up",
+        "mlp/down": "ffn_down",
+        "attention_norm": "attn_norm",
+        "attention_post_norm": "post_attention_norm",
+        "mlp_norm": "ffn_norm",
+        "mlp_post_norm": "post_ffw_norm",
+    },
+    trunk="",
+    layers="blk.",
+    lm_head="output.weight",
+    transposed=True,
+    by_head=False,
+    buffers="",
 )
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """All fields of a GGUF file, the tokenizer's among them.
+    """Return all fields of a GGUF file, the tokenizer's among them.
 
-    Raises FileNotFoundError without the file, ValueError if it is damaged.
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged.
     """
-    return _open(path)[0]
+    metadata, _ = _open(path)
+    return metadata
 
 
 def _open(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All fields by name, and all tensors, whose data are not yet read."""
+    """Return all fields by name, and all tensors, whose data are not yet read."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: not found, expected a GGUF file")
     try:
@@ -92,12 +94,11 @@ def _open(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         reader = gguf.GGUFReader(str(path))
         fields = {name: field.contents() for name, field in reader.fields.items()}
-    except (
-        ValueError,
-        LookupError,
-    ) as error:  # what the reader meets where it looks for what is cut off
+    # What the reader raises where it looks for what is cut off.
+    except (ValueError, LookupError) as error:
         raise ValueError(
-            f"{path}: {type(error).__name__}: {error}, expected a whole GGUF file; download it again"
+            f"{path}: {type(error).__name__}: {error}, expected a whole GGUF file; download it "
+            "again"
         ) from error
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
@@ -105,51 +106,57 @@ def _open(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def load_gguf(
     path: str | Path, *, param_dtype: str, compute_dtype: str, place: Place | None = None
 ) -> tuple[TransformerConfig, Params]:
-    """The shape and the parameters of a language model in a GGUF file; `place` is as in `load_pretrained`.
+    """Return the shape and the parameters of a language model in a GGUF file.
 
-    Raises FileNotFoundError without the file, ValueError if it is damaged, or listing metadata and tensors that we do not
-    know or that are missing, mis-shaped, quantised in a way that the package cannot undo, or not finite.
+    `place` is as in `load_pretrained`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged; or lists metadata and tensors that we do not know or that
+            are missing, mis-shaped, quantised in a way that the package cannot undo, or not finite.
     """
-    metadata, found = _open(path)
+    place = place or place_on_default_device
+    metadata, stored = _open(path)
     try:
         values = _config_json(
             metadata,
-            vocab_size=int(found["token_embd.weight"].shape[1]),
-            tied=_NAMES.lm_head not in found,
+            vocab_size=int(stored["token_embd.weight"].shape[1]),
+            tied=GGUF_NAMES.lm_head not in stored,
         )
         _, config = read_config(values, param_dtype=param_dtype, compute_dtype=compute_dtype)
-        expected = {tensor.name: tensor for tensor in tensors(_NAMES, config, "language_model")}
-        _check_shapes(
-            expected,
-            {name: tuple(int(n) for n in tensor.shape[::-1]) for name, tensor in found.items()},
-        )
+        expected = {t.name: t for t in tensors(GGUF_NAMES, config, "language_model")}
+        shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in stored.items()}
+        _check_shapes(expected, shapes)
     except (ValueError, LookupError) as error:
         raise ValueError(f"{path}: {error}") from error
     from gguf.quants import dequantize
 
-    leaves, broken = dict[str, jax.Array](), list[str]()
+    leaves: dict[str, jax.Array] = {}
+    damages: list[str] = []
     for name, tensor in expected.items():
         try:
-            array = dequantize(found[name].data, found[name].tensor_type).reshape(tensor.shape)
+            array = dequantize(stored[name].data, stored[name].tensor_type).reshape(tensor.shape)
         except NotImplementedError as error:
-            broken.append(
-                f"{name}: {error} by the package gguf; take the model in another quantisation, such as Q8_0"
+            damages.append(
+                f"{name}: {error} by the package gguf; take the model in another quantisation, "
+                "such as Q8_0"
             )
             continue
         if not np.isfinite(array).all():
-            broken.append(f"{name}: NaN or Inf")
-        array = _as_in_safetensors(metadata["general.architecture"], name, array, config)
+            damages.append(f"{name}: NaN or Inf")
+        array = _undo_layout(metadata["general.architecture"], name, array, config)
         for leaf, part in zip(tensor.leaves, tensor.split(array), strict=True):
-            leaves[leaf] = (place or on_default_device)(
-                leaf, np.ascontiguousarray(part, jnp.dtype(param_dtype))
-            )
-    if broken:
-        raise ValueError("\n  ".join([f"{path}: weights that cannot be used:", *broken]))
+            leaves[leaf] = place(leaf, np.ascontiguousarray(part, jnp.dtype(param_dtype)))
+    if damages:
+        raise ValueError("\n  ".join([f"{path}: weights that cannot be used:", *damages]))
     return config, flax.traverse_util.unflatten_dict(leaves, sep="/")
 
 
 def _config_json(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) -> dict[str, Any]:
-    """The config.json that says what the metadata say; general.* and tokenizer.* are about other things."""
+    """Return the config.json that says what the metadata say.
+
+    general.* and tokenizer.* are about other things.
+    """
     architecture = metadata["general.architecture"]
     if architecture not in ("llama", "gemma3"):
         raise ValueError(
@@ -161,44 +168,44 @@ def _config_json(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) ->
         for name, value in metadata.items()
         if name.startswith(prefix)
     }
-    values: dict[str, Any] = {
-        theirs: own.pop(name) for name, theirs in _SIZES.items() if name in own
-    }
     scaling = {
         "rope_type": own.pop("rope.scaling.type", "none"),
         "factor": own.pop("rope.scaling.factor", 1.0),
     }
-    others = {name: value for name, value in own.items() if name not in _REPEATS}
-    rope = {"rope_scaling": None if scaling["rope_type"] == "none" else scaling}
-    values |= {**others, **rope, "vocab_size": vocab_size, "tie_word_embeddings": tied}
+    # Fields without a translation keep their names, so that reading the result refuses them.
+    values: dict[str, Any] = {
+        _FIELD_NAMES.get(name, name): value for name, value in own.items() if name not in _REDUNDANT
+    }
+    values |= {
+        "rope_scaling": None if scaling["rope_type"] == "none" else scaling,
+        "vocab_size": vocab_size,
+        "tie_word_embeddings": tied,
+    }
     if architecture == "llama":
         return values | {"model_type": "llama"}
     # llama.cpp scales queries by the head's width, except in the model of 62 layers (27B).
-    deepest = values["num_hidden_layers"] == 62
-    scalar = (
-        values["hidden_size"] // values["num_attention_heads"] if deepest else values["head_dim"]
-    )
+    scalar = values["head_dim"]
+    if values["num_hidden_layers"] == 62:
+        scalar = values["hidden_size"] // values["num_attention_heads"]
     return values | {"model_type": "gemma3_text", "query_pre_attn_scalar": scalar}
 
 
-def _check_shapes(expected: Mapping[str, Tensor], found: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
     problems = []
-    for name in sorted(expected.keys() | found.keys()):
-        have, want = (
-            found.get(name, "nothing"),
-            expected[name].shape if name in expected else "nothing",
-        )
-        if have != want:
-            problems.append(f"{name}: {have}, expected {want}")
+    for name in sorted(expected.keys() | shapes.keys()):
+        shape = shapes.get(name, "nothing")
+        expected_shape = expected[name].shape if name in expected else "nothing"
+        if shape != expected_shape:
+            problems.append(f"{name}: {shape}, expected {expected_shape}")
     if problems:
-        raise ValueError(
-            "\n  ".join([f"{len(problems)} tensors do not fit the metadata:", *problems])
-        )
+        summary = f"{len(problems)} tensors do not fit the metadata:"
+        raise ValueError("\n  ".join([summary, *problems]))
 
 
-def _as_in_safetensors(
+def _undo_layout(
     architecture: str, name: str, array: np.ndarray, config: TransformerConfig
 ) -> np.ndarray:
+    """Return a tensor as the model's safetensors hold it."""
     if architecture == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
         heads = config.num_heads if name.endswith("attn_q.weight") else config.num_kv_heads
         return array.reshape(heads, -1, 2, array.shape[-1]).swapaxes(1, 2).reshape(array.shape)

@@ -1,18 +1,25 @@
-"""Adapters in the files of PEFT: adapter_config.json and adapter_model.safetensors.
+"""Read and write adapters in PEFT's files: adapter_config.json and adapter_model.safetensors.
 
     base_model.model.model.layers.<i>.self_attn.q_proj.lora_A.weight     Aᵀ, (rank, in)
     base_model.model.model.layers.<i>.self_attn.q_proj.lora_B.weight     Bᵀ, (out, rank)
 
-Both sides scale by lora_alpha / r. Names and layouts are those of each family in Transformers. GPT-2 and GPT-NeoX keep query,
-key and value in one kernel; three adapters of rank r on its parts are one of rank 3r on the whole,
+Both sides scale by lora_alpha / r. Names and layouts are those of each family in Transformers.
+GPT-2 and GPT-NeoX keep query, key and value in one kernel; three adapters of rank r on its parts
+are one of rank 3r on the whole,
 
     ΔW = A_q B_q | A_k B_k | A_v B_v = (A_q | A_k | A_v) · blockdiag(B_q, B_k, B_v),
 
 and are written so, with `rank_pattern` and `alpha_pattern` saying 3r and 3·alpha.
 
-Left out on purpose: adapters that share one A between query, key and value, which are not three of ours; reading adapters of
-only some of these three from one kernel; heads; PEFT's variants (DoRA, rank-stabilised scales, other ranks by layer). All are
-refused.
+A folder of these files is read as a parent in three steps:
+
+    base_name = read_base_name(folder)                     where is_peft(folder)
+    config, params = ...                                   load that base
+    params, lora = add_peft(folder, config, params)        its parameters with the adapters
+
+Left out on purpose: adapters that share one A between query, key and value, which are not three of
+ours; reading adapters of only some of these three from one kernel; heads; PEFT's variants (DoRA,
+rank-stabilised scales, other ranks by layer). All are refused.
 """
 
 import json
@@ -24,14 +31,18 @@ from typing import Any
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from rlhf_jax.models.config import TransformerConfig
+from rlhf_jax.models.heads import Params
 from rlhf_jax.models.huggingface.configs import write_config
+from rlhf_jax.models.huggingface.files import read_json, read_safetensors
 from rlhf_jax.models.huggingface.tensors import NAMES, Names, Tensor, tensors
-from rlhf_jax.models.lora import MODULES, LoraConfig
+from rlhf_jax.models.lora import MODULES, LoraConfig, add_scales, combine
 
-Params = Any
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+BASE_FIELD = "base_model_name_or_path"
 # What changes the meaning of the tensors, and the value at which it does not.
 _PLAIN = {
     "peft_type": "LORA",
@@ -43,159 +54,201 @@ _PLAIN = {
 }
 
 
+def is_peft(folder: str | Path) -> bool:
+    """Say whether a folder holds adapters in PEFT's files."""
+    return Path(folder, CONFIG).is_file()
+
+
+def read_base_name(folder: str | Path) -> str:
+    """Return the name or path of the model that the adapters in a folder were trained on.
+
+    Raises:
+        FileNotFoundError: there is no adapter_config.json.
+        ValueError: it does not name a base.
+    """
+    path = Path(folder, CONFIG)
+    base_name = read_json(path).get(BASE_FIELD)
+    if not isinstance(base_name, str) or not base_name:
+        raise ValueError(
+            f"{path}: {BASE_FIELD} = {base_name!r}, expected the name or folder of a model"
+        )
+    return base_name
+
+
+def add_peft(
+    folder: str | Path, config: TransformerConfig, params: Params
+) -> tuple[Params, LoraConfig]:
+    """Return a base's parameters with the adapters of a folder beside its kernels.
+
+    `config` and `params` are those of the base; its arrays are not copied.
+
+    Raises:
+        As `load_peft`.
+    """
+    trained, lora = load_peft(folder, config)
+    return combine(add_scales(params, trained, lora.scale), trained), lora
+
+
 def save_peft(
     folder: str | Path,
     trained: Params,
-    config: LoraConfig,
-    shape: TransformerConfig,
+    lora: LoraConfig,
+    config: TransformerConfig,
     *,
     base_name: str,
 ) -> None:
     """Write a language model's adapters; `base_name` is what PEFT will load as their base.
 
     Raises:
-        ValueError: for a model that no family of transformers computes, or a head among the adapters.
+        ValueError: no family of transformers computes the model, or there is a head among the
+            adapters.
     """
     if set(trained) != {"trunk"}:
         raise ValueError(
-            f"adapters: found {', '.join(sorted(set(trained) - {'trunk'}))} beside them, expected a language "
-            "model's adapters; a scalar head has no place in these files"
+            f"adapters: found {', '.join(sorted(set(trained) - {'trunk'}))} beside them, expected "
+            "a language model's adapters; a scalar head has no place in these files"
         )
     leaves = {
-        name: np.asarray(leaf, np.float32)
-        for name, leaf in flax.traverse_util.flatten_dict(trained, sep="/").items()
+        path: np.asarray(leaf, np.float32)
+        for path, leaf in flax.traverse_util.flatten_dict(trained, sep="/").items()
     }
     written = {}
-    for tensor in _linear(shape):
-        where, mine = _where(tensor), _adapted(tensor, config.modules)
-        if mine:
-            written[f"{where}.lora_A.weight"] = np.concatenate(
-                [leaves[f"{part}/lora_a"].T for part in mine]
-            )
-            written[f"{where}.lora_B.weight"] = _join(
-                tensor, {part: leaves[f"{part}/lora_b"] for part in mine}
-            )
-    described = {
+    for tensor in _kernels(config):
+        parts = _adapted_parts(tensor, lora.modules)
+        if parts:
+            a = np.concatenate([leaves[f"{part}/lora_a"].T for part in parts])
+            b = _join_b(tensor, {part: leaves[f"{part}/lora_b"] for part in parts})
+            written[f"{_prefix(tensor)}.lora_A.weight"] = np.ascontiguousarray(a)
+            written[f"{_prefix(tensor)}.lora_B.weight"] = np.ascontiguousarray(b)
+    description = {
         **_PLAIN,
-        **_description(config, shape),
+        **_describe_places(lora, config),
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_name,
+        BASE_FIELD: base_name,
         "lora_dropout": 0.0,
         "inference_mode": True,
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
-    contiguous = {name: np.ascontiguousarray(array) for name, array in written.items()}
-    save_file(contiguous, Path(folder) / "adapter_model.safetensors")
-    (Path(folder) / "adapter_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    save_file(written, Path(folder, WEIGHTS))
+    Path(folder, CONFIG).write_text(json.dumps(description, indent=2) + "\n")
 
 
-def load_peft(folder: str | Path, shape: TransformerConfig) -> tuple[Params, LoraConfig]:
-    """(trained, config) of adapters that PEFT, or `save_peft`, wrote for a model of this shape.
+def load_peft(folder: str | Path, config: TransformerConfig) -> tuple[Params, LoraConfig]:
+    """Return the trained leaves, and their config, that PEFT or `save_peft` wrote.
+
+    `config` is that of the base model.
 
     Raises:
         FileNotFoundError: one of the two files is not there.
-        ValueError: names the tensor or field that is of another kind than low-rank adapters on `MODULES`, does not fit
-            the shape, or is missing.
+        ValueError: names the tensor or field that is of another kind than low-rank adapters on
+            `MODULES`, does not fit the base's shape, or is missing.
     """
-    described = json.loads((Path(folder) / "adapter_config.json").read_text())
+    path = Path(folder, CONFIG)
+    description = read_json(path)
     for name, plain in _PLAIN.items():
-        if (found := described.get(name, plain)) != plain and found not in (None, [], {}):
-            raise ValueError(
-                f"{folder}/adapter_config.json: {name} = {found!r}, expected {plain!r}"
-            )
-    found = load_file(Path(folder) / "adapter_model.safetensors")
-    places = {_where(tensor): tensor for tensor in _linear(shape)}
-    for name in found:
-        if name.rsplit(".lora_", 1)[0] not in places or not name.endswith(
-            (".lora_A.weight", ".lora_B.weight")
-        ):
-            names = sorted({where.rpartition(".0.")[2] for where in places if ".0." in where})
-            raise ValueError(
-                f"{folder}: tensor {name}: expected lora_A and lora_B of {', '.join(names)} in layers 0 to "
-                f"{shape.num_layers - 1}"
-            )
-    seen = {
-        _module(part)
-        for where, tensor in places.items()
-        if f"{where}.lora_A.weight" in found
-        for part in tensor.leaves
+        value = description.get(name, plain)
+        if value != plain and value not in (None, [], {}):
+            raise ValueError(f"{path}: {name} = {value!r}, expected {plain!r}")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(description.get(name), int | float):
+            raise ValueError(f"{path}: {name} = {description.get(name)!r}, expected a number")
+    stored = read_safetensors(Path(folder, WEIGHTS))
+    kernels = {_prefix(tensor): tensor for tensor in _kernels(config)}
+    _check_names(folder, stored, kernels, config.num_layers)
+    adapted = {
+        _module(leaf)
+        for prefix, tensor in kernels.items()
+        if f"{prefix}.lora_A.weight" in stored
+        for leaf in tensor.leaves
     }
-    config = LoraConfig(
-        described["r"],
-        float(described["lora_alpha"]),
-        tuple(name for name in MODULES if name in seen),
-    )
-    for name, wanted in _description(config, shape).items():
-        if name not in ("r", "lora_alpha", "target_modules") and (described.get(name) or {}) != (
-            wanted or {}
-        ):
-            raise ValueError(
-                f"{folder}/adapter_config.json: {name} = {described.get(name)!r}, expected {wanted!r}"
-            )
+    modules = tuple(name for name in MODULES if name in adapted)
+    lora = LoraConfig(description["r"], float(description["lora_alpha"]), modules)
+    expected = _describe_places(lora, config)
+    for name in ("fan_in_fan_out", "rank_pattern", "alpha_pattern"):
+        value = description.get(name)
+        if (value or {}) != (expected[name] or {}):
+            raise ValueError(f"{path}: {name} = {value!r}, expected {expected[name]!r}")
     leaves: dict[str, Any] = {}
-    for where, tensor in places.items():
-        if _adapted(tensor, config.modules):
-            leaves |= _split(
-                f"{folder}: {where}",
-                tensor,
-                config.rank,
-                *(found.get(f"{where}.lora_{letter}.weight") for letter in "AB"),
+    for prefix, tensor in kernels.items():
+        if _adapted_parts(tensor, modules):
+            a = stored.get(f"{prefix}.lora_A.weight")
+            b = stored.get(f"{prefix}.lora_B.weight")
+            leaves |= _split(f"{folder}: {prefix}", tensor, lora.rank, a, b)
+    return flax.traverse_util.unflatten_dict(leaves, sep="/"), lora
+
+
+def _check_names(
+    folder: str | Path, stored: Mapping[str, Any], kernels: Mapping[str, Tensor], num_layers: int
+) -> None:
+    for name in stored:
+        prefix, _, suffix = name.rpartition(".lora_")
+        if prefix not in kernels or suffix not in ("A.weight", "B.weight"):
+            modules = sorted({other.rpartition(".0.")[2] for other in kernels if ".0." in other})
+            raise ValueError(
+                f"{folder}: tensor {name}: expected lora_A and lora_B of {', '.join(modules)} in "
+                f"layers 0 to {num_layers - 1}"
             )
-    return flax.traverse_util.unflatten_dict(leaves, sep="/"), config
 
 
-def _names(shape: TransformerConfig) -> Names:
-    return NAMES[write_config(shape)[0].model_type]
+def _names(config: TransformerConfig) -> Names:
+    family, _ = write_config(config)
+    return NAMES[family.model_type]
 
 
-def _linear(shape: TransformerConfig) -> list[Tensor]:
-    """The kernels of all blocks."""
-    every = tensors(_names(shape), shape, "language_model")
+def _kernels(config: TransformerConfig) -> list[Tensor]:
+    """Return the tensors that hold the kernels of all blocks."""
     return [
-        one
-        for one in every
-        if one.leaves[0].startswith("trunk/block_") and one.leaves[0].endswith("/kernel")
+        tensor
+        for tensor in tensors(_names(config), config, "language_model")
+        if tensor.leaves[0].startswith("trunk/block_") and tensor.leaves[0].endswith("/kernel")
     ]
 
 
-def _where(tensor: Tensor) -> str:
+def _prefix(tensor: Tensor) -> str:
     return f"base_model.model.{tensor.name.removesuffix('.weight')}"
 
 
-def _module(part: str) -> str:
-    return part.split("/")[-2]
+def _module(leaf: str) -> str:
+    return leaf.split("/")[-2]
 
 
-def _adapted(tensor: Tensor, modules: Sequence[str]) -> list[str]:
-    """The parts of a tensor that have adapters: "trunk/block_0/attention/query"."""
+def _adapted_parts(tensor: Tensor, modules: Sequence[str]) -> list[str]:
+    """Return the parts of a tensor that have adapters: "trunk/block_0/attention/query"."""
     return [leaf.removesuffix("/kernel") for leaf in tensor.leaves if _module(leaf) in modules]
 
 
-def _description(config: LoraConfig, shape: TransformerConfig) -> dict[str, Any]:
-    """What adapter_config.json says of ranks and places."""
-    names = _names(shape)
-    of = {module.rpartition("/")[2]: theirs for module, theirs in names.modules.items()}
-    linear = {of[module] for module in MODULES if module in of}
+def _describe_places(lora: LoraConfig, config: TransformerConfig) -> dict[str, Any]:
+    """Return what adapter_config.json says of ranks and of where adapters lie."""
+    names = _names(config)
+    peft_names = {module.rpartition("/")[2]: name for module, name in names.modules.items()}
+    linear = {peft_names[module] for module in MODULES if module in peft_names}
+
     # PEFT compares ends of names, and GPT-2 has two modules called c_proj.
-    ends = {one: sum(other.endswith(f".{one.split('.')[1]}") for other in linear) for one in linear}
-    short = {one: one.split(".")[1] if ends[one] == 1 else one for one in linear}
-    targets = list(dict.fromkeys(short[of[module]] for module in config.modules))
-    parts = {
-        target: sum(short[of[module]] == target for module in config.modules) for target in targets
-    }
+    def shorten(name: str) -> str:
+        end = name.split(".")[1]
+        unique = sum(other.endswith(f".{end}") for other in linear) == 1
+        return end if unique else name
+
+    targets = [shorten(peft_names[module]) for module in lora.modules]
+    num_parts = {target: targets.count(target) for target in targets}
+    shared = {target: count for target, count in num_parts.items() if count > 1}
     return {
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "target_modules": targets,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "target_modules": list(num_parts),
         "fan_in_fan_out": not names.transposed,
-        "rank_pattern": {target: n * config.rank for target, n in parts.items() if n > 1},
-        "alpha_pattern": {target: n * config.alpha for target, n in parts.items() if n > 1},
+        "rank_pattern": {target: count * lora.rank for target, count in shared.items()},
+        "alpha_pattern": {target: count * lora.alpha for target, count in shared.items()},
     }
 
 
-def _join(tensor: Tensor, b: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Bᵀ of a whole kernel, (out, rank · parts): each part's own B in rows of its own, zeros elsewhere."""
-    rank, wide = next(iter(b.values())).shape[0], []
+def _join_b(tensor: Tensor, b: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return Bᵀ of a whole kernel, (out, rank · parts).
+
+    Each part's own B is in rows of its own, with zeros elsewhere.
+    """
+    rank = next(iter(b.values())).shape[0]
+    wide = []
     for leaf, leaf_shape in zip(tensor.leaves, tensor.leaf_shapes, strict=True):
         part = leaf.removesuffix("/kernel")
         rows = np.zeros((len(b) * rank, leaf_shape[-1]), np.float32)
@@ -203,43 +256,39 @@ def _join(tensor: Tensor, b: Mapping[str, np.ndarray]) -> np.ndarray:
             start = list(b).index(part) * rank
             rows[start : start + rank] = b[part]
         wide.append(rows)
-    return _of_rank(tensor, len(b) * rank).join(wide)
+    return _with_rows(tensor, len(b) * rank).join(wide)
 
 
-def _of_rank(tensor: Tensor, rank: int) -> Tensor:
-    return replace(
-        tensor,
-        leaf_shapes=tuple((rank, shape[-1]) for shape in tensor.leaf_shapes),
-        transposed=True,
-    )
+def _with_rows(tensor: Tensor, rows: int) -> Tensor:
+    """Return how B lies in its tensor: as the kernel, with `rows` inputs, and always transposed."""
+    shapes = tuple((rows, shape[-1]) for shape in tensor.leaf_shapes)
+    return replace(tensor, leaf_shapes=shapes, transposed=True)
 
 
 def _split(
-    where: str, tensor: Tensor, rank: int, a: np.ndarray | None, b: np.ndarray | None
+    source: str, tensor: Tensor, rank: int, a: np.ndarray | None, b: np.ndarray | None
 ) -> dict[str, Any]:
-    """A and B of every part of a kernel; undoes `save_peft`."""
+    """Return A and B of every part of a kernel; undoes what `save_peft` joined."""
     total = rank * len(tensor.leaves)
-    wanted = {
+    expected = {
         "lora_A": (total, tensor.leaf_shapes[0][0]),
         "lora_B": (sum(shape[-1] for shape in tensor.leaf_shapes), total),
     }
-    found = {
-        name: None if array is None else array.shape
-        for name, array in (("lora_A", a), ("lora_B", b))
-    }
-    if a is None or b is None or found != wanted:
-        raise ValueError(f"{where}: A and B (rank, in), (out, rank) are {found}, expected {wanted}")
+    shapes = {"lora_A": None if a is None else a.shape, "lora_B": None if b is None else b.shape}
+    if a is None or b is None or shapes != expected:
+        raise ValueError(
+            f"{source}: A and B (rank, in), (out, rank) are {shapes}, expected {expected}"
+        )
     leaves: dict[str, Any] = {}
-    for n, (leaf, rows) in enumerate(
-        zip(tensor.leaves, _of_rank(tensor, total).split(b), strict=True)
-    ):
-        mine = slice(n * rank, (n + 1) * rank)
-        if np.delete(rows, np.r_[mine], axis=0).any():
+    wide = _with_rows(tensor, total).split(b)
+    for n, (leaf, rows) in enumerate(zip(tensor.leaves, wide, strict=True)):
+        own = slice(n * rank, (n + 1) * rank)
+        if np.delete(rows, own, axis=0).any():
             raise ValueError(
-                f"{where}: lora_B: one A serves several of {', '.join(map(_module, tensor.leaves))}, expected "
-                "one for each"
+                f"{source}: lora_B: one A serves several of "
+                f"{', '.join(map(_module, tensor.leaves))}, expected one for each"
             )
         part = leaf.removesuffix("/kernel")
-        for name, array in (("lora_a", a[mine].T), ("lora_b", rows[mine])):
-            leaves[f"{part}/{name}"] = jnp.asarray(array, jnp.float32)
+        leaves[f"{part}/lora_a"] = jnp.asarray(a[own].T, jnp.float32)
+        leaves[f"{part}/lora_b"] = jnp.asarray(rows[own], jnp.float32)
     return leaves

@@ -1,18 +1,24 @@
 """Fits and intervals, against values worked by hand and SciPy."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from experiments.ablations.fits import (
+    best_of_n,
+    best_of_n_kl,
+    best_of_n_peak,
     bootstrap_curve,
+    fit_best_of_n,
     fit_floored_power_law,
     fit_line,
     fit_power_law,
+    fit_rl,
     spearman,
     t_interval,
 )
-from rlhf_jax.maths.statistics import fit_best_of_n
 
 
 def test_t_interval_of_three_seeds():
@@ -86,3 +92,73 @@ def test_bootstrap_of_a_fit_has_the_width_of_the_mean_s():
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(alpha_P.std() / 20, rel=0.1)
     with pytest.raises(ValueError, match="prompts x points"):
         bootstrap_curve(d, np.mean, num_resamples=10, seed=0)
+
+
+def test_best_of_n_kl_golden():
+    golden = {
+        1: 0.0,
+        2: 0.1931471805599453,
+        4: 0.6362943611198906,
+        8: 1.2044415416798357,
+        16: 1.8350887222397811,
+        32: 2.4969859027997265,
+        63: 3.1590077422645484,
+        64: 3.1745080833596715,
+        128: 3.859842763919617,
+        256: 4.549083694479562,
+        512: 5.240277750039508,
+        1000: 5.908755278982137,
+        60000: 10.002116507870905,
+    }
+    np.testing.assert_allclose(best_of_n_kl(list(golden)), list(golden.values()), atol=1e-12)
+
+
+def test_best_of_n_kl_is_an_upper_bound_for_discrete_scores():
+    rank = np.arange(1, 1001) / 1000
+    chosen = rank**16 - (rank - 1 / 1000) ** 16
+    exact = np.sum(chosen * np.log(chosen * 1000))
+    np.testing.assert_allclose(exact, 1.8350780080072981, rtol=1e-8)
+    assert exact < best_of_n_kl(16)
+
+
+PROXY, GOLD = [0.1, 0.5, 0.3, 0.9], [1.0, 2.0, 0.0, -1.0]
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, 0.5), (2, 1 / 6), (3, -0.25), (4, -1.0)])
+def test_best_of_n_golden(n, expected):
+    np.testing.assert_allclose(best_of_n(PROXY, GOLD, n), expected, atol=1e-12)
+
+
+def test_best_of_n_equals_all_subsets_with_ties_broken_evenly():
+    rng = np.random.default_rng(0)
+    proxy, gold = rng.integers(0, 4, size=8).astype(float), rng.normal(size=8)
+    for n in range(1, 9):
+        best = []
+        for subset in combinations(range(8), n):
+            subset = np.array(subset)
+            best.append(gold[subset[proxy[subset] == proxy[subset].max()]].mean())
+        np.testing.assert_allclose(best_of_n(proxy, gold, n), np.mean(best), rtol=1e-9)
+    with pytest.raises(ValueError, match="n = 9"):
+        best_of_n(proxy, gold, 9)
+
+
+def test_best_of_n_of_many_samples_does_not_overflow():
+    uniform = np.linspace(0, 1, 60_000)
+    np.testing.assert_allclose(best_of_n(uniform, uniform, 1000), 1000 / 1001, rtol=1e-4)
+    np.testing.assert_allclose(best_of_n(uniform, np.ones(60_000), 1000), 1.0, rtol=1e-6)
+
+
+def test_fits_recover_the_curve_they_assume():
+    distance = np.linspace(0.3, 3.0, 20)
+    fit = fit_best_of_n(distance, distance * (0.8 - 0.2 * distance))
+    np.testing.assert_allclose(fit, (0.8, 0.2, 1.0))
+    fit = fit_rl(distance, distance * (1.0 - 0.4 * np.log(distance)), min_distance=0.5)
+    np.testing.assert_allclose(fit, (1.0, 0.4, 1.0))
+    wrong_form = fit_rl(distance, distance * (0.8 - 0.2 * distance), min_distance=0.5)
+    assert wrong_form.r_squared < 1.0
+    with pytest.raises(ValueError, match="at least 3"):
+        fit_rl(distance, distance, min_distance=2.9)
+
+
+def test_the_peak_of_best_of_n_golden():
+    np.testing.assert_allclose(best_of_n_peak(0.8, 0.2), (2.0, 0.8))

@@ -508,9 +508,9 @@ def test_every_shipped_ablation_judges_and_draws_every_seed_even_a_diverged_one(
 @pytest.fixture
 def bases(tour, tmp_path, monkeypatch):
     """A workdir whose base of seed 0 is the tour's; every config finds its data where the tour has them."""
-    for name in ("pretrain", "sft", "reward", "ppo", "evaluate"):
+    for name in ("pretrain", "sft", "label", "reward", "ppo", "evaluate"):
         monkeypatch.setattr(f"experiments.menagerie.{name}.DATA_DIR", str(tour.workdir / "data"))
-    for stage in ("pretrain", "sft", "reward"):
+    for stage in ("pretrain", "sft", "label", "reward"):
         shutil.copytree(tour.workdir / stage, tmp_path / "base/seed0" / stage)
     return tmp_path
 
@@ -539,9 +539,7 @@ def test_a_reward_model_on_some_rankings_of_another_run_in_shuffled_pairs(bases,
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.reward.batching = "shuffled_pairs"
     assert reproduce.finish(run, bases, {}) == "complete"
-    lines = (
-        (bases / "base/seed0/reward/comparisons/train/train.jsonl").read_text().splitlines()[:16]
-    )
+    lines = (bases / "base/seed0/label/comparisons/train/train.jsonl").read_text().splitlines()[:16]
     ranks = [json.loads(line)["ranks"] for line in lines]
     untied = sum(a < b for one in ranks for a in one for b in one)
     assert f"epochs of {untied} rankings" in capsys.readouterr().out
@@ -556,7 +554,7 @@ def test_rankings_of_a_run_that_has_none_are_refused(bases):
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.data.comparisons = "../../../base/seed0/sft"
     with pytest.raises(
-        FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; name a reward stage"
+        FileNotFoundError, match=r"no comparisons in .*base/seed0/sft; run a label stage"
     ):
         reproduce.finish(run, bases, {})
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from rlhf_jax.apps.export import main as export_main
 from rlhf_jax.models.huggingface import load_pretrained
-from rlhf_jax.models.huggingface.gguf import _NAMES, load_gguf
+from rlhf_jax.models.huggingface.gguf import GGUF_NAMES, load_gguf
 from rlhf_jax.models.huggingface.tensors import NAMES, tensors
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
@@ -21,13 +21,13 @@ FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
 
 
 def write(path, name, architecture, config, *, change=lambda tensors: None, **metadata):
-    """What llama.cpp's converter makes of a fixture: q and k permuted for LLaMA, 1 + w for Gemma."""
-    theirs = json.loads((golden.FOLDER / name / "config.json").read_text())
+    """Write what llama.cpp's converter does: q and k permuted for LLaMA, 1 + w for Gemma."""
+    fields = json.loads((golden.FOLDER / name / "config.json").read_text())
     stored = load_file(golden.FOLDER / name / "model.safetensors")
     names = {
-        t.leaves: t.name for t in tensors(NAMES[theirs["model_type"]], config, "language_model")
+        t.leaves: t.name for t in tensors(NAMES[fields["model_type"]], config, "language_model")
     }
-    ours = {t.name: stored[names[t.leaves]] for t in tensors(_NAMES, config, "language_model")}
+    ours = {t.name: stored[names[t.leaves]] for t in tensors(GGUF_NAMES, config, "language_model")}
     for key, array in ours.items():
         if architecture == "gemma3" and key.endswith("norm.weight"):
             ours[key] = array + 1
@@ -38,13 +38,13 @@ def write(path, name, architecture, config, *, change=lambda tensors: None, **me
             )
     change(ours)
     writer = gguf.GGUFWriter(str(path), architecture)
-    writer.add_context_length(theirs["max_position_embeddings"])
-    writer.add_embedding_length(theirs["hidden_size"])
-    writer.add_block_count(theirs["num_hidden_layers"])
-    writer.add_feed_forward_length(theirs["intermediate_size"])
-    writer.add_head_count(theirs["num_attention_heads"])
-    writer.add_head_count_kv(theirs["num_key_value_heads"])
-    writer.add_layer_norm_rms_eps(theirs["rms_norm_eps"])
+    writer.add_context_length(fields["max_position_embeddings"])
+    writer.add_embedding_length(fields["hidden_size"])
+    writer.add_block_count(fields["num_hidden_layers"])
+    writer.add_feed_forward_length(fields["intermediate_size"])
+    writer.add_head_count(fields["num_attention_heads"])
+    writer.add_head_count_kv(fields["num_key_value_heads"])
+    writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
     writer.add_rope_dimension_count(config.head_width)
     for key, value in metadata.items():
         getattr(writer, f"add_{key}")(value)
@@ -61,12 +61,12 @@ def expected(name):
 def test_llama_s_queries_and_keys_are_put_back_in_order(tmp_path):
     config, params = expected("llama")
     write(tmp_path / "a.gguf", "llama", "llama", config, rope_freq_base=10_000.0)
-    shape, found = load_gguf(tmp_path / "a.gguf", **FLOAT32)
+    shape, loaded = load_gguf(tmp_path / "a.gguf", **FLOAT32)
     assert dict(vars(shape), norm_eps=0, embedding_std=0) == dict(
         vars(config), norm_eps=0, embedding_std=0
     )
     assert shape.norm_eps == pytest.approx(config.norm_eps)  # the file has it in float32
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
 def test_gemma_s_norms_lose_their_one_and_gain_their_windows(tmp_path):
@@ -80,14 +80,14 @@ def test_gemma_s_norms_lose_their_one_and_gain_their_windows(tmp_path):
         key_length=6,
         sliding_window=5,
     )
-    shape, found = load_gguf(tmp_path / "a.gguf", **FLOAT32)
+    shape, loaded = load_gguf(tmp_path / "a.gguf", **FLOAT32)
     assert (shape.windows, shape.rope_base, shape.rope_base_local, shape.norm) == (
         (5,),
         1e3,
         1e4,
         "rmsnorm_plus_one",
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), found, params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), loaded, params)
 
 
 def test_what_does_not_fit_is_listed(tmp_path):
@@ -165,9 +165,10 @@ def test_a_file_is_a_parent_and_is_exported_with_its_tokenizer(tmp_path):
     path = f"hf:{tmp_path}/a.gguf"
     write(tmp_path / "a.gguf", "llama", "llama", config, rope_freq_base=10_000.0, **TOKENIZER)
     assert export_main(["--checkpoint", path, "--to", str(tmp_path / "b")]) == 0
-    (found, meta), tokenizer = load_model(f"hf:{tmp_path}/b"), read_tokenizer(f"hf:{tmp_path}/b")
+    exported, meta = load_model(f"hf:{tmp_path}/b")
+    tokenizer = read_tokenizer(f"hf:{tmp_path}/b")
     jax.tree.map(
-        np.testing.assert_array_equal, found["trunk"]["block_0"], params["trunk"]["block_0"]
+        np.testing.assert_array_equal, exported["trunk"]["block_0"], params["trunk"]["block_0"]
     )
     assert meta.fingerprint == load_model(path)[1].fingerprint
     assert tokenizer.fingerprint() == meta.tokenizer == read_tokenizer(path).fingerprint()

@@ -1,4 +1,7 @@
-"""The tokenizer inside a GGUF file: ids of hand-made vocabularies, and of a trained one written the way llama.cpp does."""
+"""Check the tokenizer inside a GGUF file: ids of hand-made vocabularies and of a trained one.
+
+The trained one is written as llama.cpp does.
+"""
 
 import json
 
@@ -66,25 +69,27 @@ def smollm(backend, **changes):
 
 def test_byte_level_ids_are_those_of_the_tokenizer_that_was_written(tmp_path):
     backend = trained()
-    found = gguf_tokenizer(smollm(backend))
+    tokenizer = gguf_tokenizer(smollm(backend))
     for text in TEXTS:
-        assert found.encode(text, special=True) == backend.encode(text).ids
-        assert found.decode(found.encode(text, special=False), keep_special=True) == text
-    assert (found.eos_id, found.pad_id, found.prefix_ids) == (2, 2, [])
-    assert found.start_ids == [0]  # documents follow <|endoftext|>, turns end with <|im_end|>
+        assert tokenizer.encode(text, special=True) == backend.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text, special=False), keep_special=True) == text
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.prefix_ids) == (2, 2, [])
+    assert tokenizer.start_ids == [0]  # documents follow <|endoftext|>, turns end with <|im_end|>
     assert (
-        len(found.encode("999", special=False)) == 3
+        len(tokenizer.encode("999", special=False)) == 3
     )  # digits one by one, which gpt-2's way of cutting is not
     rendered = render(
-        found, [Message("user", "cats?"), Message("assistant", "don't")], generation_prompt=False
+        tokenizer,
+        [Message("user", "cats?"), Message("assistant", "don't")],
+        generation_prompt=False,
     )
     marked = [i for i, trained in zip(rendered.ids, rendered.trained, strict=True) if trained]
-    assert marked == [*found.encode("don't", special=False), 2]
-    found.save(tmp_path)
-    again = load_tokenizer(tmp_path)
-    assert again.fingerprint() == found.fingerprint()
-    assert [again.encode(text, special=True) for text in TEXTS] == [
-        found.encode(text, special=True) for text in TEXTS
+    assert marked == [*tokenizer.encode("don't", special=False), 2]
+    tokenizer.save(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.fingerprint() == tokenizer.fingerprint()
+    assert [loaded.encode(text, special=True) for text in TEXTS] == [
+        tokenizer.encode(text, special=True) for text in TEXTS
     ]
 
 
@@ -94,9 +99,9 @@ def test_the_ends_of_a_turn_and_of_a_message_stop_a_response(tmp_path):
         "tokenizer.ggml.eot_token_id": 2,
         "tokenizer.ggml.eom_token_id": 1,
     }
-    found = gguf_tokenizer(smollm(trained(), **named, **{"tokenizer.chat_template": None}))
-    assert found.stop_ids == (0, 1, 2)
-    found.save(tmp_path)
+    tokenizer = gguf_tokenizer(smollm(trained(), **named, **{"tokenizer.chat_template": None}))
+    assert tokenizer.stop_ids == (0, 1, 2)
+    tokenizer.save(tmp_path)
     assert load_tokenizer(tmp_path).stop_ids == (0, 1, 2)
 
 
@@ -167,10 +172,10 @@ def gemma(**changes):
     ],
 )
 def test_sentencepiece_merges_the_best_score_first(text, pieces):
-    found = gemma()
-    assert found.fast.convert_ids_to_tokens(found.encode(text, special=True)) == pieces
+    tokenizer = gemma()
+    assert tokenizer.fast.convert_ids_to_tokens(tokenizer.encode(text, special=True)) == pieces
     if "<unk>" not in pieces:
-        assert found.decode(found.encode(text, special=True)) == text
+        assert tokenizer.decode(tokenizer.encode(text, special=True)) == text
 
 
 def test_sentencepiece_begins_with_bos_and_sometimes_a_space():

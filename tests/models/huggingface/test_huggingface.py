@@ -1,4 +1,4 @@
-"""Published families: what transformers computes with the same weights, with and without torch, and back again."""
+"""Check every family against transformers with the same weights, with and without torch."""
 
 import dataclasses
 import functools
@@ -36,18 +36,18 @@ def forward(model, params, tokens_BT, mask_BT):
     return apply(model, params, tokens_BT, mask_BT)[0]
 
 
-def close(ours, theirs, mask):
+def is_close(values, expected, mask):
     """Whether the largest difference at real tokens is below 1e-4 of their scale."""
     real = mask.astype(bool)
-    return np.abs(np.asarray(ours) - theirs)[real].max() < 1e-4 * np.abs(theirs[real]).max()
+    return np.abs(np.asarray(values) - expected)[real].max() < 1e-4 * np.abs(expected[real]).max()
 
 
-def same(a, b):
+def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def copied(tmp_path, name):
+def copy_fixture(tmp_path, name):
     return Path(shutil.copytree(golden.FOLDER / name, tmp_path / name))
 
 
@@ -72,11 +72,11 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
     config, params = load_pretrained(golden.FOLDER / name, **LM)
     expected, (tokens, mask) = np.load(golden.FOLDER / name / "golden.npz"), golden.inputs()
     model = LanguageModel(config)
-    assert close(
+    assert is_close(
         forward(model, params, jnp.asarray(tokens), jnp.asarray(mask)), expected["logits"], mask
     )
     prompts = (jnp.asarray(tokens[:2, : golden.PROMPT]), jnp.asarray(mask[:2, : golden.PROMPT]))
-    drawn = sample(
+    samples = sample(
         model,
         params,
         *prompts,
@@ -86,7 +86,7 @@ def test_logits_and_greedy_text_are_those_of_transformers(name):
         stop_tokens=(),
         pad_id=0,
     )
-    np.testing.assert_array_equal(drawn.tokens_BR, expected["greedy"])
+    np.testing.assert_array_equal(samples.tokens_BR, expected["greedy"])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -104,9 +104,9 @@ def test_a_classifier_with_one_label_is_a_reward_model(name, tmp_path):
     )  # has no tensor in transformers, comes back all the same
     save_pretrained(tmp_path, config, params, kind="scalar_model", **WRITE)
     assert json.loads((tmp_path / "config.json").read_text())["rlhf_jax_score_bias"] == 0.25
-    again, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
-    assert again == config
-    same(restored, params)
+    read_back, restored = load_pretrained(tmp_path, kind="scalar_model", **FLOAT32)
+    assert read_back == config
+    assert_same(restored, params)
     with pytest.raises(ValueError, match=r"unexpected score.weight \[1, 16\]"):
         load_pretrained(tmp_path, **LM)
 
@@ -129,18 +129,18 @@ def test_export_and_import_lose_nothing(name, tmp_path):
     config, params = load_pretrained(golden.FOLDER / name, **LM)
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    again, restored = load_pretrained(tmp_path, **LM)
-    assert again == config
-    same(restored, params)
+    read_back, restored = load_pretrained(tmp_path, **LM)
+    assert read_back == config
+    assert_same(restored, params)
     original = {
         k: v for f in (golden.FOLDER / name).glob("*.safetensors") for k, v in load_file(f).items()
     }
     written = {k: v for f in tmp_path.glob("*.safetensors") for k, v in load_file(f).items()}
-    same(written, original)
+    assert_same(written, original)
 
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path):
-    folder = copied(tmp_path, "gemma2")
+    folder = copy_fixture(tmp_path, "gemma2")
     edit_tensors(
         folder,
         lambda t: t.update({k: np.asarray(jnp.asarray(v, jnp.bfloat16)) for k, v in t.items()}),
@@ -157,7 +157,7 @@ def test_bfloat16_weights_stay_bfloat16(tmp_path):
         token_ids={},
         max_shard_bytes=10**9,
     )
-    same(
+    assert_same(
         load_file(tmp_path / "again" / "model.safetensors"), load_file(folder / "model.safetensors")
     )
 
@@ -174,9 +174,9 @@ def test_a_gpt_made_here_can_be_exported_and_a_palm_cannot(tmp_path):
     config = gpt(**sizes)
     params = init_params(LanguageModel(config), jax.random.key(0))
     save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
-    again, restored = load_pretrained(tmp_path, **LM)
-    assert again == config
-    same(restored, params)
+    read_back, restored = load_pretrained(tmp_path, **LM)
+    assert read_back == config
+    assert_same(restored, params)
     with pytest.raises(FileExistsError, match=r"config.json, model.safetensors already"):
         save_pretrained(tmp_path, config, params, kind="language_model", **WRITE)
     other = palm(**sizes, head_width=4)
@@ -432,7 +432,7 @@ def test_details_of_published_configurations():
     assert llama3.rope_scaling == (32.0, 1.0, 4.0, 8192.0)
 
 
-# What does not fit is said, all of it.
+# Errors list everything that does not fit.
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,8 @@ def test_details_of_published_configurations():
         (
             "llama",
             {"hidden_act": "relu", "mixture": 4, "vocab_size": "absent"},
-            r"config.json: llama configuration:\n  vocab_size: missing.*\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field",
+            r"config.json: llama configuration:\n  vocab_size: missing.*"
+            r"\n  hidden_act: 'relu'.*silu.*\n  mixture: 4 is a field",
         ),
         (
             "llama",
@@ -497,14 +498,14 @@ def test_details_of_published_configurations():
     ],
 )
 def test_unsupported_configurations_list_every_field(tmp_path, name, changes, words):
-    folder = copied(tmp_path, name)
+    folder = copy_fixture(tmp_path, name)
     edit_config(folder, **changes)
     with pytest.raises(ValueError, match=words):
         load_pretrained(folder, **LM)
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
-    folder = copied(tmp_path, "gpt2")
+    folder = copy_fixture(tmp_path, "gpt2")
 
     def damage(tensors):
         tensors["transformer.h.0.attn.bias"] = np.zeros(
@@ -530,7 +531,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 
 
 def test_names_without_the_prefix_are_a_trunk_alone(tmp_path):
-    folder = copied(tmp_path, "gpt2")
+    folder = copy_fixture(tmp_path, "gpt2")
     _, expected = load_pretrained(folder, **LM)
     strip = {
         k.removeprefix("transformer."): v
@@ -538,21 +539,21 @@ def test_names_without_the_prefix_are_a_trunk_alone(tmp_path):
     }
     strip["h.1.attn.masked_bias"] = np.zeros((), np.float32)
     save_file(strip, folder / "model.safetensors")
-    same(load_pretrained(folder, **LM)[1], expected)
+    assert_same(load_pretrained(folder, **LM)[1], expected)
 
 
 def test_tied_embeddings_may_be_stored_twice_but_not_differ(tmp_path):
-    folder = copied(tmp_path, "qwen2")
+    folder = copy_fixture(tmp_path, "qwen2")
     _, expected = load_pretrained(folder, **LM)
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"]}))
-    same(load_pretrained(folder, **LM)[1], expected)
+    assert_same(load_pretrained(folder, **LM)[1], expected)
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     with pytest.raises(ValueError, match=r"lm_head.weight: differs from model.embed_tokens.weight"):
         load_pretrained(folder, **LM)
 
 
 def test_weights_that_are_not_finite_are_all_named(tmp_path):
-    folder = copied(tmp_path, "llama")
+    folder = copy_fixture(tmp_path, "llama")
     edit_tensors(
         folder, lambda t: (t["model.norm.weight"].fill(np.nan), t["lm_head.weight"].fill(np.inf))
     )
@@ -563,7 +564,7 @@ def test_weights_that_are_not_finite_are_all_named(tmp_path):
 
 
 def test_damaged_missing_and_pickled_files_are_refused(tmp_path):
-    folder = copied(tmp_path, "mistral")
+    folder = copy_fixture(tmp_path, "mistral")
     shard = folder / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(
@@ -590,7 +591,7 @@ def test_damaged_missing_and_pickled_files_are_refused(tmp_path):
 
 
 def test_an_index_must_agree_with_its_files(tmp_path):
-    folder = copied(tmp_path, "mistral")
+    folder = copy_fixture(tmp_path, "mistral")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     index["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -632,7 +633,7 @@ def test_tensors_are_placed_one_at_a_time_on_the_mesh():
         )  # a copy, so that only the loader holds the array
 
     _, params = load_pretrained(golden.FOLDER / "gpt_neox", place=place, **LM)
-    same(params, plain)
+    assert_same(params, plain)
     assert jax.tree.map(lambda x: x.sharding, params) == shardings
     assert not params["trunk"]["embedding"].sharding.is_fully_replicated
     assert most == 1
@@ -656,19 +657,19 @@ def test_torch_computes_the_same_before_and_after(name, tmp_path):
             if score
             else transformers.AutoModelForCausalLM
         )
-        theirs = golden.make(*(golden.COMMITTED | golden.OTHERS)[name], score=score)
+        original = golden.make(*(golden.COMMITTED | golden.OTHERS)[name], score=score)
         first, second = tmp_path / f"theirs-{kind}", tmp_path / f"ours-{kind}"
-        theirs.save_pretrained(first)
+        original.save_pretrained(first)
         config, params = load_pretrained(first, kind=kind, **FLOAT32)
-        expected, (tokens, mask) = golden.logits(theirs), golden.inputs()
+        expected, (tokens, mask) = golden.logits(original), golden.inputs()
         if score:
-            ours = last_token_scores(
+            score_B = last_token_scores(
                 ScalarModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)
             )
-            assert np.abs(ours - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
+            assert np.abs(score_B - expected[:, 0]).max() < 1e-4 * np.abs(expected).max()
         else:
-            assert num_params(config) == sum(p.numel() for p in theirs.parameters())
-            assert close(
+            assert num_params(config) == sum(p.numel() for p in original.parameters())
+            assert is_close(
                 forward(LanguageModel(config), params, jnp.asarray(tokens), jnp.asarray(mask)),
                 expected,
                 mask,
