@@ -9,7 +9,7 @@ TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbclient>=0.10", "nbformat>=5.10", "i
 setup(
     name="rlhf_jax",
     version=Path("rlhf_jax/VERSION").read_text().strip(),
-    description="How ChatGPT is trained, in JAX: pretraining, SFT, reward models from rankings, PPO-ptx, evaluation.",
+    description="How ChatGPT is trained, in JAX: SFT, reward models from rankings, PPO-ptx",
     long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -34,7 +34,6 @@ setup(
         "regex>=2024.11",
         "absl-py>=2.1",
         "matplotlib>=3.9",
-        "tqdm>=4.66",
         "rich>=13",
         "tensorboardX>=2.6.2",
         # tensorflow-datasets 4.9 imports these without declaring all of them.

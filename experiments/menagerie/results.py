@@ -34,19 +34,19 @@ MODELS = {
     "ppo_ptx": "PPO-ptx",
 }
 COLOURS = {"base": "#767676", "sft_polite": "#e69f00", "ppo": "#d55e00", "ppo_ptx": "#009e73"}
-# Title in evaluation.json -> how the table calls it, and how it is printed.
+# Title in evaluation.json -> how the table calls it, decimals, and whether it is a share.
 METRICS = {
-    "gold minus sft": ("gold over SFT, SD", "{:.2f}"),
-    "preferred to sft, held-out labelers": ("preferred to SFT by held-out labelers", "{:.1%}"),
-    "preferred to base, held-out labelers": ("preferred to the raw model by them", "{:.1%}"),
-    "fails the instruction": ("fails the instruction", "{:.1%}"),
-    "does exactly what was asked": ("does exactly what was asked", "{:.1%}"),
-    "says something false": ("says something false", "{:.1%}"),
-    "rude replies, neutral prompts": ("rude replies to neutral prompts", "{:.1%}"),
-    "accuracy, held-out facts": ("held-out facts answered", "{:.1%}"),
-    "pretraining loss": ("pretraining loss, nats per token", "{:.3f}"),
-    "KL from sft": ("KL from SFT, nats per response", "{:.2f}"),
-    "accuracy against gold": ("reward model agrees with gold on its answers", "{:.1%}"),
+    "gold minus sft": ("gold over SFT, SD", 2, False),
+    "preferred to sft, held-out labelers": ("preferred to SFT by held-out labelers", 1, True),
+    "preferred to base, held-out labelers": ("preferred to the raw model by them", 1, True),
+    "fails the instruction": ("fails the instruction", 1, True),
+    "does exactly what was asked": ("does exactly what was asked", 1, True),
+    "says something false": ("says something false", 1, True),
+    "rude replies, neutral prompts": ("rude replies to neutral prompts", 1, True),
+    "accuracy, held-out facts": ("held-out facts answered", 1, True),
+    "pretraining loss": ("pretraining loss, nats per token", 3, False),
+    "KL from sft": ("KL from SFT, nats per response", 2, False),
+    "accuracy against gold": ("reward model agrees with gold on its answers", 1, True),
 }
 
 
@@ -92,9 +92,13 @@ def read_values(path: Path) -> list[Value]:
     """Return what `write_values` wrote."""
     with open(path, newline="") as file:
         return [
-            Value(*row[:3], *(float(field) if field else math.nan for field in row[3:]))
-            for row in list(csv.reader(file))[1:]
+            Value(row["metric"], row["model"], row["seed"], *map(_number, list(row.values())[3:]))
+            for row in csv.DictReader(file)
         ]
+
+
+def _number(field: str) -> float:
+    return float(field) if field else math.nan
 
 
 def write_values(path: Path, values: Sequence[Value]) -> None:
@@ -110,20 +114,25 @@ def write_values(path: Path, values: Sequence[Value]) -> None:
 def print_table(values: Sequence[Value]) -> None:
     """Print a Markdown table: the mean over seeds ± their standard deviation."""
     print(f"| | {' | '.join(MODELS.values())} |\n|---|{'---|' * len(MODELS)}")
-    for metric, (title, form) in METRICS.items():
-        cells = []
-        for model in MODELS:
-            seeds = [v.value for v in values if (v.metric, v.model) == (metric, model)]
-            deviation = f" ± {form.format(np.std(seeds, ddof=1))}" if len(seeds) > 1 else ""
-            cells.append(form.format(np.mean(seeds)) + deviation if seeds else "–")
+    for metric, (title, decimals, is_share) in METRICS.items():
+        cells = [_cell(values, metric, model, decimals, is_share) for model in MODELS]
         if set(cells) != {"–"}:
             print(f"| {title} | {' | '.join(cells)} |")
 
 
+def _cell(values: Sequence[Value], metric: str, model: str, decimals: int, is_share: bool) -> str:
+    scale, unit = (100, " %") if is_share else (1, "")
+    seeds = [scale * v.value for v in values if (v.metric, v.model) == (metric, model)]
+    if not seeds:
+        return "–"
+    deviation = f" ± {np.std(seeds, ddof=1):.{decimals}f}" if len(seeds) > 1 else ""
+    return f"{np.mean(seeds):.{decimals}f}{deviation}{unit}"
+
+
 def draw(values: Sequence[Value], path: Path) -> None:
     """Draw gold and preference over SFT as bars with 95 % intervals (Student's t over seeds)."""
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "results", "font.size": 9}
-    with matplotlib.rc_context({**settings, "font.family": "sans-serif"}):
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "results", "font.size": 9}
+    with matplotlib.rc_context(settings):
         figure = Figure(figsize=(8, 2.3), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         _draw_bars(left, values, "gold minus sft", scale=1, origin=0)
@@ -141,10 +150,12 @@ def _draw_bars(
         chosen = [v for v in values if (v.metric, v.model) == (metric, model)]
         if not chosen:
             continue
-        interval = Value(*chosen[0]) if len(chosen) == 1 else t_interval([v.value for v in chosen])
-        mean = scale * (interval.value if isinstance(interval, Value) else interval.mean)
-        axes.barh(row, mean - origin, left=origin, color=colour, height=0.7)
-        axes.plot([scale * interval.low, scale * interval.high], [row, row], color="black", lw=1.2)
+        interval = t_interval([value.value for value in chosen])
+        low, high = (
+            (chosen[0].low, chosen[0].high) if len(chosen) == 1 else (interval.low, interval.high)
+        )
+        axes.barh(row, scale * interval.mean - origin, left=origin, color=colour, height=0.7)
+        axes.plot([scale * low, scale * high], [row, row], color="black", lw=1.2)
     axes.axvline(origin, color="black", lw=0.8)
     axes.set_yticks(range(len(COLOURS)), [MODELS[model] for model in COLOURS])
     axes.spines[["top", "right"]].set_visible(False)
