@@ -122,7 +122,7 @@ def others(executed, folder):
     """The other notebooks; they find the tour's data and first stages where they would make their own."""
     (folder / "runs/colabs").mkdir(parents=True)
     (folder / "runs/data").symlink_to(folder / "run/data")
-    for stage in ("pretrain", "sft", "reward"):
+    for stage in ("pretrain", "sft", "label", "reward"):
         copy = folder / "runs/colabs/tiny/base/seed0" / stage
         shutil.copytree(folder / "run" / stage, copy)
         config = (copy / "config.json").read_text()
