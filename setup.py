@@ -20,7 +20,7 @@ setup(
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.12,<1",  # 1.0 brings another interface
         "transformers>=5.0",
         "tensorflow-datasets>=4.9.10",
         "ml-collections>=1.1",
@@ -41,9 +41,11 @@ setup(
         "importlib_resources>=6",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "torch": ["torch>=2.6"],
+        "data": ["datasets>=4"],  # public data of the Hugging Face hub
+        "torch": ["torch>=2.6"],  # comparisons in tests alone
         "gguf": ["gguf>=0.17"],
         "control": ["gymnax>=1.0.1"],  # brings gymnasium, pandas and seaborn
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.15"],

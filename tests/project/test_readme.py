@@ -140,3 +140,9 @@ def test_licence_and_citation_agree_with_setup():
     assert "license: Apache-2.0" in citation
     version = (ROOT / "rlhf_jax" / "VERSION").read_text().strip()
     assert f"version: {version}\n" in citation
+
+
+def test_templates_are_shipped():
+    setup = (ROOT / "setup.py").read_text()
+    for path in (ROOT / "rlhf_jax").rglob("*.jinja"):
+        assert f'"{path.relative_to(ROOT / "rlhf_jax")}"' in setup
