@@ -41,7 +41,7 @@ from rlhf_jax.evaluation.checkpoints import (
     load_language_model,
     load_tokenizer_of,
 )
-from rlhf_jax.evaluation.generate import complete, generate
+from rlhf_jax.evaluation.generate import GenerationSettings, complete, generate
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
 from rlhf_jax.menagerie import judges
@@ -124,11 +124,7 @@ def texts(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
             asked.tokenizer,
             contexts,
             jax.random.key(seed),
-            spec=spec,
-            prompt_length=half,
-            response_length=half,
-            batch_size=256,
-            num_samples=panel.num_samples,
+            GenerationSettings(spec, half, half, batch_size=256, num_samples=panel.num_samples),
         )
         rows.append(
             _row(
@@ -195,15 +191,9 @@ def answers(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
     asked, candidate = ask(panel, load_tokenizer_of(one)), load_language_model(one)
     found: dict[str, tuple[np.ndarray, float]] = {}
     for name, spec in SPECS.items():
+        settings = asked.sampling._replace(sampling=spec)
         drawn = generate(
-            candidate.model,
-            candidate.params,
-            asked.tokenizer,
-            asked.prompts,
-            jax.random.key(seed),
-            spec=spec,
-            num_samples=panel.num_samples,
-            **asked.sampling,
+            *candidate, asked.tokenizer, asked.prompts, jax.random.key(seed), settings
         )
         different = float(np.mean([len(set(few)) for few in drawn])) / panel.num_samples
         found[name] = (judges.judge(asked.world, asked.prompts, drawn).total_NS, different)

@@ -14,14 +14,14 @@ Left out on purpose: tokens as decisions. Whether a token is right can often not
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
 from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.generate import complete
+from rlhf_jax.evaluation.generate import GenerationSettings, complete
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.menagerie import grammar
 from rlhf_jax.menagerie.gold import Reading, read_reply, true_value
@@ -112,7 +112,7 @@ def decisions(
             spots, tokenizer.encode_batch(prefixes, special=False), strict=True
         )
     ]
-    room: dict[str, Any] = {"spec": spec, "batch_size": batch_size, "num_samples": num_samples}
+    rest = {"batch_size": batch_size, "num_samples": num_samples}
     _check_room(contexts, model.config.context_length, SENTENCE)
     _check_room(prompts, model.config.context_length, LONGEST)
     forced = complete(
@@ -121,9 +121,7 @@ def decisions(
         tokenizer,
         contexts,
         jax.random.fold_in(key, 0),
-        prompt_length=max(map(len, contexts)),
-        response_length=SENTENCE,
-        **room,
+        GenerationSettings(spec, max(map(len, contexts)), SENTENCE, **rest),
     )
     own = complete(
         model,
@@ -131,9 +129,7 @@ def decisions(
         tokenizer,
         prompts,
         jax.random.fold_in(key, 1),
-        prompt_length=max(map(len, prompts)),
-        response_length=LONGEST,
-        **room,
+        GenerationSettings(spec, max(map(len, prompts)), LONGEST, **rest),
     )
 
     found = []

@@ -122,7 +122,7 @@ def answer(bench: Bench, *, folder: str, size: str, questions: int) -> list[Row]
                 )
                 continue
             right = few_shot_hits(
-                *candidate,
+                candidate,
                 tokenizer,
                 asked,
                 batch_size=evaluate.get_config(size).evaluation.batch_size,

@@ -138,10 +138,9 @@ def judged(bench: Bench, *, panel: Panel, seed: int, folder: str, prompted: bool
 def behind(asked: Asked, prefix: Sequence[Message], context_length: int) -> Asked:
     """The same prompts, each behind a prefix of earlier turns; together they may fill what an answer leaves of the context."""
     prompts = [replace(prompt, messages=(*prefix, *prompt.messages)) for prompt in asked.prompts]
-    prompt_length = context_length - asked.sampling["response_length"]
-    return replace(
-        asked, prompts=prompts, sampling={**asked.sampling, "prompt_length": prompt_length}
-    )
+    prompt_length = context_length - asked.sampling.response_length
+    sampling = asked.sampling._replace(prompt_length=prompt_length)
+    return replace(asked, prompts=prompts, sampling=sampling)
 
 
 def best_prefix(bench: Bench, ref: Reference, panel: Panel, seed: int) -> list[Message]:
@@ -161,7 +160,7 @@ def best_prefix(bench: Bench, ref: Reference, panel: Panel, seed: int) -> list[M
         ]
         exam = replace(ref.asked, prompts=prompts)
         scores, context_length = [], one.model.config.context_length
-        room = context_length - exam.sampling["prompt_length"] - exam.sampling["response_length"]
+        room = context_length - exam.sampling.prompt_length - exam.sampling.response_length
         prefixes = candidates(told, tokenizer, room)
         for prefix in prefixes:
             said = draw_answers(

@@ -31,7 +31,8 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
-from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
+from rlhf_jax.evaluation.judges import JudgeSettings
 from rlhf_jax.evaluation.likelihood import (
     Continuation,
     continuations,
@@ -84,7 +85,7 @@ class Asked:
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
     tokenizer: Tokenizer
-    sampling: dict[str, int]
+    sampling: GenerationSettings
 
 
 def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
@@ -102,11 +103,9 @@ def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
         ),
         take_first("corpus_documents", panel.corpus_documents, documents),
         tokenizer,
-        {
-            "prompt_length": data.prompt_length,
-            "response_length": how.response_length,
-            "batch_size": how.batch_size,
-        },
+        GenerationSettings(
+            PLAIN, data.prompt_length, how.response_length, how.batch_size, panel.num_samples
+        ),
     )
 
 
@@ -130,16 +129,8 @@ def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
 
     def draw() -> dict[str, Any]:
         policy = load_language_model(one)
-        drawn = generate(
-            policy.model,
-            policy.params,
-            asked.tokenizer,
-            asked.prompts,
-            jax.random.key(seed),
-            spec=PLAIN,
-            num_samples=panel.num_samples,
-            **asked.sampling,
-        )
+        key = jax.random.key(seed)
+        drawn = generate(*policy, asked.tokenizer, asked.prompts, key, asked.sampling)
         different = [list(dict.fromkeys(few)) for few in drawn]
         gold = [
             judges.judge(asked.world, [prompt], [few]).total_NS[0]
@@ -247,16 +238,9 @@ def draw_answers(
     policy: LoadedModel, asked: Asked, panel: Panel, seed: int
 ) -> list[list[Generation]]:
     """A policy's answers to the panel's prompts."""
-    return generate(
-        policy.model,
-        policy.params,
-        asked.tokenizer,
-        asked.prompts,
-        jax.random.key(1000 + seed),
-        spec=PLAIN,
-        num_samples=panel.num_samples,
-        **asked.sampling,
-    )
+    key = jax.random.key(1000 + seed)
+    settings = asked.sampling._replace(num_samples=panel.num_samples)
+    return generate(*policy, asked.tokenizer, asked.prompts, key, settings)
 
 
 def opinions(
@@ -267,14 +251,9 @@ def opinions(
     total_NS = judges.judge(world, prompts, answers).total_NS
     prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
     gold = ((total_NS - ref.total_NS.mean()) / ref.total_NS.std()).ravel()
-    preference_NSL = judges.labeler_preferences(
-        world,
-        prompts,
-        answers,
-        ref.answers,
-        labelers_per_prompt=panel.labelers_per_prompt,
-        seed=seed,
-    )
+    settings = JudgeSettings(Path(), panel.labelers_per_prompt, seed)
+    judge = judges.LabelerJudge(world, "heldout", settings)
+    preference_NSL = judge.preferences(prompts, answers, ref.answers)
     return {
         "gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
         "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP),

@@ -43,7 +43,6 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.generate import generate
-from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import init_params
 from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -134,16 +133,8 @@ def hide(data: Batches, token: int) -> None:
 
 def ending(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> Row:
     """Share of answers that end by themselves, and their length."""
-    drawn = generate(
-        policy.model,
-        policy.params,
-        asked.tokenizer,
-        asked.prompts,
-        jax.random.key(seed),
-        spec=PLAIN,
-        num_samples=panel.num_samples,
-        **asked.sampling,
-    )
+    key = jax.random.key(seed)
+    drawn = generate(*policy, asked.tokenizer, asked.prompts, key, asked.sampling)
     said = [answer for few in drawn for answer in few]
     return {
         "finished": float(np.mean([one.finished for one in said])),

@@ -107,7 +107,7 @@ def read(bench: Bench, *, folder: str, name: str, checkpoint: str, size: str) ->
     one = find_checkpoint(bench.workdir, str(bench.folder(checkpoint)))
     asked = falsehood_questions(make_world(size), misconceptions=True)
     told = falsehood_scores(
-        *load_language_model(one), load_tokenizer_of(one), asked, batch_size=256
+        load_language_model(one), load_tokenizer_of(one), asked, batch_size=256
     )
     row: Row = {column: values[metric][name]["value"] for column, metric in COLUMNS.items()}
     return [row | {"popular": float(told.popular_N.mean())}]

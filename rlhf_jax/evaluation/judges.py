@@ -18,34 +18,36 @@ import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.evaluation.likelihood import scores, text_continuations
 from rlhf_jax.evaluation.table import Key
+from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.heads import Params, ScalarModel
 from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
 from rlhf_jax.training.run import locate
 
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
+Texts = Sequence[Sequence[str]]  # N prompts, the texts of finished responses to each
 Ranks = tuple[int, ...]  # 1 is best, ties share a rank
 SCORE_BATCH = 64  # texts that a reward model reads at once
 
 
 class JudgeSettings(NamedTuple):
-    """Say what a judge is told besides its name.
+    """Say what a judge is told besides its name; a path that starts with ../ is of `workdir`.
 
-    A path that starts with ../ is relative to `workdir`; for `preferences` so many labelers are drawn
-    for every prompt, with this seed.
+    For `preferences` so many labelers are drawn for every prompt, with this seed.
     """
 
     workdir: Path
@@ -79,16 +81,10 @@ class Judge(ABC):
         """
 
     def rank_all(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
-        rngs: Sequence[np.random.Generator],
+        self, prompts: Sequence[Prompt], responses: Texts, rngs: Sequence[np.random.Generator]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt; each prompt has a generator of its own."""
-        return [
-            self.rank(prompt, texts, rng)
-            for prompt, texts, rng in zip(prompts, responses, rngs, strict=True)
-        ]
+        return list(map(self.rank, prompts, responses, rngs))
 
 
 class ScoreJudge(Judge):
@@ -105,46 +101,35 @@ class ScoreJudge(Judge):
         """Return the numbers, by name and each (N, S), that a monitor of this judge averages."""
         return {"score": self.scores(prompts, responses)}
 
-    def rank(self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator) -> Ranks:
+    def rank(
+        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
+    ) -> Ranks | None:
         """Return 1 + the number of better responses, for every response; `rng` is not used."""
-        del rng
-        finished = [[Generation(text, (), finished=True) for text in responses]]
-        return _ranks(self.scores([prompt], finished)[0])
+        return self.rank_all([prompt], [responses], [rng])[0]
 
     def rank_all(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
-        rngs: Sequence[np.random.Generator],
+        self, prompts: Sequence[Prompt], responses: Texts, rngs: Sequence[np.random.Generator]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt, in one call of `scores` for full batches."""
         del rngs
         repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
         finished = [[Generation(text, (), finished=True)] for texts in responses for text in texts]
-        score_M = self.scores(repeated, finished)[:, 0]
+        score_M = np.round(self.scores(repeated, finished)[:, 0], 6)
         ends = np.cumsum([len(texts) for texts in responses])[:-1]
-        return [_ranks(score_C) for score_C in np.split(score_M, ends)]
+        return [
+            tuple(1 + int((score_C > score).sum()) for score in score_C)
+            for score_C in np.split(score_M, ends)
+        ]
 
     def preferences(
         self, prompts: Sequence[Prompt], first: Responses, second: Responses
     ) -> np.ndarray:
         """Return preference_NS1 by the sign of the difference of scores."""
-        difference_NS = np.round(self.scores(prompts, first) - self.scores(prompts, second), 6)
-        return (0.5 * (1.0 + np.sign(difference_NS)))[..., None]
-
-
-def _ranks(score_C: np.ndarray) -> Ranks:
-    rounded_C = np.round(score_C, 6)
-    return tuple(1 + int((rounded_C > score).sum()) for score in rounded_C)
+        scores = (self.scores(prompts, responses) for responses in (first, second))
+        return score_preferences(*scores)[..., None]
 
 
 # --- a reward model -----------------------------------------------------------------------------
-
-
-class _LoadedReward(NamedTuple):
-    model: ScalarModel
-    params: Params
-    tokenizer: Tokenizer
 
 
 class RewardModelJudge(ScoreJudge):
@@ -172,34 +157,20 @@ class RewardModelJudge(ScoreJudge):
             )
 
     @cached_property
-    def _loaded(self) -> _LoadedReward:
+    def _loaded(self) -> tuple[ScalarModel, Params, Tokenizer]:
         params, meta = load_model(self._folder)
-        return _LoadedReward(
-            ScalarModel(from_dict(meta.model)), params, read_tokenizer(self._folder)
-        )
+        return ScalarModel(from_dict(meta.model)), params, read_tokenizer(self._folder)
 
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
         """Return score_NS, read at the end of the turn, or where an unfinished response stops."""
         model, params, tokenizer = self._loaded
-        contexts = render_batch(
-            tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
-        )
-        texts = [response.text for samples in responses for response in samples]
-        encoded = iter(tokenizer.encode_batch(texts, special=False))
-        items = [
-            Continuation(context.ids, _with_end(next(encoded), response, tokenizer.turn_end_id))
-            for context, samples in zip(contexts, responses, strict=True)
-            for response in samples
-        ]
+        groups = text_continuations(tokenizer, prompts, responses)
+        items = [item for group in groups for item in group]
         try:
             score_M = scores(model, params, items, batch_size=SCORE_BATCH)
         except ValueError as error:
             raise ValueError(f"judge reward:{self._path}: {error}") from None
         return score_M.reshape(len(prompts), -1)
-
-
-def _with_end(ids: list[int], response: Generation, end_id: int) -> list[int]:
-    return [*ids, end_id] if response.finished or not ids else ids
 
 
 # --- a Python function --------------------------------------------------------------------------
@@ -232,18 +203,14 @@ class FunctionJudge(ScoreJudge):
         Raises:
           ValueError: the function fails, or returns no finite number; names the prompt.
         """
-        return np.array(
-            [
-                [self._score(number, prompt, response.text) for response in samples]
-                for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
-            ],
-            np.float64,
-        )
+        rows = enumerate(zip(prompts, responses, strict=True))
+        scores = [
+            [self._score(n, prompt, r.text) for r in samples] for n, (prompt, samples) in rows
+        ]
+        return np.array(scores, np.float64)
 
     def _score(self, number: int, prompt: Prompt, text: str) -> float:
-        messages = [
-            {"role": message.role, "content": message.content} for message in prompt.messages
-        ]
+        messages = [asdict(message) for message in prompt.messages]
         where = (
             f"judge function:{self._location}: prompt {number} "
             f"({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
@@ -252,13 +219,10 @@ class FunctionJudge(ScoreJudge):
             score = self._function(messages, text)
         except Exception as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-        try:
-            number_or_nan = float(score)
-        except (TypeError, ValueError):
-            number_or_nan = math.nan
-        if not math.isfinite(number_or_nan):
-            raise ValueError(f"{where}: returned {score!r}, expected a finite number")
-        return number_or_nan
+        with suppress(TypeError, ValueError):
+            if math.isfinite(float(score)):
+                return float(score)
+        raise ValueError(f"{where}: returned {score!r}, expected a finite number")
 
 
 def _import_function(location: str, workdir: Path) -> RewardFunction:
@@ -267,11 +231,8 @@ def _import_function(location: str, workdir: Path) -> RewardFunction:
     where = f"judge function:{location}"
     if not source or not name:
         raise ValueError(f"{where}: expected function:FILE.py:NAME or function:package.module:NAME")
-    module = (
-        _import_file(locate(workdir, source), where)
-        if source.endswith(".py")
-        else _import_module(source, where)
-    )
+    is_file = source.endswith(".py")
+    module = _import_file(locate(workdir, source), where) if is_file else _import(source, where)
     function = getattr(module, name, None)
     if not callable(function):
         what = f"no {name!r}" if function is None else f"{name!r}, which is no function"
@@ -293,7 +254,7 @@ def _import_file(path: Path, where: str) -> Any:
     return module
 
 
-def _import_module(name: str, where: str) -> Any:
+def _import(name: str, where: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -345,16 +306,11 @@ class FileJudge(Judge):
         Raises:
           ValueError: the file does not rank a pair.
         """
-        return np.array(
-            [
-                [
-                    [self._preference(prompt, (a.text, b.text))]
-                    for a, b in zip(*samples, strict=True)
-                ]
-                for prompt, *samples in zip(prompts, first, second, strict=True)
-            ],
-            np.float64,
-        )
+        preferences = [
+            [[self._preference(prompt, (a.text, b.text))] for a, b in zip(*samples, strict=True)]
+            for prompt, *samples in zip(prompts, first, second, strict=True)
+        ]
+        return np.array(preferences, np.float64)
 
     def _preference(self, prompt: Prompt, texts: tuple[str, str]) -> float:
         ranks = self.rank(prompt, texts, np.random.default_rng(0))

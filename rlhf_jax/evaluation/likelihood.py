@@ -52,8 +52,7 @@ def continuation_logps(
     Raises:
         ValueError: a context or continuation is empty, or a text longer than the model's context.
     """
-    context_length = model.config.context_length
-    _check(items, context_length)
+    context_length = _check(model.config.context_length, items)
     cache = None
     # What long contexts have in common is read once; without this every row would read it again.
     prefix = _shared_prefix([item.context for item in items])
@@ -110,8 +109,7 @@ def scores(
     model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int
 ) -> np.ndarray:
     """Return the reward model's score of every continuation, read at its last token."""
-    context_length = model.config.context_length
-    _check(items, context_length)
+    context_length = _check(model.config.context_length, items)
     compute = functools.partial(_scores, model, params)
     return _by_length(compute, items, batch_size, context_length, "scores")
 
@@ -130,14 +128,32 @@ def _scores(
 def continuations(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
 ) -> list[Continuation]:
-    """Return every response behind its prompt, as token ids."""
+    """Return every response behind its prompt, as the token ids that were drawn."""
+    rows = zip(_contexts(tokenizer, prompts), responses, strict=True)
+    return [Continuation(context, sample.ids) for context, samples in rows for sample in samples]
+
+
+def text_continuations(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
+) -> list[list[Continuation]]:
+    """Return every response behind its prompt, its text encoded by any tokenizer.
+
+    The end of the turn is read where the policy ended its response, or said nothing that can be
+    read.
+    """
+    texts = [response.text for samples in responses for response in samples]
+    encodings = iter(tokenizer.encode_batch(texts, special=False))
+    groups = []
+    for context, samples in zip(_contexts(tokenizer, prompts), responses, strict=True):
+        ids = [(next(encodings), response.finished) for response in samples]
+        end = [tokenizer.turn_end_id]
+        groups.append([Continuation(context, [*i, *end] if f or not i else i) for i, f in ids])
+    return groups
+
+
+def _contexts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
     messages = [prompt.messages for prompt in prompts]
-    contexts = render_batch(tokenizer, messages, generation_prompt=True)
-    return [
-        Continuation(context.ids, sample.ids)
-        for context, samples in zip(contexts, responses, strict=True)
-        for sample in samples
-    ]
+    return [row.ids for row in render_batch(tokenizer, messages, generation_prompt=True)]
 
 
 def score_responses(
@@ -162,9 +178,8 @@ def choice_logps(
     batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (logp_C, length_C) of every question: log-probability and tokens of each answer."""
-    answers = iter(
-        tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
-    )
+    texts = [text for item in questions for text in item.answers]
+    answers = iter(tokenizer.encode_batch(texts, special=False))
     items = [Continuation(item.context, next(answers)) for item in questions for _ in item.answers]
     logp_N = continuation_logps(model, params, items, batch_size=batch_size)
     length_N = np.array([len(item.ids) for item in items])
@@ -188,7 +203,7 @@ def corpus_nll(
     2022, section 4.2 and appendix E.6). A mean of batch means would favour the tokens of short
     batches.
     """
-    arrays = lm_batches(
+    blocks = lm_batches(
         documents,
         tokenizer,
         context_length=context_length,
@@ -196,9 +211,8 @@ def corpus_nll(
         seed=0,
         mask_documents=mask_documents,
     ).arrays
-    return block_nll(
-        model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
-    )
+    rows = (blocks["tokens_BT"], blocks["segments_BT"])
+    return block_nll(model, params, *rows, batch_size=batch_size)
 
 
 def block_nll(
@@ -210,9 +224,10 @@ def block_nll(
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Σ_t -log π(token t | before) of every row, and the number of predicted tokens."""
+    batches = batch_rows(len(tokens_NT), batch_size)
     parts = run_batches(
         lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
-        batch_rows(len(tokens_NT), batch_size),
+        batches,
         "losses",
     )
     nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*parts, strict=True))
@@ -275,18 +290,15 @@ def _by_length(
     return result_N
 
 
-def _check(items: Sequence[Continuation], context_length: int) -> None:
+def _check(context_length: int, items: Sequence[Continuation]) -> int:
     for number, (context, ids) in enumerate(items):
+        lengths = f"{len(context)} + {len(ids)} tokens"
         if not context or not ids:
-            raise ValueError(
-                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, "
-                "expected some"
-            )
+            raise ValueError(f"text {number} has {lengths}: context and continuation need some")
         if len(context) + len(ids) > context_length:
-            raise ValueError(
-                f"text {number} has {len(context)} + {len(ids)} tokens, "
-                f"the model's context is {context_length}"
-            )
+            message = f"text {number} has {lengths}, the model's context is {context_length}"
+            raise ValueError(message)
+    return context_length
 
 
 def _pad(items: Sequence[Continuation], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

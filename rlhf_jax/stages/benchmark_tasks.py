@@ -21,14 +21,14 @@ from rlhf_jax.evaluation.benchmarks import (
     reward_accuracy,
     truthfulqa,
 )
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, not_run
 from rlhf_jax.evaluation.benchmarks.questions import INSTRUCTIONS, ResponseSettings
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
     load_transformers_classifier,
     load_word_classifier,
 )
 from rlhf_jax.evaluation.checkpoints import find_checkpoint
-from rlhf_jax.evaluation.table import Row, not_run
+from rlhf_jax.evaluation.table import Row
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.pretrained import HUB
 
