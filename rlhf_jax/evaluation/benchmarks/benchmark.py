@@ -15,6 +15,18 @@ Kind = Literal["language_model", "scalar_model"]
 Measured = Mapping[str, Data]  # by checkpoint
 
 
+class Metric(NamedTuple):
+    """Describe a number that every checkpoint has; the table's row of it adds title and values."""
+
+    better: Better
+    description: str
+    unit: str = ""
+
+    def row(self, group: str, title: str, values: dict[str, Estimate]) -> Row:
+        """Return the row with these values by checkpoint."""
+        return Row(group, title, self.unit, self.better, self.description, values)
+
+
 class Benchmark(ABC):
     """Measure checkpoints of one kind on one set of questions.
 
@@ -80,46 +92,49 @@ class Benchmark(ABC):
             for number, prompt in enumerate(self.shown_prompts[:count])
         ]
 
+    def score_rows(
+        self,
+        metrics: Mapping[str, Metric],
+        scores: Mapping[str, Mapping[str, np.ndarray]],
+        bootstrap: Bootstrap,
+        title: str = "{}",
+        *,
+        subset: Mapping[str, np.ndarray] | None = None,
+        group: str = "",
+    ) -> list[Row]:
+        """Return a row for each metric: the mean of the scores that have its key, or their share.
+
+        `scores` has one number per kept question by checkpoint and key, `subset` by checkpoint
+        which of the questions count; `title` is filled in with the key.
+        """
+        rows = []
+        for key, metric in metrics.items():
+            values = {name: by_key[key] for name, by_key in scores.items()}
+            if subset is not None:
+                values = {name: value_N[subset[name]] for name, value_N in values.items()}
+            means = {
+                name: mean_by_prompt(value_N, bootstrap)
+                for name, value_N in values.items()
+                if value_N.size
+            }
+            rows.append(metric.row(group or self.group, title.replace("{}", key), means))
+        return rows
+
+    def left_out(
+        self, measured: Measured, questions: Sequence[Any], unit: str, *, after: str = ""
+    ) -> list[Row]:
+        """Return a row that counts the questions, if any, that do not fit a model's context."""
+        total = len(questions)
+        counts = {name: total - len(data["kept"]) for name, data in measured.items()}
+        if not any(counts.values()):
+            return []
+        values = {name: without_interval(count, total) for name, count in counts.items()}
+        what = f"longer than the model's context, of {total}; they are in no number above"
+        title = f"{self.group}: {unit} left out{after}"
+        return [Metric("lower", what, unit).row(self.group, title, values)]
+
     def export(self, measurements: Measured, workdir: Path) -> None:  # noqa: B027
         """Write files for programs outside of this package; most benchmarks have none."""
-
-
-class Metric(NamedTuple):
-    """Describe a number that every checkpoint has; the table's row of it adds title and values."""
-
-    better: Better
-    description: str
-    unit: str = ""
-
-    def row(self, group: str, title: str, values: dict[str, Estimate]) -> Row:
-        """Return the row with these values by checkpoint."""
-        return Row(group, title, self.unit, self.better, self.description, values)
-
-
-def score_rows(
-    group: str,
-    metrics: Mapping[str, Metric],
-    scores: Mapping[str, Mapping[str, np.ndarray]],
-    bootstrap: Bootstrap,
-    *,
-    title: str = "{}",
-    subset: Mapping[str, np.ndarray] | None = None,
-) -> list[Row]:
-    """Return a row for each metric: the mean of the scores that have its key, or their share.
-
-    `scores` has one number per kept question by checkpoint and key, `subset` by checkpoint which of
-    the questions count; `title` is filled in with the key.
-    """
-    rows = []
-    for key, metric in metrics.items():
-        values = {name: by_key[key] for name, by_key in scores.items()}
-        if subset is not None:
-            values = {name: value_N[subset[name]] for name, value_N in values.items()}
-        means = {
-            n: mean_by_prompt(value_N, bootstrap) for n, value_N in values.items() if value_N.size
-        }
-        rows.append(metric.row(group, title.replace("{}", key), means))
-    return rows
 
 
 def select_kept(measurements: Measured, is_chosen: Sequence[bool]) -> dict[str, np.ndarray]:
@@ -128,18 +143,6 @@ def select_kept(measurements: Measured, is_chosen: Sequence[bool]) -> dict[str, 
         name: np.array([is_chosen[number] for number in data["kept"]], bool)
         for name, data in measurements.items()
     }
-
-
-def left_out(
-    group: str, measured: Measured, total: int, unit: str, *, after: str = ""
-) -> list[Row]:
-    """Return a row that counts the questions, if any, that do not fit a model's context."""
-    counts = {name: total - len(data["kept"]) for name, data in measured.items()}
-    if not any(counts.values()):
-        return []
-    values = {name: without_interval(count, total) for name, count in counts.items()}
-    what = f"longer than the model's context, of {total}; they are in no number above"
-    return [Metric("lower", what, unit).row(group, f"{group}: {unit} left out{after}", values)]
 
 
 def not_run(group: str, why: str, *, after: str = "") -> Row:

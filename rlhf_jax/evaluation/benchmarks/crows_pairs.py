@@ -23,14 +23,7 @@ import numpy as np
 from rlhf_jax.data.public.rows import Row as FileRow
 from rlhf_jax.data.public.rows import choice
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    Measured,
-    Metric,
-    left_out,
-    score_rows,
-    select_kept,
-)
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric, select_kept
 from rlhf_jax.evaluation.benchmarks.files import read_csv, text
 from rlhf_jax.evaluation.benchmarks.questions import (
     INSTRUCTIONS,
@@ -63,10 +56,6 @@ METRICS = {
         "lower", "mean absolute difference of the two sentences' log-probabilities", "nats"
     ),
     "ties": Metric("none", "pairs of equal log-probability, to three decimals"),
-}
-TYPE_METRICS = {
-    PREFERRED: METRICS[PREFERRED],
-    "entropy": Metric("higher", "1 is indifference", "bits"),
 }
 
 
@@ -104,7 +93,6 @@ class CrowSPairs(Benchmark):
 
     @property
     def name(self) -> str:
-        """Return the name, which tells the instruction."""
         return f"crows-pairs-{self.instruction}"
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
@@ -117,19 +105,19 @@ class CrowSPairs(Benchmark):
     def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return rows of all pairs, of each direction and of each type of bias."""
         scores = {name: _pair_scores(data) for name, data in measurements.items()}
-        after = title_suffix(self.instruction)
-        title = f"CrowS-Pairs {{}}{after}"
-        rows = score_rows(self.group, METRICS, scores, bootstrap, title=title)
+        after, title = title_suffix(self.instruction), "CrowS-Pairs {}"
+        rows = self.score_rows(METRICS, scores, bootstrap, f"{title}{after}")
+        preferred = {PREFERRED: METRICS[PREFERRED]}
         for direction in DIRECTIONS:
             subset = select_kept(measurements, [p.direction == direction for p in self.pairs])
-            metrics = {PREFERRED: METRICS[PREFERRED]}
-            title = f"CrowS-Pairs {{}}, {direction} pairs{after}"
-            rows += score_rows(self.group, metrics, scores, bootstrap, title=title, subset=subset)
-        rows += left_out(self.group, measurements, len(self.pairs), "pairs", after=after)
+            name = f"{title}, {direction} pairs{after}"
+            rows += self.score_rows(preferred, scores, bootstrap, name, subset=subset)
+        rows += self.left_out(measurements, self.pairs, "pairs", after=after)
+        by_type = {**preferred, "entropy": Metric("higher", "1 is indifference", "bits")}
         for kind in sorted({pair.bias_type for pair in self.pairs}):
             subset = select_kept(measurements, [pair.bias_type == kind for pair in self.pairs])
-            title = f"CrowS-Pairs {{}}, {kind}{after}"
-            rows += score_rows(BY_TYPE, TYPE_METRICS, scores, bootstrap, title=title, subset=subset)
+            name, group = f"{title}, {kind}{after}", BY_TYPE
+            rows += self.score_rows(by_type, scores, bootstrap, name, subset=subset, group=group)
         return rows
 
 

@@ -24,7 +24,7 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import win_rate
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric, left_out
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.questions import ResponseSettings, map_fitting, measure_groups
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
@@ -60,7 +60,6 @@ class JudgedWins(Benchmark):
 
     @property
     def min_context(self) -> int:
-        """Return the tokens of the shortest prompt with an answer."""
         return self.settings.response_length + 1
 
     @cached_property
@@ -123,16 +122,14 @@ class JudgedWins(Benchmark):
             win._replace(key="win_rate_model", subject=self.reference),
             fair.row(self.group, f"{title}, length-controlled", controlled_rate),
             score.row(self.group, "score by the judge", mean_score),
-            *left_out(self.group, measurements, len(self.prompts), "prompts"),
+            *self.left_out(measurements, self.prompts, "prompts"),
         ]
 
     @property
     def shown_prompts(self) -> Sequence[str]:
-        """Return the prompts as the report reads them."""
         return [format_conversation(prompt.messages) for prompt in self.prompts]
 
     def reply(self, data: Data, number: int) -> dict[str, Any]:
-        """Return the first answer with its score."""
         text, finished = data["answers"][number][0]
         return {"text": text, "finished": finished, "score": data["scores"][number][0]}
 

@@ -23,13 +23,7 @@ import numpy as np
 from rlhf_jax.data.public import rows as fields
 from rlhf_jax.data.public.rows import Row as FileRow
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.benchmarks.benchmark import (
-    Benchmark,
-    Measured,
-    Metric,
-    left_out,
-    score_rows,
-)
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.files import read_jsonl, text
 from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, answer_logps
 from rlhf_jax.evaluation.checkpoints import LoadedModel
@@ -91,7 +85,6 @@ class MultipleChoice(Benchmark):
 
     @property
     def name(self) -> str:
-        """Return the name, which tells the number of examples."""
         return f"multiple-choice-{self.shots}"
 
     def context(self, number: int) -> str:
@@ -136,11 +129,8 @@ class MultipleChoice(Benchmark):
             for name, data in measurements.items()
         }
         shots = f", K = {self.shots}"
-        title = f"multiple choice{shots}, {{}}"
-        return [
-            *score_rows(self.group, metrics, hits, bootstrap, title=title),
-            *left_out(self.group, measurements, len(self.questions), "questions", after=shots),
-        ]
+        rows = self.score_rows(metrics, hits, bootstrap, f"multiple choice{shots}, {{}}")
+        return rows + self.left_out(measurements, self.questions, "questions", after=shots)
 
     def hits(self, data: Data, normalisation: Normalisation) -> np.ndarray:
         """Return for every kept question whether the right choice alone scores highest."""

@@ -35,9 +35,7 @@ from rlhf_jax.evaluation.benchmarks.benchmark import (
     Benchmark,
     Measured,
     Metric,
-    left_out,
     not_run,
-    score_rows,
     select_kept,
 )
 from rlhf_jax.evaluation.benchmarks.files import read_jsonl, share, text
@@ -186,12 +184,10 @@ class RealToxicityPrompts(Benchmark):
 
     @property
     def name(self) -> str:
-        """Return the name, which tells the instruction."""
         return f"real-toxicity-{self.instruction}"
 
     @property
     def min_context(self) -> int:
-        """Return the tokens of the shortest prompt with a continuation."""
         return self.settings.response_length + 1
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
@@ -203,16 +199,13 @@ class RealToxicityPrompts(Benchmark):
 
     @property
     def shown_prompts(self) -> Sequence[str]:
-        """Return the prompts behind the instruction."""
         return [INSTRUCTIONS[self.instruction] + prompt.text for prompt in self.prompts]
 
     @property
     def shown_as(self) -> str:
-        """Return the title of the samples, which tells the instruction."""
         return f"{self.group}, {self.instruction}"
 
     def reply(self, data: Data, number: int) -> dict[str, Any]:
-        """Return the first continuation."""
         return {"text": data["texts"][number][0]}
 
     def export(self, measurements: Measured, workdir: Path) -> None:
@@ -250,7 +243,7 @@ class RealToxicityPrompts(Benchmark):
             tables = {name: toxicity_PK for name, toxicity_PK in tables.items() if toxicity_PK.size}
             rows += self._split_rows(f"{split} prompts{after}", tables, bootstrap)
         rows += _count_rows(self.group, measurements, toxicity, after)
-        return rows + left_out(self.group, measurements, len(self.prompts), "prompts", after=after)
+        return rows + self.left_out(measurements, self.prompts, "prompts", after=after)
 
     def toxicities(self, data: Data, judge: ToxicityJudge) -> np.ndarray:
         """Return the toxicity (P, K) of all continuations, NaN where the judge gave none."""
@@ -277,7 +270,7 @@ class RealToxicityPrompts(Benchmark):
         scores = {name: toxicity_measures(table_PK) for name, table_PK in toxicity.items()}
         means = {name: _mean_of_scored(table_PK, bootstrap) for name, table_PK in toxicity.items()}
         return [
-            *score_rows(self.group, metrics, scores, bootstrap, title=f"{{}}, {prompts}"),
+            *self.score_rows(metrics, scores, bootstrap, f"{{}}, {prompts}"),
             mean.row(self.group, f"mean toxicity, {prompts}", means),
         ]
 

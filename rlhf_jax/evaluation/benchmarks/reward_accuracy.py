@@ -16,8 +16,10 @@ together. A response is read as in training: behind its prompt in the chat templ
 end-of-text token.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -27,7 +29,7 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Measured, Metric, left_out
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.questions import measure_groups
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, without_interval
 from rlhf_jax.evaluation.likelihood import Continuation, scores
@@ -66,26 +68,20 @@ METRICS = {
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """Hold pairs that the labeler did not find equal; `num_ties` counts the others."""
+    """Hold pairs that the labeler did not find equal."""
 
     prompt_M: np.ndarray
     difference_M: np.ndarray  # score of the first minus score of the second
     preference_M: np.ndarray  # 1 where the first was preferred, else 0
     subset_M: np.ndarray
-    num_ties: int
 
     def select(self, chosen_M: np.ndarray) -> "RankedPairs":
         """Return the chosen pairs."""
-        names = ("prompt_M", "difference_M", "preference_M", "subset_M")
-        return replace(self, **{name: getattr(self, name)[chosen_M] for name in names})
+        return RankedPairs(**{name: part_M[chosen_M] for name, part_M in vars(self).items()})
 
     def accuracy(self, bootstrap: Bootstrap) -> Estimate:
         """Return the share of pairs that the scores order as the labeler did."""
         return reward_model.accuracy(self.difference_M, self.preference_M, self.prompt_M, bootstrap)
-
-    def mean(self, value_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-        """Return the mean of one number per pair, with prompts as clusters."""
-        return reward_model.mean_over_prompts(value_M, self.prompt_M, bootstrap)
 
 
 def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[str] | None:
@@ -143,20 +139,17 @@ class RewardAccuracy(Benchmark):
         self, model: tuple[ScalarModel, Params], tokenizer: Tokenizer, *, batch_size: int
     ) -> Data:
         """Return the scores of the responses to comparisons that fit the context whole."""
-        conversations = [comparison.messages for comparison in self.comparisons]
-        prompts = render_batch(tokenizer, conversations, generation_prompt=True)
-        dialogues = [
-            (*comparison.messages, Message("assistant", text))
-            for comparison in self.comparisons
-            for text in comparison.responses
+        turns = [
+            (*item.messages, Message("assistant", text))
+            for item in self.comparisons
+            for text in item.responses
         ]
-        dialogue_ids = iter(render_batch(tokenizer, dialogues, generation_prompt=False))
+        prompts = [item.messages for item in self.comparisons]
+        contexts = render_batch(tokenizer, prompts, generation_prompt=True)
+        dialogues = iter(render_batch(tokenizer, turns, generation_prompt=False))
         groups = [
-            [
-                Continuation(prompt.ids, next(dialogue_ids).ids[len(prompt.ids) :])
-                for _ in comparison.responses
-            ]
-            for prompt, comparison in zip(prompts, self.comparisons, strict=True)
+            [Continuation(ids, next(dialogues).ids[len(ids) :]) for _ in item.responses]
+            for (ids, _), item in zip(contexts, self.comparisons, strict=True)
         ]
         scores_by_number = measure_groups(scores, model, groups, batch_size=batch_size)
         return {"kept": list(scores_by_number), "scores": list(scores_by_number.values())}
@@ -173,7 +166,7 @@ class RewardAccuracy(Benchmark):
             text = metric.description.format(num_bins=self.num_bins)
             values = {name: e[title] for name, e in estimates.items() if title in e}
             rows.append(metric._replace(description=text).row(self.group, title, values))
-        rows += left_out(self.group, measurements, len(self.comparisons), "comparisons")
+        rows += self.left_out(measurements, self.comparisons, "comparisons")
         rows += self._reliability_rows(pairs, bootstrap)
         accuracies: dict[str, dict[str, Estimate]] = {name: {} for name in pairs}
         metric = Metric("higher", "share of this subset's pairs ordered as the labeler did")
@@ -193,29 +186,25 @@ class RewardAccuracy(Benchmark):
         difference_M = np.subtract(*pairs.values(data["scores"]))
         # A better rank is a smaller number.
         preference_M = score_preferences(*pairs.values([item.ranks for item in kept])[::-1])
-        decided_M = preference_M != 0.5
-        num_pairs = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
         subset_M = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
         prompt_M = prompt_ids(kept)[pairs.prompt_M]
-        num_ties = int(num_pairs - decided_M.sum())
-        ranked = RankedPairs(prompt_M, difference_M, preference_M, subset_M, num_ties)
-        return ranked.select(decided_M)
+        ranked = RankedPairs(prompt_M, difference_M, preference_M, subset_M)
+        return ranked.select(preference_M != 0.5)
 
     def _estimates(
         self, pairs: RankedPairs, data: Data, bootstrap: Bootstrap
     ) -> dict[str, Estimate]:
         """Return numbers by the keys of `METRICS`; without a decided pair only the counts."""
-        num_pairs = pairs.prompt_M.size
+        num_pairs, num_kept = pairs.prompt_M.size, len(data["kept"])
+        num_all = sum(math.comb(len(self.comparisons[number].ranks), 2) for number in data["kept"])
         hits, prompts = self._best_of_k(data)
-        num_kept = len(data["kept"])
         undecided = without_interval(num_kept - len(hits), num_kept)
         estimates = {
-            "undecided pairs left out": without_interval(
-                pairs.num_ties, pairs.num_ties + num_pairs
-            ),
+            "undecided pairs left out": without_interval(num_all - num_pairs, num_all),
             "undecided comparisons left out of best of K": undecided,
             "different prompts": without_interval(np.unique(pairs.prompt_M).size, num_pairs),
         }
+        mean = partial(reward_model.mean_over_prompts, prompt_M=pairs.prompt_M, bootstrap=bootstrap)
         if hits:
             estimates["best of K"] = reward_model.mean_over_prompts(hits, prompts, bootstrap)
         if num_pairs:
@@ -226,8 +215,8 @@ class RewardAccuracy(Benchmark):
             estimates |= {
                 "accuracy on ranked pairs": pairs.accuracy(bootstrap),
                 "ECE on ranked pairs": without_interval(calibration.ece, num_pairs),
-                "Brier score on ranked pairs": pairs.mean(brier_M, bootstrap),
-                "negative log-likelihood on ranked pairs": pairs.mean(nll_M, bootstrap),
+                "Brier score on ranked pairs": mean(brier_M),
+                "negative log-likelihood on ranked pairs": mean(nll_M),
             }
         return estimates
 
@@ -236,16 +225,14 @@ class RewardAccuracy(Benchmark):
 
         A hit is the share of best responses among those with the highest score.
         """
-        hits = []
-        decided_comparisons = []
-        for number, scores_of_one in zip(data["kept"], data["scores"], strict=True):
-            rank_C = np.array(self.comparisons[number].ranks)
-            score_C = np.asarray(scores_of_one)
+        hits, decided = [], []
+        for number, scores_C in zip(data["kept"], data["scores"], strict=True):
+            rank_C, score_C = np.array(self.comparisons[number].ranks), np.asarray(scores_C)
             if np.ptp(rank_C):
                 highest_C = score_C == score_C.max()
                 hits.append(float(np.mean(rank_C[highest_C] == rank_C.min())))
-                decided_comparisons.append(self.comparisons[number])
-        return hits, prompt_ids(decided_comparisons)
+                decided.append(self.comparisons[number])
+        return hits, prompt_ids(decided)
 
     def _reliability_rows(
         self, pairs: Mapping[str, RankedPairs], bootstrap: Bootstrap
@@ -277,7 +264,8 @@ class RewardAccuracy(Benchmark):
     def _section_rows(self, accuracies: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
         """Return RewardBench's weighted means, of checkpoints that could read every subset."""
         rows = []
-        section = Metric("higher", "subsets by the config's weights (RewardBench)")
+        by_weight = "{} by the config's weights (RewardBench)"
+        section = Metric("higher", by_weight.format("subsets"))
         means: dict[str, dict[str, float]] = {name: {} for name in accuracies}
         for title, weights in self.sections.items():
             values = {}
@@ -288,12 +276,12 @@ class RewardAccuracy(Benchmark):
                     values[name] = without_interval(mean, sum(accuracy[s].n for s in weights))
             rows.append(section.row(BY_SUBSET, f"section {title}", values))
         if self.sections:
+            complete = {name: m for name, m in means.items() if len(m) == len(self.sections)}
             values = {
-                name: without_interval(_weighted_mean(part, self.section_weights), len(part))
-                for name, part in means.items()
-                if len(part) == len(self.sections)
+                name: without_interval(_weighted_mean(mean, self.section_weights), len(mean))
+                for name, mean in complete.items()
             }
-            overall = Metric("higher", "sections by the config's weights (RewardBench)")
+            overall = Metric("higher", by_weight.format("sections"))
             rows.append(overall.row(BY_SUBSET, "all sections", values))
         return rows
 
