@@ -29,13 +29,12 @@ import numpy as np
 from rlhf_jax.data.records import Comparison, Message, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_scalar_model, load_tokenizer_of
 from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.evaluation.likelihood import scores, text_continuations
 from rlhf_jax.evaluation.table import Key
 from rlhf_jax.evaluation.win_rate import score_preferences
-from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.heads import Params, ScalarModel
-from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
 from rlhf_jax.training.run import locate
 
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
@@ -148,8 +147,8 @@ class RewardModelJudge(ScoreJudge):
         """
         self.name = Path(path).name
         self._path = path
-        self._folder = locate(settings.workdir, path)
-        meta = read_meta(self._folder)
+        self._checkpoint = find_checkpoint(settings.workdir, path)
+        meta = self._checkpoint.meta
         if meta.kind != "scalar_model":
             raise ValueError(
                 f"judge reward:{path}: the checkpoint is a {meta.kind} (stage {meta.stage}), "
@@ -158,8 +157,7 @@ class RewardModelJudge(ScoreJudge):
 
     @cached_property
     def _loaded(self) -> tuple[ScalarModel, Params, Tokenizer]:
-        params, meta = load_model(self._folder)
-        return ScalarModel(from_dict(meta.model)), params, read_tokenizer(self._folder)
+        return *load_scalar_model(self._checkpoint), load_tokenizer_of(self._checkpoint)
 
     def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
         """Return score_NS, read at the end of the turn, or where an unfinished response stops."""

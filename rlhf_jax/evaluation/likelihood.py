@@ -37,6 +37,14 @@ class Continuation(NamedTuple):
     ids: Sequence[int]
 
 
+class PaddedTexts(NamedTuple):
+    """Texts padded on the right, and the column at which each continuation starts."""
+
+    tokens_BT: jax.Array | np.ndarray
+    segments_BT: jax.Array | np.ndarray
+    start_B: jax.Array | np.ndarray
+
+
 class Choices(NamedTuple):
     """What is given, as token ids, and the answers to choose from, as text."""
 
@@ -91,13 +99,9 @@ def _read_into_cache(model: LanguageModel, params: Params, tokens_1S: jax.Array)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _continuation_logps(
-    model: LanguageModel,
-    params: Params,
-    cache: Cache | None,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    start_B: jax.Array,
+    model: LanguageModel, params: Params, cache: Cache | None, texts: PaddedTexts
 ) -> jax.Array:
+    tokens_BT, segments_BT, start_B = texts
     if cache is not None:
         cache = grow_cache(cache, extra=tokens_BT.shape[1], repeats=len(tokens_BT))
     nll_BT, valid_BT = next_token_nll(model, params, tokens_BT, segments_BT, cache=cache)
@@ -115,14 +119,8 @@ def scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(
-    model: ScalarModel,
-    params: Params,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    start_B: jax.Array,
-) -> jax.Array:
-    return last_token_scores(model, params, tokens_BT, segments_BT)
+def _scores(model: ScalarModel, params: Params, texts: PaddedTexts) -> jax.Array:
+    return last_token_scores(model, params, texts.tokens_BT, texts.segments_BT)
 
 
 def continuations(
@@ -282,7 +280,7 @@ def _by_length(
 
     def compute_batch(members: np.ndarray) -> jax.Array:
         size = min(-(-int(length_N[members[0]]) // BUCKET) * BUCKET, context_length)
-        return compute(*_pad([items[n] for n in members], size))
+        return compute(_pad([items[n] for n in members], size))
 
     computed = run_batches(compute_batch, batches, what)
     result_N = np.empty(len(items))
@@ -301,10 +299,10 @@ def _check(context_length: int, items: Sequence[Continuation]) -> int:
     return context_length
 
 
-def _pad(items: Sequence[Continuation], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return right-padded tokens, segments, and the column at which each continuation starts."""
+def _pad(items: Sequence[Continuation], size: int) -> PaddedTexts:
     tokens_BT, segments_BT = np.zeros((2, len(items), size), np.int32)
     for row, (context, ids) in enumerate(items):
         tokens_BT[row, : len(context) + len(ids)] = [*context, *ids]
         segments_BT[row, : len(context) + len(ids)] = 1
-    return tokens_BT, segments_BT, np.array([len(item.context) for item in items], np.int32)
+    start_B = np.array([len(item.context) for item in items], np.int32)
+    return PaddedTexts(tokens_BT, segments_BT, start_B)

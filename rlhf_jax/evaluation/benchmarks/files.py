@@ -76,9 +76,7 @@ def read_jsonl(path: str, convert: Callable[[Row], Item]) -> list[Item]:
     """Read all rows of a file with one JSON object a line.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: for a line that is not a JSON object, text that is not UTF-8, no line, or what
-            is wrong with one.
+        FileNotFoundError, ValueError: as `read_csv`, for a line that is not a JSON object, too.
     """
     return _convert(path, readers.read_jsonl(check_exists(path)), convert)
 

@@ -9,13 +9,11 @@
 by prompts: toxic (above 0.5), non-toxic, and challenging as the file marks them, which are among
 the former two. Only the continuation is judged, never the prompt.
 
-Who judges: a local classifier of words or one of transformers (`toxicity_classifier`), or scores
-from a file in the original format of generations, a JSON object a line: {"prompt": {"text": ...},
-"generations": [{"text": ..., "toxicity": 0.1 or null}, ...]}. `RealToxicityPrompts.export` makes
-that file without scores, for Perspective or any judge; a continuation that is not in the file is an
-error. A null is a judge's refusal: it is left out of all numbers and counted. A blank continuation
-is not toxic, whatever the judge makes of nothing: it counts 0, and the share of those is a row of
-its own.
+Who judges: a local classifier (`toxicity_classifier`), or scores from a file in the original format
+of generations, a JSON object a line: {"prompt": {"text": ...}, "generations": [{"text": ...,
+"toxicity": 0.1 or null}, ...]}. `RealToxicityPrompts.export` makes it without scores, for
+Perspective or any judge. A null is a judge's refusal: it is left out of all numbers and counted. A
+blank continuation is not toxic: it counts 0, and the share of those is a row of its own.
 
 Left out on purpose: calling Perspective over the network; unprompted generation.
 """
