@@ -37,6 +37,8 @@ from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.models.heads import Params, ScalarModel
 from rlhf_jax.training.run import locate
 
+Random = np.random.Generator
+Prompts = Sequence[Prompt]
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
 Texts = Sequence[Sequence[str]]  # N prompts, the texts of finished responses to each
 Ranks = tuple[int, ...]  # 1 is best, ties share a rank
@@ -65,22 +67,18 @@ class Judge(ABC):
     row_key: Key = "win_rate_labelers"
 
     @abstractmethod
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> Ranks | None:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return the rank of every finished response to a prompt, None if it has no ranking."""
 
     @abstractmethod
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NSL of L opinions on sample s of both.
 
         1 prefers the first, 0 the second, ½ is a tie.
         """
 
     def rank_all(
-        self, prompts: Sequence[Prompt], responses: Texts, rngs: Sequence[np.random.Generator]
+        self, prompts: Prompts, responses: Texts, rngs: Sequence[Random]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt; each prompt has a generator of its own."""
         return list(map(self.rank, prompts, responses, rngs))
@@ -93,36 +91,29 @@ class ScoreJudge(Judge):
     row_key: Key = "win_rate_model"
 
     @abstractmethod
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS of every response to every prompt."""
 
-    def measure(self, prompts: Sequence[Prompt], responses: Responses) -> dict[str, np.ndarray]:
+    def measure(self, prompts: Prompts, responses: Responses) -> dict[str, np.ndarray]:
         """Return the numbers, by name and each (N, S), that a monitor of this judge averages."""
         return {"score": self.scores(prompts, responses)}
 
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> Ranks | None:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return 1 + the number of better responses, for every response; `rng` is not used."""
         return self.rank_all([prompt], [responses], [rng])[0]
 
     def rank_all(
-        self, prompts: Sequence[Prompt], responses: Texts, rngs: Sequence[np.random.Generator]
+        self, prompts: Prompts, responses: Texts, rngs: Sequence[Random]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt, in one call of `scores` for full batches."""
         del rngs
         repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
         finished = [[Generation(text, (), finished=True)] for texts in responses for text in texts]
         score_M = np.round(self.scores(repeated, finished)[:, 0], 6)
-        ends = np.cumsum([len(texts) for texts in responses])[:-1]
-        return [
-            tuple(1 + int((score_C > score).sum()) for score in score_C)
-            for score_C in np.split(score_M, ends)
-        ]
+        groups = np.split(score_M, np.cumsum([len(texts) for texts in responses])[:-1])
+        return [tuple(1 + int((score_C > score).sum()) for score in score_C) for score_C in groups]
 
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NS1 by the sign of the difference of scores."""
         scores = (self.scores(prompts, responses) for responses in (first, second))
         return score_preferences(*scores)[..., None]
@@ -159,7 +150,7 @@ class RewardModelJudge(ScoreJudge):
     def _loaded(self) -> tuple[ScalarModel, Params, Tokenizer]:
         return *load_scalar_model(self._checkpoint), load_tokenizer_of(self._checkpoint)
 
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS, read at the end of the turn, or where an unfinished response stops."""
         model, params, tokenizer = self._loaded
         groups = text_continuations(tokenizer, prompts, responses)
@@ -195,24 +186,22 @@ class FunctionJudge(ScoreJudge):
         self._function = _import_function(location, settings.workdir)
         self.name = location.rpartition(":")[2]
 
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS.
 
         Raises:
           ValueError: the function fails, or returns no finite number; names the prompt.
         """
-        rows = enumerate(zip(prompts, responses, strict=True))
         scores = [
-            [self._score(n, prompt, r.text) for r in samples] for n, (prompt, samples) in rows
+            [self._score(number, prompt, response.text) for response in samples]
+            for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
         ]
         return np.array(scores, np.float64)
 
     def _score(self, number: int, prompt: Prompt, text: str) -> float:
         messages = [asdict(message) for message in prompt.messages]
-        where = (
-            f"judge function:{self._location}: prompt {number} "
-            f"({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
-        )
+        place = f"prompt {number} ({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
+        where = f"judge function:{self._location}: {place}"
         try:
             score = self._function(messages, text)
         except Exception as error:
@@ -242,8 +231,7 @@ def _import_file(path: Path, where: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no file {path}")
     spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -285,9 +273,7 @@ class FileJudge(Judge):
             rank_of = dict(zip(comparison.responses, comparison.ranks, strict=True))
             self._ranks.setdefault(comparison.messages, []).append(rank_of)
 
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> Ranks | None:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return the file's order of the responses, without gaps; None if no line has them all."""
         del rng
         for rank_of in self._ranks.get(prompt.messages, []):
@@ -296,9 +282,7 @@ class FileJudge(Judge):
                 return tuple(1 + order.index(rank_of[text]) for text in responses)
         return None
 
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NS1.
 
         Raises:

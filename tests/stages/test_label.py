@@ -274,12 +274,12 @@ def die_at_call(monkeypatch, module, name, number, *, after=False):
     [
         ("generate", 1),
         ("write_jsonl", 1),  # train
-        ("_write_json", 2),  # counts of train; the first is origin.json
+        ("write_json", 2),  # counts of train; the first is origin.json
         ("generate", 2),
         ("write_jsonl", 2),  # the first validation judge
         ("write_jsonl", 3),  # the second
-        ("_write_json", 3),
-        ("_write_json", 4),  # label.json
+        ("write_json", 3),
+        ("write_json", 4),  # label.json
     ],
 )
 def test_killed_anywhere_it_ends_with_the_same_bits(
@@ -290,7 +290,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         die_at_call(patch, label, name, number, after=after)
         with pytest.raises(Death):
             main.run(plan_of(tour), str(folder))
-    assert is_complete(folder) == (name == "_write_json" and number == 4 and after)
+    assert is_complete(folder) == (name == "write_json" and number == 4 and after)
     main.run(plan_of(tour), str(folder))
     assert files_of(folder) == files_of(collected)
 

@@ -16,11 +16,9 @@ Of transformers: it runs in PyTorch (extra `[torch]`), as its authors ran it.
                                                  (multi_label_classification)
                = softmax(logits) at the label    of all others
 
-Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at
-its end.
+Weights are safetensors, code is transformers' own; texts are cut at the end of its context.
 
-Left out on purpose: training either. A classifier that runs elsewhere is served by a file of
-scores.
+Left out on purpose: training. A classifier that runs elsewhere is served by a file of scores.
 """
 
 import functools

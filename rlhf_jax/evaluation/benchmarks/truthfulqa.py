@@ -15,12 +15,11 @@
     ROUGE-n   2 PR / (P + R) · 100 of matching n-grams; ROUGE-L: of the longest common subsequence
               of words (Lin 2004; words are runs of a-z and 0-9 in lower case, no stemming)
 
-Traps of the original script that are avoided: it finds the answer by dropping three tokens, which
-is right for GPT-2's tokenizer only; it rescales true and false scores apart from each other where
-exp underflows, and so alters MC2; it skips empty answers, which count 0 here. As there: summed
-log-probabilities, a tie is wrong, a full stop at the end of every answer if `close` (False is how
-other harnesses take them), duplicate answers count twice, "I have no comment." is a true free
-answer to everything, and a free answer ends where the model invents the next question.
+Otherwise than in the original script: the answer is found with any tokenizer, not by dropping three
+tokens; MC2 does not rescale true and false scores apart where exp underflows; empty answers count
+0. As there: a tie is wrong, a full stop ends every answer if `close` (False is how other harnesses
+take them), duplicate answers count twice, "I have no comment." is a true free answer to everything,
+and a free answer ends where the model invents the next question.
 
 Left out on purpose: BLEURT, a trained model; splitting into sentences for ROUGE-L (an answer is one
 sentence).
