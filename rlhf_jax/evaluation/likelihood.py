@@ -40,9 +40,9 @@ class Continuation(NamedTuple):
 class PaddedTexts(NamedTuple):
     """Texts padded on the right, and the column at which each continuation starts."""
 
-    tokens_BT: jax.Array | np.ndarray
-    segments_BT: jax.Array | np.ndarray
-    start_B: jax.Array | np.ndarray
+    tokens_BT: jax.Array
+    segments_BT: jax.Array
+    start_B: jax.Array
 
 
 class Choices(NamedTuple):
@@ -305,4 +305,4 @@ def _pad(items: Sequence[Continuation], size: int) -> PaddedTexts:
         tokens_BT[row, : len(context) + len(ids)] = [*context, *ids]
         segments_BT[row, : len(context) + len(ids)] = 1
     start_B = np.array([len(item.context) for item in items], np.int32)
-    return PaddedTexts(tokens_BT, segments_BT, start_B)
+    return PaddedTexts(*map(jnp.asarray, (tokens_BT, segments_BT, start_B)))
