@@ -1,18 +1,14 @@
 """Build batches by number: `batch(step)` depends on the seed and the step, and on nothing else.
 
-Texts become ids once, when the batches are built. A Grain MapDataset then maps a position in the
-data to an example: positions e·N to (e+1)·N-1 visit all N examples once, in a different order for
-every epoch e, and step s takes the positions s·B to (s+1)·B-1. Batches run across the border
-between epochs, nothing is left over, and a run that resumes at step s needs no iterator state.
-`arrays` holds the examples in their given order, for evaluation.
+Positions e·N to (e+1)·N-1 of a Grain MapDataset visit all N examples once, in another order for
+every epoch e, and step s takes the positions s·B to (s+1)·B-1: batches run across the border
+between epochs, and a run that resumes at step s needs no iterator state. `arrays` holds the
+examples in their given order, for evaluation.
 
 Arrays are int32, masks bool. Segments are 1 (or the document's number) on real tokens and 0 on
 padding, by length and never by id, so that padding may share an id with the end of text.
 Conversations that do not fit are dropped whole, counted and reported; a cut question or answer
 would teach the wrong thing.
-
-Blocks of documents may lie on disk, for corpora larger than the memory; everything else is held in
-memory.
 
 Left out on purpose: worker processes.
 """
@@ -25,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import grain
 import numpy as np
@@ -96,9 +92,8 @@ def lm_batches(
     documents of their block, as in GPT-3 (Brown et al. 2020, App. B); with `mask_documents` every
     document of a block is a segment of its own.
 
-    With a `folder` the blocks are written there and read from there, batch by batch: neither
-    documents nor tokens are held in memory. If the folder exists it holds the blocks already, and
-    `docs` are not read again.
+    With a `folder` the blocks are written and read there, batch by batch, and not held in memory.
+    If the folder exists it holds the blocks already, and `docs` are not read again.
 
     Raises:
         ValueError: if there are no documents, or the blocks in `folder` were cut in another way.
@@ -117,7 +112,13 @@ def lm_batches(
         }
         if not folder.exists():
             _write_blocks(docs, tokenizer, folder, layout)
-        _check_blocks(folder, layout)
+        written = json.loads((folder / "cut.json").read_text())
+        for name, value in layout.items():
+            if written[name] != value:
+                raise ValueError(
+                    f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
+                    "folder or use another"
+                )
         blocks = {
             name: np.memmap(path, np.int32, "r").reshape(-1, context_length)
             for name, path in _block_files(folder).items()
@@ -159,13 +160,8 @@ def _cut(
 def _write_blocks(
     docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, layout: dict[str, Any]
 ) -> None:
-    """Write a file of int32 for each array, and their layout.
-
-    The folder appears when they are complete.
-    """
+    """Write a file of int32 for each array, and their layout; the folder appears when complete."""
     size = layout["context_length"]
-    mask_documents = layout["mask_documents"]
-    pad_id = tokenizer.pad_id
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -173,32 +169,24 @@ def _write_blocks(
     tokens = np.zeros(0, np.int32)
     starts = np.zeros(0, np.int32)
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in _block_files(unfinished).values()]
+        paths = _block_files(unfinished)
+        files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+
+        def append(end: int) -> None:
+            cut = (tokenizer.pad_id, size, layout["mask_documents"])
+            for name, rows in _cut(tokens[:end], starts[:end], *cut).items():
+                rows.tofile(files[name])
+
         for new_tokens, new_starts in _tokenize(docs, tokenizer):
             tokens = np.concatenate([tokens, new_tokens])
             starts = np.concatenate([starts, new_starts])
             end = len(tokens) // size * size
-            _append(files, _cut(tokens[:end], starts[:end], pad_id, size, mask_documents))
+            append(end)
             tokens = tokens[end:]
             starts = starts[end:]
-        _append(files, _cut(tokens, starts, pad_id, size, mask_documents))
+        append(len(tokens))
     (unfinished / "cut.json").write_text(json.dumps(layout))
     unfinished.rename(folder)
-
-
-def _append(files: Sequence[IO[bytes]], blocks: dict[str, np.ndarray]) -> None:
-    for file, rows in zip(files, blocks.values(), strict=True):
-        rows.tofile(file)
-
-
-def _check_blocks(folder: Path, layout: dict[str, Any]) -> None:
-    written = json.loads((folder / "cut.json").read_text())
-    for name, value in layout.items():
-        if written[name] != value:
-            raise ValueError(
-                f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
-                "folder or use another"
-            )
 
 
 def _block_files(folder: Path) -> dict[str, Path]:
@@ -223,12 +211,9 @@ def demonstration_batches(
     _check(demonstrations, "demonstrations", "context_length", context_length)
     conversations = [demonstration.messages for demonstration in demonstrations]
     rendered = render_batch(tokenizer, conversations, generation_prompt=False)
-    keep = select(
-        "demonstrations",
-        rendered,
-        lambda item: _too_long(item.ids, "context_length", context_length),
-    )
-    tokens_BT, segments_BT = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, context_length)
+    rows = [item.ids for item in rendered]
+    keep = _fitting("demonstrations", rows, "context_length", context_length)
+    tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     loss_mask_BT, _ = _pad([rendered[i].trained for i in keep], 0, context_length)
     arrays = {
         "tokens_BT": tokens_BT,
@@ -313,9 +298,9 @@ def prompt_batches(
     The arrays are `prompt_BP`, `prompt_mask_BP` and `index_B`, the prompt's index in `prompts`.
     """
     _check(prompts, "prompts", "prompt_length", prompt_length)
-    rendered, keep = _render_prompts(prompts, tokenizer, prompt_length)
-    rows = [rendered[i].ids for i in keep]
-    prompt_BP, segments_BP = _pad(rows, tokenizer.pad_id, prompt_length, left=True)
+    rows, keep = _render_prompts(prompts, tokenizer, prompt_length)
+    fitting = [rows[i] for i in keep]
+    prompt_BP, segments_BP = _pad(fitting, tokenizer.pad_id, prompt_length, left=True)
     arrays = {
         "prompt_BP": prompt_BP,
         "prompt_mask_BP": segments_BP.astype(bool),
@@ -334,14 +319,12 @@ def fitting_prompts(
 
 def _render_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, prompt_length: int
-) -> tuple[list[Rendered], list[int]]:
-    """Return all prompts rendered, and the indices of those that fit."""
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of all prompts, and the indices of those that fit."""
     conversations = [prompt.messages for prompt in prompts]
     rendered = render_batch(tokenizer, conversations, generation_prompt=True)
-    keep = select(
-        "prompts", rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length)
-    )
-    return rendered, keep
+    rows = [item.ids for item in rendered]
+    return rows, _fitting("prompts", rows, "prompt_length", prompt_length)
 
 
 def labelled_batches(
@@ -370,7 +353,7 @@ def labelled_batches(
             )
     text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
     rows = [[*tokenizer.prepend_begin_of_text(ids), tokenizer.eos_id] for ids in text_ids]
-    keep = select("texts", rows, lambda ids: _too_long(ids, "context_length", context_length))
+    keep = _fitting("texts", rows, "context_length", context_length)
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
@@ -402,6 +385,11 @@ def _reply_length(trained: Sequence[bool]) -> int:
 
 def _too_long(ids: Sequence[int], name: str, limit: int) -> str | None:
     return f"longer than {name} {limit}" if len(ids) > limit else None
+
+
+def _fitting(plural: str, rows: Sequence[Sequence[int]], name: str, limit: int) -> list[int]:
+    """Return the indices of the rows that are not too long; report the others."""
+    return select(plural, rows, lambda ids: _too_long(ids, name, limit))
 
 
 def _pad(

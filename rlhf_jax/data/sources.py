@@ -27,11 +27,9 @@ may be gzipped (.gz), and their names hold no question mark. Options, joined by 
     ukp@tsv:data/UKPConvArg1Strict-CSV?by=topic&train=train[:80%]&validation=train[80%:]
 
 JSON files without a SHAPE are taken to be written for us, so an unknown field is an error there;
-other data sets have columns of no concern to us, which are ignored. A row that cannot be read is a
-`ValueError` that says where, which field, what is wrong and what was expected. A row that its shape
-drops is counted by reason, and one line reports all of them.
-
-`load` holds all records of a split, `stream` one at a time, for corpora larger than the memory.
+other columns of other data sets are ignored. A row that cannot be read is a `ValueError` that says
+where, which field, what is wrong and what was expected. Rows that their shape drops are counted by
+reason and reported in one line.
 
 Left out on purpose: writing to hubs.
 """
@@ -50,7 +48,7 @@ from rlhf_jax.data import splits
 from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
 from rlhf_jax.data.public.preferences import PAIRS
-from rlhf_jax.data.public.rows import Converter, Located, Row
+from rlhf_jax.data.public.rows import Converter, Located, Row, Shape
 from rlhf_jax.data.public.transcripts import HH
 from rlhf_jax.data.readers import KINDS
 from rlhf_jax.data.records import (
@@ -107,7 +105,7 @@ class Source:
     """Hold the parts of `[SHAPE@]KIND:NAME[?OPTIONS]`."""
 
     text: str  # the whole
-    shape: str  # "" = none
+    shape: str  # the name of one of `SHAPES`, or ""
     kind: str
     name: str
     options: dict[str, str]
@@ -130,7 +128,8 @@ class Source:
             shape = ON_HUB[hub_name].shape
         if shape and shape not in SHAPES:
             raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
-        return cls(text, shape, kind, name, _parse_options(text, query, shape))
+        rows = SHAPES[shape] if shape else Shape({})
+        return cls(text, shape, kind, name, _parse_options(text, query, shape, rows))
 
     def split(self, requested: str) -> str:
         """Return the split of the source, or slice of one, that stands for the requested one.
@@ -149,14 +148,9 @@ class Source:
             )
         return self.options[base]
 
-    def converter_options(self) -> dict[str, str]:
-        """Return the options that the converters of the shape read."""
-        return {name: value for name, value in self.options.items() if name not in _OPTIONS}
 
-
-def _parse_options(source: str, query: str, shape: str) -> dict[str, str]:
-    needed = SHAPES[shape].needs if shape else ()
-    allowed = (*_OPTIONS, *needed, *(SHAPES[shape].takes if shape else ()))
+def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) -> dict[str, str]:
+    allowed = (*_OPTIONS, *shape.needs, *shape.takes)
     options: dict[str, str] = {}
     for item in query.split("&") if query else []:
         name, equals, value = item.partition("=")
@@ -166,19 +160,13 @@ def _parse_options(source: str, query: str, shape: str) -> dict[str, str]:
                 f"{', '.join(allowed)}"
             )
         options[name] = value
-    for name in needed:
+    for name in shape.needs:
         if name not in options:
             raise ValueError(
-                f"{source}: option: no {name}, expected ?{name}=VALUE, which {shape} needs"
+                f"{source}: option: no {name}, expected ?{name}=VALUE, which {name_of_shape} needs"
             )
     if options.get("duplicates", "drop") != "drop" or not options.get("seed", "0").isdigit():
         raise ValueError(f"{source}: option: expected duplicates=drop, and a whole number as seed")
-    _check_splits(source, options)
-    return options
-
-
-def _check_splits(source: str, options: dict[str, str]) -> None:
-    """Raise a ValueError for what is no split, and if train and a held-out split share records."""
     for name in _SPLITS:
         splits.check_split(options.get(name, name))
     train = options.get("train", "train")
@@ -188,6 +176,7 @@ def _check_splits(source: str, options: dict[str, str]) -> None:
                 f"{source}: option: train={train} and {name}={options[name]} overlap, expected "
                 "disjoint parts"
             )
+    return options
 
 
 # Rows become records.
@@ -211,7 +200,13 @@ class _Records(Generic[R]):
                 f"{source}: option: by={self._by} without a slice, expected shares such as "
                 "train=train[:90%]"
             )
-        _check_record_type(self._source, record_type)
+        shape = self._source.shape
+        if shape and record_type not in SHAPES[shape].converters:
+            names = ", ".join(known.__name__ for known in SHAPES[shape].converters)
+            raise ValueError(
+                f"{shape}@{self._source.kind}:{self._source.name}: holds {names}, expected "
+                f"{record_type.__name__}"
+            )
 
     def __iter__(self) -> Iterator[R]:
         source = self._source
@@ -233,15 +228,6 @@ class _Records(Generic[R]):
             raise ValueError(
                 f"{source.text}: split: {self._split!r} has no records, expected at least one"
             )
-
-
-def _check_record_type(source: Source, record_type: type) -> None:
-    if source.shape and record_type not in SHAPES[source.shape].converters:
-        names = ", ".join(known.__name__ for known in SHAPES[source.shape].converters)
-        raise ValueError(
-            f"{source.shape}@{source.kind}:{source.name}: holds {names}, expected "
-            f"{record_type.__name__}"
-        )
 
 
 def _convert_rows(
@@ -267,16 +253,13 @@ def _convert_rows(
 def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:
     if not source.shape:
         return [_read_row(record_type, row, strict=source.kind in ("jsonl", "json"))]
-    convert = SHAPES[source.shape].converters[record_type]
-    records = convert(row, **source.converter_options())
+    options = {name: value for name, value in source.options.items() if name not in _OPTIONS}
+    records = SHAPES[source.shape].converters[record_type](row, **options)
     return records if isinstance(records, list) else [records]
 
 
 def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
-    """Report the number of records that repeat another, and leave them out if `drop` says so.
-
-    Metadata are not compared.
-    """
+    """Report how many records repeat another but for metadata; leave them out if `drop` says so."""
     unique: dict[tuple[Any, ...], R] = {}
     for record in records:
         fields = dataclasses.fields(record)
@@ -284,9 +267,8 @@ def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
         unique.setdefault(content, record)
     count = len(records) - len(unique)
     if count:
-        outcome = "dropped" if drop else "kept"
-        line = f"{count} of {len(records)} records repeat another, {outcome}"
-        print(f"   {title}: {line}", flush=True)
+        line = f"{count} of {len(records)} records repeat another"
+        print(f"   {title}: {line}, {'dropped' if drop else 'kept'}", flush=True)
     return list(unique.values()) if drop else records
 
 
@@ -315,12 +297,7 @@ _COLUMN_NAMES = {name for entries in _COLUMNS.values() for names, _ in entries f
 
 
 def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
-    """Read a row that has the record's own fields, or columns that many data sets share.
-
-    Raises:
-        ValueError: for a row that does not fit or is to be dropped; with `strict` also for a column
-            that is not used.
-    """
+    """Read a row of the record's own fields or common columns; `strict` refuses all others."""
     if not isinstance(row, dict):
         return from_dict(record_type, row)
     for names, convert in _COLUMNS.get(record_type, ()):
@@ -350,13 +327,10 @@ def _own_fields(record_type: type, row: Row) -> Row:
         own["metadata"] = json.loads(own["metadata"])
     if isinstance(own.get("label"), int):
         own["label"] = str(own["label"])
-    if isinstance(own.get("messages"), list):
-        own["messages"] = [_role_and_content(message) for message in own["messages"]]
+    if isinstance(own.get("messages"), list):  # without the names and dates of foreign messages
+        names = {"role", "content"}
+        own["messages"] = [
+            {name: turn[name] for name in turn if name in names} if isinstance(turn, dict) else turn
+            for turn in own["messages"]
+        ]
     return own
-
-
-def _role_and_content(message: Any) -> Any:
-    """Return a foreign message without the fields that records lack, such as names and dates."""
-    if not isinstance(message, dict):
-        return message
-    return {name: message[name] for name in ("role", "content") if name in message}

@@ -7,9 +7,7 @@ in the last turn:
      "rejected": "\\n\\nHuman: ...\\n\\nAssistant: ..."}
 
 The subsets are folders: helpful-base, helpful-online, helpful-rejection-sampled, harmless-base.
-Crowd workers chose what to say next, so a conversation that goes on holds the better reply of each
-earlier turn. About 1 row in 100 has an empty reply or one speaker twice in a row; such rows are
-dropped with the reason.
+About 1 row in 100 has an empty reply or one speaker twice in a row; such rows are dropped.
 
 Left out on purpose: the red-team transcripts, which hold no pairs.
 """
@@ -40,9 +38,8 @@ def read_conversation(name: str, value: Any) -> tuple[Message, ...]:
 def _read_message(where: str, item: Any) -> Message:
     """Read a foreign message without the fields that records lack, such as names and dates."""
     if not isinstance(item, dict):
-        raise ValueError(
-            f"{where}: {type(item).__name__}, expected an object with role and content"
-        )
+        kind = type(item).__name__
+        raise ValueError(f"{where}: {kind}, expected an object with role and content")
     try:
         return Message(*(read_string(name, field(item, name)) for name in ("role", "content")))
     except ValueError as error:
