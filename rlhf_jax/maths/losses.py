@@ -64,23 +64,6 @@ def _ratio_stats(log_ratio_BR: jax.Array, mask_BR: jax.Array) -> Stats:
     }
 
 
-def _clipped_surrogate(
-    log_ratio_BR: jax.Array,
-    advantage_BR: jax.Array,
-    mask_BR: jax.Array,
-    *,
-    cliprange: jax.Array | float,
-    cliprange_high: float | None,
-) -> tuple[jax.Array, Stats]:
-    """Return max(−r A, −clip(r, 1−ε, 1+ε_high) A) of every token, and the stats of the ratio."""
-    high = cliprange if cliprange_high is None else cliprange_high
-    ratio_BR = jnp.exp(log_ratio_BR)
-    free_BR = -advantage_BR * ratio_BR
-    clipped_BR = -advantage_BR * jnp.clip(ratio_BR, 1.0 - cliprange, 1.0 + high)
-    stats = {"clipfrac": mean(clipped_BR > free_BR, mask_BR), **_ratio_stats(log_ratio_BR, mask_BR)}
-    return jnp.maximum(free_BR, clipped_BR), stats
-
-
 def ppo_policy_loss(
     logp_BR: jax.Array,
     old_logp_BR: jax.Array,
@@ -101,10 +84,12 @@ def ppo_policy_loss(
     assert logp_BR.shape == old_logp_BR.shape == advantage_BR.shape == mask_BR.shape
     log_ratio_BR = _log_ratio(logp_BR, old_logp_BR, mask_BR)
     advantage_BR = keep(jax.lax.stop_gradient(advantage_BR).astype(jnp.float32), mask_BR)
-    loss_BR, stats = _clipped_surrogate(
-        log_ratio_BR, advantage_BR, mask_BR, cliprange=cliprange, cliprange_high=cliprange_high
-    )
-    return mean(loss_BR, mask_BR), stats
+    high = cliprange if cliprange_high is None else cliprange_high
+    ratio_BR = jnp.exp(log_ratio_BR)
+    free_BR = -advantage_BR * ratio_BR
+    clipped_BR = -advantage_BR * jnp.clip(ratio_BR, 1.0 - cliprange, 1.0 + high)
+    stats = {"clipfrac": mean(clipped_BR > free_BR, mask_BR), **_ratio_stats(log_ratio_BR, mask_BR)}
+    return mean(jnp.maximum(free_BR, clipped_BR), mask_BR), stats
 
 
 def ppo_kl_penalty_loss(
@@ -240,9 +225,15 @@ def grpo_loss(
     advantage_BR = jnp.broadcast_to(
         jax.lax.stop_gradient(advantage_B)[:, None], logp_BR.shape
     ).astype(jnp.float32)
-    loss_BR, stats = _clipped_surrogate(
-        log_ratio_BR, advantage_BR, mask_BR, cliprange=cliprange, cliprange_high=cliprange_high
-    )
+    high = cliprange if cliprange_high is None else cliprange_high
+    ratio_BR = jnp.exp(log_ratio_BR)
+    free_BR = -advantage_BR * ratio_BR
+    clipped_BR = -advantage_BR * jnp.clip(ratio_BR, 1.0 - cliprange, 1.0 + high)
+    loss_BR = jnp.maximum(free_BR, clipped_BR)
     kl_BR = kl.k3(keep(logp_BR, mask_BR), keep(jax.lax.stop_gradient(ref_logp_BR), mask_BR))
     loss = reduce_tokens(loss_BR + kl_coef * kl_BR, mask_BR, reduction=reduction)
-    return loss, {"kl": mean(kl_BR, mask_BR), **stats}
+    return loss, {
+        "kl": mean(kl_BR, mask_BR),
+        "clipfrac": mean(clipped_BR > free_BR, mask_BR),
+        **_ratio_stats(log_ratio_BR, mask_BR),
+    }

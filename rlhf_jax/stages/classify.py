@@ -1,8 +1,11 @@
-"""Discriminative fine-tuning of a language model, with language modelling as an auxiliary loss.
+"""Fine-tune a language model to classify texts, with language modelling as an auxiliary loss.
 
-    L3 = -log P(y | x_1..x_m) + lm_coef * L1,   P = softmax(W h_m) at the last token            (Radford 2018 eqs. 3-5)
+    L3 = -log P(y | x_1..x_m) + lm_coef * L1,   P = softmax(W h_m) at the last token
 
-Left out on purpose: the paper's delimiter and multiple-choice input transforms; records here are one text with one label.
+Source: Radford 2018, equations 3 to 5.
+
+Left out on purpose: the paper's delimiter and multiple-choice input transforms; records here are
+one text with one label.
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +47,8 @@ class Init:
     """The pretrained model; ../ is relative to the workdir."""
 
     policy: str
-    pretrained: bool  # False keeps the shape and the tokenizer and starts from scratch: the paper's ablation
+    # False keeps the shape and the tokenizer and starts from scratch: the paper's ablation.
+    pretrained: bool
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def run(config: Config, workdir: str) -> None:
     parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         classify.max_length <= parent.model.context_length,
-        f"classify.max_length={classify.max_length} exceeds the context of {parent.model.context_length}",
+        f"classify.max_length={classify.max_length} exceeds the context of "
+        f"{parent.model.context_length}",
     )
     texts = load(config.data.texts, LabelledText, split="train", data_dir=config.data.data_dir)
     labels = tuple(sorted({text.label for text in texts}))
@@ -147,7 +152,7 @@ def classification_loss(
     denominators: dict[str, jax.Array],
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return L3 of a batch (Radford 2018 eq. 5): means over texts and over tokens, each divided by the whole batch's count."""
+    """Return L3 of a batch: means over texts and over tokens, each over the whole batch's count."""
     dropout_key = key if model.config.dropout_rate > 0 else None
     metrics = classification_metrics(model, params, batch, dropout_key)
     total = metrics["loss"].total / denominators["texts"]

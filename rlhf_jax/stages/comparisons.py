@@ -1,7 +1,10 @@
-"""Read rankings, pack them into batches, and measure accuracy on held-out ones: what the reward and preference stages share.
+"""Read rankings, pack them into batches, and measure accuracy on held-out ones.
 
-../STAGE           what the label stage in that folder collected: rankings to train on, and held-out ones by judge
-all else           a source of data/sources.py; its validation split is the held-out one
+The reward and preference stages share this.
+
+../STAGE           what the label stage in that folder collected: rankings to train on, and held-out
+ones by judge all else           a source of data/sources.py; its validation split is the held-out
+one
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +57,7 @@ class Reader:
     seed: int
 
     def batches(self, comparisons: Sequence[Comparison], split: str) -> Batches:
-        """Return comparisons as batches; held-out ones may be fewer than a batch, for only `InOrder` reads them."""
+        """Return comparisons as batches; held-out ones may be fewer than a batch."""
         return comparison_batches(
             comparisons,
             self.run.tokenizer,
@@ -85,7 +88,7 @@ class Reader:
         )
 
     def held_out(self, source: str) -> list[Batch]:
-        """Return the held-out rankings of a source, each once and in order, as packed batches on the host."""
+        """Return the held-out rankings of a source, each once and in order, as packed batches."""
         rankings = self.batches(self.load([source], "validation"), "validation")
         return self.in_order(rankings)
 
@@ -100,8 +103,8 @@ def check_lengths(name: str, settings: ComparisonConfig, context_length: int) ->
     """Refuse responses longer than a row, and rows longer than the model's context."""
     require(
         settings.max_length <= settings.row_length <= context_length,
-        f"{name}.max_length={settings.max_length} <= {name}.row_length={settings.row_length} <= the "
-        f"model's context of {context_length} must hold",
+        f"{name}.max_length={settings.max_length} <= {name}.row_length={settings.row_length} <= "
+        f"the model's context of {context_length} must hold",
     )
 
 
@@ -131,7 +134,7 @@ def comparison_sources(source: str, workdir: Path) -> dict[str, str]:
 
 
 def prompts_with_pairs(batch: Batch) -> jax.Array:
-    """Return the number of prompts with at least one untied pair: what the loss of rankings is a mean over."""
+    """Return the number of prompts with an untied pair: what the loss is a mean over."""
     rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"] > 0
     both_BCC = mask_BC[:, :, None] & mask_BC[:, None, :]
     better_BCC = (rank_BC[:, :, None] < rank_BC[:, None, :]) & both_BCC
@@ -143,7 +146,7 @@ def measure_held_out(
     held_out: Mapping[str, Sequence[Batch]],
     params: Params,
 ) -> dict[str, Mean]:
-    """Return validation/MEASURE_JUDGE for every judge of held-out rankings, over all batches together."""
+    """Return validation/MEASURE_JUDGE for every judge of held-out rankings."""
     row: dict[str, Mean] = {}
     for judge, batches in held_out.items():
         metrics = measure(params, batches[0])

@@ -1,4 +1,7 @@
-"""Lay documents into blocks, and compute the language model's loss: what pretraining and supervised fine-tuning share."""
+"""Lay documents into blocks, and compute the language model's loss.
+
+Pretraining and supervised fine-tuning share this.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,7 +79,7 @@ def check_batches(name: str, batch_size: int, num_micro_batches: int, num_device
 
 
 def trained_tokens(batch: Batch) -> jax.Array:
-    """Return the number of trained tokens: those in the loss mask with a predecessor in their own segment."""
+    """Return the number of trained tokens: in the loss mask, with a predecessor in the segment."""
     return (predicted(batch["segments_BT"]) & (batch["loss_mask_BT"] > 0)).sum()
 
 
@@ -88,7 +91,10 @@ def language_loss(
     num_tokens: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return -Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m; m is 1 for trained tokens."""
+    """Return the mean loss per trained token, with the z-loss (m is 1 for trained tokens).
+
+    -Σ_t m_t log π(x_t | x_<t) / Σ m + z_loss_coef Σ_t m_t log² Z_t / Σ m
+    """
     dropout_key = key if model.config.dropout_rate > 0 else None
     losses = next_token(
         model, params, batch["tokens_BT"], batch["segments_BT"], dropout_key=dropout_key
@@ -109,7 +115,7 @@ def batch_nll(model: LanguageModel, params: Params, batch: Batch) -> Mean:
 def mean_nll(
     measure: Callable[[Params, Batch], Mean], params: Params, batches: Sequence[Batch]
 ) -> Mean:
-    """Return the mean loss per trained token of several batches; `measure` is `batch_nll` compiled for a model."""
+    """Return the mean loss per trained token of several batches; `measure` is `batch_nll`."""
     total = measure(params, batches[0])
     for batch in batches[1:]:
         total = merge(total, measure(params, batch))

@@ -1,24 +1,28 @@
-"""Train a policy without a value network, on several responses to every prompt: REINFORCE, RLOO, GRPO and their kin.
+"""Train a policy without a value network: REINFORCE, RLOO, GRPO and their kin.
+
+Every prompt gets several responses, which are compared with each other or with a baseline.
 
     for each update:
-      sample     N responses to each of B prompts                               (as PPO does, stages/rollout.py)
-      collect    scores, R_i = score_i - β Σ_t KL_t (or β k3 in the loss: `kl_in`), compared with a baseline or with the
-                 other responses to the prompt; everything so far is frozen in `Groups`
+      sample     N responses to each of B prompts                 (as PPO does, stages/rollout.py)
+      collect    scores, R_i = score_i - β Σ_t KL_t (or β k3 in the loss: `kl_in`), compared with a
+                 baseline or the prompt's other responses; all this is frozen in `Groups`
       update     num_epochs x num_mini_batches of one loss:
 
-    loss       what differs from PPO                                                                    source
-    reinforce  A_i Σ_t log π: the whole response is one action; no ratio, no clip                       Williams 1992
-               baseline leave_one_out is RLOO; batch or moving is a plain baseline                      Ahmadian 2024
-    clip       PPO's ratio, but one advantage for all tokens of a response; baseline group is GRPO      Shao 2024
-               std none with reduction fixed_length is Dr. GRPO (Liu 2025); cliprange_high > cliprange
-               with reduction token_mean is DAPO's clip-higher and token mean (Yu 2025)
-    dpo, ipo   online DPO: the reward model's best and worst response to a prompt are a pair for DPO    Guo 2024
-    best       expert iteration: the language-model loss on the reward model's best response            Anthony 2017
+    loss       what differs from PPO                                               source
+    reinforce  A_i Σ_t log π: the response is one action; no ratio, no clip        Williams 1992
+               baseline leave_one_out is RLOO; batch and moving are plain ones     Ahmadian 2024
+    clip       PPO's ratio, one advantage for all tokens; baseline group is GRPO   Shao 2024
+               group_std none with reduction fixed_length is Dr. GRPO              Liu 2025
+               cliprange_high > cliprange with reduction token_mean is DAPO's      Yu 2025
+    dpo, ipo   online DPO: the best and the worst response to a prompt are a pair  Guo 2024
+    best       expert iteration: the language model's loss on the best response    Anthony 2017
 
-In dpo and ipo β weighs the loss's log-ratio instead of a KL; best has no KL at all, and each round goes on from the policy of
-the round before. Whole prompts, never parts of a group, make up minibatches. The KL coefficient is fixed.
+In dpo and ipo β weighs the loss's log-ratio instead of a KL; best has no KL at all, and each round
+goes on from the policy of the round before. Whole prompts, never parts of a group, make up
+minibatches. The KL coefficient is fixed.
 
-Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resampling of prompts whose responses all tie.
+Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resampling of prompts whose
+responses all tie.
 """
 
 from collections.abc import Sequence
@@ -86,12 +90,12 @@ Params = Any
 WEIGHTED = ("reinforce", "clip")  # losses in which every response counts with its advantage
 PAIRS = ("dpo", "ipo")  # losses of the best response against the worst
 
-# --- the config ---------------------------------------------------------------------------------------------
+# --- the config -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
 
     policy: str  # also the reference
     reward: str
@@ -113,9 +117,8 @@ class PolicyGradient(RolloutConfig):
     samples_per_prompt: int  # N; batch_size counts responses, so B = batch_size / N
     num_epochs: int  # passes over a rollout
     num_mini_batches: int  # optimizer steps per epoch
-    num_micro_batches: (
-        int  # parts of a minibatch that are in memory at once: changes memory, not results
-    )
+    # Parts of a minibatch that are in memory at once: changes memory, not results.
+    num_micro_batches: int
     loss: Literal["reinforce", "clip", "dpo", "ipo", "best"]
     baseline: Literal["none", "batch", "moving", "leave_one_out", "group"]
     group_std: GroupStd  # what baseline group divides by
@@ -157,15 +160,16 @@ class Config:
     checkpoint: CheckpointConfig
 
 
-# --- collect: from samples to groups ------------------------------------------------------------------------
+# --- collect: from samples to groups --------------------------------------------------------------
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Groups:
-    """Hold N responses to each of B prompts with what was true of them when they were sampled; never changed afterwards.
+    """Hold N responses to each of B prompts with what was true when they were sampled.
 
-    In dpo and ipo only the best and the worst response are here, in best only the best. `num_rows` is that of `Texts`.
+    In dpo and ipo only the best and the worst response are here, in best only the best. `num_rows`
+    is that of `Texts`.
     """
 
     prompt_BP: jax.Array
@@ -179,7 +183,7 @@ class Groups:
 
     @property
     def texts(self) -> Texts:
-        """Return every response behind its prompt, one row each, the responses to one prompt side by side."""
+        """Return every response behind its prompt; those to one prompt are neighbours."""
         count, length = self.mask_BNR.shape[1:]
         return Texts(
             prompt_BP=jnp.repeat(self.prompt_BP, count, axis=0),
@@ -191,7 +195,7 @@ class Groups:
 
 
 class Moments(NamedTuple):
-    """Hold the few scalars that live as long as the run: moments of all scores and of all rewards seen."""
+    """Hold what lives as long as the run: moments of all scores and of all rewards seen."""
 
     scores: RunningMoments
     rewards: RunningMoments
@@ -205,7 +209,10 @@ def collect(
     samples: Samples,
     moments: Moments,
 ) -> tuple[Groups, Moments, jax.Array, dict[str, Any]]:
-    """Turn samples into groups: rewards, advantages or a choice among the responses; also all raw scores and the metrics."""
+    """Turn samples into groups with advantages, or with the responses that were chosen.
+
+    Also returned are the moments, all raw scores and the metrics.
+    """
     scored, scores = score_samples(networks, params, texts, samples, moments.scores, settings)
     reward_BN, advantage_BN = advantages(scored, moments.rewards, settings)
     count, length = settings.samples_per_prompt, texts.response_BR.shape[1]
@@ -227,7 +234,7 @@ def collect(
 def advantages(
     scored: ScoredSamples, seen: RunningMoments, settings: PolicyGradient
 ) -> tuple[jax.Array, jax.Array]:
-    """Return R_BN of whole responses, and what is better than the baseline in them (where responses are chosen, R itself).
+    """Return R_BN of whole responses and their advantages; where responses are chosen, R twice.
 
     The moving baseline is the mean of all rewards of earlier updates.
     """
@@ -248,7 +255,7 @@ def advantages(
 
 
 def choose(groups: Groups, settings: PolicyGradient) -> Groups:
-    """Return all responses, or those that the loss learns from: best and worst, or the best alone."""
+    """Return the responses that the loss learns from: all, best and worst, or the best alone."""
     if settings.loss in WEIGHTED:
         return groups
     best_B = groups.advantage_BN.argmax(axis=1)
@@ -270,7 +277,7 @@ def choose(groups: Groups, settings: PolicyGradient) -> Groups:
     )
 
 
-# --- loss: what one minibatch says --------------------------------------------------------------------------
+# --- loss: what one minibatch says ----------------------------------------------------------------
 
 
 def group_loss(
@@ -281,7 +288,10 @@ def group_loss(
     denominator: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Return the loss of some groups, divided by the whole minibatch's `loss_denominator`; `key` is not used: no dropout."""
+    """Return the loss of some groups over the whole minibatch's `loss_denominator`.
+
+    `key` is not used: there is no dropout.
+    """
     del key
     texts = groups.texts
     mask_BR = texts.mask_BR
@@ -347,7 +357,7 @@ def loss_denominator(groups: Groups, settings: PolicyGradient) -> jax.Array:
     return reduce_tokens(mask_BR.astype(jnp.float32), mask_BR, reduction=reduction).weight
 
 
-# --- update: epochs x minibatches ---------------------------------------------------------------------------
+# --- update: epochs x minibatches -----------------------------------------------------------------
 
 
 class UpdateData(NamedTuple):
@@ -365,7 +375,7 @@ def update(
     data: UpdateData,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state after num_epochs x num_mini_batches optimizer steps on one rollout, and the metrics of the update."""
+    """Return the state after num_epochs x num_mini_batches optimizer steps, and the metrics."""
     objective = Objective(
         partial(group_loss, settings, policy),
         partial(loss_denominator, settings=settings),
@@ -387,7 +397,7 @@ def update(
     return state, summarise(stacked)
 
 
-# --- run ----------------------------------------------------------------------------------------------------
+# --- run ------------------------------------------------------------------------------------------
 
 
 def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
@@ -416,7 +426,8 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     )
     run.announce(config, {"policy": trained, "frozen": frozen}, describe(settings))
 
-    # Three programs as in PPO, compiled for few numbers of packed rows; which ones is known only from the samples.
+    # Three programs as in PPO, compiled for few numbers of packed rows; which ones is known only
+    # from the samples.
     draw = jax.jit(partial(sample_texts, networks.policy, settings, StopTokens.of(run.tokenizer)))
     collect_groups = jax.jit(partial(collect, settings, networks))
     optimise = run.compile_update(partial(update, settings, networks.policy, optimizer), state)
@@ -468,7 +479,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
 
 
 def check(settings: PolicyGradient, num_devices: int) -> None:
-    """Refuse impossible arithmetic before anything compiles, naming the field, both values and the remedy."""
+    """Refuse impossible arithmetic before anything compiles; the error names the field."""
     name = "policy_gradient"
     samples = settings.samples_per_prompt
     check_rollout(name, settings)
@@ -524,8 +535,8 @@ def count_packed_rows(settings: PolicyGradient, groups: Groups, key: jax.Array) 
 def describe(settings: PolicyGradient) -> str:
     """Return the arithmetic of the run in one line."""
     return (
-        f"{settings.total_episodes // settings.batch_size} updates x {settings.num_prompts} prompts "
-        f"x {settings.samples_per_prompt} responses = {settings.total_episodes} episodes; each "
-        f"update {settings.num_epochs} epochs x {settings.num_mini_batches} minibatches; "
+        f"{settings.total_episodes // settings.batch_size} updates x {settings.num_prompts} "
+        f"prompts x {settings.samples_per_prompt} responses = {settings.total_episodes} episodes; "
+        f"each update {settings.num_epochs} epochs x {settings.num_mini_batches} minibatches; "
         f"loss {settings.loss}"
     )

@@ -1,20 +1,23 @@
-"""Train a policy with proximal policy optimisation against a reward model, with a pretraining mix (PPO-ptx).
+"""Train a policy with PPO against a reward model, with a pretraining mix (PPO-ptx).
 
     for each update:
-      sample         responses from the policy to a batch of prompts                    (inference/sampling.py)
-      collect        scores, R_t = -β KL_t + 1[t = last] score, advantages and returns by GAE, frozen in a `Rollout`
+      sample         responses from the policy to a batch of prompts
+      collect        scores, R_t = -β KL_t + 1[t = last] score, advantages and returns by GAE:
+                     all that, frozen in a `Rollout`
       update         num_ppo_epochs x num_mini_batches of
-        loss         clipped policy loss (or another of Table 1 of Schulman 2017) + vf_coef * clipped value loss
-                     - entropy_coef * entropy, and ptx_coef * the language model's loss on pretraining documents
+        ppo_loss     clipped policy loss (or another of Table 1 of Schulman 2017)
+                     + vf_coef * clipped value loss - entropy_coef * entropy
+        ptx_loss     ptx_coef * the language model's loss on pretraining documents
       after_update   the KL controller and the average of weights move once
 
-Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the reward model. The reference
-and the reward model are read, never trained. With lora.rank > 0 policy and value train adapters on frozen kernels, which the
-update takes as an argument; all four networks then cost one copy of the model.
-Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler 2019, Schulman 2017.
+Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the
+reward model. The reference and the reward model are read, never trained. With lora.rank > 0 policy
+and value train adapters on frozen kernels, which the update takes as an argument; all four networks
+then cost one copy of the model. Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler
+2019, Schulman 2017.
 
-Left out on purpose: truncated sampling (refused: the loss would need to replay the truncation), a shared trunk, dropout
-(it makes the ratio differ from 1), asynchronous rollouts.
+Left out on purpose: truncated sampling (refused: the loss would need to replay the truncation), a
+shared trunk, dropout (it makes the ratio differ from 1), asynchronous rollouts.
 """
 
 import math
@@ -79,18 +82,17 @@ from rlhf_jax.training.updates import (
 
 Params = Any
 
-# --- the config ---------------------------------------------------------------------------------------------
+# --- the config -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
 
     policy: str  # also the reference
     reward: str
-    value: Literal[
-        "reward", "policy", "random"
-    ]  # where the value network starts; reward: Ouyang 2022 App. C.4
+    # Where the value network starts; reward: Ouyang 2022 App. C.4.
+    value: Literal["reward", "policy", "random"]
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,8 @@ class PPO(RolloutConfig):
 
     num_ppo_epochs: int  # passes over a rollout; 1 in Ouyang 2022, 4 in Ziegler 2019
     num_mini_batches: int  # optimizer steps per epoch
-    num_micro_batches: (
-        int  # parts of a minibatch that are in memory at once: changes memory, not results
-    )
+    # Parts of a minibatch that are in memory at once: changes memory, not results.
+    num_micro_batches: int
     top_k: int  # must be 0: truncated sampling is refused
     top_p: float  # must be 1
     kl_controller: Literal["fixed", "adaptive"]  # whether kl_coef moves (Ziegler 2019 §2.2)
@@ -120,23 +121,21 @@ class PPO(RolloutConfig):
     gamma: float  # discount per token; 1 in Ouyang 2022
     lam: float  # λ of GAE; 0.95 in Stiennon 2020
     cliprange: float  # ε of the ratio; 0.2 in Schulman 2017
-    cliprange_value: (
-        float  # how far a value may move from its old one, in units of reward (OpenAI baselines)
-    )
+    # How far a value may move from its old one, in units of reward (OpenAI baselines).
+    cliprange_value: float
     vf_coef: float  # weight of the value loss; 0.1 in Ziegler 2019 (OpenAI baselines: 0.5)
     entropy_coef: float  # weight of the entropy bonus; 0 in all RLHF papers
-    policy_loss: Literal[
-        "clip", "none", "kl_fixed", "kl_adaptive"
-    ]  # rows of Table 1 of Schulman 2017
+    # Rows of Table 1 of Schulman 2017.
+    policy_loss: Literal["clip", "none", "kl_fixed", "kl_adaptive"]
     kl_penalty_coef: float  # β of KL(π_old ‖ π) in kl_fixed; where kl_adaptive starts
     kl_penalty_target: float  # kl_adaptive: nats per token that one update may move the policy
     whiten_rewards: bool  # scale rewards to unit variance, mean kept (Ziegler 2019)
     whiten_advantages: Literal["batch", "minibatch", "none"]  # to mean 0 and variance 1, over what
     target_kl: float  # stop an update's epochs when approxkl, nats per token, exceeds it; 0: never
-    ema_decay: (
-        float  # of the average of weights that the checkpoint exports; 0: off; 0.992 in Ouyang 2022
-    )
-    ptx_coef: float  # γ, multiplies the mean loss per token of pretraining documents (Ouyang 2022 eq. 2); 0: PPO
+    # Of the average of weights that the checkpoint exports; 0: off; 0.992 in Ouyang 2022.
+    ema_decay: float
+    # γ of Ouyang 2022 eq. 2, multiplies the mean loss per token of pretraining documents; 0: PPO.
+    ptx_coef: float
     ptx_batch_size: int  # blocks of documents per minibatch
 
     @property
@@ -155,8 +154,8 @@ class PPO(RolloutConfig):
     def ptx_micro_batches(self) -> int:
         """Return into how many micro-batches the pretraining blocks of a minibatch are cut.
 
-        Where there are k times as many blocks as episodes it is k times `num_micro_batches`, so that as many rows are in
-        memory at once.
+        Where there are k times as many blocks as episodes it is k times `num_micro_batches`, so
+        that as many rows are in memory at once.
         """
         times, rest = divmod(self.ptx_batch_size, self.batch_size // self.num_mini_batches)
         return self.num_micro_batches * (times if times and not rest else 1)
@@ -184,11 +183,11 @@ class Config:
         return self.ppo.total_episodes // self.ppo.batch_size
 
 
-# --- collect: from samples to a rollout ---------------------------------------------------------------------
+# --- collect: from samples to a rollout -----------------------------------------------------------
 
 
 class Rollout(NamedTuple):
-    """Hold sampled responses with what was true of them when they were sampled; never changed afterwards."""
+    """Hold responses with what was true of them when they were sampled; it never changes."""
 
     texts: Texts
     logp_BR: jax.Array
@@ -215,7 +214,7 @@ def collect(
     samples: Samples,
     controllers: Controllers,
 ) -> tuple[Rollout, RunningMoments, dict[str, Any]]:
-    """Turn samples into a rollout: scores, rewards per token, values, advantages, returns; also the moments and metrics."""
+    """Turn samples into a rollout with advantages and returns; also the moments and metrics."""
     scored, moments = score_samples(
         networks, params, texts, samples, controllers.score_moments, ppo
     )
@@ -247,7 +246,7 @@ def collect(
     return rollout, moments, metrics
 
 
-# --- loss: what one minibatch says --------------------------------------------------------------------------
+# --- loss: what one minibatch says ----------------------------------------------------------------
 
 
 def ppo_loss(
@@ -258,10 +257,11 @@ def ppo_loss(
     num_tokens: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Return L^CLIP + vf_coef L^VF - entropy_coef S of some rows, divided by the whole minibatch's number of tokens.
+    """Return the PPO loss of some rows, divided by the whole minibatch's number of tokens.
 
-    Schulman 2017 eq. 9, negated. With policy_loss "none" nothing is clipped; with "kl_fixed" and "kl_adaptive" β KL(π_old ‖ π)
-    stands in the clip's place (eq. 8). `key` is not used: PPO has no dropout.
+    L^CLIP + vf_coef L^VF - entropy_coef S, Schulman 2017 eq. 9, negated. With policy_loss "none"
+    nothing is clipped; with "kl_fixed" and "kl_adaptive" β KL(π_old ‖ π) stands in the clip's place
+    (eq. 8). `key` is not used: PPO has no dropout.
     """
     del key
     texts = rollout.texts
@@ -298,7 +298,7 @@ def ppo_loss(
 def ptx_loss(
     ppo: PPO, networks: Networks, params: Params, blocks: Any, num_tokens: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """Return γ times the language model's loss on pretraining blocks (Ouyang 2022 eq. 2); γ is ptx_coef."""
+    """Return ptx_coef times the loss on pretraining blocks (γ in Ouyang 2022 eq. 2)."""
     del key
     nll_BT, valid_BT = next_token_nll(
         networks.policy, params["policy"], blocks["tokens_BT"], blocks["segments_BT"]
@@ -307,11 +307,11 @@ def ptx_loss(
     return ppo.ptx_coef * nll.total / num_tokens, {"ptx/loss": nll}
 
 
-# --- update: epochs x minibatches ---------------------------------------------------------------------------
+# --- update: epochs x minibatches -----------------------------------------------------------------
 
 
 class UpdateData(NamedTuple):
-    """Hold what an update reads: the rollout, pretraining blocks of every minibatch ({}: none), frozen kernels ({}: none)."""
+    """Hold what an update reads; blocks are stacked by minibatch, {} stands for none."""
 
     rollout: Rollout
     blocks: dict[str, jax.Array]
@@ -326,10 +326,11 @@ def update(
     data: UpdateData,
     key: jax.Array,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Return the state after num_ppo_epochs x num_mini_batches optimizer steps on one rollout, and the metrics of the update.
+    """Return the state after epochs x minibatches of optimizer steps on a rollout, and metrics.
 
-    Once a minibatch's approxkl exceeds `target_kl` (0: never), the remaining ones leave the state as it is. With policy_loss
-    kl_adaptive the penalty's coefficient moves at the end, by how far the whole update has moved the policy (Schulman 2017 §4).
+    Once a minibatch's approxkl exceeds `target_kl` (0: never), the remaining ones leave the state
+    as it is. With policy_loss kl_adaptive the penalty's coefficient moves at the end, by how far
+    the whole update has moved the policy (Schulman 2017 §4).
     """
     if ppo.policy_loss == "kl_adaptive":
         coef: Any = state.extras["controllers"].kl_penalty_coef
@@ -384,7 +385,7 @@ def update(
 def _adapt_penalty(
     ppo: PPO, networks: Networks, state: TrainState, data: UpdateData
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Move the penalty's coefficient by KL(π_old ‖ π) per token after the update, on the tokens that π_old sampled."""
+    """Move the penalty's coefficient by how far the update moved the policy, per token."""
     params = combine(data.frozen, state.params)["policy"]
     unpacked = data.rollout.texts.packed(0)
     logp_BR, _ = response_logps(networks.policy, params, unpacked, spec=ppo.spec)
@@ -397,7 +398,10 @@ def _adapt_penalty(
 
 
 def after_update(ppo: PPO, state: TrainState, kl: Mean, moments: RunningMoments) -> TrainState:
-    """Move the KL controller and the average of weights once; this batch's rewards used β from before (Ziegler 2019)."""
+    """Move the KL controller and the average of weights once.
+
+    The rewards of this batch used β from before (Ziegler 2019).
+    """
     controllers = state.extras["controllers"]
     kl_coef = controllers.kl_coef
     if ppo.kl_controller == "adaptive":
@@ -415,11 +419,11 @@ def after_update(ppo: PPO, state: TrainState, kl: Mean, moments: RunningMoments)
     return replace(state, extras=extras)
 
 
-# --- run ----------------------------------------------------------------------------------------------------
+# --- run ------------------------------------------------------------------------------------------
 
 
 def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
-    """Train a policy with PPO and leave its parameters (their average with `ema_decay`) as the checkpoint."""
+    """Train a policy with PPO; with `ema_decay` the checkpoint has the average of its weights."""
     ppo, data = config.ppo, config.data
     run = Run.open(config, workdir)
     check(config, run.batch_shards)
@@ -449,8 +453,9 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     documents = ptx_blocks(config, run, policy.model.context_length)
     run.announce(config, {**trained, "frozen": frozen}, describe(config))
 
-    # Three programs: sampling, everything else about a rollout, the update. The last two are compiled once for every number
-    # of packed rows that the texts of a batch need, which is known only when they have been sampled.
+    # Three programs: sampling, everything else about a rollout, the update. The last two are
+    # compiled once for every number of packed rows that the texts of a batch need, which is known
+    # only when they have been sampled.
     draw = jax.jit(partial(sample_texts, networks.policy, ppo, StopTokens.of(run.tokenizer)))
     collect_rollout = jax.jit(partial(collect, ppo, networks))
     optimise = run.compile_update(partial(update, ppo, networks, optimizer), state)
@@ -463,8 +468,9 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         sampling_key = purpose_key(key, step, Purpose.SAMPLING)
         texts, samples = draw(full["policy"], placed, sampling_key)
         update_key = purpose_key(key, step, Purpose.UPDATE)
-        # The update permutes with the same key, so these are its micro-batches. Reading two integers waits for the sampler:
-        # the price of not reading padding, which is most of a batch (LOG.md).
+        # The update permutes with the same key, so these are its micro-batches. Reading two
+        # integers waits for the sampler: the price of not reading padding, which is most of a batch
+        # (LOG.md).
         whole, fullest = jax.device_get(count_rows(texts, jax.random.clone(update_key)))
         texts = texts.packed(row_bucket(int(whole), ppo.batch_size, run.batch_shards))
 
@@ -498,7 +504,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
 
 
 def check(config: Config, num_devices: int) -> None:
-    """Refuse impossible arithmetic before anything compiles, naming the field, both values and the remedy."""
+    """Refuse impossible arithmetic before anything compiles; the error names the field."""
     ppo = config.ppo
     check_rollout("ppo", ppo)
     require_divides(
@@ -528,7 +534,8 @@ def check(config: Config, num_devices: int) -> None:
     )
     require(
         not ppo.policy_loss.startswith("kl") or ppo.kl_penalty_coef > 0,
-        f"ppo.policy_loss={ppo.policy_loss} needs ppo.kl_penalty_coef > 0, not {ppo.kl_penalty_coef}",
+        f"ppo.policy_loss={ppo.policy_loss} needs ppo.kl_penalty_coef > 0, not "
+        f"{ppo.kl_penalty_coef}",
     )
     require(
         ppo.policy_loss != "kl_adaptive" or ppo.kl_penalty_target > 0,
@@ -597,7 +604,7 @@ def initial_state(
 
 
 def count_packed_rows(ppo: PPO, texts: Texts, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the packed rows that a rollout needs read whole, and at most in a micro-batch of the update with this key."""
+    """Return the packed rows of a whole rollout, and of the fullest micro-batch of its update."""
     row_length = texts.prompt_BP.shape[1] + texts.response_BR.shape[1]
     fullest = packed_rows_needed(texts.length_B, key, ppo.passes, row_length)
     return rows_needed(texts.length_B, row_length), fullest
@@ -606,7 +613,7 @@ def count_packed_rows(ppo: PPO, texts: Texts, key: jax.Array) -> tuple[jax.Array
 def ptx_blocks(
     config: Config, run: Run, context_length: int
 ) -> Callable[[int], dict[str, Any]] | None:
-    """Return pretraining blocks by step, stacked over the minibatches of an update, from a stream and seed of their own."""
+    """Return pretraining blocks by step, stacked over minibatches, from a seed of their own."""
     if not config.ppo.ptx_coef or config.data.documents is None:
         return None
     per_update = config.ppo.num_ppo_epochs * config.ppo.num_mini_batches
@@ -634,9 +641,9 @@ def describe(config: Config) -> str:
     ppo = config.ppo
     rows = ppo.batch_size // ppo.num_mini_batches
     return (
-        f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} episodes; "
-        f"each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of {rows} "
-        f"({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
-        f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
+        f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} "
+        f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of "
+        f"{rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); ptx "
+        f"{ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
         f"{ppo.ptx_coef}"
     )

@@ -1,17 +1,18 @@
 """Train a policy on rankings directly, without a reward model or sampling (DPO, cDPO, IPO, KTO).
 
-    r(x, y) = β log π(y|x) / π_ref(y|x)                    the policy is its own reward model; π_ref is where it starts
+    r(x, y) = β log π(y|x) / π_ref(y|x)        the policy is its own reward model
 
-    dpo    -log σ(r_w - r_l) of every pair of a prompt; label_smoothing > 0 is cDPO           Rafailov 2023, Mitchell 2023
-    plackett_luce  -log of the probability of the whole order, the best first, then the best of the rest   Rafailov 2023 App. A.3
-    ipo    ((r_w - r_l)/β - 1/(2β))²                                                          Azar 2023
+    dpo    -log σ(r_w - r_l) of every pair; label_smoothing > 0 is cDPO            Rafailov 2023
+    plackett_luce   -log of the probability of a prompt's whole order      Rafailov 2023 App. A.3
+    ipo    ((r_w - r_l)/β - 1/(2β))²                                                   Azar 2023
     kto    λ_D (1 - σ(r - z)) of responses that win more of their pairs than they lose,
-           λ_U (1 - σ(z - r)) of those that lose more; z = β max(0, mean of log π/π_ref over  Ethayarajh 2024
-           prompts, each with a response that was given to another prompt)
+           λ_U (1 - σ(z - r)) of those that lose more; z = β max(0, mean log π/π_ref) of
+           prompts with responses that were given to other prompts            Ethayarajh 2024
 
-What differs from PPO: the data are fixed, nobody sees what the policy says meanwhile. What differs from the reward stage: the
-score of a response is r instead of a scalar head's; the rankings, their batches and the held-out accuracies are the same, so
-the accuracies of both may be compared (Huang 2024, detail 19: r ranks less accurately than a reward model).
+What differs from PPO: the data are fixed, nobody sees what the policy says meanwhile. What differs
+from the reward stage: the score of a response is r instead of a scalar head's; the rankings, their
+batches and the held-out accuracies are the same, so the accuracies of both may be compared (Huang
+2024, detail 19: r ranks less accurately than a reward model).
 
 Left out on purpose: length normalisation, margins, an SFT term, dropout.
 """
@@ -61,14 +62,14 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Init:
-    """Name the supervised policy, which is also the reference; a path starting with ../ is relative to the workdir."""
+    """Name the supervised policy, which is also the reference."""
 
     policy: str
 
 
 @dataclass(frozen=True)
 class Data:
-    """Name the rankings: ../STAGE for what that label stage collected, or a source of data/sources.py."""
+    """Name the rankings: ../STAGE for what that label stage collected, or a source."""
 
     data_dir: str
     comparisons: str
@@ -117,8 +118,8 @@ def check(settings: Preference, num_devices: int) -> None:
     )
     require(
         settings.num_micro_batches == 1 or settings.loss != "kto",
-        f"preference.num_micro_batches={settings.num_micro_batches}: loss=kto needs 1, its reference "
-        "point is a mean over the whole batch",
+        f"preference.num_micro_batches={settings.num_micro_batches}: loss=kto needs 1, its "
+        "reference point is a mean over the whole batch",
     )
 
 
@@ -201,15 +202,16 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
 
 
 def read_rankings(settings: Preference, reader: Reader, source: str, split: str) -> Batches:
-    """Return the rankings of a source as batches, for kto with a foreign response in front of every prompt's own."""
+    """Return the rankings of a source as batches; for kto each has a foreign response in front."""
     rankings = reader.load([source], split)
     return reader.batches(with_foreign(rankings) if settings.loss == "kto" else rankings, split)
 
 
 def with_foreign(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Return every comparison with a response to the next one's prompt in front, on which kto's reference point is estimated.
+    """Return every comparison with a response to the next one's prompt in front of its own.
 
-    It takes the first rank, so that a ranking in which all tie still looks like one.
+    KTO estimates its reference point on it.     It takes the first rank, so that a ranking in which
+    all tie still looks like one.
     """
     following = [*comparisons[1:], *comparisons[:1]]
     foreign = [other.responses[i % len(other.responses)] for i, other in enumerate(following)]
@@ -226,7 +228,7 @@ def with_foreign(comparisons: Sequence[Comparison]) -> list[Comparison]:
 def reference_logps(
     model: LanguageModel, params: Params, batch: Batch, *, num_groups: int
 ) -> jax.Array:
-    """Return logp_BC of a whole batch, whose `row_BC` counts within its micro-batch (`PackedComparisons`)."""
+    """Return logp_BC of a whole batch; its `row_BC` counts within a micro-batch."""
     group_B = jnp.arange(batch["row_BC"].shape[0]) % num_groups
     row_BC = batch["row_BC"] * num_groups + group_B[:, None]
     return candidate_logps(model, params, {**batch, "row_BC": row_BC})
@@ -260,7 +262,7 @@ def preference_loss(
     denominator: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the loss summed over prompts (kto: responses), divided by the whole batch's number of them; no dropout."""
+    """Return the loss of rankings over the whole batch's `loss_denominator`; no dropout."""
     del key
     nll, metrics = rewards_loss(settings, implicit_rewards(settings, model, params, batch), batch)
     named = {f"rewards/{name}": metric for name, metric in metrics.items()}
@@ -320,8 +322,9 @@ def measure_rankings(
 
 
 def loss_denominator(settings: Preference, batch: Batch) -> jax.Array:
-    """Return what the loss's mean is over: prompts with an untied pair; in kto responses that win more pairs than they lose,
-    or lose more.
+    """Return what the loss's mean is over: prompts with an untied pair, in kto responses.
+
+    Those count that win more of their prompt's pairs than they lose, or lose more.
     """
     if settings.loss != "kto":
         return prompts_with_pairs(batch)

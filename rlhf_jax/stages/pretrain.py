@@ -1,10 +1,13 @@
-"""Pretraining: predict the next token of packed documents.
+"""Pretrain a language model: predict the next token of packed documents.
 
-    L = -(1/N) Σ_t log π(x_t | x_<t)  [ + z_loss_coef log² Z ]     (Radford 2018 eq. 1; Brown 2020; Chowdhery 2022 §5)
+    L = -(1/N) Σ_t log π(x_t | x_<t)  [ + z_loss_coef log² Z ]
 
-Documents are tokenised, joined by the end-of-text token and cut into blocks of the context length; no token is lost. They
-are read one by one and the blocks written to the workdir, so that a corpus may be larger than the memory. The tokenizer is
-trained on the same documents, or taken from a folder, and travels with the checkpoint from then on.
+Sources: Radford 2018 eq. 1, Brown 2020; the z-loss is Chowdhery 2022 §5.
+
+Documents are tokenised, joined by the end-of-text token and cut into blocks of the context length;
+no token is lost. They are read one by one and the blocks written to the workdir, so that a corpus
+may be larger than the memory. The tokenizer is trained on the same documents, or taken from a
+folder, and travels with the checkpoint from then on.
 
 Left out on purpose: batch-size ramps, curriculum, deduplication (do that to the data).
 """
@@ -115,8 +118,8 @@ def run(config: Config, workdir: str) -> None:
     run.announce(
         config,
         {"model": params},
-        f"{settings.num_steps} steps x {settings.batch_size} blocks x {shape.context_length} tokens "
-        f"= {epochs:.1f} epochs of {num_tokens(batches):,} tokens",
+        f"{settings.num_steps} steps x {settings.batch_size} blocks x {shape.context_length} "
+        f"tokens = {epochs:.1f} epochs of {num_tokens(batches):,} tokens",
     )
 
     loss = partial(language_loss, model, settings.z_loss_coef)

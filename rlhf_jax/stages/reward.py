@@ -1,16 +1,18 @@
-"""Train a reward model from rankings: one scalar per response, on every pair of a prompt's K ranked responses at once.
+"""Train a reward model from rankings: a scalar per response, all pairs of a prompt at once.
 
     L = -(1/C(K,2)) Σ_{(w,l)} log σ( r(x, y_w) - r(x, y_l) ),   K = 4..9        (Ouyang 2022 eq. 1)
 
     1  rankings of K responses per prompt are read: what the label stage collected, or files
-    2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per response, all C(K,2) pairs
-       of a prompt in one batch element, so that a response is in one update per epoch and not in K-1, as it is with
-       batching = "shuffled_pairs"
-    3  after training the head's bias is moved so that demonstrations score 0 on average (Ouyang 2022 App. C.2); optionally
-       a gain as well, before and after, so that samples score mean 0 and variance 1 (Ziegler 2019)
+    2  a scalar head N(0, 1/(D+1)) replaces the unembedding (Stiennon 2020); one forward pass per
+       response, all C(K,2) pairs of a prompt in one batch element, so that a response is in one
+       update per epoch and not in K-1, as it is with batching = "shuffled_pairs"
+    3  after training the head's bias is moved so that demonstrations score 0 on average (Ouyang
+       2022 App. C.2); optionally a gain as well, before and after, so that samples score mean 0
+       and variance 1 (Ziegler 2019)
 
 The normalisations are steps of the loop like any other, so that a killed run resumes exactly.
-Left out on purpose: margins from confidence ratings, ensembles, training on more than one labeler's ranking of a prompt.
+Left out on purpose: margins from confidence ratings, ensembles, training on more than one labeler's
+ranking of a prompt.
 """
 
 from collections.abc import Sequence
@@ -53,7 +55,7 @@ MOST_DEMONSTRATION_BATCHES = 32  # on which the scores are normalised
 
 @dataclass(frozen=True)
 class Init:
-    """Name the supervised policy whose trunk the reward model starts from; ../ is relative to the workdir."""
+    """Name the supervised policy whose trunk the reward model starts from."""
 
     policy: str
 
@@ -62,8 +64,8 @@ class Init:
 class Data:
     """Name the rankings, and demonstrations for the normalisation.
 
-    `comparisons` is ../STAGE for what that label stage collected (options as in a source: ../label?train=train[:300]), or a
-    source of data/sources.py.
+    `comparisons` is ../STAGE for what that label stage collected (options as in a source:
+    ../label?train=train[:300]), or a source of data/sources.py.
     """
 
     data_dir: str
@@ -76,15 +78,12 @@ class Data:
 class Reward(ComparisonConfig):
     """Set every detail of the training."""
 
-    loss: Literal[
-        "bradley_terry", "plackett_luce"
-    ]  # of all pairs (Ouyang 2022 eq. 1), or of the whole order (Luce 1959)
-    batching: Literal[
-        "prompts", "shuffled_pairs"
-    ]  # all pairs of a prompt together, or every pair an example of its own
-    normalise: Literal[
-        "none", "bias", "gain_and_bias"
-    ]  # demonstrations to mean 0, or also to variance 1
+    # Of all pairs (Ouyang 2022 eq. 1), or of the whole order (Luce 1959).
+    loss: Literal["bradley_terry", "plackett_luce"]
+    # All pairs of a prompt together, or every pair an example of its own.
+    batching: Literal["prompts", "shuffled_pairs"]
+    # Demonstrations to mean 0, or also to variance 1.
+    normalise: Literal["none", "bias", "gain_and_bias"]
     normalise_before: bool  # also before training (Ziegler 2019)
     dropout_rate: float
 
@@ -213,7 +212,7 @@ def reward_loss(
     num_prompts: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the ranking loss summed over prompts and divided by the whole batch's number of prompts."""
+    """Return the loss of rankings, divided by the whole batch's number of prompts."""
     dropout_key = key if settings.dropout_rate > 0 else None
     score_BC = candidate_scores(model, params, batch, dropout_key)
     nll = rankings_nll(settings, score_BC, batch)
@@ -254,7 +253,7 @@ def demonstration_scores(model: ScalarModel, params: Params, batch: Batch) -> ja
 def normalised(
     settings: Reward, params: Params, score_N: jax.Array
 ) -> tuple[Params, dict[str, Any]]:
-    """Fold a gain and a bias into the head, after which demonstrations have mean 0 (and variance 1), and return both."""
+    """Fold a gain and a bias into the head: demonstrations get mean 0 (and variance 1)."""
     gain, bias = jnp.ones(()), jnp.zeros(())
     if settings.normalise == "gain_and_bias":
         gain = 1.0 / jnp.maximum(score_N.std(), 1e-6)

@@ -1,12 +1,14 @@
-"""Sample responses and say everything about them that policy optimisation needs, once: what PPO and its kin share.
+"""Sample responses and score them, once: what PPO and its kin share.
 
-    1  y ~ π(.|x)                                  sampling; log π of the distribution that was really sampled from
-    2  s = r_θ(x, y)                               the reward model's score; normalised, clipped, a missing end penalised
-    3  k_t = k(log π - log π_ref)_t                the distance to the reference, per token (Ziegler 2019, Ouyang 2022 §3.5)
+    1  y ~ π(.|x)                      sampling; log π is of the distribution really sampled from
+    2  s = r_θ(x, y)                   the reward model's score, normalised, clipped, and
+                                       penalised where the response did not end
+    3  k_t = k(log π - log π_ref)_t    the distance to the reference, per token (Ziegler 2019,
+                                       Ouyang 2022 §3.5)
 
-What an algorithm makes of these (rewards per token, advantages) is frozen in its rollout: the losses see the rollout and the
-parameters being trained, nothing else. An "old" quantity cannot be recomputed with new parameters, which would make every
-ratio 1.
+What an algorithm makes of these (rewards per token, advantages) is frozen in its rollout: the
+losses see the rollout and the parameters being trained, nothing else. An "old" quantity cannot be
+recomputed with new parameters, which would make every ratio 1.
 
 Left out on purpose: a second inference engine, off-policy correction, stale rollouts.
 """
@@ -35,27 +37,23 @@ Params = Any
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """Say how responses are sampled and how their scores become rewards; the names are TRL's where TRL has one."""
+    """Say how responses are sampled and how their scores become rewards, in TRL's names."""
 
     total_episodes: int  # responses in the whole run
     batch_size: int  # responses per update
     response_length: int  # tokens; a response that has not ended by then is cut
-    sampling_rows: (
-        int  # responses sampled at once, a finished one makes room for a waiting one; 0: all
-    )
-    temperature: (
-        float  # of sampling and of every log-probability; 1 in Ouyang 2022, 0.7 in Stiennon 2020
-    )
+    # Responses sampled at once, a finished one makes room for a waiting one; 0: all.
+    sampling_rows: int
+    # Of sampling and of every log-probability; 1 in Ouyang 2022, 0.7 in Stiennon 2020.
+    temperature: float
     kl_coef: float  # β, reward per nat of distance to the reference (Ouyang 2022 eq. 2)
     kl_estimator: Literal["k1", "k2", "k3"]  # of the distance per token (Schulman 2020)
-    missing_eos_penalty: (
-        float  # score of, or taken off, a response that was cut (Huang 2024, detail 23)
-    )
+    # Score of, or taken off, a response that was cut (Huang 2024, detail 23).
+    missing_eos_penalty: float
     missing_eos_mode: Literal["replace", "subtract", "none"]
     score_clip: float  # scores beyond ± this are cut; 0: never
-    score_normalisation: Literal[
-        "none", "running_std"
-    ]  # divide by the std of all scores seen (Zheng 2023)
+    # Divide by the std of all scores seen (Zheng 2023).
+    score_normalisation: Literal["none", "running_std"]
 
     @property
     def num_samples(self) -> int:
@@ -64,12 +62,12 @@ class RolloutConfig:
 
     @property
     def spec(self) -> SamplingSpec:
-        """Return the whole distribution at this temperature: a truncated one would bias every ratio."""
+        """Return the whole distribution at this temperature: a truncated one biases every ratio."""
         return SamplingSpec(temperature=self.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
 
 
 def check_rollout(name: str, settings: RolloutConfig) -> None:
-    """Refuse settings with which no rollout can be sampled, naming the field; `name` is the group's in the config."""
+    """Refuse settings with which no rollout can be sampled; `name` is their group in the config."""
     require_divides(
         settings.batch_size,
         settings.total_episodes,
@@ -78,7 +76,8 @@ def check_rollout(name: str, settings: RolloutConfig) -> None:
     )
     require(
         settings.sampling_rows >= 0,
-        f"{name}.sampling_rows={settings.sampling_rows}: expected a number of responses, or 0 for all",
+        f"{name}.sampling_rows={settings.sampling_rows}: expected a number of responses, or "
+        "0 for all",
     )
     require(
         settings.temperature > 0,
@@ -87,11 +86,11 @@ def check_rollout(name: str, settings: RolloutConfig) -> None:
 
 
 class Networks(NamedTuple):
-    """Hold the modules, which are static and have no arrays; algorithms without a value network leave it out."""
+    """Hold the modules, which are static and have no arrays."""
 
     policy: LanguageModel
     reward: ScalarModel
-    value: Any = None  # a ScalarModel
+    value: Any = None  # a ScalarModel; algorithms without a value network leave it out
 
 
 class Parameters(NamedTuple):
@@ -104,7 +103,7 @@ class Parameters(NamedTuple):
 
 
 class ScoredSamples(NamedTuple):
-    """Hold what reference and reward model say of responses, before an algorithm makes advantages of it."""
+    """Hold what reference and reward model say of responses."""
 
     ref_logp_BR: jax.Array
     kl_BR: jax.Array  # nats per token, 0 where masked
@@ -113,7 +112,7 @@ class ScoredSamples(NamedTuple):
 
 
 def load_parents(run: Run, policy: str, reward: str, length: int) -> tuple[Parent, Parent]:
-    """Load the policy and the reward model, which must share a tokenizer and have room for `length` tokens."""
+    """Load policy and reward model, which share a tokenizer and have room for `length` tokens."""
     parent = run.parent("policy", policy, kind=CheckpointKind.LANGUAGE_MODEL)
     judge = run.parent("reward", reward, kind=CheckpointKind.SCALAR_MODEL)
     run.same_tokenizer("policy", "reward")
@@ -177,7 +176,7 @@ def score_samples(
     moments: RunningMoments,
     settings: RolloutConfig,
 ) -> tuple[ScoredSamples, RunningMoments]:
-    """Return what reference and reward model say of samples, and the moments once they have seen the scores."""
+    """Return what reference and reward model say of samples, and the moments of all scores."""
     ref_logp_BR, _ = response_logps(networks.policy, params.reference, texts, spec=settings.spec)
     raw_score_B = response_scores(networks.reward, params.reward, texts)
     score_B, moments = shape_scores(raw_score_B, samples.stopped_B, moments, settings)
@@ -189,7 +188,10 @@ def score_samples(
 def shape_scores(
     score_B: jax.Array, stopped_B: jax.Array, moments: RunningMoments, settings: RolloutConfig
 ) -> tuple[jax.Array, RunningMoments]:
-    """Return scores normalised and clipped, with those of cut responses penalised (Huang 2024, detail 23: score := -1)."""
+    """Return scores normalised and clipped, with those of cut responses penalised.
+
+    Huang 2024, detail 23, sets these to -1.
+    """
     moments = update_moments(moments, score_B)
     if settings.score_normalisation == "running_std":
         score_B = score_B / (moments_std(moments) + 1e-8)
@@ -206,8 +208,9 @@ def objective_metrics(
 ) -> dict[str, Any]:
     """Return the objective of a rollout under TRL's names: sums over tokens, means over episodes.
 
-    objective/kl is Σ_t (log π - log π_ref) whatever estimator the reward uses. It may be negative on a finite sample; that it
-    stays negative means that sampler and reference disagree about the distribution.
+    objective/kl is Σ_t (log π - log π_ref) whatever estimator the reward uses. It may be negative
+    on a finite sample; that it stays negative means that sampler and reference disagree about the
+    distribution.
     """
     mask_BR, ones_B = texts.mask_BR, jnp.ones_like(scored.score_B)
     log_ratio_BR = jnp.where(mask_BR, samples.logp_BR - scored.ref_logp_BR, 0.0)
@@ -232,5 +235,8 @@ def objective_metrics(
 
 
 def sampler_gap(logp_BR: jax.Array, sampled_logp_BR: jax.Array, mask_BR: jax.Array) -> Mean:
-    """Return the mean |log π - log π of the sampler| per token, which is 0 up to rounding before the first optimizer step."""
+    """Return the mean |log π - log π of the sampler| per token.
+
+    Before the first optimizer step it is 0 up to rounding.
+    """
     return mean(jnp.where(mask_BR, jnp.abs(logp_BR - sampled_logp_BR), 0.0), mask_BR)

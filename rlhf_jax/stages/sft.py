@@ -1,12 +1,15 @@
 """Fine-tune a language model on demonstrations: the labelers' answers, and nothing but them.
 
-    L = -(1/N) Σ_{t in assistant's tokens} log π(y_t | x, y_<t)        (Ouyang 2022 §3.5; masking the prompt is our choice)
+    L = -(1/N) Σ_{t in assistant's tokens} log π(y_t | x, y_<t)              (Ouyang 2022 §3.5)
 
-The end-of-turn token is trained like any other, or the model would never stop. Demonstrations are packed several to a row.
-`document_rows` rows of pretraining documents, all of whose tokens count, are added to every batch: InstructGPT's initial
-policy for PPO had 10 % of them.
-The exported parameters are the last ones, those with the lowest held-out loss, or those whose samples a reward model
-scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch while preference still rises).
+Leaving the prompt's tokens out of the loss is our choice.
+
+The end-of-turn token is trained like any other, or the model would never stop. Demonstrations are
+packed several to a row. `document_rows` rows of pretraining documents, all of whose tokens count,
+are added to every batch: InstructGPT's initial policy for PPO had 10 % of them. The exported
+parameters are the last ones, those with the lowest held-out loss, or those whose samples a reward
+model scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch while
+preference still rises).
 
 Left out on purpose: curricula, weighting of labelers.
 """
@@ -54,7 +57,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; a path starting with ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
 
     policy: str
     reward: str | None  # a reward model; read where sft.select is "reward"
@@ -131,8 +134,8 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     require(
         sft.max_length <= sft.row_length <= parent.model.context_length,
-        f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's context "
-        f"of {parent.model.context_length} must hold",
+        f"sft.max_length={sft.max_length} <= sft.row_length={sft.row_length} <= the model's "
+        f"context of {parent.model.context_length} must hold",
     )
     model = LanguageModel(replace(parent.model, dropout_rate=sft.dropout_rate))
     key = jax.random.key(config.seed)
@@ -233,7 +236,7 @@ def _stacked(first: Batch, second: Batch) -> Batch:
 
 
 def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[Params], jax.Array]:
-    """A compiled function: the mean reward-model score of one sample per held-out prompt, drawn with the same key every time."""
+    """Make the compiled mean score of one sample per held-out prompt, always of the same key."""
     data, sft = config.data, config.sft
     assert config.init.reward is not None
     assert data.prompts is not None

@@ -1,14 +1,17 @@
-"""Turn a loss and a batch into the next state of training, with one result whole, in micro-batches or on many devices.
+"""Turn a loss and a batch into the next state of training.
 
-A loss is a sum of means over different things (tokens, prompts, episodes). The denominator of such a mean belongs to the
-whole batch, so it is computed first and given to every micro-batch:
+The result is one, whether a batch is read whole, in micro-batches or on many devices.
+
+A loss is a sum of means over different things (tokens, prompts, episodes). The denominator of such
+a mean belongs to the whole batch, so it is computed first and given to every micro-batch:
 
     W = denominator(batch);   g = Σ_micro ∇ loss(θ, micro, W)
 
-Adding the micro-batches' gradients then gives the whole batch's gradient, which averaging the means of micro-batches
-would not.
+Adding the micro-batches' gradients then gives the whole batch's gradient, which averaging the means
+of micro-batches would not.
 
-Left out on purpose: loss scaling for fp16 (bfloat16 needs none), resampling rows of a rollout by importance.
+Left out on purpose: loss scaling for fp16 (bfloat16 needs none), resampling rows of a rollout by
+importance.
 """
 
 from collections.abc import Callable
@@ -37,8 +40,9 @@ LossFn = Callable[[Params, Batch, Any, jax.Array], tuple[jax.Array, dict[str, Me
 class TrainState:
     """Hold what one training run carries from step to step.
 
-    `extras` are the few arrays that a stage must not lose (a KL coefficient, moments of rewards, an average of the
-    weights). Random keys and the position in the data are not here: both are functions of the seed and the step number.
+    `extras` are the few arrays that a stage must not lose (a KL coefficient, moments of rewards, an
+    average of the weights). Random keys and the position in the data are not here: both are
+    functions of the seed and the step number.
     """
 
     step: jax.Array
@@ -52,8 +56,8 @@ def init_state(
 ) -> TrainState:
     """Return a state at step 0 that holds `params` themselves, not a copy.
 
-    Before the state is donated to a compiled step, `mesh.place` it, or whoever else holds these parameters (a reference
-    model) loses them.
+    Before the state is donated to a compiled step, `mesh.place` it, or whoever else holds these
+    parameters (a reference model) loses them.
     """
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), dict(extras or {}))
 
@@ -61,21 +65,21 @@ def init_state(
 def apply_gradients(
     state: TrainState, grads: Params, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Return the state after one optimizer step: θ ← θ + u(g), step ← step + 1; extras stay as they are."""
+    """Return the state after one optimizer step, θ ← θ + u(g); extras stay as they are."""
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return replace(state, step=state.step + 1, params=params, opt_state=opt_state)
 
 
-# --- one batch ----------------------------------------------------------------------------------------------
+# --- one batch ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Objective:
     """Name a loss, what its mean is over, and into how many micro-batches a batch is cut.
 
-    `axis_name` is only for steps under `jax.pmap`, where a batch is one device's share: denominators, gradients and
-    metrics are then summed over the devices.
+    `axis_name` is only for steps under `jax.pmap`, where a batch is one device's share:
+    denominators, gradients and metrics are then summed over the devices.
     """
 
     loss: LossFn
@@ -87,10 +91,10 @@ class Objective:
 def accumulated_gradients(
     objective: Objective, params: Params, frozen: Params, batch: Batch, key: jax.Array
 ) -> tuple[Params, dict[str, Mean]]:
-    """Return the gradient of a loss over a batch and the metrics of the whole, read in micro-batches.
+    """Return the gradient of a loss over a batch, read in micro-batches, and its metrics.
 
-    The loss sees the trained `params` combined with the `frozen` ones (kernels under adapters; {} for none); the gradient
-    is of the trained ones alone.
+    The loss sees the trained `params` combined with the `frozen` ones (kernels under adapters; {}
+    for none); the gradient is of the trained ones alone.
     """
 
     def loss(trained: Params, *arguments: Any) -> tuple[jax.Array, dict[str, Mean]]:
@@ -129,7 +133,7 @@ def supervised_update(
     key: jax.Array,
     frozen: Params,
 ) -> tuple[TrainState, Metrics]:
-    """Return the state after one step on one batch, with the loss's metrics and the norm of its gradient."""
+    """Return the state after one step on one batch, and the metrics of its loss."""
     grads, metrics = accumulated_gradients(objective, state.params, frozen, batch, key)
     state = apply_gradients(state, grads, optimizer)
     return state, {**metrics, "grad_norm": global_norm(grads)}
@@ -145,7 +149,7 @@ def _sum_over_devices(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-# --- epochs of minibatches over one rollout -----------------------------------------------------------------
+# --- epochs of minibatches over one rollout -------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -171,7 +175,8 @@ def packed_rows_needed(
 ) -> jax.Array:
     """Return how many packed rows the fullest micro-batch of the update with this key needs.
 
-    `length_B` counts the tokens of each example, or is (B, N) where a row of the rollout holds N of them.
+    `length_B` counts the tokens of each example, or is (B, N) where a row of the rollout holds N of
+    them.
     """
     rows = minibatch_rows(key, length_B.shape[0], passes.num_epochs, passes.num_mini_batches)
     count = passes.num_micro_batches
@@ -181,11 +186,11 @@ def packed_rows_needed(
 
 
 def summarise(stacked: Metrics) -> Metrics:
-    """Return the metrics of one update from those of its minibatches; skipped minibatches count for nothing.
+    """Return the metrics of one update from those of its minibatches, without skipped ones.
 
-    `done` says which minibatches were not skipped. `mismatch/logp_mean` is read on the first one, before any parameter has
-    moved: it compares the sampler's log-probabilities with the training forward pass and must be zero up to rounding.
-    `loss` is the sum of all loss/*.
+    `done` says which minibatches were not skipped. `mismatch/logp_mean` is read on the first one,
+    before any parameter has moved: it compares the sampler's log-probabilities with the training
+    forward pass and must be zero up to rounding. `loss` is the sum of all loss/*.
     """
     done = stacked["done"]
     ratio = value(stacked["val/ratio"])
