@@ -348,9 +348,8 @@ def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
     path, _, config = address.partition(":")
     config_argument = "data_dir" if path in ON_HUB and ON_HUB[path].folders else "name"
     options = {config_argument: config or None, "revision": revision or None, "split": split}
-    options |= {"cache_dir": data_dir, "trust_remote_code": False}
     try:
-        data = datasets.load_dataset(path, **options)
+        data = datasets.load_dataset(path, **options, cache_dir=data_dir, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

@@ -20,12 +20,10 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import generate
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel, Params
 from rlhf_jax.training.loop import PolicyMonitor
 from rlhf_jax.training.run import MonitorConfig
-
-SAMPLING = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
 
 def make_monitors(
@@ -73,7 +71,7 @@ class _Measure:
             tokenizer,
             self._fitting,
             jax.random.key(self.seed),
-            spec=SAMPLING,
+            spec=PLAIN,
             prompt_length=self.config.prompt_length,
             response_length=self.config.response_length,
             batch_size=self.config.batch_size,

@@ -23,7 +23,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +36,7 @@ from rlhf_jax.data.records import Comparison, Prompt, report
 from rlhf_jax.data.sources import load, write_jsonl
 from rlhf_jax.evaluation.generate import Generation, generate
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.training import processes
 from rlhf_jax.training.checkpoints import CheckpointKind
@@ -187,7 +187,7 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
         run.tokenizer,
         chosen,
         jax.random.fold_in(jax.random.key(seed), purpose),
-        spec=SamplingSpec(temperature=label.temperature, top_k=0, top_p=1.0, nucleus="holtzman"),
+        spec=replace(PLAIN, temperature=label.temperature),
         prompt_length=config.data.prompt_length,
         response_length=label.response_length,
         batch_size=label.batch_size,

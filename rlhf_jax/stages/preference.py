@@ -186,17 +186,16 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, num_updates, parent.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_updates,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=parent.model,
+        meta,
         hooks=[
             Hook(settings.eval_every, validate),
             *policy_hooks(monitors, model, run.tokenizer, policy_of),
         ],
-        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rewards/accuracy", "validation/accuracy_heldout", "gold/total"),
     )
 

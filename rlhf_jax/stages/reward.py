@@ -161,14 +161,14 @@ def run(config: Config, workdir: str) -> None:
     def validate(state: TrainState, step: int) -> dict[str, Any]:
         return dict(measure_held_out(measure, held_out, combine(frozen, state.params)))
 
+    lora = run.lora_link("policy", config.lora)
+    num_steps = num_updates + 1 + settings.normalise_before
+    meta = run.describe(CheckpointKind.SCALAR_MODEL, num_steps, parent.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_updates + 1 + settings.normalise_before,
-        kind=CheckpointKind.SCALAR_MODEL,
-        model=parent.model,
+        meta,
         hooks=[Hook(settings.eval_every, validate)],
-        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
     )
 

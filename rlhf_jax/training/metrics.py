@@ -4,9 +4,8 @@
             samples.jsonl   {"step": 120, "prompt": …, "response": …, …}
             tensorboard/    the same numbers
 
-Rows are in the order of their steps. A run that resumes from step n drops every row beyond n and a
-half-written last line, so the files are those of a run that was never interrupted. `step` is the
-number of updates made.
+`step` is the number of updates made. A run that resumes from step n drops every row beyond n and a
+half-written last line, so the files are those of a run that was never interrupted.
 
 Left out on purpose: remote trackers; `metrics.jsonl` is one line of pandas away from anything.
 """
@@ -17,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,9 +48,13 @@ class MetricsWriter:
         if not self._writes:
             return
         self._append("metrics.jsonl", {"step": step, **metrics})
-        board = self._tensorboard()
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            folder = str(self.workdir / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self._purge_step)
         for name, value in metrics.items():
-            board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows of prompts, responses, scores: whatever JSON can hold."""
@@ -63,8 +67,11 @@ class MetricsWriter:
         for name in ("metrics.jsonl", "samples.jsonl") if self._writes else ():
             path = self.workdir / name
             if path.exists():
-                kept = [row for row in read_rows(path) if row["step"] <= step]
-                _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+                kept = (row for row in read_rows(path) if row["step"] <= step)
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text("".join(lines), encoding="utf-8")
+                temporary.replace(path)
         self._purge_step = step + 1
 
     def flush(self) -> None:
@@ -99,20 +106,6 @@ class MetricsWriter:
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from tensorboardX import SummaryWriter
-
-            folder = str(self.workdir / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=self._purge_step)
-        return self._board
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:
     """Read a metrics.jsonl or samples.jsonl, without a last line that is still being written.
@@ -139,8 +132,7 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
 def to_number(value: Any) -> Number:
     """Convert a fetched metric, a number or a `Mean` (0 when its weight is 0), to a Python number.
 
-    float32 becomes the shortest decimal that reads back as the same float32: 0.1, not
-    0.10000000149.
+    float32 becomes the shortest decimal that reads back the same: 0.1, not 0.10000000149.
     """
     if isinstance(value, Mean):
         total, weight = float(value.total), float(value.weight)
@@ -156,10 +148,9 @@ def to_number(value: Any) -> Number:
 
 
 class Progress:
-    """Show one line: step, rate, time left, and the metrics named in `headline`; if empty, none.
+    """Show one line: step, rate, time left, and the metrics of a `headline` that is not empty.
 
-    On a terminal the line is rewritten in place; into a file or a pipe a new line appears at most
-    every ten seconds.
+    A terminal's line is rewritten in place; a file or a pipe gets a line every ten seconds at most.
     """
 
     def __init__(
@@ -210,22 +201,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_compilations = 0
-_listening = False
+_compilations = 0  # of this process since `_listen`, disk-cache hits included
 
 
+@cache  # once and for ever: jax cannot unlisten
 def _listen() -> None:
-    """Count this process's XLA compilations from now on, disk-cache hits included."""
-    global _listening
-
     def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
         global _compilations
         del duration_secs, kwargs
         _compilations += event == "/jax/core/compile/backend_compile_duration"
 
-    if not _listening:  # once and for ever: jax cannot unlisten
-        jax.monitoring.register_event_duration_secs_listener(on_event)
-        _listening = True
+    jax.monitoring.register_event_duration_secs_listener(on_event)
 
 
 class CompileCounter:

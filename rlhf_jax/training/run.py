@@ -44,18 +44,16 @@ Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
 LABELS = "label.json"  # what the label stage writes last
 _NUM_SHOWN = 4  # rows of a batch in samples.jsonl
-# Groups of a config that may change between a run and its continuation, because they decide where
-# and how often, not what is computed; and the fields of theirs that may not.
+# Groups of a config that decide where and how often, not what is computed, and so may change when a
+# run continues; and the fields of theirs that may not.
 _ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Say over how many devices a run is spread, and how models run on them.
+    """Say over how many devices a run is spread (training/mesh.py), and how models run on them.
 
-    Examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor.
-    The last four fields are those of `TransformerConfig`; "as_trained" is as the model's
-    description says.
+    The last four fields are those of `TransformerConfig`, "as_trained" its own.
     """
 
     data: int  # -1 takes the devices that the others leave
@@ -74,9 +72,8 @@ class MeshConfig:
             ValueError: as `TransformerConfig`.
         """
         names = ("compute_dtype", "remat", "scan_layers", "attention")
-        changes = {
-            name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"
-        }
+        settings = {name: getattr(self, name) for name in names}
+        changes = {name: value for name, value in settings.items() if value != "as_trained"}
         if "scan_layers" in changes:
             changes["scan_layers"] = self.scan_layers == "yes"
         return replace(model, **changes)
@@ -94,10 +91,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Say how often a judge measures the policy while it trains, and on which prompts.
-
-    Nothing that the judge says reaches a loss.
-    """
+    """Say how often a judge measures the policy while it trains, and on which prompts."""
 
     judge: str
     prompts: str
@@ -174,10 +168,8 @@ class Run:
         return parent
 
     def _place_leaf(self, path: str, array: np.ndarray) -> jax.Array:
-        names = tuple(path.split("/"))
-        sharding = meshes.leaf_sharding(
-            names, array.shape, self.mesh, self.mesh_config.fsdp_min_size
-        )
+        least = self.mesh_config.fsdp_min_size
+        sharding = meshes.leaf_sharding(tuple(path.split("/")), array.shape, self.mesh, least)
         return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
@@ -282,79 +274,56 @@ class Run:
         assert self.checkpoint is not None
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
-        tokens_BR = processes.fetch(samples.tokens_BR)
-        length_B = processes.fetch(samples.length_B)
-        stopped_B = processes.fetch(samples.stopped_B)
-        fetched_score_B = processes.fetch(score_B)
+        samples = jax.tree.map(processes.fetch, samples)
+        scores = processes.fetch(score_B)
         rows: list[dict[str, Any]] = []
         for b in range(_NUM_SHOWN):
             prompt = batch["prompt_BP"][b][batch["prompt_mask_BP"][b].astype(bool)]
-            rows.append(
-                {
-                    "prompt": self.tokenizer.decode(prompt.tolist()),
-                    "response": self.tokenizer.decode(tokens_BR[b, : length_B[b]].tolist()),
-                    "score": float(fetched_score_B[b]),
-                    "finished": bool(stopped_B[b]),
-                }
-            )
+            response = samples.tokens_BR[b, : samples.length_B[b]]
+            texts = [self.tokenizer.decode(ids.tolist()) for ids in (prompt, response)]
+            row = {"prompt": texts[0], "response": texts[1], "score": float(scores[b])}
+            rows.append({**row, "finished": bool(samples.stopped_B[b])})
         self.writer.samples(step + 1, rows)
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def train(
-        self,
-        state: TrainState,
-        step_fn: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
-        *,
-        num_steps: int,
-        kind: CheckpointKind,
-        model: TransformerConfig,
-        headline: tuple[str, ...],
-        export: Callable[[TrainState], Params] | None = None,
-        hooks: Sequence[Hook] = (),
-        extra: dict[str, Any] | None = None,
-    ) -> TrainState:
-        """Run the loop from wherever this workdir stands.
-
-        `export` picks the parameters that the next stage loads, where these are not `state.params`.
-        """
-        meta = Meta(
+    def describe(
+        self, kind: CheckpointKind, num_steps: int, model: TransformerConfig, **extra: Any
+    ) -> Meta:
+        """Return the description of the checkpoints that this run is to write."""
+        parents = self.parents.items()
+        return Meta(
             stage=self.stage,
             kind=kind,
             num_steps=num_steps,
             model=to_dict(model),
             tokenizer=self.tokenizer.fingerprint(),
-            lineage={
-                role: lineage_entry(parent.path, parent.meta)
-                for role, parent in self.parents.items()
-            },
-            extra=dict(extra or {}),
+            lineage={role: lineage_entry(parent.path, parent.meta) for role, parent in parents},
+            extra=extra,
         )
-        assert self.checkpoint is not None
+
+    def train(
+        self,
+        state: TrainState,
+        step_fn: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
+        meta: Meta,
+        *,
+        headline: tuple[str, ...],
+        export: Callable[[TrainState], Params] | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> TrainState:
+        """Run the loop from wherever this workdir stands; arguments as in `LoopConfig`."""
+        often = self.checkpoint
+        assert often is not None
         config = LoopConfig(
-            log_every=self.checkpoint.log_every,
-            save_every=self.checkpoint.save_every,
-            keep=self.checkpoint.keep,
-            headline=headline,
-            hooks=tuple(hooks),
-            export=export,
+            often.log_every, often.save_every, often.keep, headline, tuple(hooks), export
         )
         with meshes.on_mesh(self.mesh):
-            return run_loop(
-                workdir=self.workdir,
-                state=state,
-                step_fn=step_fn,
-                meta=meta,
-                config=config,
-                writer=self.writer,
-            )
+            return run_loop(self.workdir, state, step_fn, meta, config, self.writer)
 
 
 def locate(workdir: Path, path: str) -> Path:
-    """Return the path that a config means: relative to the workdir if it starts with "..".
-
-    It need not exist yet.
-    """
+    """Return the path that a config means: relative to the workdir if it starts with ".."."""
     return Path(os.path.normpath(workdir / path)) if path.startswith("..") else Path(path)
 
 
@@ -364,11 +333,8 @@ def claim(folder: Path, config: Any) -> None:
     Raises:
         ValueError: the folder was begun with another config; lists the fields that differ.
     """
-    content = {
-        "stage": config.stage,
-        "config": json.loads(json.dumps(asdict(config))),
-        "version": __version__,
-    }
+    content = {"stage": config.stage, "config": json.loads(json.dumps(asdict(config)))}
+    content["version"] = __version__
     path = folder / "config.json"
     if path.exists():
         begun = json.loads(path.read_text())["config"]

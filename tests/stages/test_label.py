@@ -18,7 +18,7 @@ from rlhf_jax.data.records import Comparison, Prompt, to_dict
 from rlhf_jax.data.records import from_dict as record_from_dict
 from rlhf_jax.data.sources import load
 from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, from_dict
@@ -82,7 +82,7 @@ def test_responses_and_ranks_are_those_of_the_documented_draws(tour, split):
         tokenizer,
         prompts,
         jax.random.fold_in(jax.random.key(0), 2 if split == "train" else 3),
-        spec=SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman"),
+        spec=PLAIN,
         prompt_length=64,
         response_length=40,
         batch_size=16,

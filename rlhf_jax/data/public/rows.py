@@ -55,7 +55,7 @@ def preference_shape(
         best = ranking.responses[ranking.ranks.index(min(ranking.ranks))]
         return Demonstration((*ranking.messages, Message("assistant", best)), ranking.metadata)
 
-    converters = {Comparison: read_comparison, Prompt: read_prompt}
+    converters: dict[type, Converter] = {Comparison: read_comparison, Prompt: read_prompt}
     return Shape({**converters, Demonstration: read_demonstration}, takes=takes)
 
 
