@@ -99,19 +99,15 @@ def lm_batches(
         ValueError: if there are no documents, or the blocks in `folder` were cut in another way.
     """
     _check_length(context_length, "context_length")
+    cuts = _cut_documents(docs, tokenizer, context_length, mask_documents)
     if folder is None:
-        chunks = list(_tokenize(docs, tokenizer))
-        tokens = np.concatenate([chunk[0] for chunk in chunks])
-        starts = np.concatenate([chunk[1] for chunk in chunks])
-        blocks = _cut(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
+        parts = list(cuts)
+        blocks = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     else:
-        layout = {
-            "context_length": context_length,
-            "mask_documents": mask_documents,
-            "tokenizer": tokenizer.fingerprint(),
-        }
+        layout = {"context_length": context_length, "mask_documents": mask_documents}
+        layout |= {"tokenizer": tokenizer.fingerprint()}
         if not folder.exists():
-            _write_blocks(docs, tokenizer, folder, layout)
+            _write_blocks(cuts, folder, layout)
         written = json.loads((folder / "cut.json").read_text())
         for name, value in layout.items():
             if written[name] != value:
@@ -142,6 +138,23 @@ def _tokenize(
         chunk = list(islice(remaining, CHUNK))
 
 
+def _cut_documents(
+    docs: Iterable[Document], tokenizer: Tokenizer, size: int, mask_documents: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield blocks of `size` tokens; only the last of all is padded."""
+    # Tokens that do not fill a block yet, and where documents start among them.
+    tokens = np.zeros(0, np.int32)
+    starts = np.zeros(0, np.int32)
+    for new_tokens, new_starts in _tokenize(docs, tokenizer):
+        tokens = np.concatenate([tokens, new_tokens])
+        starts = np.concatenate([starts, new_starts])
+        end = len(tokens) // size * size
+        yield _cut(tokens[:end], starts[:end], tokenizer.pad_id, size, mask_documents)
+        tokens = tokens[end:]
+        starts = starts[end:]
+    yield _cut(tokens, starts, tokenizer.pad_id, size, mask_documents)
+
+
 def _cut(
     tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool
 ) -> dict[str, np.ndarray]:
@@ -158,33 +171,18 @@ def _cut(
 
 
 def _write_blocks(
-    docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, layout: dict[str, Any]
+    cuts: Iterable[dict[str, np.ndarray]], folder: Path, layout: dict[str, Any]
 ) -> None:
     """Write a file of int32 for each array, and their layout; the folder appears when complete."""
-    size = layout["context_length"]
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    # Tokens that do not fill a block yet, and where documents start among them.
-    tokens = np.zeros(0, np.int32)
-    starts = np.zeros(0, np.int32)
     with ExitStack() as stack:
         paths = _block_files(unfinished)
         files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
-
-        def append(end: int) -> None:
-            cut = (tokenizer.pad_id, size, layout["mask_documents"])
-            for name, rows in _cut(tokens[:end], starts[:end], *cut).items():
+        for blocks in cuts:
+            for name, rows in blocks.items():
                 rows.tofile(files[name])
-
-        for new_tokens, new_starts in _tokenize(docs, tokenizer):
-            tokens = np.concatenate([tokens, new_tokens])
-            starts = np.concatenate([starts, new_starts])
-            end = len(tokens) // size * size
-            append(end)
-            tokens = tokens[end:]
-            starts = starts[end:]
-        append(len(tokens))
     (unfinished / "cut.json").write_text(json.dumps(layout))
     unfinished.rename(folder)
 

@@ -1,14 +1,9 @@
 """Pack several conversations into a row, so that a step costs what its tokens cost.
 
-Rendered conversations differ much in length; padded to one length, most of a batch would be
-padding. Here the conversations of a batch are packed into rows, longest first, each into the first
-row that has room (first-fit decreasing). Each is a segment of its own that attends only to itself.
-Batches of demonstrations all have the number of rows that the fullest one of the run needs, and so
-share one program; those of comparisons, which differ more, have one of a few numbers of rows.
-
-    PackedDemonstrations    tokens_BT, segments_BT, loss_mask_BT
-    PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch
-                            element: `row_BC` and `last_BC` locate every candidate's last token
+The conversations of a batch, which differ much in length, are packed into rows, longest first, each
+into the first row that has room (first-fit decreasing). Each is a segment of its own that attends
+only to itself. Batches of demonstrations all have the number of rows that the fullest one of the
+run needs, and so share one program; those of comparisons have one of a few numbers of rows.
 
 Left out on purpose: splitting a conversation over rows. Samples, whose lengths are known only
 inside a step, are packed by `inference.packing`.
@@ -120,13 +115,13 @@ class _Group(NamedTuple):
 class PackedComparisons:
     """Pack the batches of `comparison_batches`.
 
-    A batch has `tokens_NT`, `segments_NT`, `row_BC`, `last_BC` and the padded batch's arrays of one
-    element per candidate. With G micro-batches, the prompts g, g + G, ... and the rows g, g + G,
-    ... form micro-batch g, and `row_BC` counts within it.
+    A batch has `tokens_NT`, `segments_NT`, the row and the column `row_BC`, `last_BC` of every
+    candidate's last token, and the padded batch's arrays of one element per candidate. With G
+    micro-batches, the prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and
+    `row_BC` counts within it.
 
     A batch has the rows of the fullest one, or that number over √2, 2, 2√2, ... where this
-    suffices: each size is a program to compile, and where prompts differ much in their responses
-    most batches are far from full.
+    suffices: each size is a program to compile, but most batches are far from full.
     """
 
     def __init__(
@@ -198,10 +193,8 @@ class PackedComparisons:
     def _bucket(self, needed: int) -> int:
         """Return the smallest of the sizes that holds `needed` rows."""
         largest = self.rows_per_group
-        sizes = [
-            _round_up(math.ceil(largest / 2 ** (k / 2)), self._row_multiple)
-            for k in range(2 * largest)
-        ]
+        steps = [math.ceil(largest / 2 ** (k / 2)) for k in range(2 * largest)]
+        sizes = [_round_up(step, self._row_multiple) for step in steps]
         return min(size for size in sizes if size >= needed)
 
 

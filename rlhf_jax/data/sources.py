@@ -47,9 +47,7 @@ from typing import Any, Generic
 from rlhf_jax.data import splits
 from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
-from rlhf_jax.data.public.preferences import PAIRS
 from rlhf_jax.data.public.rows import Converter, Located, Row, Shape
-from rlhf_jax.data.public.transcripts import HH
 from rlhf_jax.data.readers import KINDS
 from rlhf_jax.data.records import (
     Comparison,
@@ -105,7 +103,8 @@ class Source:
     """Hold the parts of `[SHAPE@]KIND:NAME[?OPTIONS]`."""
 
     text: str  # the whole
-    shape: str  # the name of one of `SHAPES`, or ""
+    shape: str  # the name of `rows`, or ""
+    rows: Shape
     kind: str
     name: str
     options: dict[str, str]
@@ -129,7 +128,7 @@ class Source:
         if shape and shape not in SHAPES:
             raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
         rows = SHAPES[shape] if shape else Shape({})
-        return cls(text, shape, kind, name, _parse_options(text, query, shape, rows))
+        return cls(text, shape, rows, kind, name, _parse_options(text, query, shape, rows))
 
     def split(self, requested: str) -> str:
         """Return the split of the source, or slice of one, that stands for the requested one.
@@ -200,13 +199,11 @@ class _Records(Generic[R]):
                 f"{source}: option: by={self._by} without a slice, expected shares such as "
                 "train=train[:90%]"
             )
-        shape = self._source.shape
-        if shape and record_type not in SHAPES[shape].converters:
-            names = ", ".join(known.__name__ for known in SHAPES[shape].converters)
-            raise ValueError(
-                f"{shape}@{self._source.kind}:{self._source.name}: holds {names}, expected "
-                f"{record_type.__name__}"
-            )
+        converters = self._source.rows.converters
+        if converters and record_type not in converters:
+            names = ", ".join(known.__name__ for known in converters)
+            address = f"{self._source.shape}@{self._source.kind}:{self._source.name}"
+            raise ValueError(f"{address}: holds {names}, expected {record_type.__name__}")
 
     def __iter__(self) -> Iterator[R]:
         source = self._source
@@ -234,10 +231,9 @@ def _convert_rows(
     source: Source, record_type: type[R], rows: Iterable[Located], title: str
 ) -> Iterator[R]:
     """Convert all rows; in the end report those that were dropped in one line."""
-    gather = SHAPES[source.shape].gather if source.shape else None
     reasons: Counter[str] = Counter()
     total = 0
-    for where, row in gather(rows) if gather else rows:
+    for where, row in source.rows.gather(rows) if source.rows.gather else rows:
         total += 1
         try:
             records = _convert_row(source, record_type, row)
@@ -254,7 +250,7 @@ def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:
     if not source.shape:
         return [_read_row(record_type, row, strict=source.kind in ("jsonl", "json"))]
     options = {name: value for name, value in source.options.items() if name not in _OPTIONS}
-    records = SHAPES[source.shape].converters[record_type](row, **options)
+    records = source.rows.converters[record_type](row, **options)
     return records if isinstance(records, list) else [records]
 
 
@@ -275,23 +271,23 @@ def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
 # Rows of sources that name no shape: the fields of our own records, or columns that many data sets
 # share. Nothing is dropped, because nobody has said that anything may be.
 
+_SIDES = ("chosen", "rejected")
+_PAIRS = SHAPES["pairs"].converters
+_HH = SHAPES["hh"].converters
 # The columns by which a row is recognised; the first entry whose columns a row has decides.
 _COLUMNS: dict[type, tuple[tuple[tuple[str, ...], Converter], ...]] = {
     Demonstration: (
         (("prompt", "completion"), read_completion),
         (("question", "answer"), read_answer),
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Demonstration]),
-        (("chosen", "rejected"), HH.converters[Demonstration]),
+        (("prompt", *_SIDES), _PAIRS[Demonstration]),
+        (_SIDES, _HH[Demonstration]),
     ),
     Prompt: (
         (("prompt",), read_prompt),
         (("question",), lambda row: read_prompt({"prompt": row["question"]})),
-        (("chosen", "rejected"), HH.converters[Prompt]),
+        (_SIDES, _HH[Prompt]),
     ),
-    Comparison: (
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Comparison]),
-        (("chosen", "rejected"), HH.converters[Comparison]),
-    ),
+    Comparison: ((("prompt", *_SIDES), _PAIRS[Comparison]), (_SIDES, _HH[Comparison])),
 }
 _COLUMN_NAMES = {name for entries in _COLUMNS.values() for names, _ in entries for name in names}
 

@@ -236,11 +236,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ValueError: if `vocab_size` does not hold the bytes and the special tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(alphabet) + len(SPECIAL_TOKENS)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size: {vocab_size}, expected at least {smallest}: bytes and special tokens"
-        )
+    least = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        expected = f"expected at least {least}: bytes and special tokens"
+        raise ValueError(f"vocab_size: {vocab_size}, {expected}")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

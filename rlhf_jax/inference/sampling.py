@@ -16,7 +16,6 @@ Left out on purpose: paged caches, speculative decoding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -53,18 +52,6 @@ class Samples(NamedTuple):
     stopped_B: jax.Array
 
 
-@dataclass(frozen=True)
-class _Request:
-    """The arguments of `sample` for which it is compiled anew."""
-
-    spec: SamplingSpec
-    response_length: int
-    stop_tokens: tuple[int, ...]
-    pad_id: int
-    num_samples: int
-    max_rows: int
-
-
 class _State(NamedTuple):
     """Rows in the batch (B), what they have written among all N rows, and their cache."""
 
@@ -79,6 +66,10 @@ class _State(NamedTuple):
     stopped_N: jax.Array
 
 
+_STATIC = ("model", "spec", "response_length", "stop_tokens", "pad_id", "num_samples", "max_rows")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def sample(
     model: LanguageModel,
     params: Params,
@@ -110,21 +101,6 @@ def sample(
     shape = prompt_mask_BP.shape
     if prompt_BP.shape != shape:
         raise ValueError(f"prompts have shape {prompt_BP.shape} but their mask has {shape}.")
-    request = _Request(spec, response_length, tuple(stop_tokens), pad_id, num_samples, max_rows)
-    return _sample(model, params, prompt_BP, prompt_mask_BP, key, request)
-
-
-@partial(jax.jit, static_argnames=("model", "request"))
-def _sample(
-    model: LanguageModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    key: jax.Array,
-    request: _Request,
-) -> Samples:
-    num_samples = request.num_samples
-    response_length = request.response_length
     # Once, and not for every token: parameters in the dtype of the computation, on every device.
     params = gather_params(cast_for_compute(params, model.config))
     segments_BP = prompt_mask_BP.astype(jnp.int32)
@@ -137,8 +113,10 @@ def _sample(
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
         logits_BV = apply(model, params, hidden_BD, method="unembed")
-        logits_BV = decoding.sampling_logits(logits_BV, request.spec)
-        return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], request)
+        logits_BV = decoding.sampling_logits(logits_BV, spec)
+        token_B = decoding.inverse_cdf(uniform_RN[state.step_B, state.row_B], logits_BV)
+        logp_B = decoding.log_prob(logits_BV, token_B)
+        return _write(state, token_B, logp_B, jnp.asarray(stop_tokens, jnp.int32), pad_id)
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
@@ -148,8 +126,8 @@ def _sample(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     shards = num_shards(len(hidden_BD), BATCH)
-    rows = rows_at_once(count, request.max_rows, shards)
-    begin = partial(_begin, rows, (response_length, count), request.pad_id)
+    rows = rows_at_once(count, max_rows, shards)
+    begin = partial(_begin, rows, (response_length, count), pad_id)
     if rows < count:
         room = init_cache(model.config, rows, prompt_BP.shape[1] + response_length)
         state = begin(room._replace(length=jnp.zeros(rows, jnp.int32)), alive=False)
@@ -302,18 +280,18 @@ def _cache_of(cache: Cache, kept_SK: jax.Array) -> Cache:
     return Cache(pick(cache.keys), pick(cache.values), segments_BS, length)
 
 
-def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, request: _Request) -> _State:
-    """Draw one token per living row and write it down."""
-    token_B = decoding.inverse_cdf(uniform_B, logits_BV)
-    logp_B = decoding.log_prob(logits_BV, token_B)
+def _write(
+    state: _State, token_B: jax.Array, logp_B: jax.Array, stop_tokens: jax.Array, pad_id: int
+) -> _State:
+    """Write down one drawn token per living row."""
     living_B = state.alive_B
-    ended_B = living_B & jnp.isin(token_B, jnp.asarray(request.stop_tokens, jnp.int32))
+    ended_B = living_B & jnp.isin(token_B, stop_tokens)
     room, num_rows = state.tokens_RN.shape
     # Rows that rest have a number beyond the last, which mode="drop" leaves out.
     row_B = jnp.where(living_B, state.row_B, num_rows)
     return state._replace(
         step_B=state.step_B + living_B,
-        token_B=jnp.where(living_B, token_B, request.pad_id),
+        token_B=jnp.where(living_B, token_B, pad_id),
         alive_B=living_B & ~ended_B & (state.step_B + 1 < room),
         tokens_RN=state.tokens_RN.at[state.step_B, row_B].set(token_B, mode="drop"),
         logp_RN=state.logp_RN.at[state.step_B, row_B].set(logp_B, mode="drop"),

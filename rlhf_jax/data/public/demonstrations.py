@@ -29,10 +29,8 @@ from functools import partial
 from rlhf_jax.data.public.rows import (
     Located,
     Row,
-    Shape,
     choice,
     demonstration,
-    demonstration_shape,
     field,
     replace_breaks,
     text,
@@ -76,6 +74,9 @@ def read_columns(row: Row, *, prompt: str, response: str, material: str = "") ->
 
 
 read_answer = partial(read_columns, prompt="question", response="answer")
+read_instruction = partial(read_columns, prompt="instruction")
+read_dolly = partial(read_instruction, material="context", response="response")
+read_alpaca = partial(read_instruction, material="input", response="output")
 
 
 # Documents and labelled texts.
@@ -119,20 +120,6 @@ def read_opening(row: Row, *, words: str) -> Prompt:
     return Prompt(user_turn(" ".join(opening)))
 
 
-TEXT = Shape({Document: read_document})
-WIKITEXT = Shape({Document: read_document}, gather=gather_articles)
-IMDB = Shape({LabelledText: read_review})
-IMDB_OPENINGS = Shape({Prompt: read_opening}, needs=("words",))
-
-
-# Instructions.
-
-read_instruction = partial(read_columns, prompt="instruction")
-DOLLY = demonstration_shape(partial(read_instruction, material="context", response="response"))
-ALPACA = demonstration_shape(partial(read_instruction, material="input", response="output"))
-GSM8K = demonstration_shape(read_answer)
-
-
 # Summaries.
 #
 #     SUBREDDIT: r/...  TITLE: ...  POST: ...  TL;DR:     Stiennon et al. 2020, App. B.2
@@ -154,8 +141,3 @@ def read_webis(row: Row) -> Demonstration:
     """Read a post and its summary; more than two line breaks in a row become two."""
     post = re.sub(r"\n{3,}", "\n\n", text(row, "content"))
     return demonstration(user_turn(post), text(row, "summary"))
-
-
-TLDR = demonstration_shape(partial(read_columns, prompt="prompt", response="label"))
-REDDIT = demonstration_shape(read_reddit)
-WEBIS = demonstration_shape(read_webis)

@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -37,7 +35,6 @@ from rlhf_jax.data.public.rows import (
     field,
     items,
     number,
-    preference_shape,
     ranks_of_scores,
     replace_breaks,
     text,
@@ -117,14 +114,6 @@ def read_reward_bench(row: Row) -> Comparison:
     return comparison(user_turn(query), responses, [1, 2], subset=text(row, "subset"))
 
 
-SUMMARIZE = preference_shape(read_summaries)
-WEBGPT = preference_shape(read_webgpt)
-ULTRAFEEDBACK = preference_shape(read_ultrafeedback)
-SHP = preference_shape(read_shp, takes=("min_ratio",))
-PAIRS = preference_shape(read_pair)
-REWARD_BENCH = preference_shape(read_reward_bench)
-
-
 # QA-Feedback: four predictions, and an answer for every pair of them.
 
 
@@ -160,10 +149,6 @@ def ranks_of_pairs(preference: list[int], *, num_items: int) -> list[int]:
         if answer != (0 if ranks[i] == ranks[j] else 1 if ranks[i] < ranks[j] else 2):
             raise Drop("with answers that no ranking agrees with")
     return ranks
-
-
-QA_FEEDBACK = preference_shape(partial(read_qa_feedback, closed=False))
-QA_FEEDBACK_CLOSED = preference_shape(partial(read_qa_feedback, closed=True))
 
 
 # UKPConvArg1Strict: pairs of arguments on the same side of a debate, to be split by `topic`. Rows
@@ -220,10 +205,6 @@ def _compare_arguments(
     debate, side = (name.replace("-", " ").strip() for name in (topic, stance))
     query = f"Debate: {debate}\nSide: {side}\nGive a convincing argument."
     return comparison(user_turn(query), arguments, ranks, topic=topic, stance=stance)
-
-
-UKP = preference_shape(read_ukp)
-UKP_RANKINGS = replace(preference_shape(read_ukp_ranking), gather=gather_ukp)
 
 
 # Rankings out of judged pairs. A pair of arguments costs two passes of a reward model; nine that

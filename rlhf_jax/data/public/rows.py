@@ -41,9 +41,7 @@ class Shape:
     gather: Callable[[Iterable[Located]], Iterator[Located]] | None = None
 
 
-def preference_shape(
-    read_comparison: Callable[..., Comparison], *, takes: tuple[str, ...] = ()
-) -> Shape:
+def preference_shape(read_comparison: Callable[..., Comparison], **options: Any) -> Shape:
     """Return the shape of a data set of rankings, whose best responses are demonstrations."""
 
     def read_prompt(row: Row, **options: str) -> Prompt:
@@ -56,7 +54,7 @@ def preference_shape(
         return Demonstration((*ranking.messages, Message("assistant", best)), ranking.metadata)
 
     converters: dict[type, Converter] = {Comparison: read_comparison, Prompt: read_prompt}
-    return Shape({**converters, Demonstration: read_demonstration}, takes=takes)
+    return Shape({**converters, Demonstration: read_demonstration}, **options)
 
 
 def demonstration_shape(read_demonstration: Callable[[Row], Demonstration]) -> Shape:

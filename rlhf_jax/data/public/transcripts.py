@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlhf_jax.data.public.rows import Row, comparison, field, preference_shape, text, user_turn
+from rlhf_jax.data.public.rows import Row, comparison, field, text, user_turn
 from rlhf_jax.data.records import TURNS, Comparison, Drop, Message, read_string
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -85,6 +85,3 @@ def read_transcript_pair(row: Row) -> Comparison:
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose sides differ before the last turn")
     return comparison(chosen[:-1], [chosen[-1].content, rejected[-1].content], [1, 2])
-
-
-HH = preference_shape(read_transcript_pair)
