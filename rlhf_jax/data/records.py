@@ -94,9 +94,9 @@ class Comparison:
         if len(self.ranks) != size:
             counts = f"{len(self.ranks)} ranks for {size} responses"
             raise _field_error("ranks", counts, "one rank a response")
+        expected = "1 for the best, more for the others"
         for k, rank in enumerate(self.ranks):
             if rank < 1:
-                expected = "1 for the best, more for the others"
                 raise _field_error(f"ranks[{k}]", f"rank {rank}", expected)
 
 

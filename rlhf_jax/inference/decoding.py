@@ -57,11 +57,6 @@ def truncates(spec: SamplingSpec) -> bool:
     return spec.temperature == 0.0 or spec.top_k > 0 or spec.top_p < 1.0
 
 
-def greedy(logits_BV: jax.Array) -> jax.Array:
-    """Return the likeliest token, the first of them when tied."""
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-
-
 def top_k_filter(logits: jax.Array, k: int) -> jax.Array:
     """Keep logits that are at least the k-th largest; ties with the k-th may keep more than k."""
     k = min(k, logits.shape[-1])
@@ -129,11 +124,6 @@ def entropy(logits: jax.Array) -> jax.Array:
     """Return the entropy of softmax(logits) in nats: log Z - Σ p·logit."""
     log_z = jax.nn.logsumexp(logits, axis=-1)
     return log_z - jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
-
-
-def categorical(key: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    """Draw one token per row from softmax(logits), with one random number per row."""
-    return inverse_cdf(jax.random.uniform(key, logits_BV.shape[:1]), logits_BV)
 
 
 def inverse_cdf(uniform_B: jax.Array, logits_BV: jax.Array) -> jax.Array:

@@ -8,8 +8,7 @@ ever carried from step to step or saved:
       update        fold_in(key_t, Purpose.UPDATE)        the order of rows in every epoch, dropout
     once in a run   fold_in(key, RunPurpose.X)            what is drawn before step 0
 
-Numbers of 2³⁰ and more are beyond the steps of any run. Renumbering a purpose changes the results
-of every run that draws for it.
+Numbers of 2³⁰ and more are beyond the steps of any run. Renumbering a purpose changes results.
 """
 
 from enum import IntEnum

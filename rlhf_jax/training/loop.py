@@ -7,10 +7,10 @@
         stop if a loss or a gradient norm was not finite
         run the hooks that are due, write the row, save if it is time or if SIGTERM came
 
-After the call `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints
-count updates made. Metrics of a step are on the disk before its checkpoint is, and rows beyond the
-checkpoint are dropped on resuming. If `step_fn` is a function of (state, step), a run that was
-killed anywhere therefore ends with the same bits and the same rows.
+After `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints count
+updates made. A step's metrics are on the disk before its checkpoint, and rows beyond the checkpoint
+are dropped on resuming: if `step_fn` is a function of (state, step), a run that was killed anywhere
+ends with the same bits and the same rows.
 
 Left out on purpose: callbacks beyond hooks, averaging of metrics over steps.
 """
@@ -128,7 +128,7 @@ def run_loop(
         writer.truncate_after(start if start else -1)
         stop = stack.enter_context(_sigterm())
         progress = Progress(meta.stage, start, meta.num_steps, config.headline)
-        log = _Log(writer, progress, config.log_every, meta.num_steps)
+        log = _Log(writer, progress, config.log_every)
         counter = CompileCounter()
         for step in range(start, meta.num_steps):
             with counter:
@@ -254,13 +254,10 @@ def _sigterm() -> Iterator[threading.Event]:
 class _Log:
     """Make a step's metrics a row once the device has them, one step late; time the steps."""
 
-    def __init__(
-        self, writer: MetricsWriter, progress: Progress, log_every: int, num_steps: int
-    ) -> None:
+    def __init__(self, writer: MetricsWriter, progress: Progress, log_every: int) -> None:
         self._writer = writer
         self._progress = progress
         self._log_every = log_every
-        self._num_steps = num_steps
         self._pending: tuple[int, Mapping[str, Any], int] | None = None
         self._mark: float | None = None  # set when the first step is over: compiling is not speed
         self._steps = 0
@@ -280,7 +277,7 @@ class _Log:
         guarded = [name for name in row if not _GUARDED.isdisjoint(name.split("/"))]
         bad = [name for name in guarded if not math.isfinite(row[name])]
         speed = self._tick(int(row.get("tokens", 0)))
-        if hook_row or bad or step in (1, self._num_steps) or step % self._log_every == 0:
+        if hook_row or bad or step in (1, self._progress.num_steps) or step % self._log_every == 0:
             row |= speed | {"perf/compile_count": compile_count}
             self._steps = 0
             self._tokens = 0

@@ -195,12 +195,6 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put(array, batch_sharding(mesh)) for name, array in batch.items()}
 
 
-def shard_stack(stack: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put batches on the mesh that are stacked along a leading axis, the minibatches of a scan."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH))
-    return {name: put(array, sharding) for name, array in stack.items()}
-
-
 def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[..., Any]:
     """Compile `step(state, *arguments) -> (state, metrics)` over the mesh, donating the state.
 

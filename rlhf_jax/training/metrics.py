@@ -163,7 +163,7 @@ class Progress:
     ) -> None:
         self._name = name
         self._start = start
-        self._num_steps = num_steps
+        self.num_steps = num_steps
         self._headline = tuple(headline)
         self._stream = sys.stderr if stream is None else stream
         self._began = time.monotonic()
@@ -175,7 +175,7 @@ class Progress:
             return
         in_place = self._stream.isatty()
         now = time.monotonic()
-        last = step == self._num_steps
+        last = step == self.num_steps
         if not in_place and not last and now - self._printed < 10:
             return
         self._printed = now
@@ -186,9 +186,9 @@ class Progress:
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
         """Format `sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
         rate = (step - self._start) / seconds if seconds > 0 else 0.0
-        left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        percent = 100 * step // self._num_steps
-        parts = [f"{self._name} {step}/{self._num_steps} {percent}% {rate:.3g} steps/s"]
+        left = (self.num_steps - step) / rate if rate > 0 else math.inf
+        percent = 100 * step // self.num_steps
+        parts = [f"{self._name} {step}/{self.num_steps} {percent}% {rate:.3g} steps/s"]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
         parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
         return ", ".join(parts)

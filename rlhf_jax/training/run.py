@@ -5,8 +5,7 @@
     3  else scratch
 
 The model's shape and the tokenizer come from the parent's checkpoint, never from the child's
-config. A workdir belongs to one config: running another one in it is an error that lists the
-differing fields.
+config. A workdir belongs to one config: another one in it is an error that lists what differs.
 """
 
 import json
@@ -19,12 +18,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
+from rlhf_jax.models.layout import BATCH
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.training import checkpoints, processes
 from rlhf_jax.training import mesh as meshes
@@ -153,10 +154,8 @@ class Run:
         folder = locate(self.workdir, path)
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
-            raise ValueError(
-                f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), "
-                f"expected a {kind}"
-            )
+            actual = f"{meta.kind} (stage {meta.stage})"
+            raise ValueError(f"config.init.{role}: {path} is a {actual}, expected a {kind}")
         self._check_same_parent(role, path, meta)
         model = self.mesh_config.run_as(from_dict(meta.model))
         meshes.check_model(model, self.mesh)
@@ -173,9 +172,8 @@ class Run:
         return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
-        if checkpoints.latest_step(self.workdir) is None:
-            return
-        before = checkpoints.read_meta(self.workdir).lineage.get(role)
+        begun = checkpoints.latest_step(self.workdir) is not None
+        before = checkpoints.read_meta(self.workdir).lineage.get(role) if begun else None
         if before is not None and before["fingerprint"] != meta.fingerprint:
             raise ValueError(
                 f"{self.workdir} was begun from {role} {before['path']} at step {before['step']} "
@@ -204,10 +202,9 @@ class Run:
         """Load the tokenizer in the workdir, or else make one and save it there."""
         folder = self.workdir / "tokenizer"
         with processes.main_process_first(f"tokenizer {folder}"):
-            if folder.exists():
-                self._tokenizer = load_tokenizer(folder)
-            else:
-                self._tokenizer = make()
+            exists = folder.exists()
+            self._tokenizer = load_tokenizer(folder) if exists else make()
+            if not exists:
                 self._tokenizer.save(folder)
         return self._tokenizer
 
@@ -243,7 +240,8 @@ class Run:
 
     def shard_stack(self, stack: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Put batches stacked along a leading axis (the minibatches of a scan) on the mesh."""
-        return meshes.shard_stack(stack, self.mesh)
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
+        return {name: meshes.put(array, sharding) for name, array in stack.items()}
 
     def compile_update(self, update: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """Jit a pure (state, batch, key) -> (state, metrics), donating the old state."""
