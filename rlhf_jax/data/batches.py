@@ -213,11 +213,8 @@ def demonstration_batches(
     keep = _fitting("demonstrations", rows, "context_length", context_length)
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     loss_mask_BT, _ = _pad([rendered[i].trained for i in keep], 0, context_length)
-    arrays = {
-        "tokens_BT": tokens_BT,
-        "segments_BT": segments_BT,
-        "loss_mask_BT": loss_mask_BT.astype(bool),
-    }
+    arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT}
+    arrays |= {"loss_mask_BT": loss_mask_BT.astype(bool)}
     return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
@@ -275,12 +272,12 @@ def _render_candidates(
 ) -> list[list[Rendered]]:
     """Render each response of every comparison behind its prompt."""
     conversations = [
-        (*comparison.messages, Message("assistant", response))
-        for comparison in comparisons
-        for response in comparison.responses
+        (*ranking.messages, Message("assistant", response))
+        for ranking in comparisons
+        for response in ranking.responses
     ]
     rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
-    return [list(islice(rendered, len(comparison.responses))) for comparison in comparisons]
+    return [list(islice(rendered, len(ranking.responses))) for ranking in comparisons]
 
 
 def prompt_batches(
@@ -299,11 +296,8 @@ def prompt_batches(
     rows, keep = _render_prompts(prompts, tokenizer, prompt_length)
     fitting = [rows[i] for i in keep]
     prompt_BP, segments_BP = _pad(fitting, tokenizer.pad_id, prompt_length, left=True)
-    arrays = {
-        "prompt_BP": prompt_BP,
-        "prompt_mask_BP": segments_BP.astype(bool),
-        "index_B": np.array(keep, np.int32),
-    }
+    arrays = {"prompt_BP": prompt_BP, "prompt_mask_BP": segments_BP.astype(bool)}
+    arrays |= {"index_B": np.array(keep, np.int32)}
     return Batches(arrays, batch_size=batch_size, seed=seed)
 
 

@@ -79,10 +79,8 @@ class PackedDemonstrations:
         self._batches = batches
         self._row_length = row_length
         _check_fits(batches.arrays["segments_BT"], row_length)
-        needed = max(
-            first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length).num_rows
-            for step in range(num_steps)
-        )
+        segments = (batches.batch(step)["segments_BT"] for step in range(num_steps))
+        needed = max(first_fit(_lengths(each), row_length).num_rows for each in segments)
         self.num_rows = _round_up(needed + others, row_multiple) - others
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -90,10 +88,8 @@ class PackedDemonstrations:
         padded = self._batches.batch(step)
         lengths = _lengths(padded["segments_BT"])
         fit = first_fit(lengths, self._row_length)
-        packed = {
-            name: np.zeros((self.num_rows, self._row_length), values.dtype)
-            for name, values in padded.items()
-        }
+        shape = (self.num_rows, self._row_length)
+        packed = {name: np.zeros(shape, values.dtype) for name, values in padded.items()}
         num_segments = [0] * self.num_rows
         for item, row in enumerate(fit.rows):
             num_segments[row] += 1
@@ -143,11 +139,8 @@ class PackedComparisons:
         self._num_groups = num_groups
         self._row_multiple = row_multiple
         _check_fits(batches.arrays["segments_BCT"], row_length)
-        needed = max(
-            group.fit.num_rows
-            for step in range(num_steps)
-            for group in self._groups(batches.batch(step))
-        )
+        steps = (self._groups(batches.batch(step)) for step in range(num_steps))
+        needed = max(group.fit.num_rows for groups in steps for group in groups)
         self.rows_per_group = _round_up(needed, row_multiple)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -172,13 +165,9 @@ class PackedComparisons:
                 segments_NT[n, start : start + length] = num_segments[row]
                 row_BC[b, c] = row
                 last_BC[b, c] = start + length - 1
-        return {
-            "tokens_NT": tokens_NT,
-            "segments_NT": segments_NT,
-            "row_BC": row_BC,
-            "last_BC": last_BC,
-            **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")},
-        }
+        kept = {name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}
+        rows = {"tokens_NT": tokens_NT, "segments_NT": segments_NT}
+        return {**rows, "row_BC": row_BC, "last_BC": last_BC, **kept}
 
     def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)

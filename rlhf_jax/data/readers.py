@@ -65,9 +65,8 @@ def _read_tsv(path: Path) -> Iterator[Located]:
     header, *rows = (line.removesuffix("\r").split("\t") for line in lines)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(
-                f"{path}:{number}: {len(row)} columns, expected {len(header)} as in the header"
-            )
+            expected = f"expected {len(header)} as in the header"
+            raise ValueError(f"{path}:{number}: {len(row)} columns, {expected}")
         yield Located(f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": stem})
 
 
@@ -132,14 +131,10 @@ def _open(path: Path, expected: str) -> Iterator[IO[bytes]]:
     """Open a file as bytes, unzipped."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected {expected}")
-    if path.suffix != ".gz":
-        with path.open("rb") as plain:
-            yield plain
-        return
     try:
-        with gzip.open(path) as unzipped:
-            yield cast(IO[bytes], unzipped)
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(IO[bytes], file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: gzip: {error}, expected a whole .gz file") from None
 
 
@@ -265,10 +260,8 @@ def _is_stale(builder: Any, name: str) -> bool:
         return builder.is_stale()
     if "code" in (builder.info.metadata or {}):
         module = builder.info.module_name
-        raise ValueError(
-            f"tfds:{name}: written by {module}, which has not been imported; expected "
-            f"`import {module}`"
-        )
+        problem = f"written by {module}, which has not been imported"
+        raise ValueError(f"tfds:{name}: {problem}; expected `import {module}`")
     return False
 
 
@@ -308,13 +301,12 @@ def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
 def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
     base = splits.base_split(split)
     suffixes = (".parquet", ".jsonl", ".jsonl.gz")
-    all_files = sorted(
-        file for file in (folder / config).rglob("*") if file.name.endswith(suffixes)
-    )
+    present = (folder / config).rglob("*")
+    all_files = sorted(file for file in present if file.name.endswith(suffixes))
     files = [path for path in all_files if re.match(rf"{base}([-_.]|$)", path.stem)]
     if not files:
-        present = all_files or sorted(path for path in folder.iterdir() if path.is_dir())
-        names = ", ".join(str(path.relative_to(folder)) for path in present) or "nothing"
+        nearby = all_files or sorted(path for path in folder.iterdir() if path.is_dir())
+        names = ", ".join(str(path.relative_to(folder)) for path in nearby) or "nothing"
         raise FileNotFoundError(
             f"{folder / config}: split: {base!r} among {names}, expected {base}.jsonl, "
             f"{base}-*.parquet or the like"

@@ -77,11 +77,11 @@ def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iter
             )
     low = int(start[:-1]) / 100 if start else 0.0
     high = int(stop[:-1]) / 100 if stop else 1.0
-    return (
-        record
-        for record in records
-        if low <= group_position(group_of(record, by), seed=seed) < high
-    )
+
+    def contains(record: R) -> bool:
+        return low <= group_position(group_of(record, by), seed=seed) < high
+
+    return filter(contains, records)
 
 
 def group_position(group: str, *, seed: int) -> float:

@@ -14,7 +14,7 @@ Of logits with more than `MOST_LOGITS` elements a few columns at a time are made
 rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -32,6 +32,9 @@ from rlhf_jax.models.layout import BATCH, TENSOR, map_shards, num_shards
 MOST_LOGITS = 1 << 25
 # 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights.
 MOST_ACTIVATIONS = 1 << 28
+
+
+Candidates = Mapping[str, jax.Array]  # a batch of `data.packing.PackedComparisons`
 
 
 class NextToken(NamedTuple):
@@ -279,33 +282,19 @@ def classify_texts(
 
 
 def packed_scores(
-    model: ScalarModel,
-    params: Params,
-    tokens_NT: jax.Array,
-    segments_NT: jax.Array,
-    row_BC: jax.Array,
-    last_BC: jax.Array,
-    *,
-    dropout_key: jax.Array | None = None,
+    model: ScalarModel, params: Params, batch: Candidates, dropout_key: jax.Array | None = None
 ) -> jax.Array:
     """Return score_BC of packed candidates, each read at its last token (row_BC, last_BC)."""
-    score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
-    return score_NT[row_BC, last_BC]
+    rows = (batch["tokens_NT"], batch["segments_NT"])
+    score_NT = apply(model, params, *rows, dropout_key=dropout_key)
+    return score_NT[batch["row_BC"], batch["last_BC"]]
 
 
-def packed_logps(
-    model: LanguageModel,
-    params: Params,
-    tokens_NT: jax.Array,
-    segments_NT: jax.Array,
-    row_BC: jax.Array,
-    last_BC: jax.Array,
-    length_BC: jax.Array,
-) -> jax.Array:
+def packed_logps(model: LanguageModel, params: Params, batch: Candidates) -> jax.Array:
     """Return Σ log π of packed candidates, over `length_BC` tokens up to (row_BC, last_BC)."""
-    nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
-    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(
-        jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2
-    )
-    own_BCT = (before_BCT >= 0) & (before_BCT < length_BC[..., None])
-    return -jnp.where(own_BCT, nll_NT[row_BC], 0.0).sum(axis=-1)
+    nll_NT, _ = next_token_nll(model, params, batch["tokens_NT"], batch["segments_NT"])
+    last_BC = batch["last_BC"]
+    shape = (*last_BC.shape, nll_NT.shape[1])
+    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    own_BCT = (before_BCT >= 0) & (before_BCT < batch["length_BC"][..., None])
+    return -jnp.where(own_BCT, nll_NT[batch["row_BC"]], 0.0).sum(axis=-1)

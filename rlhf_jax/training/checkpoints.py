@@ -35,6 +35,7 @@ from rlhf_jax.training.processes import barrier, fetch, is_main_process
 
 Params = Any
 PathLike = str | Path
+Description = dict[str, Any]  # of a leaf in JSON: shape, dtype, crc32
 SAME_PARENT = ("stage", "step", "fingerprint")  # what a child's parent may not change
 _NUMBER = bool | int | float | np.generic
 _log = logging.getLogger(__name__)
@@ -172,9 +173,7 @@ def save(
         FloatingPointError: a parameter is not finite.
     """
     if keep < 1:
-        raise ValueError(
-            f"keep = {keep}: must be >= 1, the newest checkpoint is what a run resumes from"
-        )
+        raise ValueError(f"keep = {keep}: must be >= 1, a run resumes from the newest checkpoint")
     folder = checkpoint_folder(workdir, step).absolute()
     if folder.exists() and _is_committed(folder):
         raise ValueError(f"{folder} exists already: delete it, or use another workdir")
@@ -264,9 +263,7 @@ def load_params(path: PathLike) -> tuple[Params, Meta]:
     return jax.device_put(params, may_alias=False), meta
 
 
-def _read_item(
-    folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]
-) -> dict[str, np.ndarray]:
+def _read_item(folder: Path, item: str, leaves: Mapping[str, Description]) -> dict[str, np.ndarray]:
     """Read all leaves of one item as NumPy arrays and check each against its CRC."""
     try:
         named = _read_arrays(folder, item, list(leaves))
@@ -325,7 +322,7 @@ def _meta_from(content: Mapping[str, Any], folder: Path) -> Meta:
 
 
 def _check_same_leaves(
-    folder: Path, item: str, saved: Mapping[str, dict[str, Any]], like: Mapping[str, Any]
+    folder: Path, item: str, saved: Mapping[str, Description], like: Mapping[str, Any]
 ) -> None:
     lines = []
     for name in sorted(set(saved) | set(like)):
@@ -360,16 +357,13 @@ def flatten_named(tree: Any) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         name = "/".join(re.sub(r"[/\\]", "_", key) for key in leaf_names(path))
         if name in named or not name:
-            raise ValueError(
-                f"checkpoint leaf {name!r}: leaves need distinct, non-empty names; use a dict"
-            )
+            problem = "leaves need distinct, non-empty names; use a dict"
+            raise ValueError(f"checkpoint leaf {name!r}: {problem}")
         is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
         is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if is_key or not (is_array or isinstance(leaf, _NUMBER)):
-            raise ValueError(
-                f"checkpoint leaf {name} is {type(leaf).__name__}: only number arrays and numbers "
-                "are saved"
-            )
+            problem = f"{type(leaf).__name__}: only number arrays and numbers are saved"
+            raise ValueError(f"checkpoint leaf {name} is {problem}")
         named[name] = leaf
     return named
 
@@ -386,24 +380,24 @@ def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _shape_dtype(leaf: Any) -> dict[str, Any]:
+def _shape_dtype(leaf: Any) -> Description:
     """Return shape and dtype as they are written to JSON."""
     array = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
     return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
-def _format_leaf(description: Mapping[str, Any]) -> str:
+def _format_leaf(description: Description) -> str:
     return f"{description['dtype']}{description['shape']}"  # as float32[4, 8]
 
 
-def checksum(leaf: Any) -> dict[str, Any]:
+def checksum(leaf: Any) -> Description:
     """Return shape, dtype and the CRC-32 of the bytes."""
     array = np.ascontiguousarray(fetch(leaf))
     crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
     return _shape_dtype(leaf) | {"crc32": f"{crc:08x}"}
 
 
-def tree_checksums(tree: Any) -> dict[str, dict[str, Any]]:
+def tree_checksums(tree: Any) -> dict[str, Description]:
     """Return the `checksum` of every leaf by its name."""
     return {name: checksum(leaf) for name, leaf in flatten_named(tree).items()}
 

@@ -251,17 +251,17 @@ def _sigterm() -> Iterator[threading.Event]:
 # --- rows -----------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Log:
     """Make a step's metrics a row once the device has them, one step late; time the steps."""
 
-    def __init__(self, writer: MetricsWriter, progress: Progress, log_every: int) -> None:
-        self._writer = writer
-        self._progress = progress
-        self._log_every = log_every
-        self._pending: tuple[int, Mapping[str, Any], int] | None = None
-        self._mark: float | None = None  # set when the first step is over: compiling is not speed
-        self._steps = 0
-        self._tokens = 0
+    _writer: MetricsWriter
+    _progress: Progress
+    _log_every: int
+    _pending: tuple[int, Mapping[str, Any], int] | None = None
+    _mark: float | None = None  # set when the first step is over: compiling is not speed
+    _steps: int = 0
+    _tokens: int = 0
 
     def expect(self, step: int, metrics: Mapping[str, Any], compile_count: int) -> None:
         self._pending = (step, metrics, compile_count)

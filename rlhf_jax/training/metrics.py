@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -147,50 +148,43 @@ def to_number(value: Any) -> Number:
     return float(str(array.astype(np.float32)))
 
 
+@dataclass
 class Progress:
     """Show one line: step, rate, time left, and the metrics of a `headline` that is not empty.
 
     A terminal's line is rewritten in place; a file or a pipe gets a line every ten seconds at most.
     """
 
-    def __init__(
-        self,
-        name: str,
-        start: int,
-        num_steps: int,
-        headline: Sequence[str],
-        stream: TextIO | None = None,
-    ) -> None:
-        self._name = name
-        self._start = start
-        self.num_steps = num_steps
-        self._headline = tuple(headline)
-        self._stream = sys.stderr if stream is None else stream
-        self._began = time.monotonic()
-        self._printed = -math.inf
+    name: str
+    start: int
+    num_steps: int
+    headline: Sequence[str]
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _began: float = field(init=False, default_factory=lambda: time.monotonic())
+    _printed: float = field(init=False, default=-math.inf)
 
     def update(self, step: int, row: Mapping[str, Number]) -> None:
         """Show a row that was just written."""
-        if not self._headline or not is_main_process():
+        if not self.headline or not is_main_process():
             return
-        in_place = self._stream.isatty()
+        in_place = self.stream.isatty()
         now = time.monotonic()
         last = step == self.num_steps
         if not in_place and not last and now - self._printed < 10:
             return
         self._printed = now
         text = self.line(step, row, now - self._began)
-        self._stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
-        self._stream.flush()
+        self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
+        self.stream.flush()
 
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
         """Format `sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
-        rate = (step - self._start) / seconds if seconds > 0 else 0.0
+        rate = (step - self.start) / seconds if seconds > 0 else 0.0
         left = (self.num_steps - step) / rate if rate > 0 else math.inf
         percent = 100 * step // self.num_steps
-        parts = [f"{self._name} {step}/{self.num_steps} {percent}% {rate:.3g} steps/s"]
+        parts = [f"{self.name} {step}/{self.num_steps} {percent}% {rate:.3g} steps/s"]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
-        parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
+        parts += [f"{name} {row[name]:.4g}" for name in self.headline if name in row]
         return ", ".join(parts)
 
 

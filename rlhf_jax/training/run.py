@@ -356,12 +356,12 @@ def claim(folder: Path, config: Any) -> None:
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config without what may change from one run in a folder to the next."""
-    return {
-        group: {name: value for name, value in part.items() if name in _ELASTIC[group]}
-        if group in _ELASTIC
-        else part
-        for group, part in config.items()
+    elastic = {
+        group: {name: config[group][name] for name in fixed if name in config[group]}
+        for group, fixed in _ELASTIC.items()
+        if group in config
     }
+    return {**config, **elastic}
 
 
 def is_complete(workdir: str | Path) -> bool:

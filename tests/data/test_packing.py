@@ -187,10 +187,7 @@ def test_scores_equal_those_of_single_rows(rankings):
     alone_BC = jax.jit(lambda *x: last_token_scores(model, params, *x))(*flat).reshape(
         padded["mask_BC"].shape
     )
-    names = ("tokens_NT", "segments_NT", "row_BC", "last_BC")
-    packed_BC = jax.jit(lambda *x: packed_scores(model, params, *x))(
-        *(batch[name] for name in names)
-    )
+    packed_BC = jax.jit(partial(packed_scores, model))(params, batch)
     mask_BC = padded["mask_BC"]
     np.testing.assert_allclose(packed_BC[mask_BC], alone_BC[mask_BC], atol=1e-5)
 
