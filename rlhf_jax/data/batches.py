@@ -54,11 +54,10 @@ class Batches:
         self.arrays = arrays
         self.num_examples = len(next(iter(arrays.values())))
         self.batch_size = batch_size
-        if not 1 <= batch_size <= self.num_examples:
-            raise ValueError(
-                f"batch_size: {batch_size} with {self.num_examples} examples, "
-                f"expected 1 to {self.num_examples}: no batch may hold an example twice"
-            )
+        most = self.num_examples
+        if not 1 <= batch_size <= most:
+            problem = f"{batch_size} with {most} examples, expected 1 to {most}"
+            raise ValueError(f"batch_size: {problem}: no batch may hold an example twice")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed: {seed}, expected 0 to {2**32 - 1}")
         self._order = grain.MapDataset.range(self.num_examples).shuffle(seed=seed).repeat()
@@ -338,11 +337,10 @@ def labelled_batches(
     """
     _check(records, "labelled texts", "context_length", context_length)
     numbers = {label: number for number, label in enumerate(labels)}
+    expected = f"expected one of {', '.join(labels)}"
     for i, record in enumerate(records):
         if record.label not in numbers:
-            raise ValueError(
-                f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}"
-            )
+            raise ValueError(f"records[{i}]: label: {record.label!r}, {expected}")
     text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
     rows = [[*tokenizer.prepend_begin_of_text(ids), tokenizer.eos_id] for ids in text_ids]
     keep = _fitting("texts", rows, "context_length", context_length)
@@ -360,9 +358,8 @@ def _check(records: Sequence[object], plural: str, name: str, length: int) -> No
 
 def _check_any(records: Sequence[object], plural: str) -> None:
     if not len(records):
-        raise ValueError(
-            f"records: no {plural}, expected at least one; check the source and its split"
-        )
+        expected = "expected at least one; check the source and its split"
+        raise ValueError(f"records: no {plural}, {expected}")
 
 
 def _check_length(length: int, name: str) -> None:

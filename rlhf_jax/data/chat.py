@@ -17,6 +17,7 @@ prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from rlhf_jax.data.records import Message
@@ -76,39 +77,27 @@ def _render_with_markers(
 ) -> list[Rendered]:
     contents = [message.content for messages in conversations for message in messages]
     content_ids = iter(tokenizer.encode_batch(contents, special=False))
-    return [
-        _render_turns(tokenizer, messages, content_ids, generation_prompt)
-        for messages in conversations
-    ]
-
-
-def _render_turns(
-    tokenizer: Tokenizer,
-    messages: Conversation,
-    content_ids: Iterator[list[int]],
-    generation_prompt: bool,
-) -> Rendered:
-    rendered = Rendered([], [])
-
-    def append(ids: list[int], *, trained: bool) -> None:
-        rendered.ids.extend(ids)
-        rendered.trained.extend([trained] * len(ids))
-
-    for message in messages:
-        if message.role == "system":
-            raise ValueError(
-                "messages: a system message, but the markers <|user|> and <|assistant|> know two "
-                "roles; use a tokenizer with a chat template, or move its text into the first user "
-                "message"
-            )
-        if message.role == "user":
-            append([tokenizer.user_id, *next(content_ids)], trained=False)
-        else:
-            append([tokenizer.assistant_id], trained=False)
-            append([*next(content_ids), tokenizer.eos_id], trained=True)
-    if generation_prompt:
-        append([tokenizer.assistant_id], trained=False)
+    opening = [tokenizer.assistant_id] if generation_prompt else []
+    rendered = []
+    for messages in conversations:
+        turns = [_turn(tokenizer, message.role, next(content_ids)) for message in messages]
+        turns.append((opening, []))
+        ids = [i for given, reply in turns for i in (*given, *reply)]
+        marks = ([False] * len(given) + [True] * len(reply) for given, reply in turns)
+        rendered.append(Rendered(ids, list(chain.from_iterable(marks))))
     return rendered
+
+
+def _turn(tokenizer: Tokenizer, role: str, content_ids: list[int]) -> tuple[list[int], list[int]]:
+    """Return the tokens of a turn that are given, and those that the assistant has to produce."""
+    if role == "assistant":
+        return [tokenizer.assistant_id], [*content_ids, tokenizer.eos_id]
+    if role == "user":
+        return [tokenizer.user_id, *content_ids], []
+    raise ValueError(
+        f"messages: a {role} message, but the markers <|user|> and <|assistant|> know two roles; "
+        "use a tokenizer with a chat template, or move its text into the first user message"
+    )
 
 
 # The tokenizer's own template.
