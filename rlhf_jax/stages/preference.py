@@ -34,7 +34,6 @@ from rlhf_jax.maths.preference import (
     implicit_loss,
     kto_loss,
     majority,
-    plackett_luce,
     ranking_accuracy,
 )
 from rlhf_jax.models.heads import LanguageModel
@@ -261,19 +260,15 @@ def rewards_loss(
     """Return the loss of implicit rewards and what it says of them."""
     if settings.loss == "kto":
         return _kto(settings, reward_BC, batch)
-    rank_BC, mask_BC = batch["rank_BC"], batch["mask_BC"]
-    nll, metrics = implicit_loss(
+    return implicit_loss(
         reward_BC,
-        rank_BC,
-        mask_BC,
-        loss="ipo" if settings.loss == "ipo" else "dpo",
+        batch["rank_BC"],
+        batch["mask_BC"],
+        loss=settings.loss,
         beta=settings.beta,
         label_smoothing=settings.label_smoothing,
         pair_norm=settings.pair_norm,
     )
-    if settings.loss == "plackett_luce":
-        nll = plackett_luce(reward_BC, rank_BC, mask_BC)
-    return nll, metrics
 
 
 def _kto(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tuple[Mean, dict[str, Mean]]:
