@@ -103,8 +103,8 @@ def lm_batches(
         parts = list(cuts)
         blocks = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     else:
-        layout = {"context_length": context_length, "mask_documents": mask_documents}
-        layout |= {"tokenizer": tokenizer.fingerprint()}
+        layout: dict[str, Any] = {"context_length": context_length}
+        layout |= {"mask_documents": mask_documents, "tokenizer": tokenizer.fingerprint()}
         if not folder.exists():
             _write_blocks(cuts, folder, layout)
         written = json.loads((folder / "cut.json").read_text())

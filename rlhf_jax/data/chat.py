@@ -52,9 +52,8 @@ def render_batch(
     for messages in conversations if generation_prompt else ():
         if not messages or messages[-1].role != "user":
             role = repr(messages[-1].role) if messages else "no message"
-            raise ValueError(
-                f"messages: the last turn is {role}, expected 'user' before a generation prompt"
-            )
+            expected = "expected 'user' before a generation prompt"
+            raise ValueError(f"messages: the last turn is {role}, {expected}")
     if tokenizer.template is None:
         rendered = _render_with_markers(tokenizer, conversations, generation_prompt)
     else:

@@ -198,6 +198,5 @@ def _lengths(segments: np.ndarray) -> list[int]:
 def _check_fits(segments: np.ndarray, row_length: int) -> None:
     longest = int((segments > 0).sum(axis=-1).max())
     if longest > row_length:
-        raise ValueError(
-            f"row_length: {row_length}, but a rendered conversation has {longest} tokens; raise it"
-        )
+        problem = f"a rendered conversation has {longest} tokens"
+        raise ValueError(f"row_length: {row_length}, but {problem}; raise it")

@@ -141,10 +141,8 @@ class Source:
         if base not in self.options:
             return requested
         if "[" in requested:
-            raise ValueError(
-                f"split: {requested!r} where {base}={self.options[base]} is set, expected the name "
-                "alone"
-            )
+            problem = f"{requested!r} where {base}={self.options[base]} is set"
+            raise ValueError(f"split: {problem}, expected the name alone")
         return self.options[base]
 
 
@@ -154,16 +152,13 @@ def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) ->
     for item in query.split("&") if query else []:
         name, equals, value = item.partition("=")
         if name not in allowed or not equals or not value or name in options:
-            raise ValueError(
-                f"{source}: option: {item!r}, expected NAME=VALUE once for each of "
-                f"{', '.join(allowed)}"
-            )
+            expected = f"expected NAME=VALUE once for each of {', '.join(allowed)}"
+            raise ValueError(f"{source}: option: {item!r}, {expected}")
         options[name] = value
     for name in shape.needs:
         if name not in options:
-            raise ValueError(
-                f"{source}: option: no {name}, expected ?{name}=VALUE, which {name_of_shape} needs"
-            )
+            expected = f"expected ?{name}=VALUE, which {name_of_shape} needs"
+            raise ValueError(f"{source}: option: no {name}, {expected}")
     if options.get("duplicates", "drop") != "drop" or not options.get("seed", "0").isdigit():
         raise ValueError(f"{source}: option: expected duplicates=drop, and a whole number as seed")
     for name in _SPLITS:
@@ -171,10 +166,8 @@ def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) ->
     train = options.get("train", "train")
     for name in ("validation", "test"):
         if name in options and splits.overlap(train, options[name]):
-            raise ValueError(
-                f"{source}: option: train={train} and {name}={options[name]} overlap, expected "
-                "disjoint parts"
-            )
+            problem = f"train={train} and {name}={options[name]} overlap"
+            raise ValueError(f"{source}: option: {problem}, expected disjoint parts")
     return options
 
 
@@ -195,10 +188,8 @@ class _Records(Generic[R]):
         self._drops_repeats = "duplicates" in self._source.options
         self._counts_repeats = count_repeats and self._source.shape != ""
         if self._by and "[" not in "".join([split, *self._source.options.values()]):
-            raise ValueError(
-                f"{source}: option: by={self._by} without a slice, expected shares such as "
-                "train=train[:90%]"
-            )
+            expected = "expected shares such as train=train[:90%]"
+            raise ValueError(f"{source}: option: by={self._by} without a slice, {expected}")
         converters = self._source.rows.converters
         if converters and record_type not in converters:
             names = ", ".join(known.__name__ for known in converters)
@@ -222,9 +213,8 @@ class _Records(Generic[R]):
             empty = False
             yield record
         if empty:
-            raise ValueError(
-                f"{source.text}: split: {self._split!r} has no records, expected at least one"
-            )
+            problem = f"split: {self._split!r} has no records"
+            raise ValueError(f"{source.text}: {problem}, expected at least one")
 
 
 def _convert_rows(
@@ -304,9 +294,8 @@ def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
             try:
                 return convert(row)
             except Drop as drop:
-                raise ValueError(
-                    f"row: one {drop}, expected none without a shape that may drop it"
-                ) from None
+                expected = "expected none without a shape that may drop it"
+                raise ValueError(f"row: one {drop}, {expected}") from None
     return from_dict(record_type, row if strict else _own_fields(record_type, row))
 
 

@@ -72,9 +72,8 @@ def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iter
     start, stop = _bounds(split)
     for bound in (start, stop):
         if bound and not bound.endswith("%"):
-            raise ValueError(
-                f"split: {split!r} of groups, expected percentages such as 'train[:90%]'"
-            )
+            expected = "expected percentages such as 'train[:90%]'"
+            raise ValueError(f"split: {split!r} of groups, {expected}")
     low = int(start[:-1]) / 100 if start else 0.0
     high = int(stop[:-1]) / 100 if stop else 1.0
 

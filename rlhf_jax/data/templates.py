@@ -56,9 +56,8 @@ class ChatTemplate:
         self.source: str = fast.get_chat_template()
         self._jinja = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), self.source)
         if "strftime_now(" in self._jinja:
-            raise ValueError(
-                "chat template: calls strftime_now with a computed format, expected a constant one"
-            )
+            problem = "calls strftime_now with a computed format"
+            raise ValueError(f"chat template: {problem}, expected a constant one")
         content = json.loads(fast.backend_tokenizer.to_str())
         special = [token for token in content["added_tokens"] if token["special"]]
         self.special_ids = frozenset(int(token["id"]) for token in special)

@@ -47,9 +47,8 @@ class Tokenizer:
             ValueError: if it has no end-of-text token.
         """
         if fast.eos_token_id is None:
-            raise ValueError(
-                "tokenizer: no eos_token, expected one in tokenizer_config.json to end a turn"
-            )
+            expected = "expected one in tokenizer_config.json to end a turn"
+            raise ValueError(f"tokenizer: no eos_token, {expected}")
         self.fast = fast
         self.eos_id: int = fast.eos_token_id
         self.pad_id: int = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
@@ -207,9 +206,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return Tokenizer(fast, more_stops=_read_stops(Path(folder)))
     # `tokenizers` raises bare Exceptions for damaged files.
     except Exception as error:
-        raise ValueError(
-            f"{path}: {error}, expected a tokenizer in the format of Hugging Face"
-        ) from error
+        expected = "expected a tokenizer in the format of Hugging Face"
+        raise ValueError(f"{path}: {error}, {expected}") from error
 
 
 def _read_stops(folder: Path) -> list[int]:

@@ -70,8 +70,8 @@ def next_token(
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
     columns = (hidden_BTD[:, :-1], tokens_BT[:, 1:])
-    log_z_and_chosen = _by_columns(read, params, model.config.vocab_size, *columns)
-    return _predictions(*log_z_and_chosen, segments_BT)
+    log_z_BU, chosen_BU = _by_columns(read, params, model.config.vocab_size, *columns)
+    return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
 def predicted(segments_BT: jax.Array) -> jax.Array:

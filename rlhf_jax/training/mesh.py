@@ -43,10 +43,8 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """
     devices = jax.devices()
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
-        raise ValueError(
-            f"mesh data = {data}, fsdp = {fsdp}, tensor = {tensor}: all must be >= 1 "
-            "(data may be -1: all that are left)"
-        )
+        sizes = f"data = {data}, fsdp = {fsdp}, tensor = {tensor}"
+        raise ValueError(f"mesh {sizes}: all must be >= 1 (data may be -1: all that are left)")
     if data == -1:
         if len(devices) % (fsdp * tensor):
             raise ValueError(

@@ -28,12 +28,8 @@ from absl import flags
 
 # Where a launcher leaves the number of processes, of which this one is one.
 _SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# Settings of glibc's malloc (malloc.h): number and value.
-_MALLOC_SETTINGS = {
-    "M_ARENA_MAX": (-8, 1),
-    "M_MMAP_THRESHOLD": (-3, 1 << 30),
-    "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
-}
+# Numbers and values of glibc's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h).
+_MALLOC_SETTINGS = {-8: 1, -3: 1 << 30, -1: (1 << 31) - 1}
 
 
 # --- beginning and ending together ----------------------------------------------------------------
@@ -49,11 +45,9 @@ def define_flags() -> None:
 
 def is_launched(environment: Mapping[str, str]) -> bool:
     """Tell whether a launcher started this process as one of several."""
-    if any(int(environment.get(name, "1")) > 1 for name in _SIZE_VARIABLES):
-        return True
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        return True
-    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    sizes = [int(environment.get(name, "1")) for name in _SIZE_VARIABLES]
+    kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return max(sizes) > 1 or kubernetes or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 @contextmanager
@@ -188,5 +182,5 @@ def retain_memory() -> None:
     # is page faults (20,000 of them in 2,048 tokens).
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for number, value in _MALLOC_SETTINGS.values():
+        for number, value in _MALLOC_SETTINGS.items():
             mallopt(number, value)
