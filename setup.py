@@ -9,18 +9,20 @@ TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbclient>=0.10", "nbformat>=5.10", "i
 setup(
     name="rlhf_jax",
     version=Path("rlhf_jax/VERSION").read_text().strip(),
-    description="How ChatGPT is trained, in JAX: pretraining, SFT, reward models from rankings, PPO-ptx, evaluation.",
+    description="How ChatGPT is trained, in JAX: SFT, reward models from rankings, PPO-ptx",
     long_description=Path("README.md").read_text() if Path("README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["rlhf_jax", "rlhf_jax.*"]),
-    package_data={"rlhf_jax": ["VERSION", "py.typed", "apps/report.html.jinja"]},
+    package_data={
+        "rlhf_jax": ["VERSION", "py.typed", "apps/report.html.jinja", "apps/report.mplstyle"]
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",
         "optax>=0.2.8",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.12,<1",  # 1.0 brings another interface
         "transformers>=5.0",
         "tensorflow-datasets>=4.9.10",
         "ml-collections>=1.1",
@@ -34,7 +36,6 @@ setup(
         "regex>=2024.11",
         "absl-py>=2.1",
         "matplotlib>=3.9",
-        "tqdm>=4.66",
         "rich>=13",
         "tensorboardX>=2.6.2",
         # tensorflow-datasets 4.9 imports these without declaring all of them.
@@ -42,9 +43,11 @@ setup(
         "importlib_resources>=6",
     ],
     extras_require={
-        "cuda": ["jax[cuda12]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "torch": ["torch>=2.6"],
+        "data": ["datasets>=4"],  # public data of the Hugging Face hub
+        "torch": ["torch>=2.6"],  # comparisons in tests alone
         "gguf": ["gguf>=0.17"],
         "control": ["gymnax>=1.0.1"],  # brings gymnasium, pandas and seaborn
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.15"],

@@ -1,7 +1,7 @@
 """Run one stage, or a pipeline of stages, from an experiment config.
 
-python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo
---config.ppo.kl_coef=0.05
+    python -m rlhf_jax.main --config=experiments/menagerie/ppo.py --workdir=runs/ppo \
+        --config.ppo.kl_coef=0.05
 """
 
 import re

@@ -1,39 +1,48 @@
-"""Christiano et al. 2017, Fig. 2 and 3: true return from preferences alone, by number of labels, and what parts matter.
+"""Reach the true return from preferences alone, by number of labels and by parts of the method.
 
-    pip install 'rlhf_jax[control]' && python -m experiments.ablations.reproduce christiano --seeds=5
+    pip install 'rlhf_jax[control]'
+    python -m experiments.ablations.reproduce christiano --seeds=5
 
-The human compares the true returns of two clips of 15 steps and answers 10 % of the questions by a coin. Everything shares the
-number of environment steps; RL on the true reward is the upper line. Return = (true return of the last tenth of training −
-that of RL's first tenth) / (RL's last tenth − its first), so that 1 is as good as with the reward known.
+Christiano et al. 2017, Fig. 2 and 3. The human compares the true returns of two clips of 15 steps
+and answers 10 % of the questions by a coin. Everything shares the number of environment steps; RL
+on the true reward is the upper line. Return = (true return of the last tenth of training − that of
+RL's first tenth) / (RL's last tenth − its first), so that 1 is as good as with the reward known.
 """
 
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.ablations.control import agent_of, all_seeds, settings
+from experiments.ablations.control import cached_agent, measure_all_seeds, ppo_settings
 from experiments.ablations.fits import spearman, t_interval
 from experiments.ablations.framework import (
     Ablation,
-    Bench,
+    Context,
     Criterion,
     Finding,
-    Measurement,
     Row,
     Table,
+    draw_point,
     draw_seeds,
-    mark_seed,
+    interval_finding,
+    mean_of,
     paired,
 )
 from experiments.control.ppo import Settings, Surrogate, over_seeds, train
-from experiments.control.preferences import Asking, accuracy_of_one_fit, train_from_preferences
+from experiments.control.preferences import (
+    QuerySettings,
+    accuracy_of_one_fit,
+    train_from_preferences,
+)
 from experiments.menagerie.shared import pick
+from rlhf_jax.maths.statistics import Interval
 
 CLIP = Surrogate(0.2, 0.0, 0.0)
 RL, FULL = "RL, true reward", "preferences"
@@ -43,23 +52,22 @@ PARTS: dict[str, dict[str, Any]] = {
     "no ensemble": {"num_predictors": 1, "bootstrap": False, "active": False},
     "no lapses in the model": {"model_lapse": 0.0},
 }
+WITHOUT = tuple(PARTS)[1:]
 FIT, FITS = "one fit", {"lapses in the model": 0.1, "Bradley-Terry": 0.0}
-COLOURS = dict(
-    zip((RL, *PARTS), ("#16202e", "#2563eb", "#d9660a", "#0c8f7c", "#8b3fd9"), strict=True)
-)
+METHOD_COLOURS = ("#16202e", "#2563eb", "#d9660a", "#0c8f7c", "#8b3fd9")
+COLOURS = dict(zip((RL, *PARTS), METHOD_COLOURS, strict=True))
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """Numbers of labels with the full method, the method's parts at the second largest, and fits of fixed answers."""
-    name = pick(size, tiny="point", default="Pendulum-v1", large="Pendulum-v1")
+    """Vary the labels of the full method, the method's parts, and fits of fixed answers."""
+    environment = pick(size, tiny="point", default="Pendulum-v1", large="Pendulum-v1")
     rounds = pick(size, tiny=2, default=10, large=50)
-    how = settings(
-        rounds * 10 if size != "tiny" else rounds, pick(size, tiny=1e-3, default=1e-3, large=3e-4)
-    )
-    asking = Asking(
+    num_iterations = rounds if size == "tiny" else rounds * 10
+    settings = ppo_settings(num_iterations, pick(size, tiny=1e-3, default=1e-3, large=3e-4))
+    queries = QuerySettings(
         num_rounds=rounds,
         labels_per_round=0,
-        iterations_per_round=how.num_iterations // rounds,
+        iterations_per_round=num_iterations // rounds,
         segment_steps=15,
         num_predictors=3,
         active=True,
@@ -77,239 +85,189 @@ def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
     cells = [
         (RL, 0),
         *((FULL, count) for count in labels),
-        *((part, labels[-2]) for part in PARTS if part != FULL),
+        *((part, labels[-2]) for part in WITHOUT),
         *((f"{FIT}, {fit}", labels[-1]) for fit in FITS),
     ]
-    measurements = [
-        Measurement(
-            f"seed{seed}-{number}",
-            {"seed": seed, "method": method, "labels": count},
-            (),
-            {"method": method, "environment": name, "how": repr(how), "asking": asdict(asking)},
-            partial(
-                returns_of,
-                number=number,
+    num_steps = num_iterations * settings.num_envs * settings.num_steps
+    notes = f"\n{environment}, {num_steps:,} steps."
+    ablation = Ablation("Christiano et al. 2017, Fig. 2 and 3", seeds, CRITERIA, figure, notes)
+    for number, (method, count) in enumerate(cells):
+        for seed in seeds:
+            ablation.add_measurement(
+                f"seed{seed}-{number}",
+                {"seed": seed, "method": method, "labels": count},
+                (),
+                measure_returns,
+                cell=number,
                 seed=seed,
                 seeds=seeds,
-                name=name,
-                how=how,
-                asking=replace(asking, labels_per_round=count // rounds),
+                environment=environment,
+                settings=settings,
+                queries=replace(queries, labels_per_round=count // rounds),
                 method=method,
-            ),
-        )
-        for number, (method, count) in enumerate(cells)
-        for seed in seeds
-    ]
-    return Ablation(
-        "Christiano et al. 2017, Fig. 2 and 3",
-        seeds,
-        (),
-        measurements,
-        CRITERIA,
-        figure,
-        f"\n{name}, {how.num_iterations * how.num_envs * how.num_steps:,} steps.",
-    )
+            )
+    return ablation
 
 
-def returns_of(
-    bench: Bench,
+def measure_returns(
+    context: Context,
     *,
-    number: int,
+    cell: int,
     seed: int,
     seeds: tuple[int, ...],
-    name: str,
-    how: Settings,
-    asking: Asking,
+    environment: str,
+    settings: Settings,
+    queries: QuerySettings,
     method: str,
 ) -> list[Row]:
-    """A row per tenth of training, or one for a fit."""
-    depends_on = {
-        "seeds": seeds,
-        "how": repr(how),
-        "asking": asdict(asking),
-        "method": method,
-        "environment": name,
-    }
-    found = all_seeds(
-        bench, f"cell{number}", depends_on, partial(run_seeds, method, name, how, asking, seeds)
+    """Return a row per tenth of training, or one for a fit."""
+    measure = partial(run_seeds, method, environment, settings, queries)
+    setup = {"environment": environment, "settings": settings, "queries": queries}
+    columns = measure_all_seeds(
+        context, f"cell{cell}", measure, seed, seeds, method=method, **setup
     )
-    columns = {key: values[seeds.index(seed)] for key, values in found.items()}
-    size = max(len(values) for values in columns.values())
-    rows = [
-        {"part": k + 1}
-        | {key: values[k] for key, values in columns.items() if values[k] is not None}
-        for k in range(size)
-    ]
-    bad: Row = {"status": f"diverged: {method}, seed {seed}"}
-    return [row if len(row) > len(columns) else row | bad for row in rows]
+    rows: list[Row] = []
+    for k in range(max(len(values) for values in columns.values())):
+        numbers = {name: values[k] for name, values in columns.items() if values[k] is not None}
+        row: Row = {"part": k + 1, **numbers}
+        if len(numbers) < len(columns):
+            row["status"] = f"diverged: {method}, seed {seed}"
+        rows.append(row)
+    return rows
 
 
 def run_seeds(
-    method: str, name: str, how: Settings, asking: Asking, seeds: tuple[int, ...]
-) -> dict[str, Any]:
-    """One line of the figure: all seeds at once; lists over seeds of lists over tenths of training."""
-    agent = agent_of(name, how)
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    method: str, environment: str, settings: Settings, queries: QuerySettings, keys: jax.Array
+) -> Mapping[str, Any]:
+    """Run one line of the figure for all seeds at once; return arrays over seeds and tenths."""
+    agent = cached_agent(environment, settings)
     if method == RL:
         metrics = over_seeds(partial(train, agent, penalty=False))(keys, CLIP)
-        kept = {"return": _mean_return(metrics["return"], asking.num_rounds)}
-    elif method.startswith(FIT):
-        lapse = FITS[method.removeprefix(f"{FIT}, ")]
+        return {"return": _mean_return(metrics["return"], queries.num_rounds)}
+    if method.startswith(FIT):
         plain = replace(
-            asking, model_lapse=lapse, bootstrap=False, num_updates=10 * asking.num_updates
+            queries,
+            model_lapse=FITS[method.removeprefix(f"{FIT}, ")],
+            bootstrap=False,
+            num_updates=10 * queries.num_updates,
         )
         metrics = over_seeds(partial(accuracy_of_one_fit, agent, plain))(keys, CLIP)
-        kept = {"accuracy": np.asarray(metrics["accuracy"])[:, None]}
-    else:
-        changed = replace(asking, **PARTS[method])
-        metrics = over_seeds(partial(train_from_preferences, agent, changed))(keys, CLIP)
-        kept = {
-            "return": _mean_return(metrics["return"], asking.num_rounds),
-            "accuracy": np.asarray(metrics["accuracy"]),
-            "train_loss": np.asarray(metrics["train_loss"]),
-        }
-    return {
-        key: [[x if np.isfinite(x) else None for x in row] for row in x_SK.tolist()]
-        for key, x_SK in kept.items()
-    }
+        return {"accuracy": np.asarray(metrics["accuracy"])[:, None]}
+    changed = replace(queries, **PARTS[method])
+    metrics = over_seeds(partial(train_from_preferences, agent, changed))(keys, CLIP)
+    returns = _mean_return(metrics["return"], queries.num_rounds)
+    return {"return": returns, "accuracy": metrics["accuracy"], "train_loss": metrics["train_loss"]}
 
 
 def _mean_return(episodes: Any, parts: int) -> np.ndarray:
-    """Mean return of the episodes of each part of training: (seeds, parts)."""
+    """Return the mean return of the episodes of each part of training: (seeds, parts)."""
     total, weight = (np.asarray(x).reshape(len(x), parts, -1).sum(-1) for x in episodes)
     return total / np.where(weight > 0, weight, np.nan)
 
 
-def relative(table: Table) -> Table:
-    """Final rows with `share`: the return from RL's first tenth of training (0) to its last (1). NaN returns have none."""
+# --- claims ---------------------------------------------------------------------------------------
+
+
+def with_share(table: Table) -> Table:
+    """Return the final rows with `share`: 0 is the return of RL's first tenth, 1 of its last.
+
+    NaN returns have none.
+    """
     rl = table.where(method=RL)
-    zero, one = (
-        rl.where(part=part).column("return").mean() for part in (1, max(rl.values("part")))
+    last = max(rl.values("part"))
+    zero, full = (rl.where(part=part).column("return").mean() for part in (1, last))
+    rows = table.having("return").where(part=last).rows
+    return Table([{**row, "share": (float(row["return"]) - zero) / (full - zero)} for row in rows])
+
+
+def _show(intervals: Mapping[Any, Interval]) -> str:
+    return ", ".join(
+        f"{name} {x.mean:.2f} [{x.low:.2f}, {x.high:.2f}]" for name, x in intervals.items()
     )
-    rows: list[Row] = []
-    for row in table.having("return").rows:
-        if row["part"] == max(rl.values("part")):
-            rows.append({**row, "share": (float(row["return"]) - zero) / (one - zero)})
-    return Table(rows)
 
 
-def enough(table: Table) -> Finding:
-    """The full method at the largest number of labels up to 1,400."""
-    shares = relative(table).where(method=FULL)
+def labels_are_enough(table: Table) -> Finding:
+    """Judge the full method at the largest number of labels up to 1,400."""
+    shares = with_share(table).where(method=FULL)
     most = max(count for count in shares.values("labels") if count <= 1400)
-    found = {count: t_interval(rows.column("share")) for count, rows in shares.by("labels")}
-    text = ", ".join(
-        f"{count} labels {one.mean:.2f} [{one.low:.2f}, {one.high:.2f}]"
-        for count, one in found.items()
-    )
-    return Finding(found[most].mean >= 0.9, *found[most], text)
+    intervals = {count: t_interval(rows.column("share")) for count, rows in shares.by("labels")}
+    text = _show({f"{count} labels": interval for count, interval in intervals.items()})
+    return interval_finding(intervals[most].mean >= 0.9, intervals[most], text)
 
 
 def more_is_better(table: Table) -> Finding:
-    """Whether the return rises with the number of labels."""
-    shares = relative(table).where(method=FULL)
+    """Judge whether the return rises with the number of labels."""
+    shares = with_share(table).where(method=FULL)
     counts = sorted(shares.values("labels"))
-    means = [float(shares.where(labels=count).column("share").mean()) for count in counts]
-    rho = spearman(counts, means)
-    return Finding(
-        rho >= 0.8,
-        rho,
-        None,
-        None,
-        ", ".join(f"{n}: {mean:.2f}" for n, mean in zip(counts, means, strict=True)),
-    )
+    means = {count: float(shares.where(labels=count).column("share").mean()) for count in counts}
+    rho = spearman(counts, list(means.values()))
+    return Finding(rho >= 0.8, rho, ", ".join(f"{n}: {mean:.2f}" for n, mean in means.items()))
 
 
 def lapses_help(table: Table) -> Finding:
-    """Accuracy on clean pairs, with the lapse rate in the loss and without, from the same answers."""
-    each = [
-        _one(table.where(method=f"{FIT}, {fit}").having("accuracy"), "accuracy") for fit in FITS
-    ]
-    found = t_interval(100 * paired(*each))
-    with_, without = (float(np.mean(list(one.values()))) for one in each)
-    text = f"accuracy {with_:.3f} and {without:.3f}; points"
-    return Finding(found.mean >= 1, *found, text)
-
-
-def _one(table: Table, column: str) -> dict[Any, float]:
-    return table.each_seed(lambda one: one.column(column)[-1])
+    """Judge accuracy on clean pairs with the lapse rate in the loss and without, same answers."""
+    lapse, plain = (table.where(method=f"{FIT}, {fit}").final("accuracy") for fit in FITS)
+    gap = t_interval(100 * paired(lapse, plain))
+    text = f"accuracy {mean_of(lapse):.3f} and {mean_of(plain):.3f}; points"
+    return interval_finding(gap.mean >= 1, gap, text)
 
 
 def parts_help(table: Table) -> Finding:
-    """The full method against itself without one part, at equal labels."""
-    shares = relative(table)
-    labels = next(
-        row["labels"] for row in table.rows if row["method"] in PARTS and row["method"] != FULL
-    )
-    full = _one(shares.where(method=FULL, labels=labels), "share")
+    """Judge the full method against itself without one part, at equal labels."""
+    shares = with_share(table)
+    labels = next(row["labels"] for row in table.rows if row["method"] in WITHOUT)
+    full = shares.where(method=FULL, labels=labels).final("share")
     lost = {
-        part: t_interval(paired(full, _one(shares.where(method=part), "share")))
-        for part in PARTS
-        if part != FULL
+        part: t_interval(paired(full, shares.where(method=part).final("share"))) for part in WITHOUT
     }
-    text = ", ".join(
-        f"{part} {one.mean:.2f} [{one.low:.2f}, {one.high:.2f}]" for part, one in lost.items()
-    )
-    worst = min(lost.values(), key=lambda one: one.mean)
-    return Finding(worst.mean >= 0, *worst, f"full − without, at {labels} labels: {text}")
+    worst = min(lost.values(), key=lambda interval: interval.mean)
+    text = f"full − without, at {labels} labels: {_show(lost)}"
+    return interval_finding(worst.mean >= 0, worst, text)
 
 
 CRITERIA = (
     Criterion(
-        "E25.return",
         "at ≤ 1,400 labels the true return reaches 90 % of RL's with the true reward",
-        enough,
+        labels_are_enough,
     ),
-    Criterion("E25.labels", "Spearman(true return, number of labels) ≥ 0.8", more_is_better),
+    Criterion("Spearman(true return, number of labels) ≥ 0.8", more_is_better),
     Criterion(
-        "E25.lapse",
         "with 10 % lapses the ε-model is ≥ 1 point better than Bradley-Terry on clean pairs",
         lapses_help,
     ),
-    Criterion(
-        "E25.parts", "no part of the method can be left out with gain (mean over seeds)", parts_help
-    ),
+    Criterion("no part of the method can be left out with gain (mean over seeds)", parts_help),
 )
 
 
-def figure(table: Table) -> Figure:
-    """Return over training for every number of labels on the left, final returns of the parts on the right."""
-    made, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2))
-    counts = table.where(method=FULL).values("labels")
-    shades = dict(
-        zip(counts, plt.get_cmap("Blues")(np.linspace(0.4, 0.95, len(counts))), strict=True)
-    )
-    draw_seeds(left, table.where(method=RL), "part", "return", colour=COLOURS[RL], label=RL)
-    for count in counts:
-        rows = table.where(method=FULL, labels=count)
-        draw_seeds(left, rows, "part", "return", colour=shades[count], label=f"{count:,} labels")
-    left.set(
-        xlabel="tenth of training", ylabel="true return of the episodes", title="preferences alone"
-    )
-    shares = relative(table)
-    for x, (method, rows) in enumerate(
-        (key, part)
-        for key in (FULL, *list(PARTS)[1:])
-        for part in [shares.where(method=key, labels=counts[-2])]
-    ):
-        found = t_interval(rows.column("share"))
+# --- figure ---------------------------------------------------------------------------------------
+
+
+def _draw_parts(axes: Axes, shares: Table, labels: int) -> None:
+    for height, method in enumerate(PARTS):
+        rows, colour = shares.where(method=method, labels=labels), COLOURS[method]
+        interval = t_interval(rows.column("share"))
         for row in rows.rows:
-            mark_seed(
-                right.plot(float(row["share"]), x, ".", color=COLOURS[method], alpha=0.5)[0],
-                row["seed"],
-            )
-        right.plot([found.low, found.high], [x, x], "-", color="#16202e", lw=1)
-        right.plot(found.mean, x, "o", color=COLOURS[method])
-    right.axvline(1, color="#bbb", lw=0.8)
-    right.set(
-        yticks=range(len(PARTS)),
-        yticklabels=PARTS,
-        xlabel="share of RL's return",
-        title=f"parts, {counts[-2]:,} labels",
-    )
-    right.invert_yaxis()
-    left.legend(frameon=False, fontsize=8)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    made.tight_layout()
-    return made
+            look = {"marker": ".", "ms": 6, "alpha": 0.5, "color": colour}
+            draw_point(axes, float(row["share"]), height, row["seed"], **look)
+        axes.plot([interval.low, interval.high], [height, height], "-", color="#16202e", lw=1)
+        axes.plot(interval.mean, height, "o", color=colour)
+    axes.axvline(1, color="#bbb", lw=0.8)
+    axes.set_yticks(range(len(PARTS)), list(PARTS))
+    axes.set(xlabel="share of RL's return", title=f"parts, {labels:,} labels")
+    axes.invert_yaxis()
+
+
+def figure(table: Table) -> Figure:
+    """Draw return over training for every number of labels, and final returns of the parts."""
+    chart, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), width_ratios=(3, 2))
+    counts = table.where(method=FULL).values("labels")
+    shades = plt.get_cmap("Blues")(np.linspace(0.4, 0.95, len(counts)))
+    draw_seeds(left, table.where(method=RL), "part", "return", colour=COLOURS[RL], label=RL)
+    for count, colour in zip(counts, shades, strict=True):
+        rows = table.where(method=FULL, labels=count)
+        draw_seeds(left, rows, "part", "return", colour=colour, label=f"{count:,} labels")
+    left.set(xlabel="tenth of training", ylabel="true return of the episodes")
+    left.set_title("preferences alone")
+    left.legend()
+    _draw_parts(right, with_share(table), counts[-2])
+    return chart

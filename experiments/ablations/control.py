@@ -1,22 +1,28 @@
-"""What the ablations on control environments share: PPO's settings of Schulman et al. 2017, Table 3, and a cache over seeds.
+"""Set up what the ablations on control environments share: PPO's settings, and a cache over seeds.
 
-Departures from the paper: 8 copies of an environment take 128 steps each (1 x 2,048 there), minibatches of 256 (64 there) and
-layers of 32 (64 there), so that it fits on a busy CPU; learning rate annealed to 0, and gradients clipped at 0.5, as OpenAI's
-baselines do.
+The settings are those of Schulman et al. 2017, Table 3. Departures from the paper: 8 copies of an
+environment take 128 steps each (1 x 2,048 there), minibatches of 256 (64 there) and layers of 32
+(64 there), so that it fits on a busy CPU; learning rate annealed to 0, and gradients clipped at
+0.5, as OpenAI's baselines do.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
-from experiments.ablations.framework import Bench
-from experiments.control.environments import Environment, from_gymnax, point
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.ablations.framework import Context
+from experiments.control.environments import from_gymnax, point
 from experiments.control.ppo import Agent, Settings, make_agent
 from rlhf_jax.training.optimizer import OptimizerConfig
 
 
-def settings(num_iterations: int, learning_rate: float) -> Settings:
-    """PPO for `num_iterations` times 1,024 steps."""
+def ppo_settings(num_iterations: int, learning_rate: float) -> Settings:
+    """Return PPO for `num_iterations` times 1,024 steps."""
     optimizer = OptimizerConfig(
         learning_rate=learning_rate,
         schedule="linear",
@@ -47,19 +53,43 @@ def settings(num_iterations: int, learning_rate: float) -> Settings:
     )
 
 
-def environment(name: str) -> Environment:
-    """`point` is ours and needs nothing; any other name is gymnax's."""
-    return point(50) if name == "point" else from_gymnax(name)
-
-
 @cache
-def agent_of(name: str, how: Settings) -> Agent:
-    """An agent for that environment, the same object for the same arguments, so that its programs are compiled once."""
-    return make_agent(environment(name), how)
+def cached_agent(environment: str, settings: Settings) -> Agent:
+    """Return an agent, the same for the same arguments, so that it is compiled once.
+
+    Environment `point` is ours and needs nothing; any other name is gymnax's.
+    """
+    env = point(50) if environment == "point" else from_gymnax(environment)
+    return make_agent(env, settings)
 
 
-def all_seeds(
-    bench: Bench, name: str, depends_on: dict[str, Any], measure: Callable[[], dict[str, Any]]
+def measure_all_seeds(
+    context: Context,
+    name: str,
+    measure: Callable[[jax.Array], Mapping[str, Any]],
+    seed: int,
+    seeds: Sequence[int],
+    **depends_on: Any,
 ) -> dict[str, Any]:
-    """What one vectorised run over all seeds gave: done by the first seed's measurement, read by the others."""
-    return bench.cache.get("all", name, depends_on, measure)[0]
+    """Return a seed's part of one vectorised run over all seeds.
+
+    The first seed's measurement does the work, `measure(keys)` with arrays whose first axis is
+    seeds; the others read it. What is not finite is None.
+    """
+
+    def measure_seeds() -> dict[str, Any]:
+        keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+        return {name: _finite(np.asarray(x).tolist()) for name, x in measure(keys).items()}
+
+    depends_on = {"seeds": list(seeds)} | {
+        name: asdict(value) if hasattr(value, "__dataclass_fields__") else value
+        for name, value in depends_on.items()
+    }
+    columns, _ = context.cache.get("all", name, depends_on, measure_seeds)
+    return {name: values[seeds.index(seed)] for name, values in columns.items()}
+
+
+def _finite(numbers: Any) -> Any:
+    if isinstance(numbers, list):
+        return [_finite(number) for number in numbers]
+    return numbers if np.isfinite(numbers) else None

@@ -1,66 +1,55 @@
-"""Holtzman et al. 2020, Table 1 (E30): greedy, temperature, top-k and nucleus: repetition, likelihood, diversity, gold.
+"""Compare greedy, temperature, top-k and nucleus decoding in repetition, likelihood and gold.
 
     python -m experiments.ablations.reproduce decoding --seeds=3
 
-The pretrained model continues half a block of the validation corpus up to the end of the document, and people's own
-continuation is held against it: perplexity under the model's full distribution, repeated four-grams, different bigrams. The
-supervised model answers test prompts: gold, and how many of a prompt's answers differ. Nucleus sampling in both conventions:
-Holtzman's keeps the token that crosses p, the released GPT-2 code drops it. Estimated for three seeds on two quiet cores,
-beyond the base: 8 minutes.
+Holtzman et al. 2020, Table 1. The pretrained model continues half a block of the validation corpus
+up to the end of the document, and people's own continuation is held against it: perplexity under
+the model's full distribution, repeated four-grams, different bigrams. The supervised model answers
+test prompts: gold, and how many of a prompt's answers differ. Nucleus sampling in both conventions:
+Holtzman's keeps the token that crosses p, the released GPT-2 code drops it. Estimated for three
+seeds on two quiet cores, beyond the base: 8 minutes.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from functools import partial
-from typing import Any
+from dataclasses import replace
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.ablations.fits import spearman, t_interval
 from experiments.ablations.framework import (
     Ablation,
-    Bench,
+    Context,
     Criterion,
     Finding,
-    GridRun,
-    Measurement,
     Row,
     Table,
+    draw_point,
     draw_seeds,
-    mark_seed,
 )
-from experiments.ablations.measures import Panel, ask
+from experiments.ablations.measures import PolicyEvalSettings, load_prompt_set
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.data.batches import lm_batches
-from rlhf_jax.evaluation.checkpoints import (
-    LoadedModel,
-    find_checkpoint,
-    load_language_model,
-    load_tokenizer_of,
-)
-from rlhf_jax.evaluation.generate import complete, generate
+from rlhf_jax.evaluation.checkpoints import LoadedModel, load_language_model
+from rlhf_jax.evaluation.generate import complete
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import judges
 
 PEOPLE, PURE, NUCLEUS = "people", "temperature 1", "nucleus 0.95"
 TEMPERATURES = (0.0, 0.3, 0.5, 0.7, 1.0, 1.3)
+NUCLEI = (0.5, 0.9, 0.95)
 Ids = Sequence[int]
-
-
-def _spec(**changed: Any) -> SamplingSpec:
-    return SamplingSpec(**{**asdict(PLAIN), **changed})
-
 
 SPECS = {
     "greedy": GREEDY,
-    **{f"temperature {t:g}": _spec(temperature=t) for t in TEMPERATURES[1:]},
-    **{f"top-k {k}": _spec(top_k=k) for k in (5, 20)},
-    **{f"nucleus {p}": _spec(top_p=p) for p in (0.5, 0.9, 0.95)},
-    **{f"nucleus {p}, openai": _spec(top_p=p, nucleus="openai") for p in (0.5, 0.9, 0.95)},
+    **{f"temperature {t:g}": replace(PLAIN, temperature=t) for t in TEMPERATURES[1:]},
+    **{f"top-k {k}": replace(PLAIN, top_k=k) for k in (5, 20)},
+    **{f"nucleus {p}": replace(PLAIN, top_p=p) for p in NUCLEI},
+    **{f"nucleus {p}, openai": replace(PLAIN, top_p=p, nucleus="openai") for p in NUCLEI},
 }
 COLOURS = {
     "greedy": "#c22",
@@ -72,99 +61,70 @@ COLOURS = {
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """No run beyond the base's; two measurements of fourteen decodings a seed."""
-    panel = Panel(
+    """Measure fourteen decodings of two base models a seed; no run is added."""
+    ablation = Ablation("Holtzman et al. 2020, Table 1", seeds, CRITERIA, figure)
+    settings = PolicyEvalSettings(
         size,
-        pick(size, tiny=8, default=128, large=512),
-        pick(size, tiny=2, default=4, large=4),
-        1,
-        pick(size, tiny=8, default=400, large=4000),
+        num_prompts=pick(size, tiny=8, default=128, large=512),
+        num_samples=pick(size, tiny=2, default=4, large=4),
+        corpus_documents=pick(size, tiny=8, default=400, large=4000),
     )
-    runs: list[GridRun] = []
-    measurements = []
     for seed in seeds:
-        runs += base_runs(size, seed, stages=("pretrain", "sft"))
+        ablation.add_runs(*base_runs(size, seed, stages=("pretrain", "sft")))
         for what, stage, measure in (("text", "pretrain", texts), ("answers", "sft", answers)):
             folder = base(seed, stage)
-            measurements.append(
-                Measurement(
-                    f"seed{seed}-{what}",
-                    {"seed": seed, "what": what},
-                    (folder,),
-                    panel.settings,
-                    partial(measure, folder=folder, panel=panel, seed=seed),
-                )
-            )
-    return Ablation("Holtzman et al. 2020, Table 1", seeds, runs, measurements, CRITERIA, figure)
+            point: Row = {"seed": seed, "what": what}
+            arguments = {"settings": settings, "seed": seed, "folder": folder}
+            ablation.add_measurement(f"seed{seed}-{what}", point, (folder,), measure, **arguments)
+    return ablation
 
 
-# --- measurements -----------------------------------------------------------------------------------------------------
+# --- measurements ---------------------------------------------------------------------------------
 
 
-def texts(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
-    """Continuations of validation blocks by every decoding, and by people."""
-    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
-    asked, candidate, half = (
-        ask(panel, load_tokenizer_of(one)),
-        load_language_model(one),
-        one.model.context_length // 2,
-    )
-    blocks = lm_batches(
-        asked.documents, asked.tokenizer, context_length=2 * half, batch_size=1, seed=0
-    ).arrays
-    whole = [
-        row.tolist()
-        for row in blocks["tokens_BT"][(blocks["segments_BT"] > 0).all(axis=1)][: panel.num_prompts]
-    ]
-    contexts, stops = [row[:half] for row in whole], asked.tokenizer.stop_ids
-    rows = [_row(candidate, PEOPLE, contexts, [[until(row[half:], stops)] for row in whole], stops)]
+def texts(context: Context, *, settings: PolicyEvalSettings, seed: int, folder: str) -> list[Row]:
+    """Continue validation blocks by every decoding, and measure people's continuations, too."""
+    checkpoint = context.checkpoint(folder)
+    prompt_set, policy = load_prompt_set(settings, checkpoint), load_language_model(checkpoint)
+    tokenizer, half = prompt_set.tokenizer, checkpoint.model.context_length // 2
+    sizes = {"context_length": 2 * half, "batch_size": 1}
+    blocks = lm_batches(prompt_set.documents, tokenizer, seed=0, **sizes).arrays
+    full = (blocks["segments_BT"] > 0).all(axis=1)
+    rows_BT = blocks["tokens_BT"][full][: settings.num_prompts].tolist()
+    contexts, stops = [row[:half] for row in rows_BT], tokenizer.stop_ids
+    human = [[until_stop(row[half:], stops)] for row in rows_BT]
+    rows = [{"decoding": PEOPLE, **_text_statistics(policy, contexts, human, stops)}]
     for name, spec in SPECS.items():
-        drawn = complete(
-            *candidate,
-            asked.tokenizer,
-            contexts,
-            jax.random.key(seed),
+        samples = complete(
+            *(policy.model, policy.params, tokenizer, contexts, jax.random.key(seed)),
             spec=spec,
             prompt_length=half,
             response_length=half,
             batch_size=256,
-            num_samples=panel.num_samples,
+            num_samples=settings.num_samples,
         )
-        rows.append(
-            _row(
-                candidate, name, contexts, [[answer.ids for answer in few] for few in drawn], stops
-            )
-        )
+        ids = [[sample.ids for sample in row] for row in samples]
+        rows.append({"decoding": name, **_text_statistics(policy, contexts, ids, stops)})
     return rows
 
 
-def until(ids: Ids, stops: Ids) -> Ids:
-    """Up to the first stop token, which is kept."""
+def until_stop(ids: Ids, stops: Ids) -> Ids:
+    """Return the tokens up to the first stop token, which is kept."""
     end = next((k for k, token in enumerate(ids) if token in stops), len(ids) - 1)
     return ids[: end + 1]
 
 
-def _row(
-    candidate: LoadedModel,
-    name: str,
-    contexts: Sequence[Ids],
-    said: Sequence[Sequence[Ids]],
-    stops: Ids,
+def _text_statistics(
+    policy: LoadedModel, contexts: Sequence[Ids], texts: Sequence[Sequence[Ids]], stops: Ids
 ) -> Row:
-    items = [
-        Continuation(context, ids)
-        for context, few in zip(contexts, said, strict=True)
-        for ids in few
-    ]
-    nll = -continuation_logps(*candidate, items, batch_size=256).sum() / sum(
-        len(item.ids) for item in items
-    )
+    pairs = zip(contexts, texts, strict=True)
+    items = [Continuation(context, ids) for context, row in pairs for ids in row]
+    num_tokens = sum(len(item.ids) for item in items)
+    nll = -continuation_logps(*policy, items, batch_size=256).sum() / num_tokens
     words = [[token for token in item.ids if token not in stops] for item in items]
-    first = [
-        [token for token in few[0] if token not in stops] for few in said
-    ]  # as many tokens as people's, not four times
+    # One sample of each context: as many tokens as people's, not four times.
+    first = [[token for token in row[0] if token not in stops] for row in texts]
     return {
-        "decoding": name,
         "perplexity": float(np.exp(nll)),
         "repetition": repetition(words),
         "distinct": distinct(first),
@@ -173,118 +133,100 @@ def _row(
 
 
 def n_grams(ids: Ids, n: int) -> list[tuple[int, ...]]:
-    """All runs of n tokens, in order."""
+    """Return all runs of n tokens, in order."""
     return list(zip(*(ids[k:] for k in range(n)), strict=False))
 
 
 def repetition(texts: Sequence[Ids]) -> float:
-    """Share of four-grams that stood in the same text before (Welleck et al. 2020, seq-rep-4)."""
+    """Return the share of four-grams that stood in the same text before.
+
+    seq-rep-4 of Welleck et al. 2020.
+    """
     grams = [n_grams(ids, 4) for ids in texts]
-    return sum(len(few) - len(set(few)) for few in grams) / max(sum(len(few) for few in grams), 1)
+    repeated = sum(len(row) - len(set(row)) for row in grams)
+    return repeated / max(sum(len(row) for row in grams), 1)
 
 
 def distinct(texts: Sequence[Ids]) -> float:
-    """Share of different bigrams among those of all texts (Li et al. 2016, distinct-2)."""
+    """Return the share of different bigrams among those of all texts.
+
+    distinct-2 of Li et al. 2016.
+    """
     grams = [gram for ids in texts for gram in n_grams(ids, 2)]
     return len(set(grams)) / max(len(grams), 1)
 
 
-def answers(bench: Bench, *, folder: str, panel: Panel, seed: int) -> list[Row]:
-    """Gold of answers by every decoding, in SD of those at temperature 1, and how many of a prompt's are different."""
-    one = find_checkpoint(bench.workdir, str(bench.folder(folder)))
-    asked, candidate = ask(panel, load_tokenizer_of(one)), load_language_model(one)
-    found: dict[str, tuple[np.ndarray, float]] = {}
+def answers(context: Context, *, settings: PolicyEvalSettings, seed: int, folder: str) -> list[Row]:
+    """Measure gold of answers by every decoding, and how many of a prompt's are different.
+
+    Gold is in SD of answers at temperature 1.
+    """
+    checkpoint = context.checkpoint(folder)
+    prompt_set, policy = load_prompt_set(settings, checkpoint), load_language_model(checkpoint)
+    gold, different = {}, {}
     for name, spec in SPECS.items():
-        drawn = generate(
-            candidate.model,
-            candidate.params,
-            asked.tokenizer,
-            asked.prompts,
-            jax.random.key(seed),
-            spec=spec,
-            num_samples=panel.num_samples,
-            **asked.sampling,
-        )
-        different = float(np.mean([len(set(few)) for few in drawn])) / panel.num_samples
-        found[name] = (judges.judge(asked.world, asked.prompts, drawn).total_NS, different)
-    plain = found[PURE][0]
+        samples = prompt_set.sample(policy, jax.random.key(seed), settings.num_samples, spec)
+        counts = [len(set(row)) for row in samples]
+        different[name] = float(np.mean(counts)) / settings.num_samples
+        gold[name] = judges.judge(prompt_set.world, prompt_set.prompts, samples).total_NS
+    mean, spread = gold[PURE].mean(), gold[PURE].std()
     return [
         {
             "decoding": name,
-            "temperature": SPECS[name].temperature,
-            "different": different,
-            "gold": float((total_NS.mean() - plain.mean()) / plain.std()),
+            "temperature": spec.temperature,
+            "different": different[name],
+            "gold": float((gold[name].mean() - mean) / spread),
         }
-        for name, (total_NS, different) in found.items()
+        for name, spec in SPECS.items()
     ]
 
 
-# --- claims -----------------------------------------------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------
 
 
 def _mean(table: Table, name: str, column: str) -> float:
-    found = table.where(decoding=name).having(column)
-    if not len(found):
+    rows = table.where(decoding=name).having(column)
+    if not len(rows):
         raise ValueError(f"nothing was measured of {name}")
-    return float(found.column(column).mean())
+    return float(rows.column(column).mean())
 
 
 def greedy_repeats(table: Table) -> Finding:
-    """Repeated four-grams of greedy decoding over those of nucleus sampling."""
+    """Judge the repeated four-grams of greedy decoding over those of nucleus sampling."""
     greedy, nucleus, people = (
         _mean(table, name, "repetition") for name in ("greedy", NUCLEUS, PEOPLE)
     )
     ratio = greedy / max(nucleus, 1e-9)
-    return Finding(
-        ratio > 2,
-        ratio,
-        None,
-        None,
-        f"greedy {greedy:.3f}, {NUCLEUS} {nucleus:.3f}, people {people:.3f}",
-    )
+    text = f"greedy {greedy:.3f}, {NUCLEUS} {nucleus:.3f}, people {people:.3f}"
+    return Finding(ratio > 2, ratio, text)
 
 
 def nucleus_is_human(table: Table) -> Finding:
-    """Perplexity of nucleus sampling less people's, against the same of every other decoding."""
+    """Judge the perplexity of nucleus sampling less people's, against every other decoding's."""
     people = _mean(table, PEOPLE, "perplexity")
-    away = {name: _mean(table, name, "perplexity") - people for name in SPECS}
-    text = ", ".join(
-        f"{name} {gap:+.2f}"
-        for name, gap in sorted(away.items(), key=lambda item: abs(item[1]))[:4]
-    )
-    closest = min(away, key=lambda name: abs(away[name]))
-    return Finding(
-        closest == NUCLEUS, away[NUCLEUS], None, None, f"people {people:.2f}; closest: {text}"
-    )
+    gaps = {name: _mean(table, name, "perplexity") - people for name in SPECS}
+    closest = sorted(gaps, key=lambda name: abs(gaps[name]))
+    text = ", ".join(f"{name} {gaps[name]:+.2f}" for name in closest[:4])
+    detail = f"people {people:.2f}; closest: {text}"
+    return Finding(closest[0] == NUCLEUS, gaps[NUCLEUS], detail)
 
 
 def cold_is_best(table: Table) -> Finding:
-    """The temperature with the highest mean gold."""
-    gold = {
-        t: t_interval(
-            table.where(what="answers", temperature=t, decoding=_name(t))
-            .having("gold")
-            .column("gold")
-        )
-        for t in TEMPERATURES
-    }
-    best = max(gold, key=lambda t: gold[t].mean)
-    return Finding(
-        best < 1, best, None, None, ", ".join(f"{t:g}: {one.mean:+.3f}" for t, one in gold.items())
-    )
+    """Judge the temperature with the highest mean gold."""
+    gold = {}
+    for t in TEMPERATURES:
+        rows = table.where(what="answers", temperature=t, decoding=_name(t)).having("gold")
+        gold[t] = t_interval(rows.column("gold")).mean
+    best = max(gold, key=lambda t: gold[t])
+    return Finding(best < 1, best, ", ".join(f"{t:g}: {mean:+.3f}" for t, mean in gold.items()))
 
 
 def heat_is_diverse(table: Table) -> Finding:
-    """Rank correlation of the temperature with the share of different bigrams, means over seeds."""
+    """Judge the rank correlation of the temperature with the share of different bigrams."""
     rank = spearman(TEMPERATURES, [_mean(table, _name(t), "distinct") for t in TEMPERATURES])
-    return Finding(
-        rank > 0.9,
-        rank,
-        None,
-        None,
-        f"people {_mean(table, PEOPLE, 'distinct'):.3f}, {PURE} "
-        f"{_mean(table, PURE, 'distinct'):.3f}, greedy {_mean(table, 'greedy', 'distinct'):.3f}",
-    )
+    names = (PEOPLE, PURE, "greedy")
+    text = ", ".join(f"{name} {_mean(table, name, 'distinct'):.3f}" for name in names)
+    return Finding(rank > 0.9, rank, text)
 
 
 def _name(temperature: float) -> str:
@@ -293,91 +235,53 @@ def _name(temperature: float) -> str:
 
 CRITERIA = (
     Criterion(
-        "E30.repetition",
-        f"greedy decoding repeats more than twice as many four-grams as {NUCLEUS}",
-        greedy_repeats,
+        f"greedy decoding repeats more than twice as many four-grams as {NUCLEUS}", greedy_repeats
     ),
     Criterion(
-        "E30.perplexity",
         f"of all decodings {NUCLEUS} is closest to the perplexity of people's continuations",
         nucleus_is_human,
     ),
     Criterion(
-        "E30.temperature",
-        "SFT's gold is highest at a temperature below 1 (the value is the best one)",
-        cold_is_best,
+        "SFT's gold is highest at a temperature below 1 (the value is the best one)", cold_is_best
     ),
     Criterion(
-        "E30.diversity",
         "the share of different bigrams rises with the temperature (Spearman > 0.9)",
         heat_is_diverse,
     ),
 )
 
 
-# --- figure -----------------------------------------------------------------------------------------------------------
+# --- figure ---------------------------------------------------------------------------------------
+
+
+def _draw_decodings(axes: Axes, table: Table, x: str, y: str) -> None:
+    for name in (PEOPLE, *SPECS):
+        points, colour = table.where(decoding=name).having(x, y), COLOURS[name.split(" ")[0]]
+        marker = "*" if name == PEOPLE else "^" if name.endswith("openai") else "o"
+        look = {"marker": marker, "ms": 5, "alpha": 0.35, "color": colour}
+        for row in points.rows:
+            draw_point(axes, float(row[x]), float(row[y]), row["seed"], **look)
+        if len(points):
+            middle = (points.column(x).mean(), points.column(y).mean())
+            style = {"textcoords": "offset points", "fontsize": 6, "color": colour}
+            axes.annotate(name, middle, (4, 3), **style)
 
 
 def figure(table: Table) -> Figure:
-    """Repetition against perplexity; different bigrams; gold against how many answers differ."""
-    made, axes = plt.subplots(1, 3, figsize=(13, 4.2))
-    text, said = table.where(what="text"), table.where(what="answers")
-    for name in (PEOPLE, *SPECS):
-        for one, rows, x, y in (
-            (axes[0], text, "perplexity", "repetition"),
-            (axes[1], text, "distinct", "repetition"),
-            (axes[2], said, "different", "gold"),
-        ):
-            points = rows.where(decoding=name).having(x, y)
-            for row in points.rows:
-                mark_seed(
-                    one.plot(row[x], row[y], _marker(name), ms=5, alpha=0.35, color=_colour(name))[
-                        0
-                    ],
-                    row["seed"],
-                )
-            if len(points):
-                middle = (points.column(x).mean(), points.column(y).mean())
-                one.annotate(
-                    name,
-                    middle,
-                    (4, 3),
-                    textcoords="offset points",
-                    fontsize=6,
-                    color=_colour(name),
-                )
-    hot = Table(
-        [row for row in said.rows if row.get("decoding") in {_name(t) for t in TEMPERATURES}]
-    )
-    draw_seeds(
-        axes[2],
-        hot,
-        "different",
-        "gold",
-        colour=COLOURS["temperature"],
-        label="temperature",
-        mean=False,
-    )
-    axes[0].set(
-        xlabel="perplexity of the continuation",
-        ylabel="repeated four-grams",
-        title="pretrained model",
-    )
-    axes[1].set(xlabel="different bigrams", ylabel="repeated four-grams", title="pretrained model")
-    axes[2].set(
-        xlabel="share of different answers to a prompt",
-        ylabel="gold, SD of temperature 1",
-        title="supervised model",
-    )
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-    made.tight_layout()
-    return made
-
-
-def _colour(name: str) -> str:
-    return COLOURS[name.split(" ")[0]]
-
-
-def _marker(name: str) -> str:
-    return "*" if name == PEOPLE else "^" if name.endswith("openai") else "o"
+    """Draw repetition against perplexity and bigrams, and gold against how many answers differ."""
+    chart, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 4.2))
+    text, of_sft = table.where(what="text"), table.where(what="answers")
+    _draw_decodings(left, text, "perplexity", "repetition")
+    _draw_decodings(middle, text, "distinct", "repetition")
+    _draw_decodings(right, of_sft, "different", "gold")
+    names = {_name(t) for t in TEMPERATURES}
+    hot = Table([row for row in of_sft.rows if row.get("decoding") in names])
+    look = {"colour": COLOURS["temperature"], "label": "temperature", "mean": False}
+    draw_seeds(right, hot, "different", "gold", **look)
+    left.set(xlabel="perplexity of the continuation", title="pretrained model")
+    middle.set(xlabel="different bigrams", title="pretrained model")
+    for axes in (left, middle):
+        axes.set_ylabel("repeated four-grams")
+    right.set(xlabel="share of different answers to a prompt", title="supervised model")
+    right.set_ylabel("gold, SD of temperature 1")
+    return chart

@@ -1,18 +1,14 @@
 """Fit lines and curves through few points, with intervals.
 
-    mean over seeds       Student's t: three runs are three observations, whatever each of them
-                          averages over
-    monotone?             Spearman's rank correlation
-    power law             log y = log a + b log x; its slope alone is the growth of a cost with the
-                          horizon
-                          log (y - c) = log a + b log x: what is left above a floor c (Henighan et
-                          al. 2020, eq. 1.1)
-    plane                 y = a + Σ b_k x_k with a p-value for each b_k = 0 (Stiennon 2020, Fig. 6)
-    curve of prompts      bootstrap of anything that is computed from the prompts' mean curve (Gao
-                          2022's α and β)
-    best of n             KL = log n − (n−1)/n, and gold reward for every n from one pool of samples
-    Gao et al.            gold reward against d = √KL: d(α − β d) for best-of-n, d(α − β log d) for
-                          RL
+    mean over seeds    Student's t: three runs are three observations, whatever each averages over
+    monotone?          Spearman's rank correlation
+    power law          log y = log a + b log x; its slope alone is the growth of a cost
+                       log (y - c) = log a + b log x: what is left above a floor c (Henighan et al.
+                       2020, eq. 1.1)
+    plane              y = a + Σ b_k x_k with a p-value for each b_k = 0 (Stiennon 2020, Fig. 6)
+    curve of prompts   bootstrap of anything computed from the prompts' mean curve
+    best of n          KL = log n − (n−1)/n, and gold for every n from one pool of samples
+    Gao et al. 2022    gold against d = √KL: d (α − β d) for best of n, d (α − β log d) for RL
 
 NumPy and SciPy in float64.
 """
@@ -28,7 +24,10 @@ from rlhf_jax.maths.statistics import Interval
 
 
 def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Mean of independent observations, one per seed, with Student's interval; a single one has an infinite interval."""
+    """Return the mean of independent observations, one per seed, with Student's interval.
+
+    A single one has an infinite interval.
+    """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"t_interval: got {x.shape} values, expected at least one")
@@ -39,7 +38,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Correlation of the ranks, equal values at their mean rank; NaN if one side is constant."""
+    """Return the correlation of ranks, equal values at their mean rank; NaN if a side is constant."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 2:
         raise ValueError(
@@ -51,7 +50,7 @@ def spearman(x: ArrayLike, y: ArrayLike) -> float:
 
 
 class Line(NamedTuple):
-    """y = intercept + Σ slopes · x, with the share of variance explained and, per slope, its error and p(slope = 0)."""
+    """Hold y = intercept + Σ slopes · x with each slope's error and p(slope = 0)."""
 
     intercept: float
     slopes: np.ndarray
@@ -61,14 +60,19 @@ class Line(NamedTuple):
 
 
 def fit_line(x_NK: ArrayLike, y_N: ArrayLike) -> Line:
-    """Least squares with Student's two-sided p-values. Raises ValueError without more points than coefficients."""
+    """Fit a line or plane by least squares, with Student's two-sided p-values.
+
+    Raises:
+        ValueError: there are no more points than coefficients, or they are all alike.
+    """
     y = np.asarray(y_N, np.float64)
     x = np.asarray(x_NK, np.float64).reshape(y.size, -1)
     design = np.column_stack([np.ones(y.size), x])
     freedom = y.size - design.shape[1]
     if freedom < 1 or np.linalg.matrix_rank(design) < design.shape[1]:
         raise ValueError(
-            f"fit_line: got {y.size} points for {design.shape[1]} coefficients, expected more, not all alike"
+            f"fit_line: got {y.size} points for {design.shape[1]} coefficients, expected more, "
+            "not all alike"
         )
     coefficients, *_ = np.linalg.lstsq(design, y, rcond=None)
     residual = np.sum(np.square(y - design @ coefficients))
@@ -82,7 +86,7 @@ def fit_line(x_NK: ArrayLike, y_N: ArrayLike) -> Line:
 
 
 class PowerLaw(NamedTuple):
-    """y = scale · x^exponent, fitted in logarithms."""
+    """Hold y = scale · x^exponent, fitted in logarithms."""
 
     scale: float
     exponent: float
@@ -90,18 +94,23 @@ class PowerLaw(NamedTuple):
 
 
 def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
-    """Least squares of log y on log x; the exponent is the log-log slope. Raises ValueError unless all are positive."""
+    """Fit log y on log x by least squares; the exponent is the log-log slope.
+
+    Raises:
+        ValueError: there are fewer than 3 points, or one is not positive.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 3 or min(x.min(), y.min()) <= 0:
         raise ValueError(
-            f"fit_power_law: got {x.shape} and {y.shape} values, expected at least 3 of each, all positive"
+            f"fit_power_law: got {x.shape} and {y.shape} values, expected at least 3 of each, all "
+            "positive"
         )
     line = fit_line(np.log(x), np.log(y))
     return PowerLaw(float(np.exp(line.intercept)), float(line.slopes[0]), line.r_squared)
 
 
 class FlooredPowerLaw(NamedTuple):
-    """y = floor + scale · x^exponent; R² is that of log (y − floor)."""
+    """Hold y = floor + scale · x^exponent; R² is that of log (y − floor)."""
 
     floor: float
     scale: float
@@ -110,21 +119,27 @@ class FlooredPowerLaw(NamedTuple):
 
 
 def fit_floored_power_law(x: ArrayLike, y: ArrayLike) -> FlooredPowerLaw:
-    """Least squares of log (y − floor) on log x, with the floor in [0, min y) that explains most of it.
+    """Fit log (y − floor) on log x, with the floor in [0, min y) that explains most.
 
-    The floor of a loss is the entropy of what is predicted. Raises ValueError unless at least 4 points are positive.
+    The floor of a loss is the entropy of what is predicted.
+
+    Raises:
+        ValueError: there are fewer than 4 points, or one is not positive.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 4 or min(x.min(), y.min()) <= 0:
         raise ValueError(
-            f"fit_floored_power_law: got {x.shape} and {y.shape} values, expected at least 4 of each, positive"
+            f"fit_floored_power_law: got {x.shape} and {y.shape} values, expected at least 4 of "
+            "each, positive"
         )
-    unexplained = lambda share: 1 - fit_power_law(x, y - share * y.min()).r_squared  # noqa: E731
-    floor = float(
-        optimize.minimize_scalar(unexplained, bounds=(0, 1 - 1e-6), method="bounded").x
-    ) * float(y.min())
+
+    def unexplained(share: float) -> float:
+        return 1 - fit_power_law(x, y - share * y.min()).r_squared
+
+    best = optimize.minimize_scalar(unexplained, bounds=(0, 1 - 1e-6), method="bounded").x
+    floor = float(best) * float(y.min())
     law = fit_power_law(x, y - floor)
-    return FlooredPowerLaw(floor, *law)
+    return FlooredPowerLaw(floor, law.scale, law.exponent, law.r_squared)
 
 
 def bootstrap_curve(
@@ -135,17 +150,17 @@ def bootstrap_curve(
     seed: int,
     confidence: float = 0.95,
 ) -> Interval:
-    """`statistic` of the mean over prompts of one curve per prompt, with a percentile interval over resampled prompts."""
+    """Return a statistic of the prompts' mean curve, with a percentile interval over prompts."""
     curve_PN = np.asarray(curve_PN, np.float64)
     if curve_PN.ndim != 2 or len(curve_PN) == 0:
         raise ValueError(f"bootstrap_curve: got {curve_PN.shape} values, expected prompts x points")
     size = len(curve_PN)
-    drawn = (
-        np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), size=num_resamples)
-        / size
-    )
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(size, np.full(size, 1 / size), size=num_resamples) / size
     tail = (1 - confidence) / 2
-    low, high = np.quantile([statistic(curve_N) for curve_N in drawn @ curve_PN], [tail, 1 - tail])
+    low, high = np.quantile(
+        [statistic(curve_N) for curve_N in weights @ curve_PN], [tail, 1 - tail]
+    )
     return Interval(float(statistic(curve_PN.mean(axis=0))), float(low), float(high))
 
 

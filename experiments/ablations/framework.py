@@ -1,13 +1,14 @@
-"""What an ablation is: runs, measurements of them, criteria, a figure. `apps.reproduce` carries it out.
+"""Define what an ablation is: runs, measurements of them, criteria and a figure.
 
-    experiments/ablations/NAME.py     def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation
+    experiments/ablations/NAME.py    def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation
 
-    Run            an ordinary experiment: a stage's config and its folder under the workdir; parents come first
-    Measurement    rows of results.csv about some runs, kept on disk until one of the runs or the settings change
+    GridRun        an ordinary experiment: a stage's config and its folder under the workdir
+    Measurement    rows of results.csv about some runs, kept on disk until a run or argument changes
     Criterion      a sentence with a number in it, and a judge that reads the table of all rows
     figure         a matplotlib figure of the table in the paper's form, which shows every seed
 
-Every row holds the `point` of its measurement (with `seed`) and a `status`: "complete", or what diverged and when.
+Every row holds the `point` of its measurement (with `seed`) and a `status`: "complete", or what
+diverged and when. `reproduce` carries an ablation out.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,51 +20,66 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlhf_jax.evaluation.checkpoints import CheckpointRef, find_checkpoint
 from rlhf_jax.evaluation.table import Cache
+from rlhf_jax.maths.statistics import Interval
 
 Value = str | int | float
 Row = dict[str, Value]
 COMPLETE = "complete"
 DIVERGED_COLOUR = "#c22"
+# The look of all figures, for `plt.rc_context`.
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.use": True,
+}
 
 
 @dataclass(frozen=True)
 class GridRun:
-    """An experiment: the config of a stage, and its folder relative to the workdir, where it resumes or is found complete."""
+    """Name an experiment: a stage's config, and the folder under the workdir where it resumes."""
 
     folder: str
     config: Any  # a ConfigDict, as an experiment file returns it
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Where a measurement works: the folders of runs, and a place for what several measurements share."""
+class Context:
+    """Say where measurements work: the folders of runs, and a cache of what they share."""
 
     workdir: Path
     cache: Cache
 
     def folder(self, run: str) -> Path:
-        """A run's folder."""
+        """Return the path of a run's folder."""
         return self.workdir / run
+
+    def checkpoint(self, run: str) -> CheckpointRef:
+        """Find the last checkpoint of a run."""
+        return find_checkpoint(self.workdir, str(self.folder(run)))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """`rows(bench)` is asked once for every state of the runs in `needs`; `settings` is all else that it depends on.
+    """Describe rows of results.csv: `measure(context, **arguments)` returns them.
 
-    Its own text is part of that state, the functions that it calls are not: after mending one of those, delete what is kept in
-    WORKDIR/NAME/measured.
+    It is called once for every state of the runs in `needs`, for other arguments, and for another
+    text of `measure` itself. The functions that it calls are not part of that state: after mending
+    one of those, delete what is kept in WORKDIR/NAME/measured.
     """
 
     name: str  # of its file: letters, digits and _.-
     point: Row  # columns of all its rows: seed, and where in the grid it stands
     needs: tuple[str, ...]  # folders of runs
-    settings: Mapping[str, Any]  # as JSON can hold it
-    rows: Callable[[Bench], list[Row]]
+    measure: Callable[..., list[Row]]
+    arguments: Mapping[str, Any]
 
 
 class Table:
-    """Rows of results.csv."""
+    """Hold rows of results.csv."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = list(rows)
@@ -72,40 +88,37 @@ class Table:
         return len(self.rows)
 
     def where(self, **equal: Value) -> "Table":
-        """The rows that have these values."""
-        return Table(
-            [
-                row
-                for row in self.rows
-                if all(row.get(name) == value for name, value in equal.items())
-            ]
-        )
+        """Return the rows that have these values."""
+        items = equal.items()
+        return Table([row for row in self.rows if all(row.get(k) == v for k, v in items)])
 
     def having(self, *columns: str) -> "Table":
-        """The rows that have finite numbers in these columns; a diverged run may have none."""
-        return Table(
-            [row for row in self.rows if all(_is_finite(row.get(name)) for name in columns)]
-        )
+        """Return the rows with finite numbers in these columns; a diverged run may have none."""
+        return Table([row for row in self.rows if all(_is_finite(row.get(c)) for c in columns)])
 
     def column(self, name: str) -> np.ndarray:
-        """One number per row, NaN where a row has none."""
+        """Return one number per row, NaN where a row has none."""
         return np.array([float(row.get(name, np.nan)) for row in self.rows])
 
     def values(self, name: str) -> list[Any]:
-        """The different values of a column in the order in which they come."""
+        """Return the different values of a column in the order in which they come."""
         return list(dict.fromkeys(row[name] for row in self.rows if name in row))
 
     def by(self, name: str) -> Iterator[tuple[Any, "Table"]]:
-        """The rows of every value of a column."""
+        """Iterate over the values of a column, each with its rows."""
         return ((value, self.where(**{name: value})) for value in self.values(name))
 
     def each_seed(self, measure: Callable[["Table"], float]) -> dict[Any, float]:
-        """A number for every seed that has rows."""
-        return {seed: float(measure(part)) for seed, part in self.by("seed")}
+        """Return a number for every seed that has rows."""
+        return {seed: float(measure(rows)) for seed, rows in self.by("seed")}
 
     def per_seed(self, measure: Callable[["Table"], float]) -> np.ndarray:
-        """The same without the seeds: what is to be compared with other runs goes through `paired`."""
+        """Return the same without the seeds; what is to be compared goes through `paired`."""
         return np.array(list(self.each_seed(measure).values()))
+
+    def final(self, name: str) -> dict[Any, float]:
+        """Return the last finite number of a column for every seed that has one."""
+        return self.having(name).each_seed(lambda rows: rows.column(name)[-1])
 
     @property
     def diverged(self) -> list[str]:
@@ -114,9 +127,12 @@ class Table:
 
 
 def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> np.ndarray:
-    """first − second of every seed that has both: of a seed whose run diverged on one side neither counts.
+    """Return first − second of every seed that has both.
 
-    Raises ValueError if there is no such seed.
+    Of a seed whose run diverged on one side neither number counts.
+
+    Raises:
+        ValueError: no seed has both sides.
     """
     gaps = np.array([first[seed] - second[seed] for seed in first if seed in second])
     gaps = gaps[np.isfinite(gaps)]
@@ -125,14 +141,22 @@ def paired(first: Mapping[Any, float], second: Mapping[Any, float]) -> np.ndarra
     return gaps
 
 
-def several(gaps: np.ndarray) -> np.ndarray:
-    """The same numbers if there are two of them: a single seed's interval reaches everything, and would not contradict a claim.
+def require_two(gaps: np.ndarray) -> np.ndarray:
+    """Return the same numbers if there are two or more.
 
-    Raises ValueError for a single one.
+    A single seed's interval reaches everything, so it would contradict no claim.
+
+    Raises:
+        ValueError: there is a single one.
     """
     if gaps.size < 2:
         raise ValueError("an interval over seeds needs two of them, none diverged")
     return gaps
+
+
+def mean_of(values: Mapping[Any, float]) -> float:
+    """Return the mean over seeds, NaN if there are none."""
+    return float(np.mean(list(values.values()))) if values else float("nan")
 
 
 def _is_finite(value: Value | None) -> bool:
@@ -140,38 +164,65 @@ def _is_finite(value: Value | None) -> bool:
 
 
 class Finding(NamedTuple):
-    """What a judge found: a value with its interval (None where there is none), and what to say about it."""
+    """Hold what a judge finds: a value, its interval if it has one, and what to say about it."""
 
     passed: bool
     value: float
-    low: float | None
-    high: float | None
-    detail: str
+    detail: str = ""
+    low: float | None = None
+    high: float | None = None
+
+
+def interval_finding(passed: bool, interval: Interval, detail: str = "") -> Finding:
+    """Return a finding whose value is the mean of an interval."""
+    return Finding(passed, interval.mean, detail, interval.low, interval.high)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """A claim that can fail. A judge that finds no number where it looks could not measure it: that is a failure."""
+    """State a claim that can fail; a judge that finds no number where it looks has failed it."""
 
-    name: str  # E1.peak
-    text: str  # with its numbers
+    claim: str  # with its numbers
     judge: Callable[[Table], Finding]
+    source: str = ""  # paper and figure, where they are not the ablation's
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ablation:
-    """Everything about a grid; `runs` in an order in which parents come before children."""
+    """Collect everything about a grid; `runs` are in an order in which parents come first."""
 
     paper: str  # Gao et al. 2022, Fig. 1
     seeds: tuple[int, ...]
-    runs: Sequence[GridRun]
-    measurements: Sequence[Measurement]
     criteria: Sequence[Criterion]
     figure: Callable[[Table], Figure]
-    notes: str = field(default="")  # stands under the figure
+    notes: str = ""  # stands under the figure
+    runs: dict[str, GridRun] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+
+    def add_runs(self, *runs: GridRun) -> None:
+        """Add runs to the grid, those that it has already only once.
+
+        Raises:
+            ValueError: a folder is to hold two different runs.
+        """
+        for run in runs:
+            if self.runs.setdefault(run.folder, run).config != run.config:
+                raise ValueError(f"two different runs are called {run.folder}")
+
+    def add_measurement(
+        self,
+        name: str,
+        point: Row,
+        needs: tuple[str, ...],
+        measure: Callable[..., list[Row]],
+        /,
+        **arguments: Any,
+    ) -> None:
+        """Add a measurement at a point of the grid."""
+        self.measurements.append(Measurement(name, point, needs, measure, arguments))
 
 
-# --- drawing ------------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------
 
 
 def draw_seeds(
@@ -185,49 +236,37 @@ def draw_seeds(
     mean: bool = True,
     style: str = "-",
 ) -> None:
-    """A thin line for every seed, a cross where a run diverged, and a thick line for the mean where seeds share their x."""
-    for seed, part in table.by("seed"):
-        points = part.having(x, y)
+    """Draw a thin line for every seed, a cross where it diverged, and a thick line for the mean.
+
+    The mean is drawn at every x that all seeds have.
+    """
+    for seed, rows in table.by("seed"):
+        points = rows.having(x, y)
+        look: dict[str, Any] = {"alpha": 0.35, "label": "_"}
+        if not mean:
+            look = {"alpha": 0.9, "label": f"{label}, seed {seed}"}
+        marker = "." if len(points) < 2 else None
         axes.plot(
-            points.column(x),
-            points.column(y),
-            style,
-            color=colour,
-            alpha=0.35 if mean else 0.9,
-            lw=1,
-            gid=f"seed {seed}",
-            marker="." if len(points) < 2 else None,
-            label="_" if mean else f"{label}, seed {seed}",
+            *(points.column(x), points.column(y), style),
+            **{"color": colour, "lw": 1, "gid": f"seed {seed}", "marker": marker, **look},
         )
-        if part.diverged and len(points):
-            axes.plot(
-                points.column(x)[-1:],
-                points.column(y)[-1:],
-                "x",
-                color=DIVERGED_COLOUR,
-                ms=9,
-                mew=2,
-            )
+        if rows.diverged and len(points):
+            end = points.column(x)[-1:], points.column(y)[-1:]
+            axes.plot(*end, "x", color=DIVERGED_COLOUR, ms=9, mew=2)
     if mean:
-        common = [
-            (value, part.having(y).column(y).mean()) for value, part in table.having(x, y).by(x)
-        ]
-        common = [
-            pair
-            for pair in common
-            if len(table.having(x, y).where(**{x: pair[0]})) == len(table.values("seed"))
-        ]
-        axes.plot(
-            *np.array(sorted(common)).reshape(-1, 2).T, style, color=colour, lw=2, label=label
-        )
+        num_seeds = len(table.values("seed"))
+        places = table.having(x, y).by(x)
+        common = [(k, rows.column(y).mean()) for k, rows in places if len(rows) == num_seeds]
+        line = np.array(sorted(common)).reshape(-1, 2).T
+        axes.plot(*line, style, color=colour, lw=2, label=label)
 
 
-def mark_seed(artist: Any, seed: Value) -> None:
-    """Say that an artist that `draw_seeds` did not draw shows a seed."""
-    artist.set_gid(f"seed {seed}")
+def draw_point(axes: Axes, x: float, y: float, seed: Value, **look: Any) -> None:
+    """Draw a dot for a seed."""
+    axes.plot(x, y, gid=f"seed {seed}", **{"marker": "o", "ms": 4, "alpha": 0.6, "ls": "", **look})
 
 
-def seeds_shown(drawn: Figure | Axes) -> set[str]:
-    """The seeds that a figure or one of its panels shows, as text."""
-    found = drawn.findobj(lambda artist: str(artist.get_gid()).startswith("seed "))
-    return {str(artist.get_gid()).removeprefix("seed ") for artist in found}
+def seeds_shown(part: Figure | Axes) -> set[str]:
+    """Return the seeds that a figure or one of its panels shows, as text."""
+    artists = part.findobj(lambda artist: str(artist.get_gid()).startswith("seed "))
+    return {str(artist.get_gid()).removeprefix("seed ") for artist in artists}

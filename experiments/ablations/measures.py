@@ -1,13 +1,12 @@
-"""What ablations measure: best of n from one pool of samples, and what a policy's answers are worth.
+"""Measure best of n from one pool of samples, and what a policy's answers are worth.
 
-All on held-out test prompts. Gold is in standard deviations of the supervised policy's answers to the same prompts, with their
-mean at 0 (Gao et al. 2022, section 2.2).
+All on held-out test prompts. Gold is in standard deviations of the supervised policy's answers to
+the same prompts, with their mean at 0 (Gao et al. 2022, section 2.2).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import jax
 import numpy as np
 
 from experiments.ablations.fits import best_of_n, best_of_n_kl
-from experiments.ablations.framework import Bench, GridRun, Measurement, Row
+from experiments.ablations.framework import Ablation, Context, GridRun, Row
 from experiments.ablations.shared import base, pick
 from experiments.menagerie import evaluate
 from rlhf_jax.data.batches import fitting_prompts
@@ -24,6 +23,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, win_rate
 from rlhf_jax.evaluation.checkpoints import (
+    CheckpointRef,
     LoadedModel,
     find_checkpoint,
     load_language_model,
@@ -39,8 +39,8 @@ from rlhf_jax.evaluation.likelihood import (
     scores,
     sequence_kl,
 )
-from rlhf_jax.evaluation.measurements import take_first
-from rlhf_jax.inference.decoding import PLAIN
+from rlhf_jax.evaluation.measurements import Responses, take_first
+from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.world import World, make_world
 from rlhf_jax.models.heads import ScalarModel
@@ -50,35 +50,33 @@ BOOTSTRAP = Bootstrap(1000, 0)
 
 
 @dataclass(frozen=True)
-class Panel:
-    """How much is asked of every policy; part of a measurement's settings."""
+class PolicyEvalSettings:
+    """Say how much is asked of every policy."""
 
     size: str
     num_prompts: int
     num_samples: int  # answers to each prompt
-    labelers_per_prompt: int
-    corpus_documents: int
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """As JSON."""
-        return asdict(self)
+    labelers_per_prompt: int = 1
+    corpus_documents: int = 8
 
 
-def panel_of(size: str) -> Panel:
-    """What each policy is asked."""
-    return Panel(
-        size,
-        pick(size, tiny=8, default=256, large=1024),
-        pick(size, tiny=2, default=4, large=4),
-        3,
-        pick(size, tiny=8, default=400, large=4000),
-    )
+def policy_eval_settings(
+    size: str, labelers_per_prompt: int = 1, corpus_documents: int = 8
+) -> PolicyEvalSettings:
+    """Return as many prompts and answers as a policy gets at a size."""
+    num_prompts = pick(size, tiny=8, default=256, large=1024)
+    num_samples = pick(size, tiny=2, default=4, large=4)
+    return PolicyEvalSettings(size, num_prompts, num_samples, labelers_per_prompt, corpus_documents)
+
+
+def full_eval_settings(size: str) -> PolicyEvalSettings:
+    """Return the same with three labelers a prompt and a sample of the corpus."""
+    return policy_eval_settings(size, 3, pick(size, tiny=8, default=400, large=4000))
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The panel's world, prompts and documents, and how answers are drawn."""
+class PromptSet:
+    """Hold a world's prompts and documents, and how answers are drawn."""
 
     world: World
     prompts: Sequence[Prompt]
@@ -86,110 +84,112 @@ class Asked:
     tokenizer: Tokenizer
     sampling: dict[str, int]
 
+    def sample(
+        self, policy: LoadedModel, key: jax.Array, num_samples: int, spec: SamplingSpec = PLAIN
+    ) -> Responses:
+        """Draw a policy's answers to the prompts."""
+        return generate(
+            *(policy.model, policy.params, self.tokenizer, self.prompts, key),
+            spec=spec,
+            num_samples=num_samples,
+            **self.sampling,
+        )
 
-def ask(panel: Panel, tokenizer: Tokenizer) -> Asked:
-    """The evaluation's world, test prompts and validation documents."""
-    config = evaluate.get_config(panel.size)
-    data, how = config.data, config.evaluation
+
+def load_prompt_set(settings: PolicyEvalSettings, checkpoint: CheckpointRef) -> PromptSet:
+    """Load the evaluation's world, test prompts and validation documents."""
+    config = evaluate.get_config(settings.size)
+    data = config.data
+    tokenizer = load_tokenizer_of(checkpoint)
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
+    prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
-    return Asked(
+    return PromptSet(
         make_world(config.world.name.removeprefix("menagerie/")),
-        take_first(
-            "num_prompts",
-            panel.num_prompts,
-            fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length),
-        ),
-        take_first("corpus_documents", panel.corpus_documents, documents),
+        take_first("num_prompts", settings.num_prompts, prompts),
+        take_first("corpus_documents", settings.corpus_documents, documents),
         tokenizer,
         {
             "prompt_length": data.prompt_length,
-            "response_length": how.response_length,
-            "batch_size": how.batch_size,
+            "response_length": config.evaluation.response_length,
+            "batch_size": config.evaluation.batch_size,
         },
     )
 
 
-# --- best of n --------------------------------------------------------------------------------------------------------
+def _generations(kept: Sequence[Sequence[Any]]) -> Responses:
+    return [[Generation(text, tuple(ids), end) for text, ids, end in row] for row in kept]
+
+
+def _cache_key(settings: PolicyEvalSettings, checkpoint: CheckpointRef) -> dict[str, Any]:
+    return {**asdict(settings), "policy": checkpoint.meta.fingerprint}
+
+
+# --- best of n ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Pool:
-    """Many answers of the supervised policy to each prompt: the different ones, gold of each, and which of them came when."""
+class SamplePool:
+    """Hold many answers of the supervised policy to each prompt, equal ones once."""
 
-    asked: Asked
-    different: list[list[Generation]]
-    gold: list[np.ndarray]  # of the different answers, in SD of all samples
-    which: list[np.ndarray]  # (S,) numbers of different answers
+    prompt_set: PromptSet
+    distinct: Responses
+    gold: list[np.ndarray]  # of the distinct answers, in SD of all samples
+    sample_index: list[np.ndarray]  # (S,) which of the distinct answers each sample is
 
 
-def sft_pool(bench: Bench, panel: Panel, seed: int) -> Pool:
-    """`num_samples` answers to each prompt, drawn once per seed and kept."""
-    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "sft"))))
-    asked = ask(panel, load_tokenizer_of(one))
+def _standardised(
+    values: Sequence[np.ndarray], sample_index: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return values of distinct answers with mean 0 and SD 1 over all samples."""
+    pairs = zip(values, sample_index, strict=True)
+    samples = np.concatenate([value[index] for value, index in pairs])
+    return [(value - samples.mean()) / samples.std() for value in values]
+
+
+def draw_sample_pool(context: Context, settings: PolicyEvalSettings, seed: int) -> SamplePool:
+    """Draw `num_samples` answers to each prompt, once per seed; later calls read them."""
+    checkpoint = context.checkpoint(base(seed, "sft"))
+    prompt_set = load_prompt_set(settings, checkpoint)
 
     def draw() -> dict[str, Any]:
-        policy = load_language_model(one)
-        drawn = generate(
-            policy.model,
-            policy.params,
-            asked.tokenizer,
-            asked.prompts,
-            jax.random.key(seed),
-            spec=PLAIN,
-            num_samples=panel.num_samples,
-            **asked.sampling,
-        )
-        different = [list(dict.fromkeys(few)) for few in drawn]
+        policy = load_language_model(checkpoint)
+        samples = prompt_set.sample(policy, jax.random.key(seed), settings.num_samples)
+        distinct = [list(dict.fromkeys(row)) for row in samples]
         gold = [
-            judges.judge(asked.world, [prompt], [few]).total_NS[0]
-            for prompt, few in zip(asked.prompts, different, strict=True)
+            judges.judge(prompt_set.world, [prompt], [row]).total_NS[0]
+            for prompt, row in zip(prompt_set.prompts, distinct, strict=True)
         ]
-        places = [{answer: k for k, answer in enumerate(few)} for few in different]
-        which = [
-            [place[answer] for answer in few] for place, few in zip(places, drawn, strict=True)
-        ]
-        return {"different": different, "gold": gold, "which": which}
+        numbers = [{answer: k for k, answer in enumerate(row)} for row in distinct]
+        pairs = zip(numbers, samples, strict=True)
+        index = [[number[answer] for answer in row] for number, row in pairs]
+        return {"distinct": distinct, "gold": gold, "sample_index": index}
 
-    depends_on = {**panel.settings, "policy": one.meta.fingerprint}
-    kept, _ = bench.cache.get(f"seed{seed}", "pool", depends_on, draw)
-    which = [np.array(few) for few in kept["which"]]
-    total = [np.array(few) for few in kept["gold"]]
-    everything = np.concatenate([gold[index] for gold, index in zip(total, which, strict=True)])
-    return Pool(
-        asked,
-        [
-            [Generation(text, tuple(ids), ended) for text, ids, ended in few]
-            for few in kept["different"]
-        ],
-        [(gold - everything.mean()) / everything.std() for gold in total],
-        which,
-    )
+    kept, _ = context.cache.get(f"seed{seed}", "pool", _cache_key(settings, checkpoint), draw)
+    index = [np.array(row) for row in kept["sample_index"]]
+    gold = _standardised([np.array(row) for row in kept["gold"]], index)
+    return SamplePool(prompt_set, _generations(kept["distinct"]), gold, index)
 
 
-def proxy_scores(pool: Pool, folder: Path) -> list[np.ndarray]:
-    """A reward model's score of every different answer, in SD of its scores of all samples, with their mean at 0.
+def proxy_scores(pool: SamplePool, folder: Path) -> list[np.ndarray]:
+    """Score every distinct answer by a reward model, in SD of all samples with their mean at 0.
 
-    Raises ValueError if the reward model was trained with another tokenizer than the policy.
+    Raises:
+        ValueError: the reward model was trained with another tokenizer than the policy.
     """
-    one = find_checkpoint(folder, str(folder))
-    if one.meta.tokenizer != pool.asked.tokenizer.fingerprint():
+    checkpoint = find_checkpoint(folder, str(folder))
+    tokenizer, prompts = pool.prompt_set.tokenizer, pool.prompt_set.prompts
+    if checkpoint.meta.tokenizer != tokenizer.fingerprint():
         raise ValueError(f"{folder}: has another tokenizer than the policy that was sampled")
-    parts = [
-        continuations(pool.asked.tokenizer, [prompt], [few])
-        for prompt, few in zip(pool.asked.prompts, pool.different, strict=True)
-    ]
-    flat = scores(
-        *load_scalar_model(one), [item for part in parts for item in part], batch_size=256
-    )
-    score = np.split(flat, np.cumsum([len(part) for part in parts])[:-1])
-    everything = np.concatenate([few[index] for few, index in zip(score, pool.which, strict=True)])
-    return [(few - everything.mean()) / everything.std() for few in score]
+    items = continuations(tokenizer, prompts, pool.distinct)
+    flat = scores(*load_scalar_model(checkpoint), items, batch_size=256)
+    ends = np.cumsum([len(row) for row in pool.distinct])[:-1]
+    return _standardised(np.split(flat, ends), pool.sample_index)
 
 
 @dataclass(frozen=True)
-class Curves:
-    """Best of n by a proxy, for each prompt and n: the proxy's and gold's expected score."""
+class BestOfNCurves:
+    """Hold the proxy's and gold's expected score of best of n, for each prompt and n."""
 
     n: tuple[int, ...]
     proxy_PN: np.ndarray
@@ -201,78 +201,79 @@ class Curves:
         return np.sqrt(best_of_n_kl(self.n))
 
 
-def best_of_n_curves(pool: Pool, proxy: Sequence[np.ndarray], n: tuple[int, ...]) -> Curves:
-    """Unbiased, from all samples for every n (Nakano et al. 2021, App. I); gold counts from its mean over the prompt."""
+def powers_of_two(most: int) -> tuple[int, ...]:
+    """Return 1, 2, 4, ... up to `most`."""
+    return tuple(2**k for k in range(most.bit_length()))
+
+
+def best_of_n_curves(
+    pool: SamplePool, proxy: Sequence[np.ndarray], n: tuple[int, ...]
+) -> BestOfNCurves:
+    """Estimate best of n by a proxy without bias, from all samples for every n.
+
+    As Nakano et al. 2021, App. I; gold counts from its mean over the prompt.
+    """
     proxy_PN, gold_PN = np.empty((2, len(proxy), len(n)))
-    for row, (score, gold, index) in enumerate(zip(proxy, pool.gold, pool.which, strict=True)):
+    for row, index in enumerate(pool.sample_index):
+        score, gold = proxy[row][index], pool.gold[row][index]
         for column, count in enumerate(n):
-            proxy_PN[row, column] = best_of_n(score[index], score[index], count)
-            gold_PN[row, column] = best_of_n(score[index], gold[index] - gold[index].mean(), count)
-    return Curves(n, proxy_PN, gold_PN)
+            proxy_PN[row, column] = best_of_n(score, score, count)
+            gold_PN[row, column] = best_of_n(score, gold - gold.mean(), count)
+    return BestOfNCurves(n, proxy_PN, gold_PN)
 
 
-# --- policies ---------------------------------------------------------------------------------------------------------
+# --- policies -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The supervised policy and its answers to the panel."""
+    """Hold the supervised policy and its answers to the prompts."""
 
-    asked: Asked
+    prompt_set: PromptSet
     policy: LoadedModel
-    answers: list[list[Generation]]
+    answers: Responses
     total_NS: np.ndarray  # raw gold
 
+    def continuations(self, answers: Responses) -> list[Continuation]:
+        """Return answers behind their prompts."""
+        return continuations(self.prompt_set.tokenizer, self.prompt_set.prompts, answers)
 
-def reference(bench: Bench, panel: Panel, seed: int) -> Reference:
-    """The seed's supervised policy; its answers are drawn once and kept."""
-    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "sft"))))
-    asked, policy = ask(panel, load_tokenizer_of(one)), load_language_model(one)
+
+def load_reference(context: Context, settings: PolicyEvalSettings, seed: int) -> Reference:
+    """Load the seed's supervised policy and its answers, which are drawn once."""
+    checkpoint = context.checkpoint(base(seed, "sft"))
+    prompt_set, policy = load_prompt_set(settings, checkpoint), load_language_model(checkpoint)
 
     def draw() -> dict[str, Any]:
-        return {"answers": draw_answers(policy, asked, panel, seed)}
+        return {"answers": draw_answers(policy, prompt_set, settings, seed)}
 
-    kept, _ = bench.cache.get(
-        f"seed{seed}", "reference", {**panel.settings, "policy": one.meta.fingerprint}, draw
-    )
-    answers = [
-        [Generation(text, tuple(ids), ended) for text, ids, ended in few] for few in kept["answers"]
-    ]
-    return Reference(
-        asked, policy, answers, judges.judge(asked.world, asked.prompts, answers).total_NS
-    )
+    kept, _ = context.cache.get(f"seed{seed}", "reference", _cache_key(settings, checkpoint), draw)
+    answers = _generations(kept["answers"])
+    total_NS = judges.judge(prompt_set.world, prompt_set.prompts, answers).total_NS
+    return Reference(prompt_set, policy, answers, total_NS)
 
 
 def draw_answers(
-    policy: LoadedModel, asked: Asked, panel: Panel, seed: int
-) -> list[list[Generation]]:
-    """A policy's answers to the panel's prompts."""
-    return generate(
-        policy.model,
-        policy.params,
-        asked.tokenizer,
-        asked.prompts,
-        jax.random.key(1000 + seed),
-        spec=PLAIN,
-        num_samples=panel.num_samples,
-        **asked.sampling,
-    )
+    policy: LoadedModel, prompt_set: PromptSet, settings: PolicyEvalSettings, seed: int
+) -> Responses:
+    """Draw a policy's answers, by the same keys for all policies of a seed."""
+    return prompt_set.sample(policy, jax.random.key(1000 + seed), settings.num_samples)
 
 
-def opinions(
-    panel: Panel, ref: Reference, answers: list[list[Generation]], seed: int
+def judge_answers(
+    settings: PolicyEvalSettings, reference: Reference, answers: Responses, seed: int
 ) -> dict[str, Estimate]:
-    """Gold in SD of the supervised policy's answers, and held-out labelers' preference over these."""
-    world, prompts = ref.asked.world, ref.asked.prompts
+    """Judge answers by gold, and by held-out labelers against the supervised policy's answers.
+
+    Gold is in SD of the supervised policy's answers.
+    """
+    world, prompts = reference.prompt_set.world, reference.prompt_set.prompts
     total_NS = judges.judge(world, prompts, answers).total_NS
-    prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
-    gold = ((total_NS - ref.total_NS.mean()) / ref.total_NS.std()).ravel()
+    prompt_M = np.repeat(np.arange(settings.num_prompts), settings.num_samples)
+    gold = ((total_NS - reference.total_NS.mean()) / reference.total_NS.std()).ravel()
     preference_NSL = judges.labeler_preferences(
-        world,
-        prompts,
-        answers,
-        ref.answers,
-        labelers_per_prompt=panel.labelers_per_prompt,
+        *(world, prompts, answers, reference.answers),
+        labelers_per_prompt=settings.labelers_per_prompt,
         seed=seed,
     )
     return {
@@ -281,116 +282,121 @@ def opinions(
     }
 
 
+def interval_columns(measured: Mapping[str, Estimate]) -> Row:
+    """Return estimates as columns NAME, NAME_low and NAME_high."""
+    row: Row = {}
+    for name, estimate in measured.items():
+        row[name] = estimate.value
+        row[f"{name}_low"] = float(estimate.low or 0.0)
+        row[f"{name}_high"] = float(estimate.high or 0.0)
+    return row
+
+
 @dataclass(frozen=True)
 class Proxy:
-    """A reward model whose scores are in SD of the supervised policy's, with their mean at 0."""
+    """Score answers by a reward model, in SD of the supervised policy's with their mean at 0."""
 
     model: ScalarModel
     params: Any
     mean: float
     spread: float
 
-    def __call__(self, said: Sequence[Continuation]) -> np.ndarray:
-        return (scores(self.model, self.params, said, batch_size=256) - self.mean) / self.spread
+    def __call__(self, items: Sequence[Continuation]) -> np.ndarray:
+        return (scores(self.model, self.params, items, batch_size=256) - self.mean) / self.spread
 
 
-def make_proxy(ref: Reference, reward_path: Path) -> Proxy:
+def make_proxy(reference: Reference, reward_path: Path) -> Proxy:
     """Load a reward model and find its unit on the reference's answers."""
     model, params = load_scalar_model(find_checkpoint(reward_path, str(reward_path)))
-    raw = scores(
-        model,
-        params,
-        continuations(ref.asked.tokenizer, ref.asked.prompts, ref.answers),
-        batch_size=256,
-    )
+    raw = scores(model, params, reference.continuations(reference.answers), batch_size=256)
     return Proxy(model, params, float(raw.mean()), float(raw.std()))
 
 
-def examine(panel: Panel, ref: Reference, policy_path: Path, proxy: Proxy, *, seed: int) -> Row:
-    """Gold, proxy, KL, held-out labelers' preference over the supervised policy, and the loss on the corpus, with intervals."""
-    asked = ref.asked
+def evaluate_policy(
+    settings: PolicyEvalSettings, reference: Reference, policy_path: Path, proxy: Proxy, seed: int
+) -> Row:
+    """Measure a policy: gold, proxy, KL, labelers' preference and corpus loss, with intervals."""
+    prompt_set = reference.prompt_set
     policy = load_language_model(find_checkpoint(policy_path, str(policy_path)))
-    answers = draw_answers(policy, asked, panel, seed)
-    said = continuations(asked.tokenizer, asked.prompts, answers)
-    prompt_M = np.repeat(np.arange(panel.num_prompts), panel.num_samples)
-    kl = sequence_kl(policy, ref.policy, said, batch_size=256)
+    answers = draw_answers(policy, prompt_set, settings, seed)
+    items = reference.continuations(answers)
+    prompt_M = np.repeat(np.arange(settings.num_prompts), settings.num_samples)
+    kl = sequence_kl(policy, reference.policy, items, batch_size=256)
     nll, tokens = corpus_nll(
-        policy.model,
-        policy.params,
-        asked.tokenizer,
-        asked.documents,
+        *(policy.model, policy.params, prompt_set.tokenizer, prompt_set.documents),
         context_length=policy.model.config.context_length,
         batch_size=64,
         mask_documents=False,
     )
     measured = {
-        **opinions(panel, ref, answers, seed),
-        "proxy": estimates.clustered_mean(proxy(said), prompt_M, BOOTSTRAP),
+        **judge_answers(settings, reference, answers, seed),
+        "proxy": estimates.clustered_mean(proxy(items), prompt_M, BOOTSTRAP),
         "kl": estimates.clustered_mean(kl, prompt_M, BOOTSTRAP),
         "nll": estimates.ratio(nll, tokens, BOOTSTRAP),
     }
-    length = float(np.mean([one.length for few in answers for one in few]))
-    row: Row = {"distance": float(np.sqrt(max(kl.mean(), 0.0))), "length": length}
-    for name, one in measured.items():
-        row |= {
-            name: one.value,
-            f"{name}_low": float(one.low or 0.0),
-            f"{name}_high": float(one.high or 0.0),
-        }
-    return row
+    length = float(np.mean([answer.length for row in answers for answer in row]))
+    distance = float(np.sqrt(max(kl.mean(), 0.0)))
+    return {"distance": distance, "length": length, **interval_columns(measured)}
 
 
-def examine_steps(
-    bench: Bench,
+def evaluate_checkpoints(
+    context: Context,
     *,
-    panel: Panel,
+    settings: PolicyEvalSettings,
     seed: int,
     folder: str,
     reward_folder: str,
     steps: Sequence[int],
     start: bool,
 ) -> list[Row]:
-    """A row for every checkpoint of a policy; with `start` also for the supervised policy itself, as update 0."""
-    ref = reference(bench, panel, seed)
-    proxy = make_proxy(ref, bench.folder(reward_folder))
-    there = all_steps(bench.folder(folder))
-    have = [step for step in steps if step in there] or there[
-        -1:
-    ]  # a diverged run has fewer: at least its last good one
-    paths = {step: checkpoint_folder(bench.folder(folder), step) for step in have}
-    if start:
-        paths = {0: bench.folder(base(seed, "sft")), **paths}
+    """Evaluate checkpoints of a policy; with `start` also the supervised policy, as update 0.
+
+    Of a run that diverged before the first of them, its last good one stands in.
+    """
+    reference = load_reference(context, settings, seed)
+    proxy = make_proxy(reference, context.folder(reward_folder))
+    saved = all_steps(context.folder(folder))
+    present = [step for step in steps if step in saved] or saved[-1:]
+    paths = {0: context.folder(base(seed, "sft"))} if start else {}
+    paths |= {step: checkpoint_folder(context.folder(folder), step) for step in present}
     return [
-        {"update": step, **examine(panel, ref, path, proxy, seed=seed)}
+        {"update": step, **evaluate_policy(settings, reference, path, proxy, seed)}
         for step, path in paths.items()
     ]
 
 
-def measure_end(size: str, run: GridRun, seed: int, point: Row, *, start: bool) -> Measurement:
-    """The last checkpoint of a policy; of one that diverged the last good one."""
-    panel, last = panel_of(size), run.config.ppo.total_episodes // run.config.ppo.batch_size
-    ask = partial(
-        examine_steps,
-        panel=panel,
+def measure_last_checkpoint(
+    ablation: Ablation, size: str, seed: int, run: GridRun, point: Row, *, start: bool = False
+) -> None:
+    """Add a run and the measurement of its last checkpoint; of one that diverged the last good."""
+    ablation.add_runs(run)
+    reward = base(seed, "reward")
+    ablation.add_measurement(
+        run.folder.replace("/", "-"),
+        {"seed": seed, **point},
+        (run.folder, reward, base(seed, "sft")),
+        evaluate_checkpoints,
+        settings=full_eval_settings(size),
         seed=seed,
         folder=run.folder,
-        reward_folder=base(seed, "reward"),
-        steps=[last],
+        reward_folder=reward,
+        steps=[run.config.ppo.total_episodes // run.config.ppo.batch_size],
         start=start,
     )
-    needs = (run.folder, base(seed, "reward"), base(seed, "sft"))
-    settings = {**panel.settings, "last": last, "start": start}
-    return Measurement(run.folder.replace("/", "-"), {"seed": seed, **point}, needs, settings, ask)
 
 
 def metrics(folder: Path) -> list[Row]:
-    """The rows of a run's metrics.jsonl."""
+    """Return the rows of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def last(rows: Sequence[Row], name: str) -> float:
-    """The newest value of a metric; ValueError if it was never written."""
-    found = [row[name] for row in rows if name in row]
-    if not found:
+    """Return the newest value of a metric.
+
+    Raises:
+        ValueError: it was never written.
+    """
+    values = [row[name] for row in rows if name in row]
+    if not values:
         raise ValueError(f"no row has {name}")
-    return float(found[-1])
+    return float(values[-1])

@@ -1,12 +1,14 @@
-"""Huang et al. 2024, on the end token (E27): a policy whose end token is padding, and so masked, does not learn to stop.
+"""Train a policy whose end token is padding, and so masked: it does not learn to stop.
 
     python -m experiments.ablations.reproduce pad_is_eos --seeds=3
 
-The common mistake: pad_token = eos_token, and every padding token is taken out of the loss. The stages here cannot make it,
-since masks are noted while a conversation is laid down and never found by looking for a token; so it is made in this file, in
-a short supervised training of its own on the quickstart's demonstrations without its mix of documents. From the pretrained
-model, which has seen the end token after forum replies, and from fresh parameters, which have not. Estimated for three seeds
-on two quiet cores, beyond the base: 7 minutes.
+Huang et al. 2024, on the end token. The common mistake: pad_token = eos_token, and every padding
+token is taken out of the loss. The stages here cannot make it, since masks are noted while a
+conversation is laid down and never found by looking for a token; so it is made in this file, in a
+short supervised training of its own on the quickstart's demonstrations without its mix of
+documents. From the pretrained model, which has seen the end token after forum replies, and from
+fresh parameters, which have not. Estimated for three seeds on two quiet cores, beyond the base: 7
+minutes.
 """
 
 from functools import partial
@@ -20,30 +22,22 @@ from matplotlib.figure import Figure
 from experiments.ablations.fits import t_interval
 from experiments.ablations.framework import (
     Ablation,
-    Bench,
+    Context,
     Criterion,
     Finding,
-    GridRun,
-    Measurement,
     Row,
     Table,
-    mark_seed,
+    draw_point,
+    interval_finding,
 )
-from experiments.ablations.measures import Asked, Panel, ask
+from experiments.ablations.measures import PolicyEvalSettings, PromptSet, load_prompt_set
 from experiments.ablations.shared import base, base_runs, pick
 from experiments.menagerie import sft
 from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation.checkpoints import (
-    LoadedModel,
-    find_checkpoint,
-    load_language_model,
-    load_tokenizer_of,
-)
-from rlhf_jax.evaluation.generate import generate
-from rlhf_jax.inference.decoding import PLAIN
+from rlhf_jax.evaluation.checkpoints import LoadedModel, load_language_model
 from rlhf_jax.models.heads import init_params
 from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
@@ -55,76 +49,67 @@ COLOURS = dict(zip(MASKS, ("#2a3f8f", "#c22"), strict=True))
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """No run beyond pretraining; four short trainings a seed inside the measurements."""
-    panel = Panel(
-        size,
-        pick(size, tiny=8, default=128, large=512),
-        pick(size, tiny=2, default=4, large=4),
-        1,
-        8,
-    )
-    epochs = pick(size, tiny=1.0, default=2.0, large=2.0)
-    runs: list[GridRun] = []
-    measurements = []
+    """Train four times a seed inside the measurements; no run is added beyond pretraining."""
+    ablation = Ablation("Huang et al. 2024", seeds, CRITERIA, figure)
+    num_prompts = pick(size, tiny=8, default=128, large=512)
+    num_samples = pick(size, tiny=2, default=4, large=4)
     for seed in seeds:
-        runs += base_runs(size, seed, stages=("pretrain",))
+        ablation.add_runs(*base_runs(size, seed, stages=("pretrain",)))
         for start in STARTS:
             for mask, hidden in MASKS.items():
-                how = {"start": start, "hidden": hidden, "epochs": epochs}
-                measurements.append(
-                    Measurement(
-                        f"seed{seed}-{start}-{mask.replace(' ', '-')}",
-                        {"seed": seed, "start": start, "mask": mask},
-                        (base(seed, "pretrain"),),
-                        {**panel.settings, **how},
-                        partial(tune, panel=panel, seed=seed, **how),
-                    )
+                ablation.add_measurement(
+                    f"seed{seed}-{start}-{mask.replace(' ', '-')}",
+                    {"seed": seed, "start": start, "mask": mask},
+                    (base(seed, "pretrain"),),
+                    tune,
+                    settings=PolicyEvalSettings(size, num_prompts, num_samples),
+                    seed=seed,
+                    start=start,
+                    hidden=hidden,
+                    epochs=pick(size, tiny=1.0, default=2.0, large=2.0),
                 )
-    return Ablation("Huang et al. 2024", seeds, runs, measurements, CRITERIA, figure)
+    return ablation
 
 
 def tune(
-    bench: Bench, *, panel: Panel, seed: int, start: str, hidden: bool, epochs: float
+    context: Context,
+    *,
+    settings: PolicyEvalSettings,
+    seed: int,
+    start: str,
+    hidden: bool,
+    epochs: float,
 ) -> list[Row]:
-    """Train on demonstrations with or without the end token in the loss; how many answers end by themselves."""
-    one = find_checkpoint(bench.workdir, str(bench.folder(base(seed, "pretrain"))))
-    asked, candidate, settings = (
-        ask(panel, load_tokenizer_of(one)),
-        load_language_model(one),
-        sft.get_config(panel.size),
-    )
+    """Train on demonstrations, with or without the end token in the loss, and sample answers."""
+    checkpoint, config = context.checkpoint(base(seed, "pretrain")), sft.get_config(settings.size)
+    prompt_set = load_prompt_set(settings, checkpoint)
+    model, params = load_language_model(checkpoint)
+    source, data_dir = config.data.demonstrations, config.data.data_dir
     data = demonstration_batches(
-        load(
-            settings.data.demonstrations,
-            Demonstration,
-            split="train",
-            data_dir=settings.data.data_dir,
-        ),
-        asked.tokenizer,
-        context_length=settings.sft.max_length,
-        batch_size=settings.sft.batch_size,
+        load(source, Demonstration, split="train", data_dir=data_dir),
+        prompt_set.tokenizer,
+        context_length=config.sft.max_length,
+        batch_size=config.sft.batch_size,
         seed=seed,
     )
     if hidden:
-        hide(data, asked.tokenizer.turn_end_id)
+        hide(data, prompt_set.tokenizer.turn_end_id)
     num_steps = round(epochs * data.num_examples / data.batch_size)
-    packed = PackedDemonstrations(
-        data, row_length=settings.sft.row_length, num_steps=num_steps, others=0, row_multiple=1
-    )
-    model, params = candidate
+    shape = {"row_length": config.sft.row_length, "others": 0, "row_multiple": 1}
+    packed = PackedDemonstrations(data, num_steps=num_steps, **shape)
     if start == "fresh":
         params = init_params(model, jax.random.key(seed))
-    optimizer = make_optimizer(OptimizerConfig(**settings.optimizer), num_steps)
+    optimizer = make_optimizer(OptimizerConfig(**config.optimizer), num_steps)
     objective = Objective(partial(language_loss, model, 0.0), trained_tokens)
     update = jax.jit(partial(supervised_update, objective, optimizer))
     state = init_state(params, optimizer)
     for step in range(num_steps):
-        state, metrics = update(
-            state, jax.tree.map(jnp.asarray, packed.batch(step)), jax.random.key(step), {}
-        )
+        batch = jax.tree.map(jnp.asarray, packed.batch(step))
+        state, metrics = update(state, batch, jax.random.key(step), {})
     if not np.isfinite(float(metrics["grad_norm"])):
         return [{"status": f"diverged: {start}, end {'masked' if hidden else 'trained'}"}]
-    return [ending(LoadedModel(model, state.params), asked, panel, seed)]
+    policy = LoadedModel(model, state.params)
+    return [measure_endings(policy, prompt_set, settings, seed)]
 
 
 def hide(data: Batches, token: int) -> None:
@@ -132,40 +117,31 @@ def hide(data: Batches, token: int) -> None:
     data.arrays["loss_mask_BT"] = data.arrays["loss_mask_BT"] & (data.arrays["tokens_BT"] != token)
 
 
-def ending(policy: LoadedModel, asked: Asked, panel: Panel, seed: int) -> Row:
-    """Share of answers that end by themselves, and their length."""
-    drawn = generate(
-        policy.model,
-        policy.params,
-        asked.tokenizer,
-        asked.prompts,
-        jax.random.key(seed),
-        spec=PLAIN,
-        num_samples=panel.num_samples,
-        **asked.sampling,
-    )
-    said = [answer for few in drawn for answer in few]
+def measure_endings(
+    policy: LoadedModel, prompt_set: PromptSet, settings: PolicyEvalSettings, seed: int
+) -> Row:
+    """Return the share of answers that end by themselves, and their length."""
+    rows = prompt_set.sample(policy, jax.random.key(seed), settings.num_samples)
+    samples = [sample for row in rows for sample in row]
     return {
-        "finished": float(np.mean([one.finished for one in said])),
-        "length": float(np.mean([one.length for one in said])),
+        "finished": float(np.mean([sample.finished for sample in samples])),
+        "length": float(np.mean([sample.length for sample in samples])),
     }
 
 
-# --- claims -----------------------------------------------------------------------------------------------------------
+# --- claims ---------------------------------------------------------------------------------------
 
 
 def finishes(table: Table, start: str, mask: str, low: float, high: float) -> Finding:
-    """Share of answers that end by themselves."""
+    """Judge the share of answers that end by themselves."""
     rows = table.where(start=start, mask=mask).having("finished")
-    found = t_interval(rows.column("finished"))
-    return Finding(
-        low <= found.mean <= high, *found, f"mean length {rows.column('length').mean():.1f} tokens"
-    )
+    share = t_interval(rows.column("finished"))
+    text = f"mean length {rows.column('length').mean():.1f} tokens"
+    return interval_finding(low <= share.mean <= high, share, text)
 
 
 CRITERIA = tuple(
     Criterion(
-        f"E27.{start}_{mask.split()[1]}",
         f"{start} parameters, {mask}: {text} of answers end by themselves",
         partial(finishes, start=start, mask=mask, low=low, high=high),
     )
@@ -178,32 +154,21 @@ CRITERIA = tuple(
 
 
 def figure(table: Table) -> Figure:
-    """Share of finished answers and their length; a dot for every seed."""
-    made, axes = plt.subplots(1, 2, figsize=(8.4, 3.4))
-    for one, column in zip(axes, ("finished", "length"), strict=True):
+    """Draw the share of finished answers and their length; a dot for every seed."""
+    chart, panels = plt.subplots(1, 2, figsize=(8.4, 3.4))
+    for axes, column in zip(panels, ("finished", "length"), strict=True):
         for place, start in enumerate(STARTS):
             for shift, (mask, colour) in zip((-0.12, 0.12), COLOURS.items(), strict=True):
-                rows = table.where(start=start, mask=mask).having(column)
-                for seed, value in zip(rows.column("seed"), rows.column(column), strict=True):
-                    mark_seed(
-                        one.plot(place + shift, value, "o", ms=5, alpha=0.6, color=colour)[0],
-                        int(seed),
-                    )
+                rows, x = table.where(start=start, mask=mask).having(column), place + shift
+                for row in rows.rows:
+                    draw_point(axes, x, float(row[column]), row["seed"], ms=5, color=colour)
                 if len(rows):
-                    one.plot(
-                        place + shift,
-                        rows.column(column).mean(),
-                        "_",
-                        ms=18,
-                        mew=2,
-                        color=colour,
-                        label=mask if place == 0 else None,
-                    )
-        one.set_xticks(range(len(STARTS)), [f"from {start} parameters" for start in STARTS])
-        one.spines[["top", "right"]].set_visible(False)
-    axes[0].set(ylabel="answers that end by themselves", ylim=(-0.03, 1.03))
-    axes[1].set(ylabel="length, tokens", ylim=(0, None))
-    axes[0].legend(frameon=False, fontsize=8)
-    made.suptitle("Padding that is the end token", fontsize=11)
-    made.tight_layout()
-    return made
+                    label = mask if place == 0 else None
+                    look = {"ms": 18, "mew": 2, "color": colour, "label": label}
+                    axes.plot(x, rows.column(column).mean(), "_", **look)
+        axes.set_xticks(range(len(STARTS)), [f"from {start} parameters" for start in STARTS])
+    panels[0].set(ylabel="answers that end by themselves", ylim=(-0.03, 1.03))
+    panels[1].set(ylabel="length, tokens", ylim=(0, None))
+    panels[0].legend()
+    chart.suptitle("Padding that is the end token", fontsize=11)
+    return chart

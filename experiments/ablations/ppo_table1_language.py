@@ -1,113 +1,102 @@
-"""Schulman et al. 2017, Table 1, on the language task: no limit, clipping, adaptive and fixed KL penalties in RLHF.
+"""Compare no limit, clipping, adaptive and fixed KL penalties in RLHF on the language task.
 
     python -m experiments.ablations.reproduce ppo_table1_language --seeds=3
 
-The quickstart's PPO with several epochs over each rollout, as the paper has ten, and nothing changed but the policy loss.
-Score = (return − untrained) / (best row − untrained) as in `ppo_table1`; the return is the mean reward of a response, with the
-KL from SFT in it, over the last quarter of the updates, and untrained is the first rollout's, before anything has moved.
-The KL from the old policy is the mean over a rollout's minibatches, in nats per token.
+Schulman et al. 2017, Table 1. The quickstart's PPO with several epochs over each rollout, as the
+paper has ten, and nothing changed but the policy loss. Score = (return − untrained) / (best row −
+untrained) as in `ppo_table1`; the return is the mean reward of a response, with the KL from SFT in
+it, over the last quarter of the updates, and untrained is the first rollout's, before anything has
+moved. The KL from the old policy is the mean over a rollout's minibatches, in nats per token.
 """
 
 import re
-from functools import partial
 
 import numpy as np
 
-from experiments.ablations.framework import Ablation, Bench, GridRun, Measurement, Row
+from experiments.ablations.framework import Ablation, Context, GridRun, Row
 from experiments.ablations.measures import metrics
-from experiments.ablations.ppo_table1 import CLIP, CRITERIA, NONE, ROWS, UNTRAINED, figure
+from experiments.ablations.ppo_table1 import (
+    CLIP,
+    CRITERIA,
+    NONE,
+    ROWS,
+    UNTRAINED,
+    figure,
+    target_is_met,
+)
 from experiments.ablations.shared import base_runs, keep_checkpoints, pick, ppo_run
 
-CLIPS, PENALTIES = (
-    ("clipping, ε = 0.1", CLIP, "clipping, ε = 0.3"),
-    ("adaptive KL, target 0.01", "fixed KL, β = 1"),
+FEW = (
+    "clipping, ε = 0.1",
+    CLIP,
+    "clipping, ε = 0.3",
+    "adaptive KL, target 0.01",
+    "fixed KL, β = 1",
 )
-WORLD = "language"
+ENVIRONMENT = "language"
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """A PPO run a seed for every policy loss; all of the paper's at size large."""
-    losses = pick(size, tiny=(NONE, CLIP), default=(NONE, *CLIPS, *PENALTIES), large=tuple(ROWS))
-    runs: list[GridRun] = []
-    measurements = []
-    for seed in seeds:
-        runs += base_runs(size, seed)
-        mine = {label: limited(size, seed, label) for label in losses}
-        runs += mine.values()
-        asked = [
-            (UNTRAINED, mine[CLIP], untrained),
-            *((label, run, trained) for label, run in mine.items()),
-        ]
-        measurements += [
-            Measurement(
-                f"seed{seed}-{_name(label)}",
-                {"seed": seed, "environment": WORLD, "loss": label},
-                (run.folder,),
-                {},
-                partial(ask, folder=run.folder),
-            )
-            for label, run, ask in asked
-        ]
-    criteria = [
-        one for one in CRITERIA if one.name != "E15.target"
-    ]  # of the targets, which not every size has
-    return Ablation(
-        "Schulman et al. 2017, Table 1, in language",
-        seeds,
-        runs,
-        measurements,
-        criteria,
-        figure,
-        "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks.",
+    """Run PPO once a seed for every policy loss; all of the paper's at size large."""
+    losses = pick(size, tiny=(NONE, CLIP), default=(NONE, *FEW), large=tuple(ROWS))
+    notes = (
+        "Dots: seeds. Bars: mean and 95 % t interval over seeds. Grey: the paper's control tasks."
     )
+    # Not every size has the targets.
+    criteria = [criterion for criterion in CRITERIA if criterion.judge is not target_is_met]
+    paper = "Schulman et al. 2017, Table 1, in language"
+    ablation = Ablation(paper, seeds, criteria, figure, notes)
+    for seed in seeds:
+        ablation.add_runs(*base_runs(size, seed))
+        runs = {loss: make_run(size, seed, loss) for loss in losses}
+        ablation.add_runs(*runs.values())
+        cells = [(UNTRAINED, runs[CLIP].folder, measure_start)]
+        cells += [(loss, run.folder, measure_end) for loss, run in runs.items()]
+        for loss, folder, measure in cells:
+            point: Row = {"seed": seed, "environment": ENVIRONMENT, "loss": loss}
+            name = f"seed{seed}-{_name(loss)}"
+            ablation.add_measurement(name, point, (folder,), measure, folder=folder)
+    return ablation
 
 
-def limited(size: str, seed: int, label: str) -> GridRun:
-    """PPO with the policy loss of one row."""
-    run = ppo_run(size, seed, f"ppo_table1_language/seed{seed}/{_name(label)}")
-    settings, (_, penalty, surrogate) = run.config.ppo, ROWS[label]
-    if penalty and surrogate.kl_target:
-        settings.update(
-            policy_loss="kl_adaptive",
-            kl_penalty_coef=surrogate.beta,
-            kl_penalty_target=surrogate.kl_target,
-        )
-    elif penalty:
-        settings.update(policy_loss="kl_fixed", kl_penalty_coef=surrogate.beta)
+def make_run(size: str, seed: int, loss: str) -> GridRun:
+    """Return PPO with the policy loss of one row."""
+    run = ppo_run(size, seed, f"ppo_table1_language/seed{seed}/{_name(loss)}")
+    ppo, (_, penalty, surrogate) = run.config.ppo, ROWS[loss]
+    if penalty:
+        ppo.policy_loss = "kl_adaptive" if surrogate.kl_target else "kl_fixed"
+        ppo.kl_penalty_coef = surrogate.beta
+        if surrogate.kl_target:
+            ppo.kl_penalty_target = surrogate.kl_target
     elif np.isfinite(surrogate.cliprange):
-        settings.update(policy_loss="clip", cliprange=surrogate.cliprange)
+        ppo.update(policy_loss="clip", cliprange=surrogate.cliprange)
     else:
-        settings.policy_loss = "none"
-    settings.num_ppo_epochs = pick(size, tiny=2, default=8, large=10)
-    settings.total_episodes = settings.batch_size * pick(size, tiny=4, default=12, large=100)
+        ppo.policy_loss = "none"
+    ppo.num_ppo_epochs = pick(size, tiny=2, default=8, large=10)
+    ppo.total_episodes = ppo.batch_size * pick(size, tiny=4, default=12, large=100)
     keep_checkpoints(run, 2)  # or a run that diverges would leave nothing to measure its steps by
     return run
 
 
-def _name(label: str) -> str:
-    return "-".join(re.findall(r"[\w.]+", label.replace("ε", "eps").replace("β", "beta")))
+def _name(loss: str) -> str:
+    return "-".join(re.findall(r"[\w.]+", loss.replace("ε", "eps").replace("β", "beta")))
 
 
-def trained(bench: Bench, *, folder: str) -> list[Row]:
-    """What responses earn in the end, and how far the updates of the run went; a run that diverged has earned nothing."""
-    rows = metrics(bench.folder(folder))
+def measure_end(context: Context, *, folder: str) -> list[Row]:
+    """Return what responses earn in the end, and how far the updates of the run went.
+
+    A run that diverged has earned nothing.
+    """
+    rows = metrics(context.folder(folder))
     late = rows[-max(1, len(rows) // 4) :]
     kl = [float(row["policy/approxkl_avg"]) for row in rows]
-    measured: Row = {
-        "kl": float(np.mean(kl)),
-        "kl_max": max(kl),
-        "entropy": float(rows[-1]["objective/entropy"]),
-    }
-    if (bench.folder(folder) / "diverged.json").exists():
-        return [measured]
-    return [
-        {
-            "return": float(np.mean([float(row["objective/rlhf_reward"]) for row in late])),
-            **measured,
-        }
-    ]
+    entropy = float(rows[-1]["objective/entropy"])
+    row: Row = {"kl": float(np.mean(kl)), "kl_max": max(kl), "entropy": entropy}
+    if not (context.folder(folder) / "diverged.json").exists():
+        row["return"] = float(np.mean([float(row["objective/rlhf_reward"]) for row in late]))
+    return [row]
 
 
-def untrained(bench: Bench, *, folder: str) -> list[Row]:
-    """What the first rollout earned."""
-    return [{"return": float(metrics(bench.folder(folder))[0]["objective/rlhf_reward"])}]
+def measure_start(context: Context, *, folder: str) -> list[Row]:
+    """Return what the first rollout earned."""
+    return [{"return": float(metrics(context.folder(folder))[0]["objective/rlhf_reward"])}]

@@ -1,12 +1,11 @@
-"""Ouyang et al. 2022, section 3.5: supervised fine-tuning overfits in loss, while the reward model likes it better and better.
+"""Overfit supervised fine-tuning in loss, while the reward model likes it better and better.
 
     python -m experiments.ablations.reproduce sft_overfit --seeds=3
 
-Sixteen epochs of 1,000 demonstrations: loss on held-out demonstrations, and what the base's reward model and gold say of
-answers to test prompts, at every second epoch.
+Ouyang et al. 2022, section 3.5. Sixteen epochs of 1,000 demonstrations: loss on held-out
+demonstrations, and what the base's reward model and gold say of answers to test prompts, at every
+second epoch.
 """
-
-from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,16 +14,21 @@ from matplotlib.figure import Figure
 from experiments.ablations.fits import t_interval
 from experiments.ablations.framework import (
     Ablation,
-    Bench,
+    Context,
     Criterion,
     Finding,
     GridRun,
-    Measurement,
     Row,
     Table,
     draw_seeds,
+    interval_finding,
 )
-from experiments.ablations.measures import Panel, examine_steps, metrics
+from experiments.ablations.measures import (
+    PolicyEvalSettings,
+    evaluate_checkpoints,
+    metrics,
+    policy_eval_settings,
+)
 from experiments.ablations.shared import base, base_runs, beside, pick
 from experiments.menagerie import sft
 
@@ -32,118 +36,99 @@ EPOCHS = 16
 
 
 def get_ablation(size: str, seeds: tuple[int, ...]) -> Ablation:
-    """One long SFT a seed."""
-    panel = Panel(
-        size,
-        pick(size, tiny=8, default=256, large=1024),
-        pick(size, tiny=2, default=4, large=4),
-        1,
-        8,
-    )
-    runs: list[GridRun] = []
-    measurements = []
+    """Run one long SFT a seed."""
+    ablation = Ablation("Ouyang et al. 2022, section 3.5", seeds, CRITERIA, figure)
+    steps_per_epoch = pick(size, tiny=2, default=36, large=36)
     for seed in seeds:
-        run, per_epoch = _run(size, seed)
-        runs += [*base_runs(size, seed), run]
-        steps = [per_epoch * epoch for epoch in range(2, EPOCHS + 1, 2)]
-        measurements.append(
-            Measurement(
-                f"seed{seed}",
-                {"seed": seed},
-                (run.folder, base(seed, "reward"), base(seed, "sft")),
-                {**panel.settings, "steps": steps},
-                partial(
-                    curves,
-                    panel=panel,
-                    seed=seed,
-                    folder=run.folder,
-                    steps=steps,
-                    per_epoch=per_epoch,
-                ),
-            )
+        run = _run(size, seed, steps_per_epoch)
+        ablation.add_runs(*base_runs(size, seed), run)
+        ablation.add_measurement(
+            f"seed{seed}",
+            {"seed": seed},
+            (run.folder, base(seed, "reward"), base(seed, "sft")),
+            curves,
+            settings=policy_eval_settings(size),
+            seed=seed,
+            folder=run.folder,
+            steps_per_epoch=steps_per_epoch,
         )
-    return Ablation("Ouyang et al. 2022, section 3.5", seeds, runs, measurements, CRITERIA, figure)
+    return ablation
 
 
-def _run(size: str, seed: int) -> tuple[GridRun, int]:
-    """The run, and its steps in an epoch."""
+def _run(size: str, seed: int, steps_per_epoch: int) -> GridRun:
     folder = f"sft_overfit/seed{seed}/sft"
     config = sft.get_config(size)
     config.seed = seed
     config.init.policy = beside(base(seed, "pretrain"), folder)
-    per_epoch = pick(size, tiny=2, default=36, large=36)
-    config.data.demonstrations += f"?train=train[:{per_epoch * config.sft.batch_size}]"
+    config.data.demonstrations += f"?train=train[:{steps_per_epoch * config.sft.batch_size}]"
     config.sft.update(
         num_epochs=float(EPOCHS),
         document_rows=0,
-        eval_every=per_epoch // 2,
+        eval_every=steps_per_epoch // 2,
         eval_batches=4,
         select="last",
     )
-    config.checkpoint.update(save_every=2 * per_epoch, keep=EPOCHS)
+    config.checkpoint.update(save_every=2 * steps_per_epoch, keep=EPOCHS)
     config.monitor = None
-    return GridRun(folder, config), per_epoch
+    return GridRun(folder, config)
 
 
 def curves(
-    bench: Bench, *, panel: Panel, seed: int, folder: str, steps: list[int], per_epoch: int
+    context: Context, *, settings: PolicyEvalSettings, seed: int, folder: str, steps_per_epoch: int
 ) -> list[Row]:
-    """Losses where the run validated, judgements where it saved; two kinds of rows."""
-    found = examine_steps(
-        bench,
-        panel=panel,
+    """Return losses where the run validated and judgements where it saved: two kinds of rows."""
+    judgements = evaluate_checkpoints(
+        context,
+        settings=settings,
         seed=seed,
         folder=folder,
         reward_folder=base(seed, "reward"),
-        steps=steps,
+        steps=[steps_per_epoch * epoch for epoch in range(2, EPOCHS + 1, 2)],
         start=False,
     )
-    losses = [
-        {"epoch": float(row["step"]) / per_epoch, "loss": row["validation/loss"]}
-        for row in metrics(bench.folder(folder))
+    losses: list[Row] = [
+        {"epoch": float(row["step"]) / steps_per_epoch, "loss": row["validation/loss"]}
+        for row in metrics(context.folder(folder))
         if "validation/loss" in row
     ]
-    return [*losses, *({"epoch": float(row["update"]) / per_epoch, **row} for row in found)]
+    epochs = [float(row["update"]) / steps_per_epoch for row in judgements]
+    return losses + [{"epoch": e, **row} for e, row in zip(epochs, judgements, strict=True)]
 
 
 def loss_turns(table: Table) -> Finding:
-    """The epoch of the lowest held-out loss."""
-    found = t_interval(
+    """Judge the epoch of the lowest held-out loss."""
+    epoch = t_interval(
         table.having("loss").per_seed(
-            lambda one: float(one.column("epoch")[np.argmin(one.column("loss"))])
+            lambda rows: float(rows.column("epoch")[np.argmin(rows.column("loss"))])
         )
     )
-    return Finding(found.mean <= 3, *found, "epoch of the lowest held-out loss")
+    return interval_finding(epoch.mean <= 3, epoch, "epoch of the lowest held-out loss")
 
 
 def score_rises(table: Table) -> Finding:
-    """The reward model's score at the last epoch against epoch 8."""
+    """Judge the reward model's score at the last epoch against epoch 8."""
     gains = table.having("proxy").per_seed(
-        lambda one: float(one.column("proxy")[-1] - one.where(epoch=8.0).column("proxy")[0])
+        lambda rows: float(rows.column("proxy")[-1] - rows.where(epoch=8.0).column("proxy")[0])
     )
-    found = t_interval(gains)
-    return Finding(
-        found.mean > 0, *found, "proxy at epoch 16 minus epoch 8, SD of the quickstart's SFT"
-    )
+    gain = t_interval(gains)
+    text = "proxy at epoch 16 minus epoch 8, SD of the quickstart's SFT"
+    return interval_finding(gain.mean > 0, gain, text)
 
 
 CRITERIA = (
-    Criterion("E29.loss", "held-out loss is lowest at or before epoch 3", loss_turns),
-    Criterion("E29.score", "the reward model's score still rises after epoch 8", score_rises),
+    Criterion("held-out loss is lowest at or before epoch 3", loss_turns),
+    Criterion("the reward model's score still rises after epoch 8", score_rises),
 )
 
 
 def figure(table: Table) -> Figure:
-    """Held-out loss; proxy and gold."""
-    made, axes = plt.subplots(1, 2, figsize=(8.6, 3.3))
-    draw_seeds(axes[0], table.having("loss"), "epoch", "loss", colour="#a33", label="held-out loss")
+    """Draw the held-out loss, and proxy and gold."""
+    chart, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.3))
+    draw_seeds(left, table.having("loss"), "epoch", "loss", colour="#a33", label="held-out loss")
     for name, colour in (("proxy", "#d9822b"), ("gold", "#2a3f8f")):
-        draw_seeds(axes[1], table.having("proxy"), "epoch", name, colour=colour, label=name)
-    axes[0].set(xlabel="epochs", ylabel="loss on held-out demonstrations")
-    axes[1].set(xlabel="epochs", ylabel="SD of the quickstart's SFT")
-    axes[1].legend(frameon=False, fontsize=8)
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-    made.suptitle("Supervised fine-tuning for 16 epochs", fontsize=11)
-    made.tight_layout()
-    return made
+        draw_seeds(right, table.having("proxy"), "epoch", name, colour=colour, label=name)
+    left.set(xlabel="epochs", ylabel="loss on held-out demonstrations")
+    right.set(xlabel="epochs", ylabel="SD of the quickstart's SFT")
+    right.legend()
+    chart.suptitle("Supervised fine-tuning for 16 epochs", fontsize=11)
+    return chart

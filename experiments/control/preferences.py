@@ -44,7 +44,7 @@ LOW_GAP, HIGH_GAP = (
 
 
 @dataclass(frozen=True)
-class Asking:
+class QuerySettings:
     """Who is asked how often, and how the answers are learned."""
 
     num_rounds: int
@@ -150,7 +150,7 @@ def disagreement(network: MLP, params_E: Params, input_C2KD: jax.Array) -> jax.A
 
 def ask(
     agent: Agent,
-    asking: Asking,
+    asking: QuerySettings,
     network: MLP,
     ensemble: Ensemble,
     answers: Answers,
@@ -189,7 +189,7 @@ def ask(
 
 
 def fit(
-    asking: Asking,
+    asking: QuerySettings,
     network: MLP,
     params: Params,
     answers: Answers,
@@ -255,7 +255,7 @@ def accuracy(
 
 
 def train_from_preferences(
-    agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate
+    agent: Agent, asking: QuerySettings, key: jax.Array, surrogate: Surrogate
 ) -> dict[str, jax.Array]:
     """A whole run without sight of the true reward: metrics per round. Map it over keys.
 
@@ -324,7 +324,7 @@ def train_from_preferences(
 
 
 def accuracy_of_one_fit(
-    agent: Agent, asking: Asking, key: jax.Array, surrogate: Surrogate
+    agent: Agent, asking: QuerySettings, key: jax.Array, surrogate: Surrogate
 ) -> dict[str, jax.Array]:
     """How well one predictor learns from lapsing humans, apart from all else: its accuracy on pairs it has not seen.
 

@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import matplotlib
@@ -29,37 +30,14 @@ from rlhf_jax.apps.text import format_number, printable, shorten
 from rlhf_jax.evaluation.estimates import Estimate
 
 _INK = "#010203"  # becomes `currentColor`, the page's own
-_SETTINGS: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "rlhf_jax",
-    "text.parse_math": False,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.formatter.useoffset": False,
-    "axes.formatter.limits": (-4, 6),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.6,
-    "grid.color": _INK,
-    "grid.alpha": 0.13,
-    "grid.linewidth": 0.6,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 0,
-    "font.size": 8.5,
-    "lines.linewidth": 1.5,
-}
+_STYLE: Any = matplotlib.rc_params_from_file(
+    Path(__file__).with_name("report.mplstyle"), use_default_template=False
+)
 _WIDTH = 4.3  # inches: one fills a phone's page, three a desk's
 MOST_POINTS = 60
 MOST_CURVES = 8
 _LARGEST = 1e30  # what is larger has no place on an axis
+_GAP = (np.nan,) * 4
 _LONGEST_NAME = 28
 _LONGEST_TITLE = 52
 # Grey, and colours that can be told apart with colour-blind eyes and read on white and on black.
@@ -78,6 +56,9 @@ class Style(NamedTuple):
     dash: str
 
 
+Styles = Mapping[str, Style]  # by the name of the model
+
+
 def make_styles(names: Iterable[str]) -> dict[str, Style]:
     """Give every model its own colour, or its own dashes where there are more models than colours.
 
@@ -88,16 +69,12 @@ def make_styles(names: Iterable[str]) -> dict[str, Style]:
     for name in names:
         if name in _USUAL and _USUAL[name] not in places.values():
             places[name] = _USUAL[name]
-    free = (
-        place for place in range(len(_COLOURS) * len(_DASHES)) if place not in set(places.values())
-    )
+    styles = [Style(colour, dash) for dash in _DASHES for colour in _COLOURS]
+    free = (place for place in range(len(styles)) if place not in set(places.values()))
     for name in names:
         if name not in places:
-            places[name] = next(free, len(_COLOURS) * len(_DASHES) - 1)
-    return {
-        name: Style(_COLOURS[place % len(_COLOURS)], _DASHES[place // len(_COLOURS)])
-        for name, place in places.items()
-    }
+            places[name] = next(free, len(styles) - 1)
+    return {name: styles[place] for name, place in places.items()}
 
 
 class Axis(NamedTuple):
@@ -167,39 +144,37 @@ def _block_means(x: np.ndarray, y: np.ndarray, scale: str) -> tuple[np.ndarray, 
     curve is kept on a logarithmic one. No more points than that are returned as they are. Gaps
     (NaN) are left out of the means.
     """
-    starts = np.linspace(0, x.size, min(x.size, MOST_POINTS) + 1)
+    ends = np.linspace(0, x.size, min(x.size, MOST_POINTS) + 1)
     if scale == "log" and x.size > MOST_POINTS:
-        starts = np.concatenate([[0], np.geomspace(1, x.size, MOST_POINTS)])
-    ends = np.unique(starts.round().astype(int))
-    known = np.isfinite(x) & np.isfinite(y)
+        ends = np.concatenate([[0], np.geomspace(1, x.size, MOST_POINTS)])
     parts = []
-    for stretch in (slice(*pair) for pair in itertools.pairwise(ends)):
-        inside = known[stretch]
-        y_inside = y[stretch][inside]
-        means = (x[stretch][inside].mean(), y_inside.mean()) if inside.any() else (np.nan, np.nan)
-        limits = (y_inside.min(), y_inside.max()) if inside.any() else (np.nan, np.nan)
-        parts.append((*means, *limits))
+    for start, end in itertools.pairwise(np.unique(ends.round().astype(int))):
+        known = np.isfinite(x[start:end]) & np.isfinite(y[start:end])
+        x_known, y_known = x[start:end][known], y[start:end][known]
+        part = (
+            (x_known.mean(), y_known.mean(), y_known.min(), y_known.max()) if known.any() else _GAP
+        )
+        parts.append(part)
     return tuple(np.array(parts, np.float64).T)
 
 
-def draw_lines(
-    lines: Sequence[Line], styles: Mapping[str, Style], x: Axis, y: Axis
-) -> Markup | None:
+def draw_lines(lines: Sequence[Line], styles: Styles, x: Axis, y: Axis) -> Markup | None:
     """Draw the curves of several models over one axis, or return None where no point is finite.
 
     Of a long curve the means over `MOST_POINTS` stretches are drawn, and a faint band from each
     stretch's lowest to its highest value. The band does not stretch the axis, so that a single
     spike does not flatten the curve.
     """
+    lengths = {line.name: len(line.x) for line in lines if len(line.x)}
     curves = {
         line.name: _block_means(_finite(line.x), _finite(line.y), x.scale)
         for line in lines
-        if len(line.x)
+        if line.name in lengths
     }
     curves = {name: curve for name, curve in curves.items() if np.isfinite(curve[1]).any()}
     if not curves:
         return None
-    with matplotlib.rc_context(_SETTINGS), np.errstate(all="ignore"):
+    with matplotlib.rc_context(_STYLE), np.errstate(all="ignore"):
         figure, axes = _new_axes(2.5, left=0.13)
         for name, (x_mean, y_mean, _, _) in curves.items():
             colour, dash = styles[name]
@@ -209,10 +184,9 @@ def draw_lines(
         _set_scales(axes, x, y)
         limits = axes.get_ylim()
         for name, (x_mean, _, y_low, y_high) in curves.items():
-            if x_mean.size < len(next(line.x for line in lines if line.name == name)):
-                axes.fill_between(
-                    x_mean, y_low, y_high, color=styles[name].colour, alpha=0.15, lw=0
-                )
+            if x_mean.size < lengths[name]:
+                colour = styles[name].colour
+                axes.fill_between(x_mean, y_low, y_high, color=colour, alpha=0.15, lw=0)
         axes.set_ylim(limits)
         axes.set_xlabel(_short(x.title, _LONGEST_TITLE))
         axes.set_title(_short(y.title, _LONGEST_TITLE), x=-0.14)
@@ -224,6 +198,7 @@ def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
     if x.scale == "root":
         axes.set_xscale("function", functions=(lambda v: np.sqrt(np.maximum(v, 0.0)), np.square))
         axes.set_xlim(left=0.0)
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(4))  # the right end is dense
     for letter, axis in (("x", x), ("y", y)):
         part = axes.xaxis if letter == "x" else axes.yaxis
         low, high = getattr(axes.dataLim, f"interval{letter}")
@@ -233,11 +208,8 @@ def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
             continue
         axes.set(**{f"{letter}scale": "log"})
         # Matplotlib's labels are powers of ten: few, and written as formulas.
-        dense, wide = (
-            ticker.MaxNLocator(5, integer=axis.integers),
-            ticker.LogLocator(subs=(1.0, 3.0)),
-        )
-        part.set_major_locator(dense if high < 20 * low else wide)
+        dense = ticker.MaxNLocator(5, integer=axis.integers)
+        part.set_major_locator(dense if high < 20 * low else ticker.LogLocator(subs=(1.0, 3.0)))
         part.set_major_formatter(ticker.FuncFormatter(lambda value, _: format_number(value)))
         part.set_minor_locator(ticker.NullLocator())
 
@@ -305,7 +277,7 @@ def _ends(interval: Estimate) -> np.ndarray:
 
 
 def draw_win_rates(
-    rates: Sequence[Mapping[str, Estimate]], styles: Mapping[str, Style], title: str
+    rates: Sequence[Mapping[str, Estimate]], styles: Styles, title: str
 ) -> Markup | None:
     """Draw win rates as bars with intervals and a line at one half; None where nobody has one.
 
@@ -315,7 +287,7 @@ def draw_win_rates(
     if not names:
         return None
     size = 0.8 / len(rates)
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_STYLE):
         figure, axes = _new_axes(0.8 + (0.12 + 0.2 * len(rates)) * len(names), left=0.3, right=0.93)
         for place, judge in enumerate(rates):
             for row, name in enumerate(names):
@@ -343,7 +315,7 @@ def draw_reliability(bins: Sequence[Bin], style: Style, name: str) -> Markup | N
     total = sum(b.accuracy.n or 0 for b in bins)
     if not bins:
         return None
-    with matplotlib.rc_context(_SETTINGS):
+    with matplotlib.rc_context(_STYLE):
         figure, axes = _new_axes(2.9, left=0.13)
         axes.plot([0.5, 1], [0.5, 1], color=_INK, lw=0.9, ls=(0, (3, 2)))
         for confidence, accuracy in bins:

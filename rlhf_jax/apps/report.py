@@ -14,6 +14,7 @@ runs side by side, and zooming: they are TensorBoard's.
 
 import argparse
 import datetime
+import itertools
 import math
 import os
 import platform
@@ -30,7 +31,7 @@ from markupsafe import Markup
 
 from rlhf_jax import __version__
 from rlhf_jax.apps import figures, runs
-from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Style
+from rlhf_jax.apps.figures import AXES, Axis, Bin, Line, Styles
 from rlhf_jax.apps.runs import Evaluation, Notes, Workdir, as_dict, integer, number
 from rlhf_jax.apps.text import format_number, printable, shorten, split_turns
 from rlhf_jax.evaluation.table import Row, verdict
@@ -76,23 +77,18 @@ def headline(evaluations: Sequence[Evaluation]) -> str:
     """Return the page's first sentence: how often the last model is preferred to the reference.
 
     The last one is that of the pipeline's order, so that the sentence does not pick the best of
-    many.
+    many. Without win rates it is about the first row of the table.
     """
-    for key, judge in _JUDGES.items():
-        for evaluation in evaluations:
-            rows = [row for row in evaluation.rows if row.key == key and row.values]
-            rows.sort(key=lambda row: row.subject != evaluation.reference)
-            for row in rows[:1]:
-                name = next(name for name in reversed(evaluation.checkpoints) if name in row.values)
-                return _preference(name, row, judge)
+    for key, evaluation in itertools.product(_JUDGES, evaluations):
+        rows = [row for row in evaluation.rows if row.key == key and row.values]
+        if rows:
+            row = min(rows, key=lambda row: row.subject != evaluation.reference)
+            name = next(name for name in reversed(evaluation.checkpoints) if name in row.values)
+            return _preference(name, row, _JUDGES[key])
     for evaluation in evaluations:
         for row in evaluation.rows:
-            cells = {name: _cell(row, name, "") for name in reversed(evaluation.checkpoints)}
-            words = [
-                f"{cell['value']} {cell['interval']} for {name}"
-                for name, cell in cells.items()
-                if cell
-            ]
+            cells = [_cell(row, name, "") for name in reversed(evaluation.checkpoints)]
+            words = [f"{c['value']} {c['interval']} for {c['name']}" for c in cells if c]
             if words:
                 return f"{row.metric} is {' and '.join(words[:2])}."
     return "Nothing has been measured yet: run the evaluate stage, then write this page again."
@@ -118,9 +114,9 @@ def _decimals(row: Row) -> int:
     largest = max((abs(v.value) for v in values), default=0.0)
     halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None]
     narrow = min((half for half in halves if half > 1e-12), default=1.0)
-    needed = -math.floor(math.log10(narrow))
     coarse = 2 if largest < 10 else 1 if largest < 1000 else 0
-    return max(needed, coarse) if 0 < largest < 1e-3 else min(4, max(needed, coarse))
+    decimals = max(coarse, -math.floor(math.log10(narrow)))
+    return decimals if 0 < largest < 1e-3 else min(4, decimals)
 
 
 def _number(value: float, decimals: int) -> str:
@@ -130,59 +126,47 @@ def _number(value: float, decimals: int) -> str:
     return text.replace("-", "−")
 
 
-def _bracket(row: Row, name: str) -> str:
-    """Return a value's interval as text."""
-    low, high = row.values[name].low, row.values[name].high
-    if low is None or high is None:
-        return "no interval"
-    return f"[{_number(low, _decimals(row))}, {_number(high, _decimals(row))}]"
-
-
 def _cell(row: Row, name: str, reference: str) -> dict[str, str] | None:
+    """Return a value of the table as text, None where the model has none."""
     if name not in row.values:
         return None
-    return {
-        "name": name,
-        "value": _number(row.values[name].value, _decimals(row)),
-        "interval": _bracket(row, name),
-        "verdict": verdict(row, name, reference),
-    }
+    value, low, high, _ = row.values[name]
+    decimals = _decimals(row)
+    interval = "no interval"
+    if low is not None and high is not None:
+        interval = f"[{_number(low, decimals)}, {_number(high, decimals)}]"
+    cell = {"name": name, "value": _number(value, decimals), "interval": interval}
+    return {**cell, "verdict": verdict(row, name, reference)}
 
 
-def result_groups(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the table by kind of metric; every cell is ready to be shown, with its verdict."""
+def result_groups(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """Return the table's rows by kind of metric; every cell is ready to be shown."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in evaluation.rows:
         counts = {value.n for value in row.values.values()}
-        cells = [_cell(row, name, evaluation.reference) for name in evaluation.checkpoints]
-        n = f"n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{counts.pop():,}" if len(counts) == 1 else ""
-        about = ". ".join(filter(None, [row.description.rstrip("."), n]))
-        arrow = {"higher": "↑", "lower": "↓"}.get(row.better, "")
         line = {
-            "metric": row.metric,
-            "arrow": arrow,
-            "unit": row.unit,
-            "about": about,
-            "cells": cells,
+            "row": row,
+            "n": f"{counts.pop():,}" if len(counts) == 1 else "",
+            "cells": [_cell(row, name, evaluation.reference) for name in evaluation.checkpoints],
         }
         groups.setdefault(row.group, []).append(line)
-    return [{"title": title, "rows": rows} for title, rows in groups.items()]
+    return groups
 
 
 def _reply(raw: Any) -> dict[str, str]:
-    """Return one answer with what is known of it."""
+    """Return one answer with what is known of it: the reward model's score, those of judges."""
     entry = as_dict(raw)
-    scores = {key: number(entry.get(key)) for key in ("gold", "score")}
-    facts = [f"{key} {format_number(value)}" for key, value in scores.items() if value is not None]
+    scores = {name: number(value) for name, value in entry.items()}
+    facts = [f"{name} {format_number(x)}" for name, x in scores.items() if x is not None]
     if entry.get("finished") is False:
         facts.append("cut off")
-    reply = {"text": "", "missing": "", "facts": " · ".join(facts)}
-    text = entry.get("text")
+    text, missing = entry.get("text"), ""
     if not isinstance(text, str):
-        return reply | {"missing": "(no answer recorded)"}
-    if not text.strip():
-        return reply | {"missing": "(empty answer)"}
-    return reply | {"text": shorten(text.strip(), _LONGEST_TEXT)}
+        text, missing = "", "(no answer recorded)"
+    elif not text.strip():
+        missing = "(empty answer)"
+    text = shorten(text.strip(), _LONGEST_TEXT)
+    return {"text": text, "missing": missing, "facts": " · ".join(facts)}
 
 
 def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -191,8 +175,7 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
     for sample in evaluation.samples:
         responses = as_dict(sample.get("responses"))
         # Answers of models that are not in the table come last.
-        names = [name for name in evaluation.checkpoints if name in responses]
-        names += [name for name in responses if name not in evaluation.checkpoints]
+        names = [n for n in dict.fromkeys([*evaluation.checkpoints, *responses]) if n in responses]
         facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
         prompt = {
             "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
@@ -206,104 +189,110 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
 # --- pictures ---------------------------------------------------------------------------------
 
 
-def win_rate_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> list[Markup]:
+def win_rate_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
     """Draw win rates for every opponent, as Ouyang et al. (2022) do."""
+    rows = [row for row in evaluation.rows if row.key in _JUDGES]
+    rows.sort(key=lambda row: list(_JUDGES).index(row.key))
+    model_styles = {name: styles[name] for name in evaluation.checkpoints}
     drawings = []
-    for opponent in dict.fromkeys(row.subject for row in evaluation.rows if row.key in _JUDGES):
-        rows = [row for row in evaluation.rows if row.key in _JUDGES and row.subject == opponent]
-        rows.sort(key=lambda row: list(_JUDGES).index(row.key))
-        model_styles = {name: styles[name] for name in evaluation.checkpoints}
-        rates, title = [row.values for row in rows], f"preferred to {opponent}"
+    for opponent in dict.fromkeys(row.subject for row in rows):
+        rates = [row.values for row in rows if row.subject == opponent]
+        title = f"preferred to {opponent}"
         drawings.append(figures.draw_win_rates(rates, model_styles, title))
     return [drawing for drawing in drawings if drawing]
 
 
-def judges_shown(evaluation: Evaluation) -> list[str]:
-    """Return whose win rates an evaluation has, the one with dark bars first."""
-    keys = {row.key for row in evaluation.rows}
-    return [judge for key, judge in _JUDGES.items() if key in keys]
-
-
-def reliability_figures(evaluation: Evaluation, styles: Mapping[str, Style]) -> list[Markup]:
+def reliability_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
     """Draw accuracy over confidence of every reward model that has bins (Guo et al. 2017)."""
-    sides = {
-        key: {row.subject: row.values for row in evaluation.rows if row.key == key}
-        for key in ("reliability_confidence", "reliability_accuracy")
-    }
-    accuracy = sides["reliability_accuracy"]
+    confidences, accuracies = (
+        {row.subject: row.values for row in evaluation.rows if row.key == f"reliability_{side}"}
+        for side in ("confidence", "accuracy")
+    )
     drawings = []
     for name in evaluation.checkpoints:
         bins = [
-            Bin(confidence[name].value, accuracy[subject][name])
-            for subject, confidence in sides["reliability_confidence"].items()
-            if name in confidence and name in accuracy.get(subject, {})
+            Bin(confidence[name].value, accuracies[subject][name])
+            for subject, confidence in confidences.items()
+            if name in confidence and name in accuracies.get(subject, {})
         ]
         drawings.append(figures.draw_reliability(bins, styles[name], name))
     return [drawing for drawing in drawings if drawing]
 
 
-def over_kl_figures(models: Mapping[str, Workdir], styles: Mapping[str, Style]) -> list[Markup]:
+def over_kl_figures(models: Mapping[str, Workdir], styles: Styles) -> list[Markup]:
     """Draw proxy reward and gold over the KL during training, as Gao et al. (2022) do."""
     drawings = []
     for metric in ("objective/scores", "gold/total"):
         lines = []
         for name, workdir in models.items():
-            kl, reward = workdir.metrics.get("objective/kl"), workdir.metrics.get(metric)
-            if kl is None or reward is None:
-                continue
-            kls = dict(zip(kl.steps, kl.values, strict=True))
+            kl = workdir.metrics.get("objective/kl", {})
+            reward = workdir.metrics.get(metric, {})
             # Gold is measured now and then, the rest at every step.
-            rewards = dict(zip(reward.steps, reward.values, strict=True))
-            steps = [step for step in rewards if step in kls]
-            lines.append(
-                Line(name, [kls[step] for step in steps], [rewards[step] for step in steps])
-            )
+            steps = [step for step in reward if step in kl]
+            lines.append(Line(name, [kl[s] for s in steps], [reward[s] for s in steps]))
         drawings.append(figures.draw_lines(lines, styles, _KL, AXES[metric]))
     return [drawing for drawing in drawings if drawing]
 
 
-# --- curves -----------------------------------------------------------------------------------
+# --- stages -----------------------------------------------------------------------------------
 
 
-def stage_section(
-    stage: str, models: Mapping[str, Workdir], styles: Mapping[str, Style]
-) -> dict[str, Any]:
+def stage_section(stage: str, models: Mapping[str, Workdir], styles: Styles) -> dict[str, Any]:
     """Draw one stage's curves, those of all its models in the same axes."""
     metrics = {  # without those that never change
         metric
         for workdir in models.values()
         for metric, series in workdir.metrics.items()
-        if len({value for value in series.values if math.isfinite(value)}) > 1
+        if len({value for value in series.values() if math.isfinite(value)}) > 1
     }
     drawings = []
     for metric in figures.choose_curves(stage, metrics):
-        series = {name: w.metrics[metric] for name, w in models.items() if metric in w.metrics}
-        lines = [Line(name, s.steps, s.values) for name, s in series.items()]
+        series = {name: workdir.metrics.get(metric, {}) for name, workdir in models.items()}
+        lines = [Line(name, list(s), list(s.values())) for name, s in series.items()]
         x, y = _LOG_STEP if stage == "pretrain" else _STEP, AXES.get(metric, Axis(metric))
         drawings.append(figures.draw_lines(lines, styles, x, y))
     title = _STAGES.get(stage, stage)
     return {"title": title, "names": list(models), "figures": [d for d in drawings if d]}
 
 
-def _model_facts(
+def _describe_labels(results: Mapping[str, Any]) -> str:
+    """Say how many comparisons a label stage has, and by whom."""
+    judges = as_dict(results.get("judges"))
+    words = []
+    for split in ("train", "validation"):
+        for folder, counts in as_dict(as_dict(results.get(split)).get("judges")).items():
+            comparisons = integer(as_dict(counts).get("comparisons"))
+            words.append(f"{folder}: {comparisons} comparisons by {judges.get(folder)}")
+    return "; ".join(words) or "no comparisons"
+
+
+def _describe_training(meta: Mapping[str, Any]) -> str:
+    """Say how far a training stage is."""
+    step, planned = integer(meta.get("step")), integer(meta.get("num_steps"))
+    if step is None:
+        return "no checkpoint"
+    unfinished = f" of {planned:,}, not finished" if planned is not None and step < planned else ""
+    return f"step {step:,}{unfinished}"
+
+
+def _stage_facts(
     workdir: Workdir, names: Mapping[Path, str], workdirs: list[Workdir]
 ) -> dict[str, str]:
-    """Return where a model stands, where it comes from and how large it is."""
-    step, planned = integer(workdir.meta.get("step")), integer(workdir.meta.get("num_steps"))
-    state = "no checkpoint" if step is None else f"step {step:,}"
-    if step is not None and planned is not None and step < planned:
-        state += f" of {planned:,}, not finished"
+    """Return where a stage stands, what it starts from and how large its model is."""
     origins = []
-    for role, entry in runs.parents(workdir):
-        parent = runs.find(workdirs, str(entry.get("path", "")), workdir)
+    for role, record in runs.parents(workdir):
+        parent = runs.find(workdirs, str(record.get("path", "")), workdir)
         if parent is not workdir:
-            origin = names[parent.path] if parent else entry.get("path", "not recorded")
-            origins.append(f"{role}: {origin}")
+            name = names[parent.path] if parent else record.get("path", "not recorded")
+            origins.append(f"{role}: {name}")
     model = as_dict(workdir.meta.get("model"))
     fields = {"num_layers": "layers", "width": "width", "context_length": "context"}
     sizes = {word: integer(model.get(key)) for key, word in fields.items()}
     shape = ", ".join(f"{word} {size:,}" for word, size in sizes.items() if size is not None)
-    return {"state": state, "origins": "; ".join(origins), "shape": shape}
+    is_labels = workdir.is_labels
+    state = _describe_labels(workdir.results) if is_labels else _describe_training(workdir.meta)
+    origin = "; ".join(origins) or "nothing"
+    return {"stage": workdir.stage, "state": state, "origin": origin, "shape": shape}
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -314,19 +303,35 @@ def _finalize(value: Any) -> Any:
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _evaluation_section(evaluation: Evaluation) -> dict[str, Any]:
-    """Return what the page says about one evaluation, apart from its figures."""
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        finalize=_finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+
+
+def _evaluation_section(evaluation: Evaluation, styles: Styles) -> dict[str, Any]:
+    """Return what the page says about one evaluation."""
+    keys = {row.key for row in evaluation.rows}
+    settings = evaluation.workdir.settings
     steps = {name: integer(entry.get("step")) for name, entry in evaluation.checkpoints.items()}
     return {
         "folder": evaluation.workdir.name,
         "reference": evaluation.reference,
         "seed": evaluation.seed,
-        "steps": {
-            name: f"step {step:,}" if step is not None else "" for name, step in steps.items()
-        },
+        "steps": {n: "" if step is None else f"step {step:,}" for n, step in steps.items()},
         "prompts": answers(evaluation),
         "groups": result_groups(evaluation),
-        "judges": judges_shown(evaluation),
+        # Who judges as the config says it, and the judges of the win rates, dark bars first.
+        "judges": as_dict(settings.get("judges")),
+        "world": as_dict(settings.get("world")).get("name"),
+        "bars": [judge for key, judge in _JUDGES.items() if key in keys],
+        "win_rates": win_rate_figures(evaluation, styles),
+        "reliability": reliability_figures(evaluation, styles),
     }
 
 
@@ -337,29 +342,24 @@ def render(run: Path, provenance: Provenance) -> str:
     workdirs = runs.read_run(run, notes)
     notes.sentences.extend(runs.stale(workdirs))
     evaluations = [
-        runs.read_evaluation(workdir, notes) for workdir in workdirs if workdir.evaluation
+        runs.read_evaluation(workdir, notes)
+        for workdir in workdirs
+        if workdir.is_evaluation and workdir.results
     ]
     if workdirs and not evaluations:
         notes.add(run, "has no evaluation.json, so there are no results: run the evaluate stage")
     names = runs.model_names(workdirs, evaluations)
-    models = {names[workdir.path]: workdir for workdir in workdirs if not workdir.is_evaluation}
-    sections = [_evaluation_section(evaluation) for evaluation in evaluations]
-    column_names = [name for section in sections for name in section["steps"]]
-    prompts = [prompt for section in sections for prompt in section["prompts"]]
-    reply_names = [reply["name"] for prompt in prompts for reply in prompt["replies"]]
+    stages = {names[workdir.path]: workdir for workdir in workdirs if not workdir.is_evaluation}
+    models = {name: workdir for name, workdir in stages.items() if not workdir.is_labels}
+    column_names = [name for evaluation in evaluations for name in evaluation.checkpoints]
+    samples = [sample for evaluation in evaluations for sample in evaluation.samples]
+    reply_names = [name for sample in samples for name in as_dict(sample.get("responses"))]
     styles = figures.make_styles([*models, *column_names, *reply_names])
-    for section, evaluation in zip(sections, evaluations, strict=True):
-        section["win_rates"] = win_rate_figures(evaluation, styles)
-        section["reliability"] = reliability_figures(evaluation, styles)
-    stages = dict.fromkeys(workdir.stage for workdir in models.values())
-    environment = jinja2.Environment(
-        autoescape=True,
-        finalize=_finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.from_string(_TEMPLATE.read_text(encoding="utf-8")).render(
+    curves = []
+    for stage in dict.fromkeys(workdir.stage for workdir in models.values()):
+        of_stage = {name: workdir for name, workdir in models.items() if workdir.stage == stage}
+        curves.append(stage_section(stage, of_stage, styles))
+    return _template().render(
         title=run.name,
         headline=headline(evaluations),
         provenance=provenance,
@@ -368,57 +368,38 @@ def render(run: Path, provenance: Provenance) -> str:
         styles=styles,
         prompts_shown=_PROMPTS_SHOWN,
         most_points=figures.MOST_POINTS,
-        evaluations=sections,
+        evaluations=[_evaluation_section(evaluation, styles) for evaluation in evaluations],
         over_kl=over_kl_figures(models, styles),
         kl_names=[name for name, workdir in models.items() if "objective/kl" in workdir.metrics],
-        stages=[
-            stage_section(stage, {n: w for n, w in models.items() if w.stage == stage}, styles)
-            for stage in stages
-        ],
-        models={
-            name: {"stage": workdir.stage, **_model_facts(workdir, names, workdirs)}
-            for name, workdir in models.items()
-        },
+        curves=curves,
+        stages={name: _stage_facts(workdir, names, workdirs) for name, workdir in stages.items()},
         num_metrics=sum(len(workdir.metrics) for workdir in workdirs),
     )
 
 
-def _git(*words: str) -> str:
-    """Return what git says in the folder of this file; "" without git or where it refuses."""
-    command = ["git", "-C", str(Path(__file__).parent), *words]
-    try:
-        run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return run.stdout.strip()
-
-
 def _commit() -> str:
     """Return the commit of this code, "-dirty" if changed since; "" where git does not track it."""
-    is_tracked = _git("ls-files", Path(__file__).name)  # an environment may lie in a repository
-    return _git("describe", "--always", "--dirty", "--exclude=*") if is_tracked else ""
+    git = ("git", "-C", str(Path(__file__).parent))
+    is_tracked = (*git, "ls-files", "--error-unmatch", __file__)  # else the repository is another's
+    describe = (*git, "describe", "--always", "--dirty", "--exclude=*")
+    commit = ""
+    try:
+        for command in (is_tracked, describe):
+            commit = subprocess.check_output(
+                command, stderr=subprocess.DEVNULL, text=True, timeout=10
+            )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return commit.strip()
 
 
 def read_provenance() -> Provenance:
     """Return when and where this page is being written, and by which code."""
-    versions = [f"rlhf_jax {__version__}", f"Python {platform.python_version()}"]
-    for package in ("jax", "flax", "optax"):
-        try:
-            versions.append(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            continue
+    packages = [f"{package} {metadata.version(package)}" for package in ("jax", "flax", "optax")]
+    versions = [f"rlhf_jax {__version__}", f"Python {platform.python_version()}", *packages]
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores"
     date = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return Provenance(date, _commit(), machine, ", ".join(versions))
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
-    )
-    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
-    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
-    return parser.parse_args(argv)
 
 
 def _fail(sentence: str) -> int:
@@ -429,7 +410,12 @@ def _fail(sentence: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and print where it is; an error is one line on stderr and status 2."""
-    arguments = _arguments(argv)
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
+    )
+    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
+    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
+    arguments = parser.parse_args(argv)
     run, output = arguments.run, arguments.output or arguments.run / "report.html"
     if not run.is_dir():
         kind = "a file" if run.exists() else "not there"

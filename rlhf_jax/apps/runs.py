@@ -17,34 +17,41 @@ from rlhf_jax.evaluation.table import Row, row_from_json
 
 # The order of the pipeline, by the name of a checkpoint or else by its stage.
 ORDER = (
-    *("base", "pretrain", "sft", "reward", "classify", "ppo", "ppo_ptx", "policy_gradient"),
-    *("preference", "dpo", "rloo", "grpo", "evaluate", "benchmark"),
+    *("base", "pretrain", "sft", "label", "reward", "classify", "ppo", "ppo_ptx"),
+    *("policy_gradient", "preference", "dpo", "rloo", "grpo", "evaluate", "benchmark"),
 )
-_EVALUATIONS = ("evaluate", "benchmark")
-_FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "evaluation.json", "checkpoints")
+# What the stages that train nothing write instead of curves and checkpoints.
+_EVALUATION, _LABELS = "evaluation.json", "label.json"
+_RESULTS = {"evaluate": _EVALUATION, "benchmark": _EVALUATION, "label": _LABELS}
+_FILES = ("config.json", "metrics.jsonl", "samples.jsonl", "checkpoints", _EVALUATION, _LABELS)
 # Folders that a workdir holds and that are never stages themselves.
 _PARTS = frozenset(["checkpoints", "tokenizer", "tensorboard", "figures", "logs", "data"])
 
-
-@dataclass(frozen=True)
-class Series:
-    """One metric over the steps at which it was written; values may be NaN."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
+# The values of one metric by step, in the order of the steps; they may be NaN.
+Series = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Workdir:
-    """One stage's folder as far as it could be read."""
+    """One stage's folder as far as it could be read; `results` is {} where the stage trains."""
 
-    name: str
     path: Path
     stage: str
     config: dict[str, Any]
     metrics: dict[str, Series]
     metas: dict[int, dict[str, Any]]
-    evaluation: dict[str, Any] | None
+    results_file: str
+    results: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return self.path.name
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the stage's own config."""
+        return as_dict(self.config.get("config"))
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -54,7 +61,12 @@ class Workdir:
     @property
     def is_evaluation(self) -> bool:
         """Return True if this folder measures checkpoints and trains none."""
-        return self.evaluation is not None or self.stage in _EVALUATIONS
+        return self.results_file == _EVALUATION
+
+    @property
+    def is_labels(self) -> bool:
+        """Return True if this folder holds comparisons and trains nothing."""
+        return self.results_file == _LABELS
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,9 @@ class Notes:
         self.sentences.append(f"{path.relative_to(self.root.parent)} {words}")
 
 
+# --- JSON that may hold anything ----------------------------------------------------------------
+
+
 def number(value: Any) -> float | None:
     """Return a JSON number (also NaN and infinities, which Python writes), else None."""
     if not isinstance(value, int | float) or isinstance(value, bool):
@@ -102,14 +117,15 @@ def as_dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def order(name: str, stage: str) -> int:
-    """Return a checkpoint's place in the pipeline: by its name, else by its stage, else last."""
-    places = [ORDER.index(word) for word in (name, stage) if word in ORDER]
-    return places[0] if places else len(ORDER)
+def as_list(value: Any) -> list[Any]:
+    """Return a JSON array as it is, and [] for anything else."""
+    return value if isinstance(value, list) else []
 
 
-def read_text(path: Path, notes: Notes, remedy: str) -> str | None:
-    """Return the text of a file, or None with a note that gives the remedy."""
+# --- files --------------------------------------------------------------------------------------
+
+
+def _read_text(path: Path, notes: Notes, remedy: str) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -121,7 +137,7 @@ def read_text(path: Path, notes: Notes, remedy: str) -> str | None:
 
 def read_dict(path: Path, notes: Notes, remedy: str) -> dict[str, Any]:
     """Return the object in a JSON file, or {} with a note that gives the remedy."""
-    text = read_text(path, notes, remedy)
+    text = _read_text(path, notes, remedy)
     if text is None:
         return {}
     try:
@@ -131,41 +147,34 @@ def read_dict(path: Path, notes: Notes, remedy: str) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         notes.add(path, f"holds a {type(content).__name__}, an object was expected: {remedy}")
-        return {}
-    return content
+    return as_dict(content)
 
 
 def read_rows(path: Path, notes: Notes) -> list[dict[str, Any]]:
     """Return the whole rows of a JSON-lines file, and note the broken and half-written lines."""
-    text = read_text(path, notes, "the stage has logged nothing yet; run it, or resume it")
+    text = _read_text(path, notes, "the stage has logged nothing yet; run it, or resume it")
     if text is None:
         return []
     rows, broken = [], []
     lines = text.split("\n")
     for place, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif place == len(
-            lines
-        ):  # the writer ends each row with a newline, so this row was cut short
-            notes.add(
-                path,
-                f"line {place} is half-written and left out: resuming the stage writes it again",
-            )
-        else:
+        elif line.strip() and place == len(lines):
+            # The writer ends each row with a newline, so this row was cut short.
+            words = "is half-written and left out: resuming the stage writes it again"
+            notes.add(path, f"line {place} {words}")
+        elif line.strip():
             broken.append(place)
     if broken:
         places = ", ".join(map(str, broken[:5])) + (", …" if len(broken) > 5 else "")
         count = f"{len(broken)} line{'s' if len(broken) > 1 else ''}"
-        notes.add(
-            path, f"has {count} that are no JSON objects, left out (line {places}): repair them"
-        )
+        words = f"that are no JSON objects, left out (line {places}): repair them"
+        notes.add(path, f"has {count} {words}")
     if not rows:
         notes.add(path, "holds no whole row: run the stage, or resume it")
     return rows
@@ -173,7 +182,7 @@ def read_rows(path: Path, notes: Notes) -> list[dict[str, Any]]:
 
 def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
     """Turn rows into one series per metric; a step written twice keeps its last value."""
-    points: dict[str, dict[int, float]] = {}
+    metrics: dict[str, Series] = {}
     for row in rows:
         step = integer(row.get("step"))
         if step is None:
@@ -181,58 +190,49 @@ def columns(rows: list[dict[str, Any]]) -> dict[str, Series]:
         for name, raw in row.items():
             value = number(raw)
             if name != "step" and value is not None:
-                points.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
-    return {
-        name: Series(tuple(sorted(values)), tuple(values[step] for step in sorted(values)))
-        for name, values in points.items()
-    }
+                metrics.setdefault(name, {})[step] = value if math.isfinite(value) else math.nan
+    return {name: dict(sorted(series.items())) for name, series in metrics.items()}
 
 
 def _read_metas(folder: Path, notes: Notes) -> dict[int, dict[str, Any]]:
-    """Return the meta item of each checkpoint by step; unfinished ones have other names."""
+    """Return the meta of each checkpoint by step; folders of unfinished ones have other names."""
     if not folder.is_dir():
         notes.add(folder, "is missing: nothing has been saved yet; run the stage")
         return {}
     metas = {}
-    for step_folder in sorted(folder.iterdir()):
-        if not step_folder.name.isdecimal() or not step_folder.is_dir():
+    for checkpoint in sorted(folder.iterdir()):
+        if not checkpoint.name.isdecimal() or not checkpoint.is_dir():
             continue
-        item = step_folder / "meta"
-        files = [item] if item.is_file() else sorted(item.glob("*")) if item.is_dir() else []
-        ignored: list[str] = []
-        for file in files:
-            if not file.is_file() or file.name.startswith(("_", ".")):
-                continue
-            content = read_dict(file, Notes(notes.root, ignored), "")
-            meta = content["meta"] if isinstance(content.get("meta"), dict) else content
-            if "stage" in meta or "lineage" in meta:
-                metas[int(step_folder.name)] = meta
-        if int(step_folder.name) not in metas:
-            notes.add(item, "cannot be read: delete this checkpoint and resume from the one before")
+        content = read_dict(checkpoint / "meta" / "metadata", Notes(notes.root, []), "")
+        meta = as_dict(content.get("meta"))
+        if "stage" in meta or "lineage" in meta:
+            metas[int(checkpoint.name)] = meta
+        else:
+            remedy = "delete this checkpoint and resume from the one before"
+            notes.add(checkpoint / "meta", f"cannot be read: {remedy}")
     if not metas:
         notes.add(folder, "holds no finished checkpoint: run the stage, or resume it")
     return metas
 
 
+# --- folders ------------------------------------------------------------------------------------
+
+
 def read_workdir(path: Path, notes: Notes) -> Workdir:
     """Read one stage's folder, and note what it lacks."""
-    has_evaluation = (path / "evaluation.json").exists()
-    remedy = "start the stage again with this --workdir"
-    config = read_dict(path / "config.json", notes, remedy)
+    config = read_dict(path / "config.json", notes, "start the stage again with this --workdir")
+    written = [stage for stage, file in _RESULTS.items() if (path / file).exists()]
     stage = config.get("stage")
     if not isinstance(stage, str) or not stage:
-        stage = "evaluate" if has_evaluation else path.name
-    measures = has_evaluation or stage in _EVALUATIONS
-    # An evaluation writes neither curves nor checkpoints: that they are absent is worth no note.
-    training_notes = Notes(notes.root, []) if measures else notes
-    metrics = columns(read_rows(path / "metrics.jsonl", training_notes))
-    metas = _read_metas(path / "checkpoints", training_notes)
-    evaluation = None
-    if measures:
-        evaluation = read_dict(
-            path / "evaluation.json", notes, "run the evaluation again, it keeps its parts"
-        )
-    return Workdir(path.name, path, stage, config, metrics, metas, evaluation or None)
+        stage = written[0] if written else path.name
+    file = _RESULTS.get(stage) or (_RESULTS[written[0]] if written else "")
+    if file:
+        remedy = f"run the {stage} stage again, it keeps its parts"
+        results = read_dict(path / file, notes, remedy)
+        return Workdir(path, stage, config, {}, {}, file, results)
+    metrics = columns(read_rows(path / "metrics.jsonl", notes))
+    metas = _read_metas(path / "checkpoints", notes)
+    return Workdir(path, stage, config, metrics, metas, "", {})
 
 
 def _is_workdir(path: Path) -> bool:
@@ -241,8 +241,8 @@ def _is_workdir(path: Path) -> bool:
 
 def read_run(path: Path, notes: Notes) -> list[Workdir]:
     """Return all workdirs of a run folder in the order of the pipeline, and note what is empty."""
-    workdirs = [read_workdir(path, notes)] if _is_workdir(path) else []
-    is_stage = bool(workdirs)
+    is_stage = _is_workdir(path)
+    workdirs = [read_workdir(path, notes)] if is_stage else []
     for child in sorted(path.iterdir()):
         if not child.is_dir() or child.name in _PARTS or child.name.startswith((".", "_")):
             continue
@@ -251,35 +251,35 @@ def read_run(path: Path, notes: Notes) -> list[Workdir]:
         elif not is_stage:
             notes.add(child, "is empty: run its stage")
     if not workdirs:
-        notes.add(
-            path, "holds no stage: give the --workdir of a stage, or the folder above several"
-        )
+        remedy = "give the --workdir of a stage, or the folder above several"
+        notes.add(path, f"holds no stage: {remedy}")
     return sorted(workdirs, key=lambda workdir: (order(workdir.name, workdir.stage), workdir.name))
 
 
+def order(name: str, stage: str) -> int:
+    """Return a checkpoint's place in the pipeline: by its name, else by its stage, else last."""
+    places = [ORDER.index(word) for word in (name, stage) if word in ORDER]
+    return places[0] if places else len(ORDER)
+
+
+# --- what belongs together ----------------------------------------------------------------------
+
+
 def parents(workdir: Workdir) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the role and the record of each parent in the newest checkpoint, else in the config.
+    """Yield the role and the record of everything that a stage starts from.
 
     A record has path, stage, step and fingerprint. A run that has no checkpoint yet names its
-    parents in `config["init"]`: a path, or a table of role to path.
+    parents in `init`, a path or a table of role to path, and comparisons have nothing but a path.
     """
-    lineage = as_dict(workdir.meta.get("lineage"))
-    if lineage:
-        yield from ((role, entry) for role, entry in lineage.items() if isinstance(entry, dict))
-        return
-    init = as_dict(workdir.config.get("config")).get("init")
-    table = init if isinstance(init, dict) else {"init": init}
-    yield from (
-        (role, {"path": path}) for role, path in table.items() if isinstance(path, str) and path
-    )
-
-
-def folder_of(path: str) -> str:
-    """Return the name of the workdir that a checkpoint's path points into."""
-    parts = [part for part in Path(path).parts if part not in ("/", ".")]
-    if "checkpoints" in parts:
-        parts = parts[: parts.index("checkpoints")]
-    return parts[-1] if parts else path
+    records = as_dict(workdir.meta.get("lineage"))
+    if workdir.is_labels:
+        records = {"policy": workdir.results.get("policy")}
+    records = {role: record for role, record in records.items() if isinstance(record, dict)}
+    init = workdir.settings.get("init")
+    paths = {} if records else as_dict(init) or {"init": init}
+    paths = {**paths, "comparisons": as_dict(workdir.settings.get("data")).get("comparisons")}
+    yield from records.items()
+    yield from ((role, {"path": p}) for role, p in paths.items() if isinstance(p, str) and p)
 
 
 def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
@@ -295,64 +295,53 @@ def find(workdirs: list[Workdir], path: str, child: Workdir) -> Workdir | None:
     except (OSError, ValueError, RuntimeError):  # a name no file can have, a circle of links
         return None
     for workdir in workdirs:
-        folders = {
-            workdir.path,
-            *(workdir.path / "checkpoints" / str(step) for step in workdir.metas),
-        }
-        if targets & folders:
+        checkpoints = {workdir.path / "checkpoints" / str(step) for step in workdir.metas}
+        if targets & {workdir.path, *checkpoints}:
             return workdir
-    return next((workdir for workdir in workdirs if workdir.name == folder_of(path)), None)
+    name = Path(path.partition("/checkpoints")[0]).name
+    return next((workdir for workdir in workdirs if workdir.name == name), None)
 
 
 def stale(workdirs: list[Workdir]) -> list[str]:
     """Return a sentence for every child whose parent has another fingerprint than recorded."""
     sentences = []
     for child in workdirs:
-        for role, entry in parents(child):
-            parent = find(workdirs, str(entry.get("path", "")), child)
-            step = integer(entry.get("step"))
+        for role, record in parents(child):
+            parent = find(workdirs, str(record.get("path", "")), child)
+            step = integer(record.get("step"))
             if parent is None or step is None:
                 continue
-            before, now = entry.get("fingerprint"), parent.metas.get(step, {}).get("fingerprint")
+            before, now = record.get("fingerprint"), parent.metas.get(step, {}).get("fingerprint")
             if before is not None and now is not None and before != now:
                 sentences.append(
-                    f"{child.name}: its {role} ({parent.name}, step {step}) "
-                    f"has been trained anew since (fingerprint {before} then, {now} now): "
-                    f"train {child.name} again"
+                    f"{child.name}: its {role} ({parent.name}, step {step}) has been trained anew "
+                    f"since (fingerprint {before} then, {now} now): run {child.name} again"
                 )
     return sentences
 
 
 def read_evaluation(workdir: Workdir, notes: Notes) -> Evaluation:
     """Check an evaluation field by field; what is not as agreed is noted and left out."""
-    raw, path = workdir.evaluation or {}, workdir.path / "evaluation.json"
+    content, path = workdir.results, workdir.path / _EVALUATION
     remedy = "run the evaluation again with this version"
-    table = raw.get("table")
+    table = content.get("table")
     if not isinstance(table, list):
         notes.add(path, f"has no table: {remedy}")
-        table = []
-    rows = [row for row in map(row_from_json, table) if row is not None]
-    if len(rows) < len(table):
-        count = f"{len(table) - len(rows)} rows of {len(table)}"
+    rows = [row for row in map(row_from_json, as_list(table)) if row is not None]
+    if len(rows) < len(as_list(table)):
+        count = f"{len(as_list(table)) - len(rows)} rows of {len(as_list(table))}"
         notes.add(path, f"has {count} that are not as agreed: {remedy}")
     entries: dict[str, dict[str, Any]] = {name: {} for row in rows for name in row.values}
-    entries |= {name: as_dict(entry) for name, entry in as_dict(raw.get("checkpoints")).items()}
+    entries |= {name: as_dict(entry) for name, entry in as_dict(content.get("checkpoints")).items()}
     names = sorted(entries, key=lambda name: order(name, str(entries[name].get("stage"))))
-    reference = str(raw.get("reference") or "")
+    reference = str(content.get("reference") or "")
     if reference and reference not in entries:
         words = f"names a reference {reference!r} that is not among its checkpoints: {remedy}"
         notes.add(path, words)
-    samples = raw.get("samples")
-    return Evaluation(
-        workdir,
-        {name: entries[name] for name in names},
-        reference,
-        rows,
-        [sample for sample in samples if isinstance(sample, dict)]
-        if isinstance(samples, list)
-        else [],
-        str(raw.get("seed", "not recorded")),
-    )
+    samples = [sample for sample in as_list(content.get("samples")) if isinstance(sample, dict)]
+    checkpoints = {name: entries[name] for name in names}
+    seed = str(content.get("seed", "not recorded"))
+    return Evaluation(workdir, checkpoints, reference, rows, samples, seed)
 
 
 def model_names(workdirs: list[Workdir], evaluations: Sequence[Evaluation]) -> dict[Path, str]:
@@ -365,11 +354,7 @@ def model_names(workdirs: list[Workdir], evaluations: Sequence[Evaluation]) -> d
                 owners.setdefault(alias, set()).add(workdir.path)
     names = {}
     for workdir in workdirs:
-        others = {other.name for other in workdirs} - {workdir.name}
-        aliases = [
-            alias
-            for alias, paths in owners.items()
-            if paths == {workdir.path} and alias not in others
-        ]
+        taken = {other.name for other in workdirs} - {workdir.name}
+        aliases = [a for a, paths in owners.items() if paths == {workdir.path} and a not in taken]
         names[workdir.path] = aliases[0] if len(aliases) == 1 else workdir.name
     return names

@@ -49,16 +49,14 @@ def split_turns(text: str) -> list[tuple[str, str]]:
     the first role has the role ""; other markers (end, padding) are dropped, and so are turns
     without text, as the open turn that a generation prompt ends with.
     """
-    turns = [("", "")]
-    end = 0
-    for marker in _ROLE_OR_END.finditer(text):
-        role, words = turns[-1]
-        turns[-1] = (role, words + text[end : marker.start()])
-        if marker[1] in _ROLES:
-            turns.append((marker[1], ""))
-        end = marker.end()
-    role, words = turns[-1]
-    turns[-1] = (role, words + text[end:])
+    before, *parts = _ROLE_OR_END.split(text)  # marker, words, marker, words, ...
+    turns = [("", before)]
+    for marker, words in zip(parts[::2], parts[1::2], strict=True):
+        if marker in _ROLES:
+            turns.append((marker, words))
+        else:
+            role, earlier = turns[-1]
+            turns[-1] = (role, earlier + words)
     return [(role, words.strip()) for role, words in turns if words.strip()]
 
 

@@ -1,10 +1,10 @@
 """Read rankings, pack them into batches, and measure accuracy on held-out ones.
 
-The reward and preference stages share this.
+The reward and preference stages share this. `data.comparisons` is
 
-../STAGE           what the label stage in that folder collected: rankings to train on, and held-out
-ones by judge all else           a source of data/sources.py; its validation split is the held-out
-one
+    ../STAGE    what the label stage in that folder collected: rankings to train on, and held-out
+                ones by judge
+    all else    a source of data/sources.py; its validation split is the held-out one
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from rlhf_jax.apps import chat, speaker
-from rlhf_jax.apps.chat import Chat, CommandError
-from rlhf_jax.apps.speaker import ChatModel, Replies, Reply, TooLongError
+from rlhf_jax.apps import chat
+from rlhf_jax.apps.chat import Chat, ChatModel, CommandError, Replies, Reply, TooLongError
 from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import train_words
@@ -25,13 +24,11 @@ from rlhf_jax.training.metrics import CompileCounter
 WORDS = "what is the colour of a red fox owl"
 SPEC = PLAIN
 CONTEXT = 64
-SHORT = (
-    "--max_new_tokens=8",
-    "--temperature=1",
-)  # one distribution and length: few programs to compile
+# One distribution and length: few programs to compile.
+SHORT = ("--max_new_tokens=8", "--temperature=1")
 
 
-# --- the conversation, with a fake model --------------------------------------------------------------
+# --- the conversation, with a fake model --------------------------------------------------------
 
 
 class Echo:
@@ -42,12 +39,12 @@ class Echo:
 
     def __call__(self, messages, key, *, spec, num_samples):
         self.calls.append((list(messages), int(jax.random.bits(key)), spec, num_samples))
-        told = self.replies or (Reply(f"reply {len(messages)}", True, None),)
-        return Replies(list(told), self.forgotten)
+        replies = self.replies or (Reply(f"reply {len(messages)}", True, None),)
+        return Replies(list(replies), self.forgotten)
 
 
 def conversation(echo, **changes):
-    return Chat(**{"speaker": echo, "spec": SPEC, "num_samples": 1, "seed": 0, **changes})
+    return Chat(**{"model": echo, "spec": SPEC, "num_samples": 1, "seed": 0, **changes})
 
 
 def say(talk, *lines):
@@ -134,8 +131,8 @@ def test_help_names_every_command():
 
 
 def test_highest_score_goes_on_with_several_samples():
-    told = [Reply("low", True, -2.0), Reply("high", False, -1.0), Reply("middle", True, -1.5)]
-    talk = conversation(Echo(*told), num_samples=3)
+    replies = [Reply("low", True, -2.0), Reply("high", False, -1.0), Reply("middle", True, -1.5)]
+    talk = conversation(Echo(*replies), num_samples=3)
     assert say(talk, "a") == [
         "1  low  [score -2.000]",
         "2* high  [cut off at --max_new_tokens, score -1.000]",
@@ -203,7 +200,7 @@ def test_typed_lines_survive_ctrl_c_and_end_at_ctrl_d():
     assert list(chat.typed_lines(read, io.StringIO())) == ["a", "b"]
 
 
-# --- real models ----------------------------------------------------------------------------------------
+# --- real models --------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -250,12 +247,12 @@ def runs(tmp_path_factory, tokenizer):
 
 @pytest.fixture(scope="module")
 def language(runs):
-    return speaker.load(runs / "sft", kind="language_model", option="--checkpoint")
+    return chat.load(runs / "sft", kind="language_model", option="--checkpoint")
 
 
 @pytest.fixture(scope="module")
 def reward(runs):
-    return speaker.load(runs / "reward", kind="scalar_model", option="--reward")
+    return chat.load(runs / "reward", kind="scalar_model", option="--reward")
 
 
 def ask(*contents):
@@ -264,7 +261,7 @@ def ask(*contents):
 
 
 def test_bucket_is_a_power_of_two_up_to_the_limit():
-    assert [speaker.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [
+    assert [chat.bucket(n, 200) for n in (1, 32, 33, 64, 65, 129, 200)] == [
         32,
         32,
         64,
@@ -278,15 +275,15 @@ def test_bucket_is_a_power_of_two_up_to_the_limit():
 def test_trim_drops_whole_exchanges_from_the_oldest(tokenizer):
     messages = ask("red fox", "a owl", "what is the", "red", "colour of")
     full = len(render(tokenizer, messages, generation_prompt=True).ids)
-    assert speaker.trim(tokenizer, messages, full) == (
+    assert chat.trim(tokenizer, messages, full) == (
         render(tokenizer, messages, generation_prompt=True).ids,
         0,
     )
-    ids, forgotten = speaker.trim(tokenizer, messages, full - 1)
+    ids, forgotten = chat.trim(tokenizer, messages, full - 1)
     assert (ids, forgotten) == (render(tokenizer, messages[2:], generation_prompt=True).ids, 2)
-    assert speaker.trim(tokenizer, messages, 4)[1] == 4  # <user> colour of <assistant>
+    assert chat.trim(tokenizer, messages, 4)[1] == 4  # <user> colour of <assistant>
     with pytest.raises(TooLongError, match="4 tokens long and only 3 fit"):
-        speaker.trim(tokenizer, messages, 3)
+        chat.trim(tokenizer, messages, 3)
 
 
 def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, monkeypatch):
@@ -294,28 +291,28 @@ def test_same_key_same_reply_and_padding_to_a_bucket_changes_nothing(language, m
     loud = dataclasses.replace(
         language, params=jax.tree.map(lambda leaf: 10 * leaf, language.params)
     )
-    talk = ChatModel(loud, None, max_new_tokens=8)
+    model = ChatModel(loud, None, max_new_tokens=8)
     messages = ask("what is the colour of a fox")
 
-    def told():
-        return talk(messages, jax.random.key(0), spec=SPEC, num_samples=2)
+    def sampled_replies():
+        return model(messages, jax.random.key(0), spec=SPEC, num_samples=2)
 
-    first = told()
-    assert first == told()
-    monkeypatch.setattr(speaker, "bucket", lambda length, limit: length)
-    assert first == told()
+    first = sampled_replies()
+    assert first == sampled_replies()
+    monkeypatch.setattr(chat, "bucket", lambda length, limit: length)
+    assert first == sampled_replies()
 
 
 def test_turns_of_one_bucket_compile_once(language):
-    talk, counter = ChatModel(language, None, max_new_tokens=8), CompileCounter()
+    model, counter = ChatModel(language, None, max_new_tokens=8), CompileCounter()
     for words in ("red", "what is the colour", "a a a a a owl"):
         with counter:
-            talk(ask(words), jax.random.key(0), spec=SPEC, num_samples=1)
+            model(ask(words), jax.random.key(0), spec=SPEC, num_samples=1)
     assert counter.after_first_call == 0
 
 
 def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenizer):
-    talk = ChatModel(language, reward, max_new_tokens=4)
+    model = ChatModel(language, reward, max_new_tokens=4)
     prompt = [tokenizer.pad_id] * 3 + render(tokenizer, ask("red owl"), generation_prompt=True).ids
     prompt_BP = np.array([prompt], np.int32)
     mask_BP = np.arange(len(prompt))[None] >= 3
@@ -323,9 +320,10 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
     tokens_BR = np.array(
         [[word, eos, pad, pad], [word, user, pad, pad], [word, word, word, word]], np.int32
     )
-    scores = talk._score(
-        prompt_BP, mask_BP, tokens_BR, np.array([2, 2, 4]), np.array([True, True, False])
+    samples = Samples(
+        tokens_BR, np.zeros((3, 4)), np.array([2, 2, 4]), np.array([True, True, False])
     )
+    scores = model._score(prompt_BP, mask_BP, samples)
 
     scores_of = jax.jit(
         functools.partial(scoring.last_token_scores, ScalarModel(reward.config), reward.params)
@@ -335,7 +333,8 @@ def test_score_is_the_reward_models_at_the_last_token(language, reward, tokenize
         tokens_BT = np.array([[*prompt[3:], *response]], np.int32)
         return float(scores_of(tokens_BT, np.ones_like(tokens_BT))[0])
 
-    # A user marker ends the turn as well, and is scored as the end token that training would have shown.
+    # A user marker ends the turn as well, and is scored as the end token that training would
+    # have shown.
     expected = [alone(word, eos), alone(word, eos), alone(word, word, word, word)]
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
@@ -344,10 +343,12 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
     language, tokenizer, monkeypatch
 ):
     tokens_BR = np.array([[5, 6, tokenizer.eos_id, 0], [5, tokenizer.user_id, 0, 0], [5, 6, 5, 6]])
-    told = Samples(tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False]))
-    monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
-    talk = ChatModel(language, None, max_new_tokens=4)
-    replies = talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
+    samples = Samples(
+        tokens_BR, np.zeros((3, 4)), np.array([3, 2, 4]), np.array([True, True, False])
+    )
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: samples)
+    model = ChatModel(language, None, max_new_tokens=4)
+    replies = model(ask("a"), jax.random.key(0), spec=SPEC, num_samples=3).replies
     texts = [tokenizer.decode(ids).strip() for ids in ([5, 6], [5], [5, 6, 5, 6])]
     assert replies == [
         Reply(text, end, None) for text, end in zip(texts, (True, True, False), strict=True)
@@ -355,18 +356,18 @@ def test_finished_replies_lose_their_end_token_and_cut_ones_say_so(
 
 
 def test_control_characters_of_the_model_never_reach_the_terminal(language, monkeypatch):
-    told = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
-    monkeypatch.setattr(speaker, "sample", lambda *_, **__: told)
+    samples = Samples(np.array([[5, 6]]), np.zeros((1, 2)), np.array([2]), np.array([False]))
+    monkeypatch.setattr(chat, "sample", lambda *_, **__: samples)
     monkeypatch.setattr(
         type(language.tokenizer), "decode", lambda *_: "\x1b[2Jclean\x07\x9b \u202eword"
     )
-    talk = ChatModel(language, None, max_new_tokens=4)
+    model = ChatModel(language, None, max_new_tokens=4)
     assert (
-        talk(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
+        model(ask("a"), jax.random.key(0), spec=SPEC, num_samples=1).replies[0].text == "clean word"
     )
 
 
-# --- the command ------------------------------------------------------------------------------------------
+# --- the command --------------------------------------------------------------------------------
 
 
 def command(monkeypatch, capsys, *arguments, typed="", person=False):
@@ -377,8 +378,8 @@ def command(monkeypatch, capsys, *arguments, typed="", person=False):
         status = chat.main([*map(str, arguments)])
     except SystemExit as left:  # argparse
         status = left.code
-    said = capsys.readouterr()
-    return status, said.out, said.err
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
 
 
 def test_one_question(runs, monkeypatch, capsys):
@@ -406,11 +407,11 @@ def test_piped_mistakes_are_said_and_counted_in_the_status(runs, monkeypatch, ca
     status, out, err = command(monkeypatch, capsys, *arguments, typed=typed)
     assert status == 2
     assert len(out.splitlines()) == 1
-    for said, part in zip(
+    for line, part in zip(
         err.splitlines(), ("is empty", "tokens long and only 56 fit", "no command"), strict=True
     ):
-        assert said.startswith("chat: ")
-        assert part in said
+        assert line.startswith("chat: ")
+        assert part in line
 
 
 def test_long_conversations_forget_their_beginning(runs, monkeypatch, capsys):
@@ -463,7 +464,7 @@ def test_a_person_is_greeted_and_mistakes_are_forgiven(runs, monkeypatch, capsys
 )
 def test_errors_are_one_clear_message_with_status_2(runs, monkeypatch, capsys, arguments, parts):
     status, out, err = command(
-        monkeypatch, capsys, *(one.replace("ROOT", str(runs)) for one in arguments)
+        monkeypatch, capsys, *(word.replace("ROOT", str(runs)) for word in arguments)
     )
     assert (status, out) == (2, "")
     assert "Traceback" not in err
@@ -479,7 +480,7 @@ def test_another_tokenizer_is_refused(runs, language, reward, tmp_path):
     (tmp_path / "sft" / "checkpoints").symlink_to(runs / "sft" / "checkpoints")
     train_words(["other words"]).save(tmp_path / "sft" / "tokenizer")
     with pytest.raises(ValueError, match="is not the tokenizer of the model"):
-        speaker.load(tmp_path / "sft", kind="language_model", option="--checkpoint")
+        chat.load(tmp_path / "sft", kind="language_model", option="--checkpoint")
 
 
 def test_a_shorter_reward_context_limits_the_conversation(language, reward, tokenizer):

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 from run_support import (
     EVALUATION,
+    LABELS,
     SCRIPT,
     curve,
     parent,
@@ -16,6 +17,7 @@ from run_support import (
     value,
     win_rate,
     write_evaluation,
+    write_labels,
     write_stage,
 )
 
@@ -176,7 +178,7 @@ def test_provenance_names_this_code_or_nothing(monkeypatch):
     def no_git(*_, **__):
         raise FileNotFoundError("git")
 
-    monkeypatch.setattr(subprocess, "run", no_git)
+    monkeypatch.setattr(subprocess, "check_output", no_git)
     assert report.read_provenance().commit == ""
 
 
@@ -285,9 +287,9 @@ def test_an_interval_that_holds_one_half_says_that_nothing_is_shown(run):
 def test_a_rate_without_interval_says_so(run):
     rate = {"value": 0.7, "low": None, "high": None, "n": 8}
     sentence = headline(run, win_rate("win_rate_model", "sft", ppo=rate))
-    assert (
-        sentence
-        == "ppo is preferred to sft by a reward model in 70 % of 8 comparisons, of which no interval is known."
+    assert sentence == (
+        "ppo is preferred to sft by a reward model in 70 % of 8 comparisons, "
+        "of which no interval is known."
     )
 
 
@@ -574,6 +576,42 @@ def test_the_models_say_where_they_stand_and_come_from(run):
     assert "policy: sft; reward: reward" in words(section(render(run), "models"))
 
 
+def test_comparisons_stand_among_the_stages_and_have_no_curves(run):
+    before = stages(render(run))
+    write_labels(run / "label")
+    page = render(run)
+    said = words(section(page, "models"))
+    assert (
+        "label label train: 48 comparisons by toy:labelers; gold: 16 comparisons by toy:gold"
+        in said
+    )
+    assert "toy:gold policy: sft" in said
+    assert said.index("sft sft step 4") < said.index("label label") < said.index("reward reward")
+    assert stages(page) == before
+    assert 'class="notes"' not in page
+
+
+def test_a_folder_of_comparisons_alone_is_a_page(tmp_path):
+    write_labels(tmp_path / "label")
+    page = render(tmp_path / "label")
+    assert "48 comparisons" in words(section(page, "models"))
+    assert 'id="curves"' not in page
+
+
+def test_the_judges_and_the_world_of_an_evaluation_are_named(run):
+    settings = {"judges": {"gold": "toy:gold", SCRIPT: SCRIPT}, "world": {"name": "toy"}}
+    config = {"stage": "evaluate", "config": settings}
+    (run / "evaluate" / "config.json").write_text(json.dumps(config))
+    said = words(section(render(run), "results"))
+    assert f"Judges: gold = toy:gold, {SCRIPT} = {SCRIPT}. World: toy. Seed 3." in said
+
+
+def test_every_judge_that_scores_an_answer_is_shown(run):
+    reply = {"text": "yes", "finished": True, "score": None, "kindness": 0.25, "gold": 2.0}
+    page = with_evaluation(run, samples=[{"prompt": "a", "responses": {"sft": reply}}])
+    assert "kindness 0.25 · gold 2" in words(section(page, "answers"))
+
+
 # --- missing and damaged files --------------------------------------------------------------------
 
 
@@ -587,7 +625,14 @@ def test_half_a_run_notes_what_is_missing_and_shows_the_rest(run):
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "evaluation.json", "metrics.jsonl", "checkpoints/4/meta/metadata"]
+    "name",
+    [
+        "config.json",
+        "evaluation.json",
+        "label.json",
+        "metrics.jsonl",
+        "checkpoints/4/meta/metadata",
+    ],
 )
 @pytest.mark.parametrize(
     "content",
@@ -597,9 +642,17 @@ def test_damaged_files_never_crash_the_report(tmp_path, name, content):
     folder = tmp_path / "q"
     write_stage(folder / "sft", "sft", curve("loss"))
     write_evaluation(folder / "evaluate")
-    place = "evaluate" if name == "evaluation.json" else "sft"
+    write_labels(folder / "label")
+    place = {"evaluation.json": "evaluate", "label.json": "label"}.get(name, "sft")
     (folder / place / name).write_text(content)
     Reader(render(folder))
+
+
+@pytest.mark.parametrize("part", [3, "x", [], {"train": 3}, {"judges": {"train": 3}}, None])
+@pytest.mark.parametrize("field", ["policy", "judges", "train", "validation"])
+def test_fields_of_comparisons_of_another_type_never_crash_the_report(tmp_path, field, part):
+    write_labels(tmp_path / "label", LABELS | {field: part})
+    Reader(render(tmp_path / "label"))
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,16 @@ import math
 
 import numpy as np
 import pytest
-from run_support import EVALUATION, curve, parent, row, value, write_evaluation, write_stage
+from run_support import (
+    EVALUATION,
+    curve,
+    parent,
+    row,
+    value,
+    write_evaluation,
+    write_labels,
+    write_stage,
+)
 
 from rlhf_jax.apps import runs
 from rlhf_jax.apps.runs import Notes
@@ -24,6 +33,39 @@ def test_a_whole_run_has_no_notes(tmp_path):
     assert notes == []
 
 
+def test_comparisons_need_neither_curves_nor_checkpoints(tmp_path):
+    write_stage(tmp_path / "q" / "sft", "sft", curve("loss"))
+    write_labels(tmp_path / "q" / "label")
+    write_stage(tmp_path / "q" / "reward", "reward", curve("loss"))
+    workdirs, notes = read(tmp_path / "q")
+    assert [workdir.name for workdir in workdirs] == ["sft", "label", "reward"]
+    assert [workdir.is_labels for workdir in workdirs] == [False, True, False]
+    assert list(runs.parents(workdirs[1])) == [("policy", parent("sft"))]
+    assert notes == []
+    (tmp_path / "q" / "label" / "label.json").unlink()
+    workdirs, notes = read(tmp_path / "q")
+    assert workdirs[1].is_labels
+    assert list(runs.parents(workdirs[1])) == [("policy", {"path": "../sft"})]
+    assert notes == ["q/label/label.json is missing: run the label stage again, it keeps its parts"]
+
+
+def test_comparisons_of_a_policy_that_was_trained_anew_are_noted(tmp_path):
+    write_stage(tmp_path / "q" / "sft", "sft", curve("loss"), fingerprint="new")
+    write_labels(tmp_path / "q" / "label")
+    (sentence,) = runs.stale(read(tmp_path / "q")[0])
+    assert sentence.startswith("label: its policy (sft, step 4) has been trained anew since")
+    assert sentence.endswith("run label again")
+
+
+def test_the_comparisons_of_the_config_are_a_parent(tmp_path):
+    write_stage(tmp_path / "reward", "reward", curve("loss"), lineage={"policy": parent("sft")})
+    config = {"stage": "reward", "config": {"data": {"comparisons": "../label"}}}
+    (tmp_path / "reward" / "config.json").write_text(json.dumps(config))
+    (workdir,), _ = read(tmp_path / "reward")
+    expected = [("policy", parent("sft")), ("comparisons", {"path": "../label"})]
+    assert list(runs.parents(workdir)) == expected
+
+
 def test_empty_folder_is_noted(tmp_path):
     (tmp_path / "q").mkdir()
     workdirs, notes = read(tmp_path / "q")
@@ -38,7 +80,7 @@ def test_half_a_run_says_what_is_missing_and_what_to_do(tmp_path):
     (tmp_path / "q" / "evaluate").mkdir()
     (tmp_path / "q" / "evaluate" / "config.json").write_text('{"stage": "evaluate"}')
     assert sorted(read(tmp_path / "q")[1]) == [
-        "q/evaluate/evaluation.json is missing: run the evaluation again, it keeps its parts",
+        "q/evaluate/evaluation.json is missing: run the evaluate stage again, it keeps its parts",
         "q/ppo/checkpoints is missing: nothing has been saved yet; run the stage",
         "q/ppo/metrics.jsonl is missing: the stage has logged nothing yet; run it, or resume it",
         "q/sft is empty: run its stage",
@@ -50,7 +92,7 @@ def test_half_written_last_line_is_left_out_and_noted(tmp_path):
     with (tmp_path / "sft" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5, "los')
     workdirs, notes = read(tmp_path / "sft")
-    assert workdirs[0].metrics["loss"].steps == (1, 2, 3, 4)
+    assert list(workdirs[0].metrics["loss"]) == [1, 2, 3, 4]
     assert len(notes) == 1
     assert notes[0].startswith("sft/metrics.jsonl line 5 is half-written and left out: resum")
 
@@ -96,9 +138,9 @@ def test_strange_values_in_metrics_are_gaps_not_crashes(tmp_path):
     ]
     write_stage(tmp_path / "sft", "sft", rows)
     metrics = read(tmp_path / "sft")[0][0].metrics
-    assert metrics["loss"].steps == (1, 2, 4)
-    assert np.isnan(metrics["loss"].values[:2]).all()
-    assert metrics["loss"].values[2] == 2.0
+    assert list(metrics["loss"]) == [1, 2, 4]
+    assert np.isnan([metrics["loss"][1], metrics["loss"][2]]).all()
+    assert metrics["loss"][4] == 2.0
     assert set(metrics) == {"loss", "big", "late"}
 
 
@@ -129,7 +171,7 @@ def test_retrained_parent_is_noted(tmp_path):
     write_stage(tmp_path / "q" / "sft", "sft", curve("loss"), lineage=lineage)
     (sentence,) = runs.stale(read(tmp_path / "q")[0])
     assert sentence.startswith("sft: its policy (pretrain, step 4) has been trained anew since")
-    assert sentence.endswith("train sft again")
+    assert sentence.endswith("run sft again")
 
 
 def read_evaluation(folder, content):

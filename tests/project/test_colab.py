@@ -1,4 +1,4 @@
-"""The notebooks run from first cell to last at tiny size, in a kernel of this interpreter, and are stored clean."""
+"""The notebooks run from first cell to last at tiny size, and are stored without outputs."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def stored(name):
     return nbformat.read(NOTEBOOKS[name], as_version=4)
 
 
-# --- as stored ----------------------------------------------------------------------------------------------
+# --- as stored -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -67,7 +67,7 @@ def test_it_names_no_folder_of_anyones_machine(name):
     assert rooted.findall(text) == []
 
 
-# --- as run -------------------------------------------------------------------------------------------------
+# --- as run ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,10 @@ def executed(folder):
 
 @pytest.fixture(scope="module")
 def others(executed, folder):
-    """The other notebooks; they find the tour's data and first stages where they would make their own."""
+    """The other notebooks, which find the tour's data and first stages in place of their own."""
     (folder / "runs/colabs").mkdir(parents=True)
     (folder / "runs/data").symlink_to(folder / "run/data")
-    for stage in ("pretrain", "sft", "reward"):
+    for stage in ("pretrain", "sft", "label", "reward"):
         copy = folder / "runs/colabs/tiny/base/seed0" / stage
         shutil.copytree(folder / "run" / stage, copy)
         config = (copy / "config.json").read_text()
@@ -205,9 +205,9 @@ def test_the_ranking_loss_by_hand_is_the_packages(executed):
 
 
 def test_accuracies_are_shares(executed):
-    found = numbers(printed(executed, "reward-plots"))
-    assert len(found) == 2
-    assert all(0 <= share <= 1 for share in found)
+    shares = numbers(printed(executed, "reward-plots"))
+    assert len(shares) == 2
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_a_response_is_priced_token_by_token(executed):
@@ -284,11 +284,11 @@ def test_independent_noise_costs_the_share_that_theory_says(over_optimisation):
 
 
 def test_the_fits_are_finite_numbers(over_optimisation):
-    found = re.findall(
+    fits = re.findall(
         r"proxy: alpha (\S+), beta (\S+), R² (\S+),", printed(over_optimisation, "curves")
     )
-    assert len(found) == 2
-    for alpha, beta, r_squared in found:
+    assert len(fits) == 2
+    for alpha, beta, r_squared in fits:
         assert all(math.isfinite(float(number)) for number in (alpha, beta, r_squared))
         assert float(alpha) != 0
         assert float(r_squared) <= 1

@@ -1,4 +1,4 @@
-"""Imports go one way: a module imports only from lower layers or its own package, and only models/ knows flax."""
+"""Imports go one way, to lower layers or the own package, and only models/ knows flax."""
 
 import ast
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import rlhf_jax
+from rlhf_jax import main
 
 ROOT = Path(rlhf_jax.__file__).parent
 LAYERS = {
@@ -21,8 +22,8 @@ LAYERS = {
     "apps": 6,
     "main": 6,
 }
-# Packages of one layer that may look at each other, in this direction: a stage measures with evaluation; a GGUF file holds a
-# model and its tokenizer.
+# Packages of one layer that may look at each other, in this direction: a stage measures with
+# evaluation; a GGUF file holds a model and its tokenizer.
 NEIGHBOURS = {("stages", "evaluation"), ("models", "data")}
 FILES = sorted(ROOT.rglob("*.py"))
 
@@ -65,18 +66,7 @@ def test_only_models_import_flax_and_nobody_unpickles(path):
     assert not tops & {"pickle", "dill", "torch", "tensorflow"}
 
 
-STAGES = {
-    "pretrain",
-    "sft",
-    "label",
-    "reward",
-    "ppo",
-    "policy_gradient",
-    "preference",
-    "evaluate",
-    "benchmark",
-    "classify",
-}
+STAGES = set(main.STAGES)
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))

@@ -9,7 +9,7 @@ import pytest
 from run_files import Death, die_at, params_of, rows, same_bits
 
 from rlhf_jax import main
-from rlhf_jax.apps import export, speaker
+from rlhf_jax.apps import chat, export
 from rlhf_jax.config import build
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import save_pretrained
@@ -159,7 +159,7 @@ def test_other_adapters_than_the_parents_are_refused_and_rank_zero_merges(adapte
 
 def test_chat_reads_adapters(adapted):
     folder, _ = adapted
-    loaded = speaker.load(folder / "ppo", kind="language_model", option="--checkpoint")
+    loaded = chat.load(folder / "ppo", kind="language_model", option="--checkpoint")
     assert loaded.params["trunk"]["block_0"]["attention"]["query"]["lora_a"].shape[1] == 2
     assert build(main.STAGES["ppo"].Config, adapted[1]["ppo"]).lora.scale == 2.0
 

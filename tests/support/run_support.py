@@ -106,3 +106,19 @@ def write_evaluation(folder: Path, content: Any = EVALUATION) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"stage": "evaluate", "config": {}}))
     (folder / "evaluation.json").write_text(json.dumps(content))
+
+
+LABELS: dict[str, Any] = {
+    "policy": parent("sft"),
+    "judges": {"train": "toy:labelers", "gold": "toy:gold"},
+    "train": {"prompts": 50, "judges": {"train": {"comparisons": 48, "dropped": {"few": 2}}}},
+    "validation": {"prompts": 16, "judges": {"gold": {"comparisons": 16, "dropped": {}}}},
+}
+
+
+def write_labels(folder: Path, content: Any = LABELS) -> None:
+    """Write a folder of comparisons as the label stage leaves it."""
+    (folder / "comparisons" / "train").mkdir(parents=True)
+    config = {"stage": "label", "config": {"init": {"policy": "../sft"}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "label.json").write_text(json.dumps(content))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.apps import export
-from rlhf_jax.apps.speaker import load
+from rlhf_jax.apps.chat import load
 from rlhf_jax.data.tokenizers import load_tokenizer, train_words
 from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt, init_params, to_dict
 from rlhf_jax.models.huggingface import load_pretrained
