@@ -490,15 +490,14 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)["policy"]
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, config.num_updates, policy.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=config.num_updates,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=policy.model,
+        meta,
         export=lambda s: s.extras["ema"] if ppo.ema_decay else s.params["policy"],
         hooks=policy_hooks(monitors, networks.policy, run.tokenizer, policy_of),
-        extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
     )
 

@@ -546,10 +546,9 @@ def test_packed_log_probabilities_are_those_of_each_response_alone():
         tokens[row, last + 1 - len(text) : last + 1] = text
         segments[row, last + 1 - len(text) : last + 1] = number
     row_BC, last_BC = (jnp.array([[x[0], x[1], x[2], 0]]) for x in zip(*where, strict=True))
-    where_BC = (row_BC, last_BC, jnp.array([[*lengths, 0]]))
-    logp_BC = jax.jit(partial(packed_logps, model))(
-        params, jnp.asarray(tokens), jnp.asarray(segments), *where_BC
-    )
+    batch = {"tokens_NT": jnp.asarray(tokens), "segments_NT": jnp.asarray(segments)}
+    batch |= {"row_BC": row_BC, "last_BC": last_BC, "length_BC": jnp.array([[*lengths, 0]])}
+    logp_BC = jax.jit(partial(packed_logps, model))(params, batch)
     for c, (text, length) in enumerate(zip(texts, lengths, strict=True)):
         logits, _ = jax.jit(model.apply)(
             {"params": params}, jnp.array([text]), jnp.ones((1, len(text)), int)
