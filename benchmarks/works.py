@@ -276,7 +276,7 @@ def ppo_config(size: Size) -> ppo.PPO:
 
 
 def ppo_iteration(size: Size, dtype: str) -> Work:
-    """Generate, score with reference, value and reward model, update policy and value: four separate networks."""
+    """Measure an iteration of PPO: generate, score, update, with four separate networks."""
     config, settings = shape(size, dtype), ppo_config(size)
     networks = Networks(
         policy=LanguageModel(config), reward=ScalarModel(config), value=ScalarModel(config)

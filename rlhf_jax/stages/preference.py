@@ -30,12 +30,7 @@ from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import Mean, mean
-from rlhf_jax.maths.preference import (
-    implicit_loss,
-    kto_loss,
-    majority,
-    ranking_accuracy,
-)
+from rlhf_jax.maths.preference import implicit_loss, kto_loss, majority, ranking_accuracy
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
