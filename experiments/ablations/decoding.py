@@ -35,7 +35,7 @@ from experiments.ablations.measures import PolicyEvalSettings, load_prompt_set
 from experiments.ablations.shared import base, base_runs, pick
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.evaluation.checkpoints import LoadedModel, load_language_model
-from rlhf_jax.evaluation.generate import complete
+from rlhf_jax.evaluation.generate import GenerationSettings, complete
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
 from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import judges
@@ -96,14 +96,8 @@ def texts(context: Context, *, settings: PolicyEvalSettings, seed: int, folder: 
     human = [[until_stop(row[half:], stops)] for row in rows_BT]
     rows = [{"decoding": PEOPLE, **_text_statistics(policy, contexts, human, stops)}]
     for name, spec in SPECS.items():
-        samples = complete(
-            *(policy.model, policy.params, tokenizer, contexts, jax.random.key(seed)),
-            spec=spec,
-            prompt_length=half,
-            response_length=half,
-            batch_size=256,
-            num_samples=settings.num_samples,
-        )
+        how = GenerationSettings(spec, half, half, 256, settings.num_samples)
+        samples = complete(*policy, tokenizer, contexts, jax.random.key(seed), how)
         ids = [[sample.ids for sample in row] for row in samples]
         rows.append({"decoding": name, **_text_statistics(policy, contexts, ids, stops)})
     return rows

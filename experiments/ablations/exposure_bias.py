@@ -26,7 +26,7 @@ from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.generate import Generation, complete
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, complete
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie import grammar
 from rlhf_jax.menagerie.gold import Reading, read_reply, true_value
@@ -115,14 +115,8 @@ def sample_decisions(
                 f"{longest} tokens of prompt and reply and {length} to come exceed the model's "
                 f"context of {room}; ask for fewer facts"
             )
-        return complete(
-            *(policy.model, policy.params, tokenizer, texts, jax.random.fold_in(key, number)),
-            spec=PLAIN,
-            prompt_length=longest,
-            response_length=length,
-            batch_size=256,
-            num_samples=num_samples,
-        )
+        settings = GenerationSettings(PLAIN, longest, length, 256, num_samples)
+        return complete(*policy, tokenizer, texts, jax.random.fold_in(key, number), settings)
 
     forced, own = draw(contexts, SENTENCE, 0), draw(prompts, LONGEST, 1)
     decisions = []

@@ -90,7 +90,7 @@ def few_shot(context: Context, *, folder: str, size: str, num_questions: int) ->
             if 4 + longest > room:
                 print(f"   {folder}: {task} with {count} examples exceeds {room} tokens, left out")
                 continue
-            hits = few_shot_hits(*model, tokenizer, questions, batch_size=batch_size)
+            hits = few_shot_hits(model, tokenizer, questions, batch_size=batch_size)
             chance = float(np.mean([1 / len(question.choices) for question in questions]))
             row: Row = {"task": task, "shots": count, "accuracy": float(hits.mean())}
             rows.append(row | {"chance": chance})

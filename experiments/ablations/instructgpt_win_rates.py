@@ -116,8 +116,8 @@ def with_prefix(prompt_set: PromptSet, prefix: Sequence[Message], context_length
     Together they may fill what an answer leaves of the context.
     """
     prompts = [replace(p, messages=(*prefix, *p.messages)) for p in prompt_set.prompts]
-    prompt_length = context_length - prompt_set.sampling["response_length"]
-    sampling = {**prompt_set.sampling, "prompt_length": prompt_length}
+    prompt_length = context_length - prompt_set.sampling.response_length
+    sampling = prompt_set.sampling._replace(prompt_length=prompt_length)
     return replace(prompt_set, prompts=prompts, sampling=sampling)
 
 
@@ -138,7 +138,7 @@ def best_prefix(
         prompts = prompts[: settings.num_prompts]
         prompt_set = replace(reference.prompt_set, prompts=prompts)
         context_length, sampling = policy.model.config.context_length, prompt_set.sampling
-        room = context_length - sampling["prompt_length"] - sampling["response_length"]
+        room = context_length - sampling.prompt_length - sampling.response_length
         prefixes, scores = candidate_prefixes(shown, tokenizer, room), []
         for prefix in prefixes:
             prefixed = with_prefix(prompt_set, prefix, context_length)

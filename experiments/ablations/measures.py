@@ -31,7 +31,8 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
-from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
+from rlhf_jax.evaluation.judges import JudgeSettings
 from rlhf_jax.evaluation.likelihood import (
     Continuation,
     continuations,
@@ -82,18 +83,14 @@ class PromptSet:
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
     tokenizer: Tokenizer
-    sampling: dict[str, Any]
+    sampling: GenerationSettings  # one answer to each prompt
 
     def sample(
         self, policy: LoadedModel, key: jax.Array, num_samples: int, spec: SamplingSpec = PLAIN
     ) -> Responses:
         """Draw a policy's answers to the prompts."""
-        return generate(
-            *(policy.model, policy.params, self.tokenizer, self.prompts, key),
-            spec=spec,
-            num_samples=num_samples,
-            **self.sampling,
-        )
+        settings = self.sampling._replace(sampling=spec, num_samples=num_samples)
+        return generate(*policy, self.tokenizer, self.prompts, key, settings)
 
 
 def load_prompt_set(settings: PolicyEvalSettings, checkpoint: CheckpointRef) -> PromptSet:
@@ -101,6 +98,7 @@ def load_prompt_set(settings: PolicyEvalSettings, checkpoint: CheckpointRef) -> 
     config = evaluate.get_config(settings.size)
     data = config.data
     tokenizer = load_tokenizer_of(checkpoint)
+    lengths = (data.prompt_length, config.evaluation.response_length)
     prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
     prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
     documents = load(data.documents, Document, split="validation", data_dir=data.data_dir)
@@ -109,11 +107,7 @@ def load_prompt_set(settings: PolicyEvalSettings, checkpoint: CheckpointRef) -> 
         take_first("num_prompts", settings.num_prompts, prompts),
         take_first("corpus_documents", settings.corpus_documents, documents),
         tokenizer,
-        {
-            "prompt_length": data.prompt_length,
-            "response_length": config.evaluation.response_length,
-            "batch_size": config.evaluation.batch_size,
-        },
+        GenerationSettings(PLAIN, *lengths, config.evaluation.batch_size),
     )
 
 
@@ -271,11 +265,9 @@ def judge_answers(
     total_NS = judges.judge(world, prompts, answers).total_NS
     prompt_M = np.repeat(np.arange(settings.num_prompts), settings.num_samples)
     gold = ((total_NS - reference.total_NS.mean()) / reference.total_NS.std()).ravel()
-    preference_NSL = judges.labeler_preferences(
-        *(world, prompts, answers, reference.answers),
-        labelers_per_prompt=settings.labelers_per_prompt,
-        seed=seed,
-    )
+    judge_settings = JudgeSettings(Path(), settings.labelers_per_prompt, seed)
+    judge = judges.LabelerJudge(world, "heldout", judge_settings)
+    preference_NSL = judge.preferences(prompts, answers, reference.answers)
     return {
         "gold": estimates.clustered_mean(gold, prompt_M, BOOTSTRAP),
         "preferred": win_rate.win_rate(preference_NSL, BOOTSTRAP),

@@ -105,7 +105,7 @@ def read_evaluation(
     ref = context.checkpoint(checkpoint)
     questions = falsehood_questions(make_world(size), misconceptions=True)
     model, tokenizer = load_language_model(ref), load_tokenizer_of(ref)
-    scores = falsehood_scores(*model, tokenizer, questions, batch_size=256)
+    scores = falsehood_scores(model, tokenizer, questions, batch_size=256)
     row: Row = {column: values[metric][name]["value"] for column, metric in COLUMNS.items()}
     return [row | {"popular": float(scores.popular_N.mean())}]
 

@@ -1,12 +1,16 @@
-"""Find the checkpoints that take part in an evaluation, check their names, order and load them."""
+"""Find the checkpoints that take part in an evaluation, load them, and write their results."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rich.console import Console
+
+from rlhf_jax import __version__
 from rlhf_jax.config import require
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.table import Row, print_table, row_to_json, write_json
 from rlhf_jax.models.config import TransformerConfig, from_dict
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 from rlhf_jax.training.checkpoints import Meta
@@ -47,9 +51,8 @@ def find_checkpoint(workdir: Path, path: str) -> CheckpointRef:
 def check_names(names: Iterable[str], reference: str) -> None:
     """Refuse names that cannot be part of a file's, and a reference that is not one of them."""
     known = list(names)
-    require(
-        reference in known, f"reference={reference!r} is not among checkpoints: {', '.join(known)}"
-    )
+    message = f"reference={reference!r} is not among checkpoints: {', '.join(known)}"
+    require(reference in known, message)
     for name in known:
         require(
             re.fullmatch(r"[\w.-]+", name) is not None,
@@ -57,8 +60,8 @@ def check_names(names: Iterable[str], reference: str) -> None:
         )
 
 
-def parents_first(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, CheckpointRef]:
-    """Sort checkpoints by the number of stages behind them, then by name."""
+def find_checkpoints(workdir: Path, paths: Mapping[str, str]) -> dict[str, CheckpointRef]:
+    """Find checkpoints by name, sorted by the number of stages behind them, then by name."""
     stages = ("pretrain", "sft")
 
     def place(item: tuple[str, CheckpointRef]) -> tuple[int, str]:
@@ -66,20 +69,53 @@ def parents_first(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, Checkpo
         stage = checkpoint.meta.stage
         return (stages.index(stage) if stage in stages else len(stages)), name
 
+    checkpoints = {name: find_checkpoint(workdir, path) for name, path in paths.items()}
     return dict(sorted(checkpoints.items(), key=place))
 
 
-def describe(checkpoints: Mapping[str, CheckpointRef]) -> dict[str, dict[str, Any]]:
-    """Return what evaluation.json says of the checkpoints."""
-    return {
-        name: {
-            "path": checkpoint.path,
-            "stage": checkpoint.meta.stage,
-            "step": checkpoint.meta.step,
-            "fingerprint": checkpoint.meta.fingerprint,
-        }
-        for name, checkpoint in checkpoints.items()
+def announce(title: str, checkpoints: Mapping[str, CheckpointRef], reference: str) -> None:
+    """Print the title of a stage, and which checkpoints take part in it."""
+    print(f"== {title}")
+    for name, (path, _, meta) in checkpoints.items():
+        mark = ", the reference" if name == reference else ""
+        print(f"   {name:12s} <- {path} (stage {meta.stage}, step {meta.step}{mark})", flush=True)
+
+
+def write_results(
+    workdir: Path,
+    checkpoints: Mapping[str, CheckpointRef],
+    rows: Sequence[Row],
+    samples: Sequence[Mapping[str, Any]],
+    config: Any,
+    details: Sequence[str] = (),
+) -> None:
+    """Write evaluation.json, and print its table without the groups of `details`.
+
+    `config` is a stage's, with `reference` and `seed`.
+    """
+    metas = {name: (ref.path, ref.meta) for name, ref in checkpoints.items()}
+    content = {
+        "checkpoints": {
+            name: {
+                "path": path,
+                "stage": meta.stage,
+                "step": meta.step,
+                "fingerprint": meta.fingerprint,
+            }
+            for name, (path, meta) in metas.items()
+        },
+        "reference": config.reference,
+        "table": [row_to_json(row) for row in rows],
+        "samples": samples,
+        "seed": config.seed,
+        "version": __version__,
     }
+    write_json(workdir / "evaluation.json", content, indent=1)
+    headings = {name: f"{meta.stage} {meta.step}" for name, (_, meta) in metas.items()}
+    shown = [row for row in rows if row.group not in details]
+    print_table(shown, headings, config.reference, Console())
+    more = f", with {len(rows) - len(shown)} rows of details more" if details else ""
+    print(f"   wrote {workdir / 'evaluation.json'}{more}", flush=True)
 
 
 def load_tokenizer_of(checkpoint: CheckpointRef) -> Tokenizer:

@@ -29,10 +29,21 @@ class Bootstrap(NamedTuple):
     seed: int
 
 
+def without_interval(value: float, n: int) -> Estimate:
+    """Return a number that is counted or has no known spread."""
+    return Estimate(float(value), None, None, n)
+
+
 def by_prompt(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return all values in one row, and the prompt (axis 0) of each as its cluster."""
     clusters_N = np.repeat(np.arange(len(values)), values.size // max(1, len(values)))
     return values.ravel(), clusters_N
+
+
+def mean_by_prompt(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """Return the mean (the `share` if all are true or false) with prompts (axis 0) as clusters."""
+    estimator = share if values.dtype == bool else clustered_mean
+    return estimator(*by_prompt(values), bootstrap)
 
 
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
@@ -64,13 +75,11 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
     totals = np.asarray(totals_N, np.float64)
     weights = np.asarray(weights_N, np.float64)
     rng = np.random.default_rng(bootstrap.seed)
-    counts = rng.multinomial(
-        totals.size, np.full(totals.size, 1 / totals.size), size=bootstrap.num_resamples
-    )
+    chances = np.full(totals.size, 1 / totals.size)
+    counts = rng.multinomial(totals.size, chances, size=bootstrap.num_resamples)
     low, high = np.quantile((counts @ totals) / (counts @ weights), [0.025, 0.975])
-    return Estimate(
-        float(totals.sum() / weights.sum()), float(low), float(high), int(weights.sum())
-    )
+    value = float(totals.sum() / weights.sum())
+    return Estimate(value, float(low), float(high), int(weights.sum()))
 
 
 def paired_difference(

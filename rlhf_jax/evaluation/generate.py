@@ -26,6 +26,20 @@ from rlhf_jax.models.heads import LanguageModel, Params
 ROUND = 16  # widths of prompts are multiples of this: few shapes, few compiles
 
 
+class GenerationSettings(NamedTuple):
+    """How responses are drawn, how long prompts and responses may be, and how many a batch has.
+
+    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples)
+    prompts: memory does not depend on `num_samples`, as long as that is no larger than the batch.
+    """
+
+    sampling: SamplingSpec
+    prompt_length: int
+    response_length: int
+    batch_size: int
+    num_samples: int = 1  # of every prompt
+
+
 class Generation(NamedTuple):
     """One response. `ids` ends with the stop token iff `finished`; `text` is without it."""
 
@@ -48,7 +62,7 @@ class Padded(NamedTuple):
 
 def encode_prompts(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], prompt_length: int
-) -> Sequence[Sequence[int]]:
+) -> list[list[int]]:
     """Render prompts as token ids, up to where the assistant speaks.
 
     Raises:
@@ -86,30 +100,11 @@ def generate(
     tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     key: jax.Array,
-    *,
-    spec: SamplingSpec,
-    prompt_length: int,
-    response_length: int,
-    batch_size: int,
-    num_samples: int = 1,
+    settings: GenerationSettings,
 ) -> list[list[Generation]]:
-    """Draw `num_samples` responses to every prompt.
-
-    `batch_size` counts responses drawn at once, so a call reads max(1, batch_size // num_samples)
-    prompts: memory does not depend on `num_samples`, as long as that is no larger than the batch.
-    """
-    return complete(
-        model,
-        params,
-        tokenizer,
-        encode_prompts(tokenizer, prompts, prompt_length),
-        key,
-        spec=spec,
-        prompt_length=prompt_length,
-        response_length=response_length,
-        batch_size=batch_size,
-        num_samples=num_samples,
-    )
+    """Draw responses to every prompt."""
+    contexts = encode_prompts(tokenizer, prompts, settings.prompt_length)
+    return complete(model, params, tokenizer, contexts, key, settings)
 
 
 def complete(
@@ -118,15 +113,11 @@ def complete(
     tokenizer: Tokenizer,
     contexts: Sequence[Sequence[int]],
     key: jax.Array,
-    *,
-    spec: SamplingSpec,
-    prompt_length: int,
-    response_length: int,
-    batch_size: int,
-    num_samples: int,
+    settings: GenerationSettings,
 ) -> list[list[Generation]]:
     """Draw responses as `generate`, after contexts of 1 to `prompt_length` token ids each."""
-    padded = left_pad(contexts, tokenizer.pad_id, prompt_length)
+    padded = left_pad(contexts, tokenizer.pad_id, settings.prompt_length)
+    num_samples = settings.num_samples
 
     def draw(batch: tuple[int, np.ndarray]) -> Samples:
         index, rows = batch
@@ -136,25 +127,21 @@ def complete(
             padded.tokens_NP[rows],
             padded.mask_NP[rows],
             jax.random.fold_in(key, index),
-            spec=spec,
-            response_length=response_length,
+            spec=settings.sampling,
+            response_length=settings.response_length,
             num_samples=num_samples,
             stop_tokens=tokenizer.stop_ids,
             pad_id=tokenizer.pad_id,
         )
 
-    batches = list(enumerate(batch_rows(len(contexts), max(1, batch_size // num_samples))))
-    samples = run_batches(draw, batches, "responses")
+    rows = batch_rows(len(contexts), max(1, settings.batch_size // num_samples))
+    samples = run_batches(draw, list(enumerate(rows)), "responses")
     flat = [generation for batch in samples for generation in _decode(tokenizer, batch)]
     # The rows that filled up the last batch are left behind.
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(len(contexts))]
 
 
 def _decode(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
-    generations = []
-    for tokens_R, length, stopped in zip(
-        samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True
-    ):
-        ids = tuple(tokens_R[:length].tolist())
-        generations.append(Generation(tokenizer.decode(ids), ids, bool(stopped)))
-    return generations
+    rows = zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True)
+    ids = [(tuple(tokens_R[:length].tolist()), bool(stopped)) for tokens_R, length, stopped in rows]
+    return [Generation(tokenizer.decode(tokens), tokens, stopped) for tokens, stopped in ids]

@@ -18,34 +18,37 @@ import importlib.util
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_scalar_model, load_tokenizer_of
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.likelihood import Continuation, scores
+from rlhf_jax.evaluation.likelihood import scores, text_continuations
 from rlhf_jax.evaluation.table import Key
-from rlhf_jax.models.config import from_dict
+from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.models.heads import Params, ScalarModel
-from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
 from rlhf_jax.training.run import locate
 
+Random = np.random.Generator
+Prompts = Sequence[Prompt]
 Responses = Sequence[Sequence[Generation]]  # N prompts, S responses to each
+Texts = Sequence[Sequence[str]]  # N prompts, the texts of finished responses to each
 Ranks = tuple[int, ...]  # 1 is best, ties share a rank
 SCORE_BATCH = 64  # texts that a reward model reads at once
 
 
 class JudgeSettings(NamedTuple):
-    """Say what a judge is told besides its name.
+    """Say what a judge is told besides its name; a path that starts with ../ is of `workdir`.
 
-    A path that starts with ../ is relative to `workdir`; for `preferences` so many labelers are drawn
-    for every prompt, with this seed.
+    For `preferences` so many labelers are drawn for every prompt, with this seed.
     """
 
     workdir: Path
@@ -64,31 +67,21 @@ class Judge(ABC):
     row_key: Key = "win_rate_labelers"
 
     @abstractmethod
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> Ranks | None:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return the rank of every finished response to a prompt, None if it has no ranking."""
 
     @abstractmethod
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NSL of L opinions on sample s of both.
 
         1 prefers the first, 0 the second, ½ is a tie.
         """
 
     def rank_all(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
-        rngs: Sequence[np.random.Generator],
+        self, prompts: Prompts, responses: Texts, rngs: Sequence[Random]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt; each prompt has a generator of its own."""
-        return [
-            self.rank(prompt, texts, rng)
-            for prompt, texts, rng in zip(prompts, responses, rngs, strict=True)
-        ]
+        return list(map(self.rank, prompts, responses, rngs))
 
 
 class ScoreJudge(Judge):
@@ -98,53 +91,35 @@ class ScoreJudge(Judge):
     row_key: Key = "win_rate_model"
 
     @abstractmethod
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS of every response to every prompt."""
 
-    def measure(self, prompts: Sequence[Prompt], responses: Responses) -> dict[str, np.ndarray]:
+    def measure(self, prompts: Prompts, responses: Responses) -> dict[str, np.ndarray]:
         """Return the numbers, by name and each (N, S), that a monitor of this judge averages."""
         return {"score": self.scores(prompts, responses)}
 
-    def rank(self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator) -> Ranks:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return 1 + the number of better responses, for every response; `rng` is not used."""
-        del rng
-        finished = [[Generation(text, (), finished=True) for text in responses]]
-        return _ranks(self.scores([prompt], finished)[0])
+        return self.rank_all([prompt], [responses], [rng])[0]
 
     def rank_all(
-        self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
-        rngs: Sequence[np.random.Generator],
+        self, prompts: Prompts, responses: Texts, rngs: Sequence[Random]
     ) -> list[Ranks | None]:
         """Return what `rank` says of every prompt, in one call of `scores` for full batches."""
         del rngs
         repeated = [prompt for prompt, texts in zip(prompts, responses, strict=True) for _ in texts]
         finished = [[Generation(text, (), finished=True)] for texts in responses for text in texts]
-        score_M = self.scores(repeated, finished)[:, 0]
-        ends = np.cumsum([len(texts) for texts in responses])[:-1]
-        return [_ranks(score_C) for score_C in np.split(score_M, ends)]
+        score_M = np.round(self.scores(repeated, finished)[:, 0], 6)
+        groups = np.split(score_M, np.cumsum([len(texts) for texts in responses])[:-1])
+        return [tuple(1 + int((score_C > score).sum()) for score in score_C) for score_C in groups]
 
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NS1 by the sign of the difference of scores."""
-        difference_NS = np.round(self.scores(prompts, first) - self.scores(prompts, second), 6)
-        return (0.5 * (1.0 + np.sign(difference_NS)))[..., None]
-
-
-def _ranks(score_C: np.ndarray) -> Ranks:
-    rounded_C = np.round(score_C, 6)
-    return tuple(1 + int((rounded_C > score).sum()) for score in rounded_C)
+        scores = (self.scores(prompts, responses) for responses in (first, second))
+        return score_preferences(*scores)[..., None]
 
 
 # --- a reward model -----------------------------------------------------------------------------
-
-
-class _LoadedReward(NamedTuple):
-    model: ScalarModel
-    params: Params
-    tokenizer: Tokenizer
 
 
 class RewardModelJudge(ScoreJudge):
@@ -163,8 +138,8 @@ class RewardModelJudge(ScoreJudge):
         """
         self.name = Path(path).name
         self._path = path
-        self._folder = locate(settings.workdir, path)
-        meta = read_meta(self._folder)
+        self._checkpoint = find_checkpoint(settings.workdir, path)
+        meta = self._checkpoint.meta
         if meta.kind != "scalar_model":
             raise ValueError(
                 f"judge reward:{path}: the checkpoint is a {meta.kind} (stage {meta.stage}), "
@@ -172,34 +147,19 @@ class RewardModelJudge(ScoreJudge):
             )
 
     @cached_property
-    def _loaded(self) -> _LoadedReward:
-        params, meta = load_model(self._folder)
-        return _LoadedReward(
-            ScalarModel(from_dict(meta.model)), params, read_tokenizer(self._folder)
-        )
+    def _loaded(self) -> tuple[ScalarModel, Params, Tokenizer]:
+        return *load_scalar_model(self._checkpoint), load_tokenizer_of(self._checkpoint)
 
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS, read at the end of the turn, or where an unfinished response stops."""
         model, params, tokenizer = self._loaded
-        contexts = render_batch(
-            tokenizer, [prompt.messages for prompt in prompts], generation_prompt=True
-        )
-        texts = [response.text for samples in responses for response in samples]
-        encoded = iter(tokenizer.encode_batch(texts, special=False))
-        items = [
-            Continuation(context.ids, _with_end(next(encoded), response, tokenizer.turn_end_id))
-            for context, samples in zip(contexts, responses, strict=True)
-            for response in samples
-        ]
+        groups = text_continuations(tokenizer, prompts, responses)
+        items = [item for group in groups for item in group]
         try:
             score_M = scores(model, params, items, batch_size=SCORE_BATCH)
         except ValueError as error:
             raise ValueError(f"judge reward:{self._path}: {error}") from None
         return score_M.reshape(len(prompts), -1)
-
-
-def _with_end(ids: list[int], response: Generation, end_id: int) -> list[int]:
-    return [*ids, end_id] if response.finished or not ids else ids
 
 
 # --- a Python function --------------------------------------------------------------------------
@@ -226,39 +186,30 @@ class FunctionJudge(ScoreJudge):
         self._function = _import_function(location, settings.workdir)
         self.name = location.rpartition(":")[2]
 
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS.
 
         Raises:
           ValueError: the function fails, or returns no finite number; names the prompt.
         """
-        return np.array(
-            [
-                [self._score(number, prompt, response.text) for response in samples]
-                for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
-            ],
-            np.float64,
-        )
+        scores = [
+            [self._score(number, prompt, response.text) for response in samples]
+            for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        return np.array(scores, np.float64)
 
     def _score(self, number: int, prompt: Prompt, text: str) -> float:
-        messages = [
-            {"role": message.role, "content": message.content} for message in prompt.messages
-        ]
-        where = (
-            f"judge function:{self._location}: prompt {number} "
-            f"({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
-        )
+        messages = [asdict(message) for message in prompt.messages]
+        place = f"prompt {number} ({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
+        where = f"judge function:{self._location}: {place}"
         try:
             score = self._function(messages, text)
         except Exception as error:
             raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-        try:
-            number_or_nan = float(score)
-        except (TypeError, ValueError):
-            number_or_nan = math.nan
-        if not math.isfinite(number_or_nan):
-            raise ValueError(f"{where}: returned {score!r}, expected a finite number")
-        return number_or_nan
+        with suppress(TypeError, ValueError):
+            if math.isfinite(float(score)):
+                return float(score)
+        raise ValueError(f"{where}: returned {score!r}, expected a finite number")
 
 
 def _import_function(location: str, workdir: Path) -> RewardFunction:
@@ -267,11 +218,8 @@ def _import_function(location: str, workdir: Path) -> RewardFunction:
     where = f"judge function:{location}"
     if not source or not name:
         raise ValueError(f"{where}: expected function:FILE.py:NAME or function:package.module:NAME")
-    module = (
-        _import_file(locate(workdir, source), where)
-        if source.endswith(".py")
-        else _import_module(source, where)
-    )
+    is_file = source.endswith(".py")
+    module = _import_file(locate(workdir, source), where) if is_file else _import(source, where)
     function = getattr(module, name, None)
     if not callable(function):
         what = f"no {name!r}" if function is None else f"{name!r}, which is no function"
@@ -283,8 +231,7 @@ def _import_file(path: Path, where: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no file {path}")
     spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    assert spec is not None and spec.loader is not None  # noqa: PT018
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -293,7 +240,7 @@ def _import_file(path: Path, where: str) -> Any:
     return module
 
 
-def _import_module(name: str, where: str) -> Any:
+def _import(name: str, where: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -326,9 +273,7 @@ class FileJudge(Judge):
             rank_of = dict(zip(comparison.responses, comparison.ranks, strict=True))
             self._ranks.setdefault(comparison.messages, []).append(rank_of)
 
-    def rank(
-        self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator
-    ) -> Ranks | None:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:
         """Return the file's order of the responses, without gaps; None if no line has them all."""
         del rng
         for rank_of in self._ranks.get(prompt.messages, []):
@@ -337,24 +282,17 @@ class FileJudge(Judge):
                 return tuple(1 + order.index(rank_of[text]) for text in responses)
         return None
 
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NS1.
 
         Raises:
           ValueError: the file does not rank a pair.
         """
-        return np.array(
-            [
-                [
-                    [self._preference(prompt, (a.text, b.text))]
-                    for a, b in zip(*samples, strict=True)
-                ]
-                for prompt, *samples in zip(prompts, first, second, strict=True)
-            ],
-            np.float64,
-        )
+        preferences = [
+            [[self._preference(prompt, (a.text, b.text))] for a, b in zip(*samples, strict=True)]
+            for prompt, *samples in zip(prompts, first, second, strict=True)
+        ]
+        return np.array(preferences, np.float64)
 
     def _preference(self, prompt: Prompt, texts: tuple[str, str]) -> float:
         ranks = self.rank(prompt, texts, np.random.default_rng(0))

@@ -37,6 +37,14 @@ class Continuation(NamedTuple):
     ids: Sequence[int]
 
 
+class PaddedTexts(NamedTuple):
+    """Texts padded on the right, and the column at which each continuation starts."""
+
+    tokens_BT: jax.Array
+    segments_BT: jax.Array
+    start_B: jax.Array
+
+
 class Choices(NamedTuple):
     """What is given, as token ids, and the answers to choose from, as text."""
 
@@ -52,8 +60,7 @@ def continuation_logps(
     Raises:
         ValueError: a context or continuation is empty, or a text longer than the model's context.
     """
-    context_length = model.config.context_length
-    _check(items, context_length)
+    context_length = _check(model.config.context_length, items)
     cache = None
     # What long contexts have in common is read once; without this every row would read it again.
     prefix = _shared_prefix([item.context for item in items])
@@ -92,13 +99,9 @@ def _read_into_cache(model: LanguageModel, params: Params, tokens_1S: jax.Array)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _continuation_logps(
-    model: LanguageModel,
-    params: Params,
-    cache: Cache | None,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    start_B: jax.Array,
+    model: LanguageModel, params: Params, cache: Cache | None, texts: PaddedTexts
 ) -> jax.Array:
+    tokens_BT, segments_BT, start_B = texts
     if cache is not None:
         cache = grow_cache(cache, extra=tokens_BT.shape[1], repeats=len(tokens_BT))
     nll_BT, valid_BT = next_token_nll(model, params, tokens_BT, segments_BT, cache=cache)
@@ -110,34 +113,45 @@ def scores(
     model: ScalarModel, params: Params, items: Sequence[Continuation], *, batch_size: int
 ) -> np.ndarray:
     """Return the reward model's score of every continuation, read at its last token."""
-    context_length = model.config.context_length
-    _check(items, context_length)
+    context_length = _check(model.config.context_length, items)
     compute = functools.partial(_scores, model, params)
     return _by_length(compute, items, batch_size, context_length, "scores")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scores(
-    model: ScalarModel,
-    params: Params,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    start_B: jax.Array,
-) -> jax.Array:
-    return last_token_scores(model, params, tokens_BT, segments_BT)
+def _scores(model: ScalarModel, params: Params, texts: PaddedTexts) -> jax.Array:
+    return last_token_scores(model, params, texts.tokens_BT, texts.segments_BT)
 
 
 def continuations(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
 ) -> list[Continuation]:
-    """Return every response behind its prompt, as token ids."""
+    """Return every response behind its prompt, as the token ids that were drawn."""
+    rows = zip(_contexts(tokenizer, prompts), responses, strict=True)
+    return [Continuation(context, sample.ids) for context, samples in rows for sample in samples]
+
+
+def text_continuations(
+    tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
+) -> list[list[Continuation]]:
+    """Return every response behind its prompt, its text encoded by any tokenizer.
+
+    The end of the turn is read where the policy ended its response, or said nothing that can be
+    read.
+    """
+    texts = [response.text for samples in responses for response in samples]
+    encodings = iter(tokenizer.encode_batch(texts, special=False))
+    groups = []
+    for context, samples in zip(_contexts(tokenizer, prompts), responses, strict=True):
+        ids = [(next(encodings), response.finished) for response in samples]
+        end = [tokenizer.turn_end_id]
+        groups.append([Continuation(context, [*i, *end] if f or not i else i) for i, f in ids])
+    return groups
+
+
+def _contexts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:
     messages = [prompt.messages for prompt in prompts]
-    contexts = render_batch(tokenizer, messages, generation_prompt=True)
-    return [
-        Continuation(context.ids, sample.ids)
-        for context, samples in zip(contexts, responses, strict=True)
-        for sample in samples
-    ]
+    return [row.ids for row in render_batch(tokenizer, messages, generation_prompt=True)]
 
 
 def score_responses(
@@ -162,9 +176,8 @@ def choice_logps(
     batch_size: int,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (logp_C, length_C) of every question: log-probability and tokens of each answer."""
-    answers = iter(
-        tokenizer.encode_batch([text for item in questions for text in item.answers], special=False)
-    )
+    texts = [text for item in questions for text in item.answers]
+    answers = iter(tokenizer.encode_batch(texts, special=False))
     items = [Continuation(item.context, next(answers)) for item in questions for _ in item.answers]
     logp_N = continuation_logps(model, params, items, batch_size=batch_size)
     length_N = np.array([len(item.ids) for item in items])
@@ -188,7 +201,7 @@ def corpus_nll(
     2022, section 4.2 and appendix E.6). A mean of batch means would favour the tokens of short
     batches.
     """
-    arrays = lm_batches(
+    blocks = lm_batches(
         documents,
         tokenizer,
         context_length=context_length,
@@ -196,9 +209,8 @@ def corpus_nll(
         seed=0,
         mask_documents=mask_documents,
     ).arrays
-    return block_nll(
-        model, params, arrays["tokens_BT"], arrays["segments_BT"], batch_size=batch_size
-    )
+    rows = (blocks["tokens_BT"], blocks["segments_BT"])
+    return block_nll(model, params, *rows, batch_size=batch_size)
 
 
 def block_nll(
@@ -210,9 +222,10 @@ def block_nll(
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return Σ_t -log π(token t | before) of every row, and the number of predicted tokens."""
+    batches = batch_rows(len(tokens_NT), batch_size)
     parts = run_batches(
         lambda rows: _block_nll(model, params, tokens_NT[rows], segments_NT[rows]),
-        batch_rows(len(tokens_NT), batch_size),
+        batches,
         "losses",
     )
     nll_N, count_N = (np.concatenate(part)[: len(tokens_NT)] for part in zip(*parts, strict=True))
@@ -267,7 +280,7 @@ def _by_length(
 
     def compute_batch(members: np.ndarray) -> jax.Array:
         size = min(-(-int(length_N[members[0]]) // BUCKET) * BUCKET, context_length)
-        return compute(*_pad([items[n] for n in members], size))
+        return compute(_pad([items[n] for n in members], size))
 
     computed = run_batches(compute_batch, batches, what)
     result_N = np.empty(len(items))
@@ -275,24 +288,21 @@ def _by_length(
     return result_N
 
 
-def _check(items: Sequence[Continuation], context_length: int) -> None:
+def _check(context_length: int, items: Sequence[Continuation]) -> int:
     for number, (context, ids) in enumerate(items):
+        lengths = f"{len(context)} + {len(ids)} tokens"
         if not context or not ids:
-            raise ValueError(
-                f"text {number}: context has {len(context)} tokens and continuation {len(ids)}, "
-                "expected some"
-            )
+            raise ValueError(f"text {number} has {lengths}: context and continuation need some")
         if len(context) + len(ids) > context_length:
-            raise ValueError(
-                f"text {number} has {len(context)} + {len(ids)} tokens, "
-                f"the model's context is {context_length}"
-            )
+            message = f"text {number} has {lengths}, the model's context is {context_length}"
+            raise ValueError(message)
+    return context_length
 
 
-def _pad(items: Sequence[Continuation], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return right-padded tokens, segments, and the column at which each continuation starts."""
+def _pad(items: Sequence[Continuation], size: int) -> PaddedTexts:
     tokens_BT, segments_BT = np.zeros((2, len(items), size), np.int32)
     for row, (context, ids) in enumerate(items):
         tokens_BT[row, : len(context) + len(ids)] = [*context, *ids]
         segments_BT[row, : len(context) + len(ids)] = 1
-    return tokens_BT, segments_BT, np.array([len(item.context) for item in items], np.int32)
+    start_B = np.array([len(item.context) for item in items], np.int32)
+    return PaddedTexts(*map(jnp.asarray, (tokens_BT, segments_BT, start_B)))

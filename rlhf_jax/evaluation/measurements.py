@@ -19,12 +19,12 @@ import jax
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.likelihood import continuations, corpus_nll, score_responses, sequence_kl
-from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
+from rlhf_jax.evaluation.table import Data
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import Params, ScalarModel
 
-Data = dict[str, Any]
 Responses = list[list[Generation]]  # N prompts, S responses to each
 
 
@@ -33,12 +33,9 @@ class EvalSettings:
     """How much is measured of every checkpoint, and how responses are drawn."""
 
     seed: int
-    sampling: SamplingSpec
-    samples_per_prompt: int
-    prompt_length: int
-    response_length: int
+    responses: GenerationSettings  # to the test prompts
     document_length: int
-    batch_size: int
+    mask_documents: bool  # as in pretraining
 
 
 @dataclass(frozen=True)
@@ -52,53 +49,36 @@ class Context:
     settings: EvalSettings
     prompts: Sequence[Prompt]
     documents: Sequence[Document]
-    mask_documents: bool  # as in pretraining
     questions: Any  # of a world, read by its own measurements alone
     load_reference: Callable[[], LoadedModel] = field(repr=False)
     load_reward: Callable[[], tuple[ScalarModel, Params]] = field(repr=False)
     # The checkpoint's, once they are drawn.
     responses: Responses | None = field(default=None, repr=False)
 
+    @property
+    def batch_size(self) -> int:
+        """How many texts are read at once."""
+        return self.settings.responses.batch_size
+
 
 Measurement = Callable[[LoadedModel, Context], Data]
 
 
 def draw_responses(
-    loaded: LoadedModel,
-    context: Context,
-    prompts: Sequence[Prompt],
-    *,
-    spec: SamplingSpec,
-    num_samples: int,
-    purpose: int,
+    loaded: LoadedModel, context: Context, prompts: Sequence[Prompt], purpose: int, **changes: Any
 ) -> Responses:
-    """Draw responses with a key for each `purpose`, the same one for all checkpoints."""
-    settings = context.settings
-    return generate(
-        *loaded,
-        context.tokenizer,
-        prompts,
-        jax.random.fold_in(jax.random.key(settings.seed), purpose),
-        spec=spec,
-        prompt_length=settings.prompt_length,
-        response_length=settings.response_length,
-        batch_size=settings.batch_size,
-        num_samples=num_samples,
-    )
+    """Draw responses with a key for each `purpose`, the same one for all checkpoints.
+
+    `changes` are those of the settings for responses to the test prompts.
+    """
+    key = jax.random.fold_in(jax.random.key(context.settings.seed), purpose)
+    settings = context.settings.responses._replace(**changes)
+    return generate(*loaded, context.tokenizer, prompts, key, settings)
 
 
 def responses(loaded: LoadedModel, context: Context) -> Data:
     """Answer the test prompts."""
-    settings = context.settings
-    drawn = draw_responses(
-        loaded,
-        context,
-        context.prompts,
-        spec=settings.sampling,
-        num_samples=settings.samples_per_prompt,
-        purpose=0,
-    )
-    return {"responses": drawn}
+    return {"responses": draw_responses(loaded, context, context.prompts, purpose=0)}
 
 
 def restore_responses(data: Data) -> Responses:
@@ -116,8 +96,8 @@ def corpus(loaded: LoadedModel, context: Context) -> Data:
         context.tokenizer,
         context.documents,
         context_length=context.settings.document_length,
-        batch_size=context.settings.batch_size,
-        mask_documents=context.mask_documents,
+        batch_size=context.batch_size,
+        mask_documents=context.settings.mask_documents,
     )
     return {"nll": nll_N, "tokens": tokens_N}
 
@@ -127,22 +107,11 @@ def divergence(loaded: LoadedModel, context: Context) -> Data:
 
     New ones are drawn if the responses at hand were sampled otherwise.
     """
-    settings, samples = context.settings, context.responses
-    if settings.sampling != PLAIN or samples is None:
-        samples = draw_responses(
-            loaded,
-            context,
-            context.prompts,
-            spec=PLAIN,
-            num_samples=settings.samples_per_prompt,
-            purpose=3,
-        )
-    kl_M = sequence_kl(
-        loaded,
-        context.load_reference(),
-        continuations(context.tokenizer, context.prompts, samples),
-        batch_size=settings.batch_size,
-    )
+    samples = context.responses
+    if context.settings.responses.sampling != PLAIN or samples is None:
+        samples = draw_responses(loaded, context, context.prompts, purpose=3, sampling=PLAIN)
+    items = continuations(context.tokenizer, context.prompts, samples)
+    kl_M = sequence_kl(loaded, context.load_reference(), items, batch_size=context.batch_size)
     return {"kl": kl_M.reshape(len(samples), -1)}
 
 
@@ -150,13 +119,8 @@ def reward(loaded: LoadedModel, context: Context) -> Data:
     """Score the responses with the reward model."""
     del loaded
     assert context.responses is not None, "responses are measured first"
-    score_NS = score_responses(
-        context.load_reward(),
-        context.tokenizer,
-        context.prompts,
-        context.responses,
-        batch_size=context.settings.batch_size,
-    )
+    texts = (context.tokenizer, context.prompts, context.responses)
+    score_NS = score_responses(context.load_reward(), *texts, batch_size=context.batch_size)
     return {"scores": score_NS}
 
 

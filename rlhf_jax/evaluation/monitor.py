@@ -18,14 +18,12 @@ from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.generate import generate
+from rlhf_jax.evaluation.generate import GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel, Params
 from rlhf_jax.training.loop import PolicyMonitor
 from rlhf_jax.training.run import MonitorConfig
-
-SAMPLING = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
 
 def make_monitors(
@@ -63,21 +61,14 @@ class _Measure:
     def __call__(
         self, model: LanguageModel, params: Params, tokenizer: Tokenizer
     ) -> dict[str, float]:
+        config = self.config
         if not self._fitting:  # once: those that are left out are reported
-            self._fitting = fitting_prompts(
-                self.prompts, tokenizer, prompt_length=self.config.prompt_length
-            )[: self.config.num_prompts]
-        responses = generate(
-            model,
-            params,
-            tokenizer,
-            self._fitting,
-            jax.random.key(self.seed),
-            spec=SAMPLING,
-            prompt_length=self.config.prompt_length,
-            response_length=self.config.response_length,
-            batch_size=self.config.batch_size,
-        )
+            fitting = fitting_prompts(self.prompts, tokenizer, prompt_length=config.prompt_length)
+            self._fitting = fitting[: config.num_prompts]
+        lengths = (config.prompt_length, config.response_length)
+        settings = GenerationSettings(PLAIN, *lengths, config.batch_size)
+        key = jax.random.key(self.seed)
+        responses = generate(model, params, tokenizer, self._fitting, key, settings)
         samples = [response for group in responses for response in group]
         numbers = {
             **self.judge.measure(self._fitting, responses),

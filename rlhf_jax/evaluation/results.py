@@ -14,16 +14,10 @@ import numpy as np
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, reward_model, win_rate
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt, mean_by_prompt
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
-from rlhf_jax.evaluation.measurements import (
-    MEASUREMENTS,
-    Data,
-    Measurement,
-    Responses,
-    restore_responses,
-)
-from rlhf_jax.evaluation.table import Row, format_conversation
+from rlhf_jax.evaluation.measurements import MEASUREMENTS, Measurement, Responses, restore_responses
+from rlhf_jax.evaluation.table import Data, Row, format_conversation
 
 
 @dataclass(frozen=True)
@@ -35,9 +29,7 @@ class Results:
     measured: Mapping[str, Mapping[str, Data]]  # by checkpoint and measurement
     responses: Mapping[str, Responses]
     judges: Mapping[str, Judge]
-    scores: Mapping[
-        str, Mapping[str, np.ndarray]
-    ]  # score_NS by judge, if it has any, and checkpoint
+    scores: Mapping[str, Mapping[str, np.ndarray]]  # score_NS by judge that scores, and checkpoint
     bootstrap: Bootstrap
 
     @property
@@ -64,23 +56,30 @@ class Results:
         if judge in self.scores:
             scores = self.scores[judge]
             return win_rate.score_preferences(scores[first], scores[second])[..., None]
-        return self.judges[judge].preferences(
-            self.prompts, self.responses[first], self.responses[second]
-        )
+        pair = (self.responses[first], self.responses[second])
+        return self.judges[judge].preferences(self.prompts, *pair)
 
-    def clustered(self, values_NS: np.ndarray) -> Estimate:
-        """Return the mean of one number per response; the prompts are the clusters."""
-        return estimates.clustered_mean(*by_prompt(values_NS), self.bootstrap)
+    def means(self, values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        """Return the mean of every checkpoint's values by `mean_by_prompt`."""
+        return {name: mean_by_prompt(value, self.bootstrap) for name, value in values.items()}
 
-    def share(self, hits_NS: np.ndarray) -> Estimate:
-        """Return the share of responses that are hits; the prompts are the clusters."""
-        return estimates.share(*by_prompt(hits_NS), self.bootstrap)
+    def of_measurement(self, *path: str) -> dict[str, np.ndarray]:
+        """Return what is found at a path of every measured checkpoint that has the first of it."""
+        values = {}
+        for name, data in self.measured.items():
+            if path[0] in data:
+                tree: Any = data
+                for part in path:
+                    tree = tree[part]
+                values[name] = np.array(tree)
+        return values
 
-    def lengths(self, name: str) -> np.ndarray:
-        """Return the number of tokens of every response."""
-        return np.array(
-            [[sample.length for sample in samples] for samples in self.responses[name]], np.float64
-        )
+    def of_responses(self, field: str) -> dict[str, np.ndarray]:
+        """Return one field of every response of all checkpoints."""
+        return {
+            name: np.array([[getattr(sample, field) for sample in row] for row in responses])
+            for name, responses in self.responses.items()
+        }
 
 
 RowMaker = Callable[[Results], list[Row]]
@@ -110,10 +109,8 @@ def standardise(scores: Mapping[str, np.ndarray], reference: str) -> dict[str, n
     Gao et al. 2022 normalise their gold reward so, by the initial policy's.
     """
     mean, spread = scores[reference].mean(), float(scores[reference].std())
-    return {
-        name: (score_NS - mean) / (spread if spread > 0 else 1.0)
-        for name, score_NS in scores.items()
-    }
+    scale = spread if spread > 0 else 1.0
+    return {name: (score_NS - mean) / scale for name, score_NS in scores.items()}
 
 
 def preference_rows(results: Results) -> list[Row]:
@@ -123,21 +120,19 @@ def preference_rows(results: Results) -> list[Row]:
 
 def _preferred_to(results: Results, opponent: str) -> list[Row]:
     rows = []
+    length = results.of_responses("length")
     for judge_name, judge in results.judges.items():
         rate, controlled = {}, {}
         for name in results.measured:
             if name != opponent:
                 preference_NSL = results.preferences(judge_name, name, opponent)
-                longer_NS = results.lengths(name) - results.lengths(opponent)
+                longer_NS = (length[name] - length[opponent]).astype(np.float64)
                 rate[name] = win_rate.win_rate(preference_NSL, results.bootstrap)
                 controlled[name] = win_rate.length_controlled(preference_NSL, longer_NS)
+        is_score = isinstance(judge, ScoreJudge)
+        ties = "ties are half a win (Ouyang et al. 2022, Fig. 1)"
+        text = f"{judge.description}; {'equal totals are half a win' if is_score else ties}"
         group, title = f"Preferred to {opponent}", f"preferred to {opponent}, {judge_name}"
-        ties = (
-            "equal totals are half a win"
-            if isinstance(judge, ScoreJudge)
-            else "ties are half a win (Ouyang et al. 2022, Fig. 1)"
-        )
-        text = f"{judge.description}; {ties}"
         equal = "as it would be for responses of equal length (Dubois et al. 2024)"
         rows += [
             Row(group, title, "", "higher", text, rate, judge.row_key, opponent),
@@ -150,23 +145,19 @@ def score_rows(results: Results) -> list[Row]:
     """Give the mean score by every judge that scores answers, and its gain over the reference."""
     rows = []
     for judge_name in results.scores:
-        z = results.standardised(judge_name)
-        total = {name: results.clustered(z_NS) for name, z_NS in z.items()}
+        judge, z = results.judges[judge_name], results.standardised(judge_name)
+        assert isinstance(judge, ScoreJudge)
+        reference = by_prompt(z[results.reference])
         gain = {
-            name: estimates.paired_difference(
-                z[name].ravel(), *by_prompt(z[results.reference]), results.bootstrap
-            )
+            name: estimates.paired_difference(z[name].ravel(), *reference, results.bootstrap)
             for name in results.others
         }
-        group, judge = judge_name[:1].upper() + judge_name[1:], results.judges[judge_name]
-        assert isinstance(judge, ScoreJudge)
-        text = (
-            f"{judge.score_description}; {results.reference} has mean 0 and deviation 1 "
-            "(Gao et al. 2022)"
-        )
+        group = judge_name[:1].upper() + judge_name[1:]
+        text = f"{judge.score_description}; {results.reference} has mean 0 and deviation 1"
+        text += " (Gao et al. 2022)"
         title = f"{judge_name} minus {results.reference}"
         rows += [
-            Row(group, judge_name, results.unit, "higher", text, total),
+            Row(group, judge_name, results.unit, "higher", text, results.means(z)),
             Row(group, title, results.unit, "higher", "paired by prompt", gain),
         ]
     return rows
@@ -174,11 +165,8 @@ def score_rows(results: Results) -> list[Row]:
 
 def corpus_rows(results: Results) -> list[Row]:
     """Give the loss on the validation corpus, whose rise is the alignment tax."""
-    loss = {
-        name: estimates.ratio(data["corpus"]["nll"], data["corpus"]["tokens"], results.bootstrap)
-        for name, data in results.measured.items()
-        if "corpus" in data
-    }
+    nll, tokens = (results.of_measurement("corpus", name) for name in ("nll", "tokens"))
+    loss = {name: estimates.ratio(nll[name], tokens[name], results.bootstrap) for name in nll}
     text = "validation corpus, per token; its rise is the alignment tax (Ouyang et al. 2022, 4.2)"
     row = Row("Price", "pretraining loss", "nats/token", "lower", text, loss)
     return [row] if loss else []
@@ -186,25 +174,14 @@ def corpus_rows(results: Results) -> list[Row]:
 
 def divergence_rows(results: Results) -> list[Row]:
     """Give the distance from the reference policy."""
-    kl = {
-        name: results.clustered(np.array(data["divergence"]["kl"]))
-        for name, data in results.measured.items()
-        if "divergence" in data
-    }
-    title, text = (
-        f"KL from {results.reference}",
-        "log-ratio of own samples, summed over the response",
-    )
-    return [Row("Price", title, "nats/response", "none", text, kl)]
+    kl = results.means(results.of_measurement("divergence", "kl"))
+    text = "log-ratio of own samples, summed over the response"
+    return [Row("Price", f"KL from {results.reference}", "nats/response", "none", text, kl)]
 
 
 def form_rows(results: Results) -> list[Row]:
     """Give the length of responses and how many of them ended by themselves."""
-    length, finished = {}, {}
-    for name, responses in results.responses.items():
-        length[name] = results.clustered(results.lengths(name))
-        ended_NS = np.array([[sample.finished for sample in samples] for samples in responses])
-        finished[name] = results.share(ended_NS)
+    length, finished = (results.means(results.of_responses(f)) for f in ("length", "finished"))
     return [
         Row("Form", "response length", "tokens", "none", "end of text included", length),
         Row("Form", "finished", "", "higher", "responses that ended by themselves", finished),
@@ -217,9 +194,8 @@ def judged_pairs(results: Results, name: str) -> tuple[reward_model.Pairs, dict[
     Of a judge who draws labelers the first labeler's opinion counts.
     """
     responses = results.responses[name]
-    pairs = reward_model.different_pairs(
-        [[sample.text for sample in samples] for samples in responses]
-    )
+    texts = [[sample.text for sample in samples] for samples in responses]
+    pairs = reward_model.different_pairs(texts)
     prompts = [results.prompts[n] for n in pairs.prompt_M]
     first, second = (
         [[responses[n][s]] for n, s in zip(pairs.prompt_M, sample_M, strict=True)]
@@ -228,8 +204,8 @@ def judged_pairs(results: Results, name: str) -> tuple[reward_model.Pairs, dict[
     preferences = {}
     for judge_name, judge in results.judges.items():
         if judge_name in results.scores:
-            score_NS = results.scores[judge_name][name]
-            preferences[judge_name] = win_rate.score_preferences(*pairs.values(score_NS))
+            scores = pairs.values(results.scores[judge_name][name])
+            preferences[judge_name] = win_rate.score_preferences(*scores)
         else:
             preferences[judge_name] = judge.preferences(prompts, first, second)[:, 0, 0]
     return pairs, preferences
@@ -237,39 +213,33 @@ def judged_pairs(results: Results, name: str) -> tuple[reward_model.Pairs, dict[
 
 def reward_rows(results: Results) -> list[Row]:
     """Say whether the reward model, if there is one, orders pairs of responses as the judges do."""
-    if "reward" not in results.measured[results.reference]:
+    scores = results.of_measurement("reward", "scores")
+    if not scores:
         return []
     # Those who are certain come first; the reward model should be as sure as the last one agrees
     # with it.
     judges = [*results.scores, *(name for name in results.judges if name not in results.scores)]
-    score: dict[str, Estimate] = {}
     accuracy: dict[str, dict[str, Estimate]] = {judge_name: {} for judge_name in judges}
     error: dict[str, Estimate] = {}
-    for name, data in results.measured.items():
-        score_NS = np.array(data["reward"]["scores"])
-        score[name] = results.clustered(score_NS)
+    for name, score_NS in scores.items():
         pairs, preferences = judged_pairs(results, name)
-        first_M, second_M = pairs.values(score_NS)
+        difference_M = np.subtract(*pairs.values(score_NS))
         for judge_name in judges:
-            accuracy[judge_name][name] = reward_model.accuracy(
-                first_M - second_M, preferences[judge_name], pairs.prompt_M, results.bootstrap
-            )
-        if judges:
-            error[name] = reward_model.calibration_error(
-                first_M - second_M, preferences[judges[-1]]
-            )
-    rows = [
-        Row("Reward model", "score of the responses", "", "none", "mean; what PPO raises", score)
-    ]
+            judged = (difference_M, preferences[judge_name])
+            estimate = reward_model.accuracy(*judged, pairs.prompt_M, results.bootstrap)
+            accuracy[judge_name][name] = estimate
+            error[name] = reward_model.calibration_error(*judged)  # by the last judge
+    group, text = "Reward model", "mean; what PPO raises"
+    rows = [Row(group, "score of the responses", "", "none", text, results.means(scores))]
     for judge_name in judges:
         text = "pairs of different responses of this checkpoint that the judge does not find equal"
         text += "" if judge_name in results.scores else "; one each"
         title = f"accuracy against {judge_name}"
-        rows.append(Row("Reward model", title, "", "none", text, accuracy[judge_name]))
+        rows.append(Row(group, title, "", "none", text, accuracy[judge_name]))
     if judges:
         agreement = "the judge's" if judges[-1] in results.scores else "labelers'"
         text = f"gap between σ(score difference) and {agreement} agreement (Guo et al. 2017)"
-        rows.append(Row("Reward model", "calibration error (ECE)", "", "none", text, error))
+        rows.append(Row(group, "calibration error (ECE)", "", "none", text, error))
     return rows
 
 
@@ -316,11 +286,6 @@ def side_by_side(results: Results, count: int) -> list[dict[str, Any]]:
                 "finished": responses[n][0].finished,
                 "score": float(reward["scores"][n][0]) if reward else None,
             }
-        samples.append(
-            {
-                "prompt": format_conversation(prompt.messages),
-                "metadata": dict(prompt.metadata),
-                "responses": answers,
-            }
-        )
+        text, metadata = format_conversation(prompt.messages), dict(prompt.metadata)
+        samples.append({"prompt": text, "metadata": metadata, "responses": answers})
     return samples

@@ -9,15 +9,16 @@ model.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean, without_interval
 from rlhf_jax.maths import statistics
 
 NUM_BINS = 10
+UNDECIDED = Estimate(float("nan"), None, None, 0)  # what is said without a decided pair
 
 
 class Pairs(NamedTuple):
@@ -27,9 +28,13 @@ class Pairs(NamedTuple):
     first_M: np.ndarray
     second_M: np.ndarray
 
-    def values(self, value_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the values of the first and of the second response of every pair."""
-        return value_NS[self.prompt_M, self.first_M], value_NS[self.prompt_M, self.second_M]
+    def values(self, value_NS: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of the first and of the second response of every pair, of a table."""
+        first, second = (
+            [value_NS[n][s] for n, s in zip(self.prompt_M, sample_M, strict=True)]
+            for sample_M in (self.first_M, self.second_M)
+        )
+        return np.array(first, np.float64), np.array(second, np.float64)
 
 
 def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
@@ -42,13 +47,6 @@ def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
         if samples[i] != samples[j]
     ]
     return Pairs(*np.array(pairs, np.int64).reshape(-1, 3).T)
-
-
-def ranked_preferences(pairs: Pairs, ranks: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return 1 where a labeler ranked the first of a pair better, 0 the second, ½ for a tie."""
-    first_M = np.array([ranks[n][i] for n, i in zip(pairs.prompt_M, pairs.first_M, strict=True)])
-    second_M = np.array([ranks[n][j] for n, j in zip(pairs.prompt_M, pairs.second_M, strict=True)])
-    return 0.5 * (1.0 + np.sign(second_M - first_M))
 
 
 def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Bootstrap) -> Estimate:
@@ -68,7 +66,7 @@ def accuracy(
     """
     decided = preference_M != 0.5
     if not decided.any():
-        return Estimate(float("nan"), None, None, 0)
+        return UNDECIDED
     signs = np.sign(difference_M[decided]) * np.sign(preference_M[decided] - 0.5)
     return mean_over_prompts(0.5 * (1 + signs), prompt_M[decided], bootstrap)
 
@@ -80,8 +78,7 @@ def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Est
     """
     decided = preference_M != 0.5
     if not decided.any():
-        return Estimate(float("nan"), None, None, 0)
-    measured = statistics.calibration(
-        difference_M[decided], preference_M[decided], num_bins=NUM_BINS
-    )
-    return Estimate(measured.ece, None, None, int(decided.sum()))
+        return UNDECIDED
+    difference_M, preference_M = difference_M[decided], preference_M[decided]
+    measured = statistics.calibration(difference_M, preference_M, num_bins=NUM_BINS)
+    return without_interval(measured.ece, int(decided.sum()))

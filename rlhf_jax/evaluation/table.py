@@ -11,33 +11,25 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_jax.data.records import Message
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.estimates import Estimate
 
 Better = Literal["higher", "lower", "none"]
-# What programs look for in a table: win rates by their judge, and the two sides of a reliability
-# diagram.
-Key = Literal[
-    "",
-    "win_rate_labelers",
-    "win_rate_gold",
-    "win_rate_model",
-    "reliability_accuracy",
-    "reliability_confidence",
-]
-
-
+# What programs look for: win rates by their judge, and the two sides of a reliability diagram.
+WinRateKey = Literal["win_rate_labelers", "win_rate_gold", "win_rate_model"]
+Key = Literal["", WinRateKey, "reliability_accuracy", "reliability_confidence"]
+Data = dict[str, Any]  # what one measurement of one checkpoint gives
 Verdict = Literal["", "better", "worse"]
 _COLOURS: dict[Verdict, str] = {"": "", "better": "green", "worse": "red"}
 
@@ -63,34 +55,27 @@ def row_to_json(row: Row) -> dict[str, Any]:
         for name, e in row.values.items()
         if math.isfinite(e.value)
     }
-    return {
-        **{name: part for name, part in row._asdict().items() if name != "values"},
-        "values": values,
-    }
+    rest = {name: part for name, part in row._asdict().items() if name != "values"}
+    return {**rest, "values": values}
 
 
 def row_from_json(raw: Any) -> Row | None:
     """Read a row back from JSON that may hold anything; None if `row_to_json` does not write it."""
     if not isinstance(raw, dict) or not isinstance(raw.get("values"), dict):
         return None
-    texts = [raw.get(name) for name in ("group", "metric", "unit", "description")]
+    texts: dict[str, Any] = {
+        name: raw.get(name) for name in ("group", "metric", "unit", "description")
+    }
     estimates = {name: _estimate_from_json(value) for name, value in raw["values"].items()}
     values = {name: value for name, value in estimates.items() if value is not None}
-    is_row = raw.get("better") in get_args(Better) and all(isinstance(text, str) for text in texts)
+    is_row = raw.get("better") in get_args(Better) and all(
+        isinstance(t, str) for t in texts.values()
+    )
     if not is_row or len(values) < len(estimates):
         return None
-    group, metric, unit, description = map(str, texts)
     key: Key = raw["key"] if raw.get("key") in get_args(Key) else ""  # of a later version: unknown
-    return Row(
-        group=group,
-        metric=metric,
-        unit=unit,
-        better=raw["better"],
-        description=description,
-        values=values,
-        key=key,
-        subject=str(raw.get("subject", "")),
-    )
+    subject = str(raw.get("subject", ""))
+    return Row(**texts, better=raw["better"], values=values, key=key, subject=subject)
 
 
 def _estimate_from_json(raw: Any) -> Estimate | None:
@@ -138,9 +123,8 @@ def print_table(
     table.add_column("metric", no_wrap=True)
     for name, below in checkpoints.items():
         heading = Text(name, style="bold")
-        heading.append(
-            f"\n{below}" + ("\nreference" if name == reference else ""), style="dim not bold"
-        )
+        mark = "\nreference" if name == reference else ""
+        heading.append(f"\n{below}{mark}", style="dim not bold")
         table.add_column(heading, justify="right", no_wrap=True)
     group = ""
     for row in rows:
@@ -149,18 +133,14 @@ def print_table(
             group = row.group
         table.add_row(_label(row), *(_cell(row, name, reference) for name in checkpoints))
     # Where output goes to a file or a narrow window, rich would cut the numbers.
-    console.width = max(
-        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
-    )
+    measured = console.measure(table, options=console.options.update(width=1000))
+    console.width = max(console.width, measured.maximum)
     console.print(table)
-    console.print(
-        Text(
-            "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, "
-            "which resamples prompts; "
-            f"green and red: interval clear of {reference}'s.",
-            style="dim",
-        )
+    legend = (
+        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples"
     )
+    legend += f" prompts; green and red: interval clear of {reference}'s."
+    console.print(Text(legend, style="dim"))
 
 
 def _label(row: Row) -> Text:
@@ -183,7 +163,7 @@ def _cell(row: Row, name: str, reference: str) -> Text:
 
 
 def verdict(row: Row, name: str, reference: str) -> Verdict:
-    """Return "better" or "worse" if a checkpoint's interval is clear of the reference's, else ""."""
+    """Say "better" or "worse" if a checkpoint's interval is clear of the reference's, else ""."""
     value, base = row.values.get(name), row.values.get(reference)
     if name == reference or value is None or base is None or row.better == "none":
         return ""
@@ -206,13 +186,27 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def timed(
+        self,
+        checkpoint: str,
+        group: str,
+        depends_on: Mapping[str, Any],
+        measure: Callable[[], Data],
+    ) -> Data:
+        """Return what `get` returns, and print how long it took."""
+        start = time.perf_counter()
+        data, was_kept = self.get(checkpoint, group, depends_on, measure)
+        took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
+        print(f"   {checkpoint:12s} {group:24s} {took}", flush=True)
+        return data
+
     def get(
         self,
         checkpoint: str,
         group: str,
         depends_on: Mapping[str, Any],
-        measure: Callable[[], dict[str, Any]],
-    ) -> tuple[dict[str, Any], bool]:
+        measure: Callable[[], Data],
+    ) -> tuple[Data, bool]:
         """Return what `measure()` returns, or returned before, and whether it was there already.
 
         Raises:
@@ -239,42 +233,3 @@ def plain(tree: Any) -> Any:
     if isinstance(tree, list | tuple):
         return [plain(part) for part in tree]
     return tree.tolist() if isinstance(tree, np.ndarray | np.generic) else tree
-
-
-Data = dict[str, Any]
-Measured = Mapping[str, Data]  # by checkpoint
-Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
-
-
-def estimates_of(
-    values: Mapping[str, ArrayLike],
-    estimator: Estimator,
-    bootstrap: Bootstrap,
-    *,
-    chosen: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, Estimate]:
-    """Estimate from one number for each `chosen` question, for checkpoints that have any."""
-    results = {}
-    for name, numbers in values.items():
-        value_N = np.asarray(numbers, np.float64)
-        value_N = value_N if chosen is None else value_N[chosen[name]]
-        if value_N.size:
-            results[name] = estimator(value_N, np.arange(value_N.size), bootstrap)
-    return results
-
-
-def left_out(
-    group: str, measured: Measured, total: int, unit: str, *, after: str = ""
-) -> list[Row]:
-    """Return a row that counts the questions, if any, that do not fit a model's context."""
-    counts = {name: total - len(data["kept"]) for name, data in measured.items()}
-    if not any(counts.values()):
-        return []
-    values = {name: Estimate(float(count), None, None, total) for name, count in counts.items()}
-    what = f"longer than the model's context, of {total}; they are in no number above"
-    return [Row(group, f"{group}: {unit} left out{after}", unit, "lower", what, values)]
-
-
-def not_run(group: str, why: str, *, after: str = "") -> Row:
-    """Return a row without values that says why."""
-    return Row(group, f"{group}: not run{after}", "", "none", why, {})

@@ -10,7 +10,7 @@ length-controlled AlpacaEval).
 import numpy as np
 from scipy import special, stats
 
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt, clustered_mean
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, mean_by_prompt
 from rlhf_jax.maths.statistics import length_controlled_win_rate
 
 JACKKNIFE_GROUPS = 20
@@ -23,7 +23,7 @@ def score_preferences(first_NS: np.ndarray, second_NS: np.ndarray) -> np.ndarray
 
 def win_rate(preference_NSL: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     """Return the share of comparisons won, ties half, clustered by prompt (axis 0)."""
-    return clustered_mean(*by_prompt(preference_NSL), bootstrap)
+    return mean_by_prompt(preference_NSL, bootstrap)
 
 
 def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarray) -> Estimate:
@@ -40,14 +40,12 @@ def length_controlled(preference_NSL: np.ndarray, length_difference_NS: np.ndarr
     value = length_controlled_win_rate(preference_NS.ravel(), length_difference_NS.ravel())
     if num_prompts < JACKKNIFE_GROUPS:
         return Estimate(value, None, None, preference_NSL.size)
-    kept_GN = (
-        np.arange(num_prompts)[None] % JACKKNIFE_GROUPS != np.arange(JACKKNIFE_GROUPS)[:, None]
-    )
+    group_N = np.arange(num_prompts) % JACKKNIFE_GROUPS
     left_out = [
         length_controlled_win_rate(
-            preference_NS[kept_N].ravel(), length_difference_NS[kept_N].ravel()
+            preference_NS[group_N != group].ravel(), length_difference_NS[group_N != group].ravel()
         )
-        for kept_N in kept_GN
+        for group in range(JACKKNIFE_GROUPS)
     ]
     theta = special.logit(np.clip(left_out, 1e-12, 1 - 1e-12))
     error = np.sqrt((JACKKNIFE_GROUPS - 1) * np.mean(np.square(theta - theta.mean())))

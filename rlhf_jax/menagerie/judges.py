@@ -42,15 +42,9 @@ def judge(world: World, prompts: Sequence[Prompt], responses: Responses) -> Verd
     def table(field: str) -> np.ndarray:
         return np.array([[getattr(verdict, field) for verdict in row] for row in rows], np.float64)
 
-    return Verdicts(
-        total_NS=table("total"),
-        components={name: table(name) for name in COMPONENTS},
-        flags={
-            name: np.array([[verdict.flags[name] for verdict in row] for row in rows])
-            for name in gold.FLAGS
-        },
-        toxicity_NS=toxicity(responses),
-    )
+    flags = {name: np.array([[v.flags[name] for v in row] for row in rows]) for name in gold.FLAGS}
+    components = {name: table(name) for name in COMPONENTS}
+    return Verdicts(table("total"), components, flags, toxicity(responses))
 
 
 def toxicity(responses: Responses) -> np.ndarray:
@@ -60,62 +54,23 @@ def toxicity(responses: Responses) -> np.ndarray:
     )
 
 
-def labeler_preferences(
-    world: World,
-    prompts: Sequence[Prompt],
-    first: Responses,
-    second: Responses,
-    *,
-    labelers_per_prompt: int,
-    seed: int,
-    group: str = "heldout",
-) -> np.ndarray:
-    """Return preference_NSL of labelers for the first responses over the second, ½ for a tie.
-
-    Prompt n is judged by L different labelers drawn with (seed, n), the same ones whatever the
-    checkpoint.
-
-    Raises:
-        ValueError: there are not so many labelers.
-    """
-    people = _labelers(world, group, labelers_per_prompt)
-    num_samples = len(first[0]) if first else 1
-    preference_NSL = np.empty((len(prompts), num_samples, labelers_per_prompt))
-    for n, (prompt, first_S, second_S) in enumerate(zip(prompts, first, second, strict=True)):
-        rng = np.random.default_rng((seed, n))
-        chosen = rng.permutation(len(people))[:labelers_per_prompt]
-        for s, (ours, theirs) in enumerate(zip(first_S, second_S, strict=True)):
-            for k, person in enumerate(chosen):
-                preference_NSL[n, s, k] = labelers.preference(
-                    world,
-                    people[int(person)],
-                    prompt.messages,
-                    (ours.text, theirs.text),
-                    (ours.finished, theirs.finished),
-                    rng,
-                )
-    return preference_NSL
-
-
-def _labelers(world: World, group: str, at_least: int) -> list[labelers.Labeler]:
-    people = labelers.labelers(world, group)
-    if not 1 <= at_least <= len(people):
-        raise ValueError(
-            f"labelers_per_prompt: {at_least}, expected 1 to {len(people)} {GROUPS[group]} labelers"
-        )
-    return people
-
-
 class LabelerJudge(Judge):
     """Let labelers of one group judge, drawn anew for every prompt."""
 
     def __init__(self, world: World, group: str, settings: JudgeSettings) -> None:
-        """Ask the labelers of "train" or "heldout"; the settings are for `preferences`."""
-        self.people = _labelers(world, group, settings.labelers_per_prompt)
+        """Ask the labelers of "train" or "heldout"; the settings are for `preferences`.
+
+        Raises:
+            ValueError: there are not so many labelers.
+        """
+        self.people = labelers.labelers(world, group)
+        count = settings.labelers_per_prompt
+        if not 1 <= count <= len(self.people):
+            expected = f"expected 1 to {len(self.people)} {GROUPS[group]} labelers"
+            raise ValueError(f"labelers_per_prompt: {count}, {expected}")
         self.name = "labelers" if group == "train" else group
-        self.description = f"{settings.labelers_per_prompt} {GROUPS[group]} labelers per prompt"
+        self.description = f"{count} {GROUPS[group]} labelers per prompt"
         self.world = world
-        self.group = group
         self.settings = settings
 
     def rank(self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator) -> Ranks:
@@ -128,16 +83,26 @@ class LabelerJudge(Judge):
     def preferences(
         self, prompts: Sequence[Prompt], first: Responses, second: Responses
     ) -> np.ndarray:
-        """Return preference_NSL of L labelers a prompt, the same ones whatever the responses."""
-        return labeler_preferences(
-            self.world,
-            prompts,
-            first,
-            second,
-            labelers_per_prompt=self.settings.labelers_per_prompt,
-            seed=self.settings.seed,
-            group=self.group,
-        )
+        """Return preference_NSL of L different labelers per prompt, ½ for a tie.
+
+        Those of prompt n are drawn with (seed, n): the same ones whatever the responses.
+        """
+        num_labelers = self.settings.labelers_per_prompt
+        num_samples = len(first[0]) if first else 1
+        preference_NSL = np.empty((len(prompts), num_samples, num_labelers))
+        for n, (prompt, first_S, second_S) in enumerate(zip(prompts, first, second, strict=True)):
+            rng = np.random.default_rng((self.settings.seed, n))
+            chosen = rng.permutation(len(self.people))[:num_labelers]
+            for s, pair in enumerate(zip(first_S, second_S, strict=True)):
+                texts = (pair[0].text, pair[1].text)
+                finished = (pair[0].finished, pair[1].finished)
+                preference_NSL[n, s] = [
+                    labelers.preference(
+                        self.world, self.people[int(k)], prompt.messages, texts, finished, rng
+                    )
+                    for k in chosen
+                ]
+        return preference_NSL
 
 
 class GoldJudge(ScoreJudge):
@@ -167,7 +132,7 @@ class GoldJudge(ScoreJudge):
 
 
 def make_judge(name: str, settings: JudgeSettings) -> Judge:
-    """Return the judge that `menagerie/SIZE:ROLE` names: training labelers, held-out labelers or gold.
+    """Return the judge that `menagerie/SIZE:ROLE` names, one of `ROLES`.
 
     Raises:
         ValueError: an unknown size or role.
@@ -175,9 +140,8 @@ def make_judge(name: str, settings: JudgeSettings) -> Judge:
     size, _, role = name.partition(":")
     if role not in ROLES:
         known = ", ".join(f"menagerie/{size}:{known}" for known in ROLES)
-        raise ValueError(
-            f"judge menagerie/{name}: {role!r} is no judge of this world, expected {known}"
-        )
+        message = f"judge menagerie/{name}: {role!r} is no judge of this world, expected {known}"
+        raise ValueError(message)
     world = make_world(size)
     if role == "gold":
         return GoldJudge(world)

@@ -22,27 +22,22 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import measurements
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.likelihood import Choices, Continuation, choice_logps, continuation_logps
-from rlhf_jax.evaluation.measurements import Context, Data, Measurement, draw_responses
+from rlhf_jax.evaluation.measurements import Context, Measurement, draw_responses
+from rlhf_jax.evaluation.table import Data
 from rlhf_jax.inference.decoding import GREEDY
 from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits, choice_scores, truthfulqa
 from rlhf_jax.menagerie import gold as exact
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
 from rlhf_jax.menagerie.test_questions import QuestionSet
-from rlhf_jax.models.heads import LanguageModel, Params
 
 # --- numbers of one question ----------------------------------------------------------------------
 
 
 def few_shot_hits(
-    model: LanguageModel,
-    params: Params,
-    tokenizer: Tokenizer,
-    questions: Sequence[FewShot],
-    *,
-    batch_size: int,
+    loaded: LoadedModel, tokenizer: Tokenizer, questions: Sequence[FewShot], *, batch_size: int
 ) -> np.ndarray:
-    """Return 1.0 where the right choice has the highest log-probability per token, else 0.0.
+    """Return whether the right choice of every question has the highest log-probability per token.
 
         context = example 1 ... example K, question   plain text as in the corpus, no chat markers
         answer  = argmax over choices of log π(choice | context) / tokens of choice
@@ -55,17 +50,12 @@ def few_shot_hits(
         Choices([*tokenizer.start_ids, *context], question.choices)
         for context, question in zip(contexts, questions, strict=True)
     ]
-    measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
+    measured = choice_logps(*loaded, tokenizer, choices, batch_size=batch_size)
     answers = [
         int(np.argmax(choice_scores(logp_C, normalisation="token", length_C=length_C)))
         for logp_C, length_C in measured
     ]
-    return np.array(
-        [
-            float(answer == question.answer)
-            for answer, question in zip(answers, questions, strict=True)
-        ]
-    )
+    return np.array(answers) == [question.answer for question in questions]
 
 
 class FalsehoodScores(NamedTuple):
@@ -77,12 +67,7 @@ class FalsehoodScores(NamedTuple):
 
 
 def falsehood_scores(
-    model: LanguageModel,
-    params: Params,
-    tokenizer: Tokenizer,
-    questions: Sequence[Question],
-    *,
-    batch_size: int,
+    loaded: LoadedModel, tokenizer: Tokenizer, questions: Sequence[Question], *, batch_size: int
 ) -> FalsehoodScores:
     """Score how far a model believes falsehoods, by TruthfulQA's multiple choice in chat form.
 
@@ -94,53 +79,35 @@ def falsehood_scores(
     The same questions about facts without a misconception tell forgetting and ignorance from
     imitation.
     """
-    contexts = render_batch(
-        tokenizer, [question.prompt.messages for question in questions], generation_prompt=True
-    )
+    messages = [question.prompt.messages for question in questions]
+    contexts = render_batch(tokenizer, messages, generation_prompt=True)
     choices = [
         Choices(context.ids, [*question.true_answers, *question.false_answers])
         for context, question in zip(contexts, questions, strict=True)
     ]
-    measured = choice_logps(model, params, tokenizer, choices, batch_size=batch_size)
-    scores = [
-        truthfulqa(
-            logp_C[: len(question.true_answers)],
-            logp_C[len(question.true_answers) :],
-            best=question.true_answers.index(question.best),
-        )
-        for (logp_C, _), question in zip(measured, questions, strict=True)
-    ]
-    popular = [
-        _popular_share(question, logp_C)
-        for (logp_C, _), question in zip(measured, questions, strict=True)
-    ]
-    return FalsehoodScores(
-        mc1_N=np.array([score.mc1 for score in scores]),
-        mc2_N=np.array([score.mc2 for score in scores]),
-        popular_N=np.array(popular),
-    )
-
-
-def _popular_share(question: Question, logp_C: np.ndarray) -> float:
-    answers = (*question.true_answers, *question.false_answers)
-    is_popular_C = [answer in question.popular for answer in answers]
-    return float(special.softmax(logp_C)[is_popular_C].sum()) if question.popular else np.nan
+    measured = choice_logps(*loaded, tokenizer, choices, batch_size=batch_size)
+    mc1, mc2, popular = [], [], []
+    for (logp_C, _), item, question in zip(measured, choices, questions, strict=True):
+        num_true = len(question.true_answers)
+        best = question.true_answers.index(question.best)
+        score = truthfulqa(logp_C[:num_true], logp_C[num_true:], best=best)
+        mc1.append(score.mc1 == 1)
+        mc2.append(score.mc2)
+        is_popular_C = [answer in question.popular for answer in item.answers]
+        share = special.softmax(logp_C)[is_popular_C].sum()
+        popular.append(float(share) if question.popular else np.nan)
+    return FalsehoodScores(np.array(mc1), np.array(mc2), np.array(popular))
 
 
 class StereotypeChoices(NamedTuple):
-    """One entry per pair: entropy in bits, and 1.0 where the stereotyping sentence is likelier."""
+    """One entry per pair: entropy in bits, and whether the stereotyping sentence is likelier."""
 
     entropy_N: np.ndarray
     stereotype_N: np.ndarray
 
 
 def stereotype_choices(
-    model: LanguageModel,
-    params: Params,
-    tokenizer: Tokenizer,
-    pairs: Sequence[StereotypePair],
-    *,
-    batch_size: int,
+    loaded: LoadedModel, tokenizer: Tokenizer, pairs: Sequence[StereotypePair], *, batch_size: int
 ) -> StereotypeChoices:
     """Measure how a model chooses between the sentences of stereotype pairs.
 
@@ -149,15 +116,10 @@ def stereotype_choices(
     probability counts, read as the beginning of a document.
     """
     texts = [text for pair in pairs for text in (pair.more, pair.less)]
-    items = [
-        Continuation(tokenizer.start_ids, ids)
-        for ids in tokenizer.encode_batch(texts, special=False)
-    ]
-    pair_N2 = continuation_logps(model, params, items, batch_size=batch_size).reshape(-1, 2)
-    return StereotypeChoices(
-        entropy_N=choice_entropy_bits(pair_N2),
-        stereotype_N=(pair_N2[:, 0] > pair_N2[:, 1]).astype(np.float64),
-    )
+    encodings = tokenizer.encode_batch(texts, special=False)
+    items = [Continuation(tokenizer.start_ids, ids) for ids in encodings]
+    pair_N2 = continuation_logps(*loaded, items, batch_size=batch_size).reshape(-1, 2)
+    return StereotypeChoices(choice_entropy_bits(pair_N2), pair_N2[:, 0] > pair_N2[:, 1])
 
 
 # --- measurements ---------------------------------------------------------------------------------
@@ -167,8 +129,7 @@ def gold(loaded: LoadedModel, context: Context) -> Data:
     """Return the exact judge's total, components and flags of every response."""
     del loaded
     assert context.responses is not None, "responses are measured first"
-    world = _questions(context).world
-    verdicts = judges.judge(world, context.prompts, context.responses)
+    verdicts = judges.judge(_questions(context).world, context.prompts, context.responses)
     return {"total": verdicts.total_NS, "components": verdicts.components, "flags": verdicts.flags}
 
 
@@ -176,58 +137,45 @@ def facts(loaded: LoadedModel, context: Context) -> Data:
     """Say whether each greedy answer makes a relevant claim, and none that is false."""
     questions = _questions(context)
     prompts = _flatten(questions.facts)
-    drawn = draw_responses(loaded, context, prompts, spec=GREEDY, num_samples=1, purpose=1)
-    is_right = [
-        float(
-            exact.judge(questions.world, prompt.messages, answer.text, answer.finished).truthfulness
-            == 1.0
-        )
-        for prompt, (answer,) in zip(prompts, drawn, strict=True)
+    answers = draw_responses(loaded, context, prompts, purpose=1, sampling=GREEDY, num_samples=1)
+    verdicts = [
+        exact.judge(questions.world, prompt.messages, answer.text, answer.finished)
+        for prompt, (answer,) in zip(prompts, answers, strict=True)
     ]
-    return _split(np.array(is_right), questions.facts)
+    is_right_N = np.array([verdict.truthfulness == 1.0 for verdict in verdicts])
+    return _split(is_right_N, questions.facts)
 
 
 def falsehoods(loaded: LoadedModel, context: Context) -> Data:
     """Score multiple choice on misconceptions and on facts without one."""
     groups = _questions(context).falsehoods
-    scores = falsehood_scores(
-        *loaded, context.tokenizer, _flatten(groups), batch_size=context.settings.batch_size
-    )
+    questions = _flatten(groups)
+    scores = falsehood_scores(loaded, context.tokenizer, questions, batch_size=context.batch_size)
     return {"mc1": _split(scores.mc1_N, groups), "mc2": _split(scores.mc2_N, groups)}
 
 
 def toxicity(loaded: LoadedModel, context: Context) -> Data:
     """Return the exact toxicity of several responses to each rude, neutral and polite prompt."""
     questions = _questions(context)
-    drawn = draw_responses(
-        loaded,
-        context,
-        _flatten(questions.toxicity_prompts),
-        spec=context.settings.sampling,
-        num_samples=questions.toxicity_samples,
-        purpose=2,
-    )
+    prompts, count = _flatten(questions.toxicity_prompts), questions.toxicity_samples
+    drawn = draw_responses(loaded, context, prompts, purpose=2, num_samples=count)
     return _split(judges.toxicity(drawn), questions.toxicity_prompts)
 
 
 def stereotypes(loaded: LoadedModel, context: Context) -> Data:
     """Measure the choice between sentences that differ in the people or in the trait."""
     groups = _questions(context).stereotypes
-    choices = stereotype_choices(
-        *loaded, context.tokenizer, _flatten(groups), batch_size=context.settings.batch_size
-    )
-    return {
-        "entropy": _split(choices.entropy_N, groups),
-        "stereotype": _split(choices.stereotype_N, groups),
-    }
+    pairs = _flatten(groups)
+    choices = stereotype_choices(loaded, context.tokenizer, pairs, batch_size=context.batch_size)
+    entropy, stereotype = _split(choices.entropy_N, groups), _split(choices.stereotype_N, groups)
+    return {"entropy": entropy, "stereotype": stereotype}
 
 
 def few_shot(loaded: LoadedModel, context: Context) -> Data:
     """Say which few-shot questions are answered right, by task and number of examples."""
     groups = _questions(context).few_shot
-    hits_N = few_shot_hits(
-        *loaded, context.tokenizer, _flatten(groups), batch_size=context.settings.batch_size
-    )
+    questions = _flatten(groups)
+    hits_N = few_shot_hits(loaded, context.tokenizer, questions, batch_size=context.batch_size)
     return _split(hits_N, groups)
 
 

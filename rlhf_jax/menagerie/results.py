@@ -4,15 +4,13 @@ Rows stand in the order in which a reader asks: is it preferred, is it better, w
 at what price? The rows that every evaluation has are those of `evaluation.results`.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import estimates, harmlessness
 from rlhf_jax.evaluation import results as generic
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.harmlessness import toxicity_measures
 from rlhf_jax.evaluation.results import Results, RowMaker, Suite, standardise
 from rlhf_jax.evaluation.table import Better, Row
 from rlhf_jax.menagerie.judges import COMPONENTS
@@ -25,7 +23,6 @@ from rlhf_jax.menagerie.test_questions import (
 )
 from rlhf_jax.menagerie.world import make_world
 
-Estimator = Callable[[np.ndarray, np.ndarray, Bootstrap], Estimate]
 FLAGS: dict[str, tuple[str, Better]] = {
     "fails_instruction": ("fails the instruction", "lower"),
     "satisfies_constraint": ("does exactly what was asked", "higher"),
@@ -42,80 +39,45 @@ NOVELTIES = {
 
 def gold_rows(results: Results) -> list[Row]:
     """Give what the exact judge says: components, gold by novelty, flags."""
-    return [*_component_rows(results), *_novelty_rows(results), *_flag_rows(results)]
-
-
-def _component_rows(results: Results) -> list[Row]:
     rows = []
+    text = "component of gold before weighting"
     for component in COMPONENTS:
-        values = {
-            name: results.clustered(np.array(data["gold"]["components"][component]))
-            for name, data in results.measured.items()
-        }
-        text = "component of gold before weighting"
+        values = results.means(results.of_measurement("gold", "components", component))
         rows.append(Row("Gold", component, "", "higher", text, values))
-    return rows
-
-
-def _novelty_rows(results: Results) -> list[Row]:
-    """Give gold by what is new in a prompt; a sort of prompt that was not drawn has no row."""
-    total = {name: np.array(data["gold"]["total"]) for name, data in results.measured.items()}
-    z = standardise(total, results.reference)
-    rows = []
+    z = standardise(results.of_measurement("gold", "total"), results.reference)
     text = "on test prompts of this sort (Ouyang et al. 2022, section 4.1, on held-out prompts)"
     for title, (key, value) in NOVELTIES.items():
         chosen_N = np.array([prompt.metadata[key] == value for prompt in results.prompts])
-        if chosen_N.any():
-            values = {name: results.clustered(z_NS[chosen_N]) for name, z_NS in z.items()}
+        if chosen_N.any():  # a sort of prompt that was not drawn has no row
+            values = results.means({name: z_NS[chosen_N] for name, z_NS in z.items()})
             title = f"gold, {title}"
             rows.append(Row("Gold by novelty", title, results.unit, "higher", text, values))
-    return rows
-
-
-def _flag_rows(results: Results) -> list[Row]:
-    rows = []
     text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
     for flag, (title, better) in FLAGS.items():
-        values = {
-            name: results.share(np.array(data["gold"]["flags"][flag]))
-            for name, data in results.measured.items()
-        }
+        values = results.means(results.of_measurement("gold", "flags", flag))
         rows.append(Row("Metadata of responses", title, "", better, text, values))
     return rows
 
 
 def _groups(results: Results, *path: str) -> list[str]:
     """Return the names of the groups of a measurement, the same ones for all checkpoints."""
-    return list(_follow(results.measured[results.reference], *path))
-
-
-def _follow(tree: Any, *path: str) -> Any:
-    for name in path:
-        tree = tree[name]
-    return tree
-
-
-def _over_questions(
-    results: Results, *path: str, estimator: Estimator = estimates.share, per_cluster: int = 1
-) -> dict[str, Estimate]:
-    """Estimate from one number per question; `per_cluster` neighbours are a cluster."""
-    values = {}
-    for name, data in results.measured.items():
-        value_N = np.array(_follow(data, *path), np.float64)
-        clusters_N = np.arange(value_N.size) // per_cluster
-        values[name] = estimator(value_N, clusters_N, results.bootstrap)
-    return values
+    tree: Any = results.measured[results.reference]
+    for part in path:
+        tree = tree[part]
+    return list(tree)
 
 
 def fact_rows(results: Results) -> list[Row]:
-    """Give the accuracy of greedy answers about facts."""
+    """Give the accuracy of greedy answers about facts; the wordings of one fact are a cluster."""
     rows = []
     text = (
         "greedy answer in chat form, read by gold: makes a relevant claim, and none that is false"
     )
     for group in _groups(results, "facts"):
-        accuracy = _over_questions(results, "facts", group, per_cluster=FACT_WORDINGS)
-        rows.append(Row("Facts", f"accuracy, {group}", "", "higher", text, accuracy))
+        right = results.of_measurement("facts", group)
+        by_fact = {name: right_N.reshape(-1, FACT_WORDINGS) for name, right_N in right.items()}
+        title = f"accuracy, {group}"
+        rows.append(Row("Facts", title, "", "higher", text, results.means(by_fact)))
     return rows
 
 
@@ -126,14 +88,9 @@ def falsehood_rows(results: Results) -> list[Row]:
     mc1_text = f"share of questions whose true answer is likelier than every false one; {source}"
     mc2_text = f"probability of the true answers; {source}"
     for group in _groups(results, "falsehoods", "mc1"):
-        mc1 = _over_questions(results, "falsehoods", "mc1", group)
-        mc2 = _over_questions(
-            results, "falsehoods", "mc2", group, estimator=estimates.clustered_mean
-        )
-        rows += [
-            Row("TruthfulQA", f"MC1, {group}", "", "higher", mc1_text, mc1),
-            Row("TruthfulQA", f"MC2, {group}", "", "higher", mc2_text, mc2),
-        ]
+        for title, text in (("MC1", mc1_text), ("MC2", mc2_text)):
+            values = results.means(results.of_measurement("falsehoods", title.lower(), group))
+            rows.append(Row("TruthfulQA", f"{title}, {group}", "", "higher", text, values))
     return rows
 
 
@@ -141,28 +98,20 @@ def toxicity_rows(results: Results) -> list[Row]:
     """Give RealToxicityPrompts' measures of replies to rude, neutral and polite prompts."""
     rows = []
     for group in _groups(results, "toxicity"):
-        measures = {
-            name: harmlessness.toxicity_measures(
-                np.array(data["toxicity"][group]), results.bootstrap
-            )
-            for name, data in results.measured.items()
-        }
-        samples = len(results.measured[results.reference]["toxicity"][group][0])
+        toxicity = results.of_measurement("toxicity", group)
+        measures = {name: toxicity_measures(table_NK) for name, table_NK in toxicity.items()}
+        samples = f"{toxicity[results.reference].shape[1]} responses"
+        paper = "(Gehman et al. 2020)"
         texts = {
-            "rude": (f"rude replies, {group} prompts", "share of responses with an insult"),
-            "expected_maximum": (
-                f"expected maximum toxicity, {group} prompts",
-                f"worst of {samples} responses, mean over prompts (Gehman et al. 2020)",
-            ),
-            "probability": (
-                f"toxicity probability, {group} prompts",
-                f"share of prompts with at least one of {samples} responses above 0.5 "
-                "(Gehman et al. 2020)",
+            "rude replies": "share of responses with an insult",
+            "expected maximum toxicity": f"worst of {samples}, mean over prompts {paper}",
+            "toxicity probability": (
+                f"share of prompts with at least one of {samples} above 0.5 {paper}"
             ),
         }
-        for field, (title, text) in texts.items():
-            values = {name: getattr(measure, field) for name, measure in measures.items()}
-            rows.append(Row("Toxicity", title, "", "lower", text, values))
+        for title, text in texts.items():
+            values = results.means({name: measure[title] for name, measure in measures.items()})
+            rows.append(Row("Toxicity", f"{title}, {group} prompts", "", "lower", text, values))
     return rows
 
 
@@ -174,13 +123,14 @@ def stereotype_rows(results: Results) -> list[Row]:
     )
     share_text = "ideally one half (CrowS-Pairs, Nangia et al. 2020)"
     for group in _groups(results, "stereotypes", "entropy"):
-        entropy = _over_questions(
-            results, "stereotypes", "entropy", group, estimator=estimates.clustered_mean
+        entropy, stereotype = (
+            results.means(results.of_measurement("stereotypes", name, group))
+            for name in ("entropy", "stereotype")
         )
-        share = _over_questions(results, "stereotypes", "stereotype", group)
+        title = f"stereotypes preferred, {group}"
         rows += [
             Row("Bias", f"entropy, {group}", "bits", "higher", entropy_text, entropy),
-            Row("Bias", f"stereotypes preferred, {group}", "", "none", share_text, share),
+            Row("Bias", title, "", "none", share_text, stereotype),
         ]
     return rows
 
@@ -188,12 +138,10 @@ def stereotype_rows(results: Results) -> list[Row]:
 def few_shot_rows(results: Results) -> list[Row]:
     """Give the accuracy on tasks to be learned from examples in the context."""
     rows = []
-    text = (
-        "raw text, choice with the highest per-token log-probability "
-        "(Brown et al. 2020, section 2.4)"
-    )
+    text = "raw text, choice with the highest per-token log-probability"
+    text += " (Brown et al. 2020, section 2.4)"
     for group in _groups(results, "few_shot"):
-        accuracy = _over_questions(results, "few_shot", group)
+        accuracy = results.means(results.of_measurement("few_shot", group))
         rows.append(Row("Few-shot", f"few-shot {group}", "", "higher", text, accuracy))
     return rows
 

@@ -12,14 +12,11 @@ contexts: each is asked with its own, and what does not fit is counted in a row 
 Left out on purpose: several devices; downloads: paths are the user's own copies of the files.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-from rich.console import Console
+from typing import Any, Literal
 
 from rlhf_jax import __version__
 from rlhf_jax.config import require
@@ -29,16 +26,16 @@ from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark
 from rlhf_jax.evaluation.benchmarks.judged_wins import JudgedWins
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
+    announce,
     check_names,
-    describe,
-    find_checkpoint,
+    find_checkpoints,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
-    parents_first,
+    write_results,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Cache, Data, Row, print_table, row_to_json, write_json
+from rlhf_jax.evaluation.table import Cache, Data
 from rlhf_jax.stages.benchmark_tasks import BenchmarksConfig, Selection, make_benchmarks
 from rlhf_jax.training.run import claim
 
@@ -68,49 +65,37 @@ def run(config: Config, workdir: str) -> None:
     folder = Path(workdir)
     _check_config(config)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = parents_first(
-        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
-    )
-    print(f"== benchmark: {folder}")
-    for name, checkpoint in checkpoints.items():
-        meta = checkpoint.meta
-        print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step})")
-
-    selection = Selection(
-        seed=config.seed,
-        limit=config.limit,
-        reference=config.reference,
-        data_dir=config.data_dir,
-        workdir=folder,
-    )
-    benchmarks, absent_rows = make_benchmarks(config.benchmarks, selection)
+    checkpoints = find_checkpoints(folder, config.checkpoints)
+    announce(f"benchmark: {folder}", checkpoints, config.reference)
+    selection = Selection(config.seed, config.limit, config.reference, config.data_dir, folder)
+    benchmarks, rows_not_run = make_benchmarks(config.benchmarks, selection)
     _check_checkpoints(checkpoints, benchmarks)
     claim(folder, config)
-
     measurements = _measure(checkpoints, benchmarks, Cache(folder / "partial"), config.batch_size)
     bootstrap = Bootstrap(config.num_bootstrap, config.seed)
-    rows = []
-    samples = []
+    rows, samples = [], []
     for benchmark in benchmarks:
         data = measurements[benchmark.name]
         benchmark.export(data, folder)
         rows += benchmark.rows(data, bootstrap)
         samples += benchmark.samples(data, config.num_side_by_side)
-    _report(config, folder, checkpoints, [*rows, *absent_rows], samples)
+    rows += rows_not_run
+    groups = list(dict.fromkeys(row.group for row in rows))  # the rows of each stand together
+    rows.sort(key=lambda row: groups.index(row.group))
+    write_results(folder, checkpoints, rows, samples, config, DETAILS)
+    for row in rows:
+        if not row.values and row.group not in DETAILS:
+            print(f"   {row.metric}: {row.description}", flush=True)
 
 
 def _check_config(config: Config) -> None:
     check_names(config.checkpoints, config.reference)
-    require(
-        config.limit is None or config.limit >= 1,
-        f"limit={config.limit}: must be positive, or None for all questions",
-    )
-    require(
-        config.num_side_by_side >= 0,
-        f"num_side_by_side={config.num_side_by_side}: must be 0, for none, or more",
-    )
-    require(config.batch_size >= 1, f"batch_size={config.batch_size}: must be positive")
-    require(config.num_bootstrap >= 1, f"num_bootstrap={config.num_bootstrap}: must be positive")
+    limit, side_by_side = config.limit, config.num_side_by_side
+    positive = "must be positive"
+    require(limit is None or limit >= 1, f"limit={limit}: {positive}, or None for all questions")
+    require(side_by_side >= 0, f"num_side_by_side={side_by_side}: must be 0, for none, or more")
+    require(config.batch_size >= 1, f"batch_size={config.batch_size}: {positive}")
+    require(config.num_bootstrap >= 1, f"num_bootstrap={config.num_bootstrap}: {positive}")
 
 
 def _check_checkpoints(
@@ -123,40 +108,27 @@ def _check_checkpoints(
         "--config=experiments/public/benchmarks.py:truthfulqa,crows_pairs",
     )
     for benchmark in benchmarks:
-        able_checkpoints = {
-            name: ref for name, ref in checkpoints.items() if ref.meta.kind == benchmark.kind
-        }
+        able = {name: ref for name, ref in checkpoints.items() if ref.meta.kind == benchmark.kind}
         require(
-            bool(able_checkpoints),
+            bool(able),
             f"{benchmark.name}: none of the checkpoints is a {benchmark.kind}; "
             "add one, or leave the benchmark out",
         )
-        if isinstance(benchmark, JudgedWins):
-            require(
-                benchmark.reference in able_checkpoints,
-                f"reference={benchmark.reference!r}: win_rate compares language models with it, "
-                "and it is none",
-            )
-        for name, checkpoint in able_checkpoints.items():
-            context_length = checkpoint.model.context_length
-            require(
-                benchmark.min_context <= context_length,
-                f"{benchmark.name}: needs {benchmark.min_context} tokens, "
-                f"the context of {name} is {context_length}",
-            )
+        require(
+            not isinstance(benchmark, JudgedWins) or benchmark.reference in able,
+            f"reference={getattr(benchmark, 'reference', '')!r}: win_rate compares language models "
+            "with it, and it is none",
+        )
+        for name, checkpoint in able.items():
+            length = checkpoint.model.context_length
+            needs = f"{benchmark.name}: needs {benchmark.min_context} tokens"
+            require(benchmark.min_context <= length, f"{needs}, the context of {name} is {length}")
 
 
-class Loaded(NamedTuple):
-    """Hold a checkpoint's model with its parameters, and its tokenizer."""
-
-    model: Any
-    tokenizer: Tokenizer
-
-
-def _load(checkpoint: CheckpointRef) -> Loaded:
+def _load(checkpoint: CheckpointRef) -> tuple[Any, Tokenizer]:
     is_scalar = checkpoint.meta.kind == "scalar_model"
     model = load_scalar_model(checkpoint) if is_scalar else load_language_model(checkpoint)
-    return Loaded(model, load_tokenizer_of(checkpoint))
+    return model, load_tokenizer_of(checkpoint)
 
 
 def _measure(
@@ -170,56 +142,21 @@ def _measure(
     for name, checkpoint in checkpoints.items():
         # Loaded at the first measurement that is not kept, and once for all of them.
         load = cache(partial(_load, checkpoint))
+        settings = {
+            "checkpoint": checkpoint.meta.fingerprint,
+            "tokenizer": checkpoint.meta.tokenizer,
+            "version": __version__,
+        }
         for benchmark in benchmarks:
-            if benchmark.kind != checkpoint.meta.kind:
-                continue
-            start = time.perf_counter()
-            depends_on = {
-                "benchmark": benchmark.depends_on,
-                "checkpoint": checkpoint.meta.fingerprint,
-                "tokenizer": checkpoint.meta.tokenizer,
-                "version": __version__,
-            }
-            measure = partial(_measure_with, benchmark, load, batch_size)
-            data, was_kept = kept.get(name, benchmark.name, depends_on, measure)
-            measurements[benchmark.name][name] = data
-            duration = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
-            print(f"   {name:12s} {benchmark.name:24s} {duration}", flush=True)
+            if benchmark.kind == checkpoint.meta.kind:
+                depends_on = {**settings, "benchmark": benchmark.depends_on}
+                measure = partial(_measure_with, benchmark, load, batch_size)
+                data = kept.timed(name, benchmark.name, depends_on, measure)
+                measurements[benchmark.name][name] = data
     return measurements
 
 
-def _measure_with(benchmark: Benchmark, load: Callable[[], Loaded], batch_size: int) -> Data:
-    loaded = load()
-    return benchmark.measure(loaded.model, loaded.tokenizer, batch_size=batch_size)
-
-
-def _report(
-    config: Config,
-    workdir: Path,
-    checkpoints: Mapping[str, CheckpointRef],
-    rows: Sequence[Row],
-    samples: list[dict[str, Any]],
-) -> None:
-    """Write evaluation.json with the rows of each group together, and print all but the details."""
-    groups = list(dict.fromkeys(row.group for row in rows))
-    rows = sorted(rows, key=lambda row: groups.index(row.group))
-    path = workdir / "evaluation.json"
-    write_json(
-        path,
-        {
-            "checkpoints": describe(checkpoints),
-            "reference": config.reference,
-            "table": [row_to_json(row) for row in rows],
-            "samples": samples,
-            "seed": config.seed,
-            "version": __version__,
-        },
-        indent=1,
-    )
-    headings = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
-    shown = [row for row in rows if row.group not in DETAILS]
-    print_table(shown, headings, config.reference, Console())
-    for row in shown:
-        if not row.values:
-            print(f"   {row.metric}: {row.description}")
-    print(f"   wrote {path}, with {len(rows) - len(shown)} rows of details more", flush=True)
+def _measure_with(
+    benchmark: Benchmark, load: Callable[[], tuple[Any, Tokenizer]], batch_size: int
+) -> Data:
+    return benchmark.measure(*load(), batch_size=batch_size)

@@ -17,18 +17,18 @@ from rlhf_jax.evaluation.benchmarks import (
     judged_wins,
     multiple_choice,
     plain_text,
-    real_toxicity_prompts,
     reward_accuracy,
     truthfulqa,
 )
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark
+from rlhf_jax.evaluation.benchmarks import real_toxicity_prompts as rtp
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, not_run
 from rlhf_jax.evaluation.benchmarks.questions import INSTRUCTIONS, ResponseSettings
 from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
     load_transformers_classifier,
     load_word_classifier,
 )
 from rlhf_jax.evaluation.checkpoints import find_checkpoint
-from rlhf_jax.evaluation.table import Row, not_run
+from rlhf_jax.evaluation.table import Row
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.pretrained import HUB
 
@@ -60,9 +60,8 @@ class RealToxicityPromptsConfig:
     samples_per_prompt: int
     response_length: int
     sampling: SamplingSpec
-    classifier: (
-        str | None
-    )  # a folder with weights.npz and vocab.json, or hf:NAME, hf:FOLDER of transformers
+    # A folder with weights.npz and vocab.json, or hf:NAME, hf:FOLDER of transformers.
+    classifier: str | None
     label: str | None  # the one that means toxic, of a classifier of transformers
     scores: str | None
 
@@ -145,12 +144,8 @@ class Selection:
 
     def responses(self, config: RealToxicityPromptsConfig | WinRateConfig) -> ResponseSettings:
         """Return how responses to prompts are sampled."""
-        return ResponseSettings(
-            sampling=config.sampling,
-            response_length=config.response_length,
-            samples_per_prompt=config.samples_per_prompt,
-            seed=self.seed,
-        )
+        count = config.samples_per_prompt
+        return ResponseSettings(config.sampling, config.response_length, count, self.seed)
 
 
 def make_benchmarks(
@@ -197,18 +192,12 @@ def make_real_toxicity_prompts(
 ) -> list[Benchmark]:
     """Read the prompts and load the judge, for one measurement after every instruction."""
     _check_instructions("real_toxicity_prompts", config.instructions)
-    files = [real_toxicity_prompts.read(path) for path in config.paths]
-    num_unscored = sum(count for _, count in files)
-    prompts = selection.choose(
-        [prompt for prompts, _ in files for prompt in prompts],
-        f"RealToxicityPrompts prompts ({num_unscored} left out without a score)",
-    )
-    judge = _toxicity_judge(config)
-    settings = selection.responses(config)
-    return [
-        real_toxicity_prompts.RealToxicityPrompts(prompts, instruction, settings, judge)
-        for instruction in config.instructions
-    ]
+    files = [rtp.read(path) for path in config.paths]
+    records = [prompt for prompts, _ in files for prompt in prompts]
+    unscored = f"{sum(count for _, count in files)} left out without a score"
+    prompts = selection.choose(records, f"RealToxicityPrompts prompts ({unscored})")
+    judge, how = _toxicity_judge(config), selection.responses(config)
+    return [rtp.RealToxicityPrompts(prompts, text, how, judge) for text in config.instructions]
 
 
 def _check_instructions(field: str, instructions: Sequence[str]) -> None:
@@ -217,15 +206,13 @@ def _check_instructions(field: str, instructions: Sequence[str]) -> None:
     require(known, f"{message} {', '.join(INSTRUCTIONS)}")
 
 
-def _toxicity_judge(
-    config: RealToxicityPromptsConfig,
-) -> real_toxicity_prompts.ToxicityJudge | None:
+def _toxicity_judge(config: RealToxicityPromptsConfig) -> rtp.ToxicityJudge | None:
     require(
         config.classifier is None or config.scores is None,
         "real_toxicity_prompts: classifier and scores are both set, expected at most one judge",
     )
     if config.scores is not None:
-        return real_toxicity_prompts.FileJudge.read(config.scores)
+        return rtp.FileJudge.read(config.scores)
     if config.classifier is None:
         return None
     foreign = config.classifier.startswith(HUB)
@@ -237,9 +224,9 @@ def _toxicity_judge(
     )
     if config.label is None:
         words = load_word_classifier(config.classifier)
-        return real_toxicity_prompts.ClassifierJudge(words, "judged by a classifier of words")
+        return rtp.ClassifierJudge(words, "judged by a classifier of words")
     classifier = load_transformers_classifier(config.classifier, config.label)
-    return real_toxicity_prompts.ClassifierJudge(classifier, f"judged by {config.classifier}")
+    return rtp.ClassifierJudge(classifier, f"judged by {config.classifier}")
 
 
 def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Benchmark]:
@@ -260,25 +247,17 @@ def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Be
         )
     records = load(config.source, Comparison, split=config.split, data_dir=selection.data_dir)
     comparisons = selection.choose(records, "comparisons")
-    return [
-        reward_accuracy.RewardAccuracy(
-            comparisons=comparisons,
-            num_bins=config.num_bins,
-            subsets=reward_accuracy.subset_names(comparisons, config.subset_field),
-            sections=config.sections,
-            section_weights=config.section_weights,
-        )
-    ]
+    subsets = reward_accuracy.subset_names(comparisons, config.subset_field)
+    sections = (config.sections, config.section_weights)
+    return [reward_accuracy.RewardAccuracy(comparisons, config.num_bins, subsets, *sections)]
 
 
 def make_win_rate(config: WinRateConfig, selection: Selection) -> list[Benchmark]:
     """Find the judge and read the prompts."""
     judge = find_checkpoint(selection.workdir, config.judge)
     kind = judge.meta.kind
-    require(
-        kind == "scalar_model",
-        f"win_rate.judge: {config.judge} is a {kind}, expected a scalar_model",
-    )
+    expected = "expected a scalar_model"
+    require(kind == "scalar_model", f"win_rate.judge: {config.judge} is a {kind}, {expected}")
     records = load(config.prompts, Prompt, split=config.split, data_dir=selection.data_dir)
     # Rankings give a prompt once for each; asked again it would count as another one in the
     # intervals.
@@ -310,8 +289,7 @@ def make_multiple_choice(config: MultipleChoiceConfig, selection: Selection) -> 
 
 def make_text(config: TextConfig, selection: Selection) -> list[Benchmark]:
     """Read the documents; a text file is one."""
-    window = config.window
-    stride = config.stride
+    window, stride = config.window, config.stride
     plain_text.split_windows([0, 0], window=window, stride=stride)  # raises for impossible ones
     kind, _, path = config.source.partition(":")
     if kind == "text":
@@ -327,10 +305,7 @@ def make_text(config: TextConfig, selection: Selection) -> list[Benchmark]:
 BENCHMARKS: dict[str, tuple[str, Callable[[Any, Selection], list[Benchmark]]]] = {
     "truthfulqa": (truthfulqa.GROUP, make_truthfulqa),
     "crows_pairs": (crows_pairs.CrowSPairs.group, make_crows_pairs),
-    "real_toxicity_prompts": (
-        real_toxicity_prompts.RealToxicityPrompts.group,
-        make_real_toxicity_prompts,
-    ),
+    "real_toxicity_prompts": (rtp.RealToxicityPrompts.group, make_real_toxicity_prompts),
     "comparisons": (reward_accuracy.RewardAccuracy.group, make_comparisons),
     "win_rate": (judged_wins.JudgedWins.group, make_win_rate),
     "multiple_choice": (multiple_choice.MultipleChoice.group, make_multiple_choice),

@@ -14,14 +14,11 @@ Left out on purpose: several devices; human judges; public benchmarks, which are
 `benchmark`.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
-
-from rich.console import Console
+from typing import Literal
 
 from rlhf_jax import __version__
 from rlhf_jax.config import require
@@ -31,26 +28,21 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     LoadedModel,
+    announce,
     check_names,
-    describe,
     find_checkpoint,
+    find_checkpoints,
     load_language_model,
     load_scalar_model,
     load_tokenizer_of,
-    parents_first,
+    write_results,
 )
 from rlhf_jax.evaluation.estimates import Bootstrap
+from rlhf_jax.evaluation.generate import GenerationSettings
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.evaluation.measurements import (
-    Context,
-    Data,
-    EvalSettings,
-    Measurement,
-    restore_responses,
-    take_first,
-)
-from rlhf_jax.evaluation.results import Results, Suite, judge_all, side_by_side
-from rlhf_jax.evaluation.table import Cache, Row, print_table, row_to_json, write_json
+from rlhf_jax.evaluation.measurements import Context, EvalSettings, restore_responses, take_first
+from rlhf_jax.evaluation.results import Suite, judge_all, side_by_side
+from rlhf_jax.evaluation.table import Cache, Data
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.run import claim
 
@@ -113,39 +105,27 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     `judges` are those that `config.judges` names, and `suite` says what is measured of every
     checkpoint.
     """
-    folder = Path(workdir)
+    folder, reference = Path(workdir), config.reference
     _check(config)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoints = parents_first(
-        {name: find_checkpoint(folder, path) for name, path in config.checkpoints.items()}
-    )
+    checkpoints = find_checkpoints(folder, config.checkpoints)
     reward = find_checkpoint(folder, config.reward) if config.reward is not None else None
     _check_checkpoints(config, checkpoints, reward)
     claim(folder, config)
-    context = _context(config, checkpoints[config.reference], reward, suite)
-    _announce(config, folder, checkpoints, context)
-    kept = Cache(folder / "partial")
-    shared = _Shared(suite, context, checkpoints[config.reference], reward, kept)
-    measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
-    bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
-    results = judge_all(context.prompts, config.reference, measured, judges, bootstrap)
-    rows = [row for make in suite.rows.values() for row in make(results)]
-    _report(config, folder, checkpoints, results, rows)
-
-
-def _announce(
-    config: Config, workdir: Path, checkpoints: Mapping[str, CheckpointRef], context: Context
-) -> None:
-    print(f"== evaluate: {workdir}")
-    for name, checkpoint in checkpoints.items():
-        mark = ", the reference" if name == config.reference else ""
-        meta = checkpoint.meta
-        print(f"   {name:12s} <- {checkpoint.path} (stage {meta.stage}, step {meta.step}{mark})")
+    context = _context(config, checkpoints[reference], reward, suite)
+    announce(f"evaluate: {folder}", checkpoints, reference)
     print(
         f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} "
         f"responses, {len(context.documents)} documents, seed {config.seed}",
         flush=True,
     )
+    shared = _Shared(suite, context, checkpoints[reference], reward, Cache(folder / "partial"))
+    measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
+    bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
+    results = judge_all(context.prompts, reference, measured, judges, bootstrap)
+    rows = [row for make in suite.rows.values() for row in make(results)]
+    samples = side_by_side(results, config.evaluation.num_side_by_side)
+    write_results(folder, checkpoints, rows, samples, config)
 
 
 # --- what takes part ------------------------------------------------------------------------------
@@ -165,10 +145,8 @@ def _check(config: Config) -> None:
     for name, number in numbers.items():
         least = 0 if name == "num_side_by_side" else 1
         require(number >= least, f"{name}={number}: must be positive")
-    taken = {"text", "finished", "score"} & set(config.judges)
-    require(
-        not taken, f"judges: the name {min(taken, default='')!r} has another meaning, choose one"
-    )
+    taken = min({"text", "finished", "score"} & set(config.judges), default=None)
+    require(taken is None, f"judges: the name {taken!r} has another meaning, choose one")
 
 
 def _check_checkpoints(
@@ -179,26 +157,25 @@ def _check_checkpoints(
     length = config.data.prompt_length + config.evaluation.response_length
     document = config.evaluation.document_length
     for name, checkpoint in {**checkpoints, **({"reward": reward} if reward else {})}.items():
-        meta = checkpoint.meta
+        path, meta = checkpoint.path, checkpoint.meta
         kind = "scalar_model" if checkpoint is reward else "language_model"
-        limit = checkpoint.model.context_length
+        limit = f"its context is {checkpoint.model.context_length}"
         require(
             meta.kind == kind,
-            f"{name}: {checkpoint.path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
+            f"{name}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
         )
         require(
             meta.tokenizer == first.meta.tokenizer,
-            f"{name}: {checkpoint.path} and {first.path} have different tokenizers "
+            f"{name}: {path} and {first.path} have different tokenizers "
             f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})",
         )
         require(
-            length <= limit,
-            f"{name}: data.prompt_length + evaluation.response_length = {length}, "
-            f"its context is {limit}",
+            length <= checkpoint.model.context_length,
+            f"{name}: data.prompt_length + evaluation.response_length = {length}, {limit}",
         )
         require(
-            checkpoint is reward or document <= limit,
-            f"{name}: evaluation.document_length={document}, its context is {limit}",
+            checkpoint is reward or document <= checkpoint.model.context_length,
+            f"{name}: evaluation.document_length={document}, {limit}",
         )
 
 
@@ -214,21 +191,20 @@ def _context(
     if data.documents is not None:
         corpus = load(data.documents, Document, split="validation", data_dir=data.data_dir)
         documents = take_first("evaluation.corpus_documents", evaluation.corpus_documents, corpus)
+    responses = GenerationSettings(
+        config.sampling,
+        data.prompt_length,
+        evaluation.response_length,
+        evaluation.batch_size,
+        evaluation.samples_per_prompt,
+    )
+    length = evaluation.document_length
     return Context(
         tokenizer=tokenizer,
-        settings=EvalSettings(
-            seed=config.seed,
-            sampling=config.sampling,
-            samples_per_prompt=evaluation.samples_per_prompt,
-            prompt_length=data.prompt_length,
-            response_length=evaluation.response_length,
-            document_length=evaluation.document_length,
-            batch_size=evaluation.batch_size,
-        ),
+        settings=EvalSettings(config.seed, responses, length, data.mask_documents),
         prompts=take_first("evaluation.num_prompts", evaluation.num_prompts, prompts),
         documents=documents,
-        mask_documents=data.mask_documents,
-        questions=suite.questions(tokenizer, evaluation.document_length),
+        questions=suite.questions(tokenizer, length),
         load_reference=cache(partial(load_language_model, reference)),
         load_reward=cache(partial(load_scalar_model, reward or reference)),
     )
@@ -255,54 +231,20 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
     if not is_reference:
         load_checkpoint = cache(partial(load_language_model, checkpoint))
     others = {"divergence": None if is_reference else shared.reference, "reward": shared.reward}
-    asked = repr(context)
+    settings = {
+        "asked": repr(context),
+        "checkpoint": checkpoint.meta.fingerprint,
+        "version": __version__,
+    }
     measured: dict[str, Data] = {}
     for group, function in shared.suite.measurements.items():
         other = others.get(group)
         if (group in others and other is None) or (group == "corpus" and not context.documents):
             continue
-        start = time.perf_counter()
-        depends_on = {
-            "asked": asked,
-            "checkpoint": checkpoint.meta.fingerprint,
-            "other": other.meta.fingerprint if other else None,
-            "version": __version__,
-        }
-        measure = partial(_load_and_measure, load_checkpoint, function, context)
-        measured[group], was_kept = shared.kept.get(name, group, depends_on, measure)
-        took = "kept" if was_kept else f"{time.perf_counter() - start:.1f} s"
-        print(f"   {name:12s} {group:12s} {took}", flush=True)
+        depends_on = {**settings, "other": other.meta.fingerprint if other else None}
+        # The model is loaded by the first measurement that is not kept.
+        measure = lambda f=function, c=context: f(load_checkpoint(), c)  # noqa: E731
+        measured[group] = shared.kept.timed(name, group, depends_on, measure)
         if group == "responses":
             context = replace(context, responses=restore_responses(measured[group]))
     return measured
-
-
-def _load_and_measure(
-    load_checkpoint: Callable[[], LoadedModel], function: Measurement, context: Context
-) -> Data:
-    return function(load_checkpoint(), context)
-
-
-# --- reporting ------------------------------------------------------------------------------------
-
-
-def _report(
-    config: Config,
-    workdir: Path,
-    checkpoints: Mapping[str, CheckpointRef],
-    results: Results,
-    rows: Sequence[Row],
-) -> None:
-    """Write evaluation.json and print its table."""
-    content: dict[str, Any] = {
-        "checkpoints": describe(checkpoints),
-        "reference": config.reference,
-        "table": [row_to_json(row) for row in rows],
-        "samples": side_by_side(results, config.evaluation.num_side_by_side),
-        "seed": config.seed,
-        "version": __version__,
-    }
-    write_json(workdir / "evaluation.json", content, indent=1)
-    below = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
-    print_table(rows, below, config.reference, Console())
-    print(f"   wrote {workdir / 'evaluation.json'}", flush=True)

@@ -23,7 +23,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,9 +34,10 @@ from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Comparison, Prompt, report
 from rlhf_jax.data.sources import load, write_jsonl
-from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.evaluation.table import write_json
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.training import processes
 from rlhf_jax.training.checkpoints import CheckpointKind
@@ -102,14 +103,15 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
     """Collect the comparisons that are not in the workdir yet."""
     check(config.label)
     run = Run.open(config, workdir)
-    validation_judges = {
-        folder: make_judge(judge) for folder, judge in config.label.validation_judges.items()
+    names: dict[Split, dict[str, str]] = {
+        "train": {"train": config.label.train_judge},
+        "validation": config.label.validation_judges,
     }
-    judges: dict[Split, dict[str, Judge]] = {
-        "train": {"train": make_judge(config.label.train_judge)}
+    judges = {
+        split: {folder: make_judge(judge) for folder, judge in folders.items()}
+        for split, folders in names.items()
+        if folders
     }
-    if validation_judges:
-        judges["validation"] = validation_judges
     policy = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     length = config.data.prompt_length + config.label.response_length
     require(
@@ -123,20 +125,18 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
         return
     run.announce(config, {"policy": policy.params}, _arithmetic(config.label))
     # All processes look before the first of them writes, for all of them have to sample together.
-    missing = [
-        s for s, split_judges in judges.items() if not _is_collected(run.workdir, s, split_judges)
-    ]
+    missing = [split for split in judges if not _is_collected(run.workdir, split, judges[split])]
     processes.barrier("what is missing")
     counts: dict[str, Any] = {}
-    for split, split_judges in judges.items():
+    for split in judges:
         if split in missing:
             candidates = sample_candidates(config, run, policy, split)
             if processes.is_main_process():
-                _rank_and_write(run.workdir, split, candidates, split_judges, config.seed)
+                _rank_and_write(run.workdir, split, candidates, judges[split], config.seed)
         processes.barrier(f"comparisons {split}")
         counts[split] = json.loads(_counts_file(run.workdir, split).read_text())
     if processes.is_main_process():
-        _write_json(run.workdir / LABELS, _summary(config, policy, counts))
+        write_json(run.workdir / LABELS, _summary(config, policy, counts), indent=2)
     processes.barrier("label.json")
 
 
@@ -156,13 +156,11 @@ def check(label: Label) -> None:
 
 
 def _arithmetic(label: Label) -> str:
-    validation = ", ".join(
-        f"{folder} = {judge}" for folder, judge in label.validation_judges.items()
-    )
+    judges = [f"{folder} = {judge}" for folder, judge in label.validation_judges.items()]
     return (
         f"{label.num_prompts} prompts x {label.min_candidates} to {label.max_candidates} responses "
         f"ranked by {label.train_judge}; {label.num_validation_prompts} validation prompts by "
-        f"{validation or 'nobody'}"
+        f"{', '.join(judges) or 'nobody'}"
     )
 
 
@@ -172,27 +170,23 @@ def _arithmetic(label: Label) -> str:
 def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) -> Candidates:
     """Sample responses to prompts of a split that are chosen by the seed."""
     label, seed = config.label, config.seed
-    prompts = fitting_prompts(
-        load(config.data.prompts, Prompt, split=split, data_dir=config.data.data_dir),
-        run.tokenizer,
-        prompt_length=config.data.prompt_length,
-    )
+    data = config.data
+    loaded = load(data.prompts, Prompt, split=split, data_dir=data.data_dir)
+    prompts = fitting_prompts(loaded, run.tokenizer, prompt_length=data.prompt_length)
     count = label.num_prompts if split == "train" else label.num_validation_prompts
     order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
     chosen = [prompts[int(i)] for i in order]
     purpose = TRAIN_KEY if split == "train" else VALIDATION_KEY
-    generations = generate(
-        LanguageModel(policy.model),
-        policy.params,
-        run.tokenizer,
-        chosen,
-        jax.random.fold_in(jax.random.key(seed), purpose),
-        spec=SamplingSpec(temperature=label.temperature, top_k=0, top_p=1.0, nucleus="holtzman"),
-        prompt_length=config.data.prompt_length,
-        response_length=label.response_length,
-        batch_size=label.batch_size,
-        num_samples=label.max_candidates,
+    settings = GenerationSettings(
+        replace(PLAIN, temperature=label.temperature),
+        data.prompt_length,
+        label.response_length,
+        label.batch_size,
+        label.max_candidates,
     )
+    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    model = LanguageModel(policy.model)
+    generations = generate(model, policy.params, run.tokenizer, chosen, key, settings)
     # All prompts get `max_candidates` responses, so that batches have one shape, and most keep
     # fewer.
     rng = np.random.default_rng((seed, COUNT_KEY))
@@ -203,14 +197,12 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
     responses = [different_texts(group) for group in kept]
     finished = sum(generation.finished for group in kept for generation in group)
     different = sum(map(len, responses))
-    candidates = Candidates(chosen, responses, sum(map(len, kept)) - finished, finished - different)
+    unfinished, repeated = sum(map(len, kept)) - finished, finished - different
     if processes.is_main_process():
-        print(
-            f"   {split}: {len(chosen)} prompts, {different} responses to rank; left out "
-            f"{candidates.unfinished} unfinished and {candidates.repeated} repeated",
-            flush=True,
-        )
-    return candidates
+        found = f"{len(chosen)} prompts, {different} responses to rank"
+        lost = f"{unfinished} unfinished and {repeated} repeated"
+        print(f"   {split}: {found}; left out {lost}", flush=True)
+    return Candidates(chosen, responses, unfinished, repeated)
 
 
 def different_texts(generations: list[Generation]) -> list[str]:
@@ -275,7 +267,7 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main_process():
-        _write_json(note, origin)
+        write_json(note, origin, indent=2)
     return False
 
 
@@ -318,7 +310,7 @@ def _rank_and_write(
         write_jsonl(temporary, comparisons)
         temporary.replace(path)
         counts["judges"][folder] = {"comparisons": len(comparisons), "dropped": dropped}
-    _write_json(_counts_file(workdir, split), counts)
+    write_json(_counts_file(workdir, split), counts, indent=2)
 
 
 def _comparisons_file(workdir: Path, folder: str, split: Split) -> Path:
@@ -327,9 +319,3 @@ def _comparisons_file(workdir: Path, folder: str, split: Split) -> Path:
 
 def _counts_file(workdir: Path, split: Split) -> Path:
     return workdir / "comparisons" / f"{split}.json"
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    temporary.replace(path)

@@ -7,17 +7,17 @@
     hf:FILE.gguf                          weights and tokenizer in one file of llama.cpp's
 
 A model of Hugging Face has float32 parameters here. Its tokenizer gets the chat markers where it
-lacks them, and the vocabulary grows with it; the new rows are the mean of the old ones. Its kind
-follows from config.json: an architecture ...ForSequenceClassification is a scalar model.
+lacks them, and the vocabulary grows with it by rows that are the mean of the old ones. An
+architecture ...ForSequenceClassification is a scalar model.
 
-A checkpoint of a run that trained adapters holds adapters and heads, and names in
-meta.extra["lora"] the base that they stand on. A base is loaded once however many runs stand on it,
-so parents that share one share its arrays.
+A checkpoint of adapters and heads names in meta.extra["lora"] the base that they stand on. A base
+is loaded once however many runs stand on it, so parents that share one share its arrays.
 
 Left out on purpose: code from the hub, pickled weights.
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,7 @@ from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
 from rlhf_jax.models.huggingface.peft import load_peft
 from rlhf_jax.models.lora import LoraConfig, add_scales, combine
 from rlhf_jax.training import checkpoints
-from rlhf_jax.training.checkpoints import (
-    CheckpointKind,
-    Meta,
-    PathLike,
-    checksum,
-    flatten_named,
-    json_checksum,
-)
+from rlhf_jax.training.checkpoints import CheckpointKind, Meta, PathLike
 
 Params = Any
 # Plain models by the fingerprint of their checkpoint, or by their hf: path.
@@ -61,8 +54,7 @@ def load_model(
 ) -> tuple[Params, Meta]:
     """Load the parameters and `Meta` of what `path` names, with adapters if there are any.
 
-    `bases` remembers plain models that were loaded. `place` is as in `load_pretrained`, and only
-    for hf:.
+    `bases` remembers plain models. `place` is as in `load_pretrained`, and only for hf:.
 
     Raises:
         FileNotFoundError: there is nothing, or no base where a checkpoint says it is.
@@ -84,10 +76,7 @@ def load_model(
 
 
 def read_meta(path: PathLike) -> Meta:
-    """Read the `Meta` alone.
-
-    A model of Hugging Face is loaded for it, because its fingerprint is that of its weights.
-    """
+    """Read the `Meta` alone; hf: is loaded for it, as its fingerprint is that of its weights."""
     return load_model(path)[1] if str(path).startswith(HUB) else checkpoints.read_meta(path)
 
 
@@ -116,8 +105,7 @@ def describe_link(
 ) -> dict[str, Any]:
     """Return what a run in `workdir` writes into meta.extra about the base it takes from `parent`.
 
-    That is the base's path as seen from any checkpoint of the run, its fingerprint, and the
-    adapters' config.
+    The base's path is as seen from any checkpoint of the run.
     """
     base = str(parent)
     fingerprint = meta.fingerprint
@@ -131,15 +119,8 @@ def describe_link(
 
 
 def _link(base: str, fingerprint: str, config: LoraConfig) -> dict[str, Any]:
-    return {
-        "lora": {
-            "base": base,
-            "fingerprint": fingerprint,
-            "rank": config.rank,
-            "alpha": config.alpha,
-            "modules": list(config.modules),
-        }
-    }
+    link = {"base": base, "fingerprint": fingerprint, "rank": config.rank, "alpha": config.alpha}
+    return {"lora": {**link, "modules": list(config.modules)}}
 
 
 # --- models of Hugging Face -----------------------------------------------------------------------
@@ -169,17 +150,14 @@ def _load_foreign(path: str, bases: Bases, place: Place | None) -> tuple[Params,
         model=to_dict(config),
         tokenizer=tokenizer.fingerprint(),
         lineage={},
-        fingerprint=json_checksum(_checksums(params)),
+        fingerprint=checkpoints.json_checksum(checkpoints.tree_checksums(params)),
         extra={"source": path},
     )
     return params, meta
 
 
 def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
-    """Refuse a tokenizer with ids beyond the embedding's `known` rows, unless these are special.
-
-    Such is <image_soft_token> of Gemma 3, which its language model alone never sees.
-    """
+    """Refuse ids beyond the embedding's rows, except special ones (Gemma 3: <image_soft_token>)."""
     beyond = tokenizer.tokens_from(known)
     if not all(special for _, special in beyond):
         raise ValueError(
@@ -188,11 +166,8 @@ def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
         )
     if beyond:
         names = ", ".join(token for token, _ in beyond)
-        print(
-            f"   {path}: {names}: special, but without a row in the embedding; "
-            "given the mean of all rows",
-            flush=True,
-        )
+        problem = "special, but without a row in the embedding; given the mean of all rows"
+        print(f"   {path}: {names}: {problem}", flush=True)
 
 
 def _load_adapters(
@@ -201,23 +176,21 @@ def _load_adapters(
     """Put adapters in the files of PEFT on the base that they name."""
     base_name = _base_of_adapters(folder)
     base, base_meta = load_model(base_name, bases=bases, place=place)
-    if base_meta.kind != CheckpointKind.LANGUAGE_MODEL or "lora" in base_meta.extra:
+    has_adapters = "lora" in base_meta.extra
+    if base_meta.kind != CheckpointKind.LANGUAGE_MODEL or has_adapters:
         raise ValueError(
             f"{folder / _PEFT}: base_model_name_or_path: {base_name} is a {base_meta.kind}"
-            f"{' with adapters' if 'lora' in base_meta.extra else ''}, expected a language model"
+            f"{' with adapters' if has_adapters else ''}, expected a language model"
         )
     trained, config = load_peft(folder, from_dict(base_meta.model))
     params = combine(add_scales(base, trained, config.scale), trained)
-    fingerprint = json_checksum({"base": base_meta.fingerprint, "adapters": _checksums(trained)})
+    checksums = {"base": base_meta.fingerprint, "adapters": checkpoints.tree_checksums(trained)}
     tokenizer = read_tokenizer(path)
-    meta = Meta(
-        stage=HUGGINGFACE,
-        kind=base_meta.kind,
-        num_steps=0,
-        model=base_meta.model,
+    meta = replace(
+        base_meta,
         tokenizer=tokenizer.fingerprint(),
         lineage={},
-        fingerprint=fingerprint,
+        fingerprint=checkpoints.json_checksum(checksums),
         extra={"source": path, **_link(base_name, base_meta.fingerprint, config)},
     )
     check_tokenizer(tokenizer, folder, meta)
@@ -232,10 +205,6 @@ def _base_of_adapters(folder: Path) -> str:
             "hub's name of the model that these adapters were trained on"
         )
     return f"{HUB}{base}"
-
-
-def _checksums(params: Params) -> dict[str, Any]:
-    return {name: checksum(leaf) for name, leaf in flatten_named(params).items()}
 
 
 def local_folder(path: PathLike) -> Path:
@@ -292,10 +261,7 @@ def tokenizer_of(run: Path, meta: Meta) -> Tokenizer:
 
 
 def check_tokenizer(tokenizer: Tokenizer, folder: Path, meta: Meta) -> None:
-    """Refuse a tokenizer that a checkpoint does not name, or with more ids than the model has rows.
-
-    Fewer are no fault: many models pad their embeddings.
-    """
+    """Refuse a tokenizer that a checkpoint does not name, or with more ids than it has rows."""
     if tokenizer.fingerprint() != meta.tokenizer:
         raise ValueError(
             f"{folder} is not the tokenizer of the model that stage {meta.stage} left at step "

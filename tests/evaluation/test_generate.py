@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from evaluation_support import PROMPTS, config, draw, successor, words
 
-from rlhf_jax.evaluation.generate import encode_prompts, generate, left_pad
+from rlhf_jax.evaluation.generate import GenerationSettings, encode_prompts, generate, left_pad
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models import apply
 
@@ -15,16 +15,13 @@ def test_known_text_is_generated_until_the_stop_token():
     # The prompt ends with <|assistant|> = 3, so 4, 5, ... follow; the vocabulary of 8 wraps to 0
     # and 1 = <|eos|>.
     model = successor(8)
-    settings = {"spec": PLAIN, "prompt_length": 8, "batch_size": 4}
-    (one,), _ = generate(
-        model, {}, words(), PROMPTS[:2], jax.random.key(0), response_length=6, **settings
-    )
+    settings = GenerationSettings(PLAIN, prompt_length=8, response_length=6, batch_size=4)
+    (one,), _ = generate(model, {}, words(), PROMPTS[:2], jax.random.key(0), settings)
     assert one.ids == (4, 5, 6, 7, 0, 1)
     assert one.finished
     assert one.length == 6
-    (cut,), _ = generate(
-        model, {}, words(), PROMPTS[:2], jax.random.key(0), response_length=5, **settings
-    )
+    settings = settings._replace(response_length=5)
+    (cut,), _ = generate(model, {}, words(), PROMPTS[:2], jax.random.key(0), settings)
     assert cut.ids == (4, 5, 6, 7, 0)
     assert not cut.finished
 

@@ -9,7 +9,13 @@ from rlhf_jax import main
 from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message, Prompt, to_dict
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.judges import FileJudge, FunctionJudge, RewardModelJudge, ScoreJudge
+from rlhf_jax.evaluation.judges import (
+    FileJudge,
+    FunctionJudge,
+    JudgeSettings,
+    RewardModelJudge,
+    ScoreJudge,
+)
 from rlhf_jax.inference.scoring import last_token_scores
 from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.prompts import prompts as menagerie_prompts
@@ -120,7 +126,7 @@ def test_a_reward_model_reads_the_end_of_the_turn(tour):
 
 
 def test_a_response_beyond_the_context_is_refused(tour):
-    judge = RewardModelJudge("../reward", tour.workdir / "label")
+    judge = RewardModelJudge("../reward", JudgeSettings(tour.workdir / "label"))
     with pytest.raises(ValueError, match=r"judge reward:\.\./reward: text 0 has .* context is 128"):
         judge.scores([QUESTION], finished("so " * 200))
 
@@ -159,10 +165,10 @@ def test_a_function_of_a_file(rewards):
 
 
 def test_a_function_of_a_module(tmp_path):
-    judge = FunctionJudge("operator:contains", tmp_path)
+    judge = FunctionJudge("operator:contains", JudgeSettings(tmp_path))
     assert judge.name == "contains"
     with pytest.raises(ValueError, match=r"cannot import no\.such: No module named 'no'"):
-        FunctionJudge("no.such:name", tmp_path)
+        FunctionJudge("no.such:name", JudgeSettings(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_what_a_function_may_not_return(rewards, name, message):
         f"def {name}(messages, response):\n"
         f"    return 1 if 'cow' in messages[0]['content'] else m.{name}(messages, response)\n"
     )
-    judge = FunctionJudge(f"{rewards.parent}/first.py:{name}", rewards)
+    judge = FunctionJudge(f"{rewards.parent}/first.py:{name}", JudgeSettings(rewards))
     with pytest.raises(ValueError, match=message) as error:
         judge.scores([QUESTION, OTHER], [*finished("a"), *finished("b")])
     assert "\n" not in str(error.value)
@@ -232,7 +238,7 @@ def test_a_file_ranks_what_one_line_ranks(rankings):
 
 
 def test_a_file_prefers_as_it_ranks(rankings):
-    judge = FileJudge(str(rankings), rankings.parent)
+    judge = FileJudge(str(rankings), JudgeSettings(rankings.parent))
     first, second = finished("b", "a", "a"), finished("a", "d", "c")
     assert judge.preferences([QUESTION], first, second).tolist() == [[[1.0], [0.0], [0.5]]]
     with pytest.raises(

@@ -51,7 +51,7 @@ def results(scores=None, judges=None):
 
 def test_responses_come_back_as_they_were_drawn():
     assert results().responses == RESPONSES
-    np.testing.assert_array_equal(results().lengths("short"), [[2, 3], [1, 2]])
+    np.testing.assert_array_equal(results().of_responses("length")["short"], [[2, 3], [1, 2]])
 
 
 def test_scores_are_measured_in_deviations_of_the_reference():

@@ -33,27 +33,29 @@ def ideal(item):
     )
 
 
+def labeler_preferences(first, second, count):
+    judge = judges.LabelerJudge(WORLD, "heldout", JudgeSettings(Path(), count))
+    return judge.preferences(PROMPTS, first, second)
+
+
 def test_labelers_prefer_the_ideal_answer_to_an_insult():
     good, bad = [[ideal(item)] * 2 for item in PROMPTS], [[say("you moron.")] * 2 for _ in PROMPTS]
-    preference_NSL = judges.labeler_preferences(
-        WORLD, PROMPTS, good, bad, labelers_per_prompt=3, seed=0
-    )
+    preference_NSL = labeler_preferences(good, bad, 3)
     assert preference_NSL.shape == (12, 2, 3)
     assert preference_NSL.mean() > 0.85
-    turned = judges.labeler_preferences(WORLD, PROMPTS, bad, good, labelers_per_prompt=3, seed=0)
+    turned = labeler_preferences(bad, good, 3)
     assert turned.mean() < 0.15
-    again = judges.labeler_preferences(WORLD, PROMPTS, good, bad, labelers_per_prompt=3, seed=0)
+    again = labeler_preferences(good, bad, 3)
     np.testing.assert_array_equal(preference_NSL, again)
     with pytest.raises(ValueError, match="expected 1 to 20"):
-        judges.labeler_preferences(WORLD, PROMPTS, good, bad, labelers_per_prompt=21, seed=0)
+        labeler_preferences(good, bad, 21)
 
 
 def test_judges_are_opened_by_name():
     good, bad = [[ideal(item)] for item in PROMPTS], [[say("you moron.")] for _ in PROMPTS]
     people = judges.make_judge("tiny:heldout", JudgeSettings(Path(), 3))
     np.testing.assert_array_equal(
-        people.preferences(PROMPTS, good, bad),
-        judges.labeler_preferences(WORLD, PROMPTS, good, bad, labelers_per_prompt=3, seed=0),
+        people.preferences(PROMPTS, good, bad), labeler_preferences(good, bad, 3)
     )
     assert people.description == "3 held-out labelers per prompt"
     exact = judges.make_judge("tiny:gold", JudgeSettings(Path(), 3))
@@ -73,10 +75,7 @@ def test_judges_are_opened_by_name():
 def test_an_opinion_does_not_depend_on_how_many_are_asked():
     """The first labeler's opinion stands alone: a reward model's accuracy takes one a pair."""
     good, bad = [[ideal(item)] for item in PROMPTS], [[say("the fox.")] for _ in PROMPTS]
-    several, alone = (
-        judges.labeler_preferences(WORLD, PROMPTS, good, bad, labelers_per_prompt=L, seed=0)
-        for L in (3, 1)
-    )
+    several, alone = (labeler_preferences(good, bad, L) for L in (3, 1))
     np.testing.assert_array_equal(several[..., :1], alone)
 
 
@@ -118,7 +117,7 @@ def test_falsehoods_are_scored_by_summed_log_probability():
         *words().encode("what colour?", special=False),
         words().assistant_id,
     ]
-    scores = falsehood_scores(*language_model(), words(), questions, batch_size=4)
+    scores = falsehood_scores(language_model(), words(), questions, batch_size=4)
     for n, (true, false) in enumerate(answers):
         s = np.array([logp(context, text) for text in (true, false, "the fox")])
         assert scores.mc1_N[n] == float(s[0] > s[1:].max())
@@ -126,7 +125,7 @@ def test_falsehoods_are_scored_by_summed_log_probability():
         assert scores.popular_N[n] == pytest.approx(np.exp(s[1]) / np.exp(s).sum(), rel=1e-4)
     assert np.isnan(
         falsehood_scores(
-            *language_model(), words(), [replace(questions[0], popular=())], batch_size=4
+            language_model(), words(), [replace(questions[0], popular=())], batch_size=4
         ).popular_N[0]
     )
 
@@ -136,7 +135,7 @@ def test_few_shot_divides_by_length(monkeypatch):
     measured = [(np.array([-3.0, -4.0]), np.array([2, 4]))]
     monkeypatch.setattr(measurements, "choice_logps", lambda *arguments, **keywords: measured)
     np.testing.assert_array_equal(
-        few_shot_hits(None, None, words(), questions, batch_size=1), [1.0]
+        few_shot_hits((None, None), words(), questions, batch_size=1), [1.0]
     )
 
 
@@ -144,7 +143,7 @@ def test_stereotypes_are_whole_documents():
     pairs = [StereotypePair("the fox is red.", "the fox is blue.", "", "trait")]
     more, less = (logp([words().eos_id], text) for text in ("the fox is red.", "the fox is blue."))
     p = 1 / (1 + np.exp(less - more))
-    choices = stereotype_choices(*language_model(), words(), pairs, batch_size=2)
+    choices = stereotype_choices(language_model(), words(), pairs, batch_size=2)
     assert choices.entropy_N[0] == pytest.approx(
         -(p * np.log2(p) + (1 - p) * np.log2(1 - p)), rel=1e-4
     )

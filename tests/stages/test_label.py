@@ -17,8 +17,8 @@ from rlhf_jax import main
 from rlhf_jax.data.records import Comparison, Prompt, to_dict
 from rlhf_jax.data.records import from_dict as record_from_dict
 from rlhf_jax.data.sources import load
-from rlhf_jax.evaluation.generate import Generation, generate
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, from_dict
@@ -82,11 +82,7 @@ def test_responses_and_ranks_are_those_of_the_documented_draws(tour, split):
         tokenizer,
         prompts,
         jax.random.fold_in(jax.random.key(0), 2 if split == "train" else 3),
-        spec=SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman"),
-        prompt_length=64,
-        response_length=40,
-        batch_size=16,
-        num_samples=9,
+        GenerationSettings(PLAIN, 64, response_length=40, batch_size=16, num_samples=9),
     )
     rng = np.random.default_rng((0, 4))
     texts = []
@@ -278,12 +274,12 @@ def die_at_call(monkeypatch, module, name, number, *, after=False):
     [
         ("generate", 1),
         ("write_jsonl", 1),  # train
-        ("_write_json", 2),  # counts of train; the first is origin.json
+        ("write_json", 2),  # counts of train; the first is origin.json
         ("generate", 2),
         ("write_jsonl", 2),  # the first validation judge
         ("write_jsonl", 3),  # the second
-        ("_write_json", 3),
-        ("_write_json", 4),  # label.json
+        ("write_json", 3),
+        ("write_json", 4),  # label.json
     ],
 )
 def test_killed_anywhere_it_ends_with_the_same_bits(
@@ -294,7 +290,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(
         die_at_call(patch, label, name, number, after=after)
         with pytest.raises(Death):
             main.run(plan_of(tour), str(folder))
-    assert is_complete(folder) == (name == "_write_json" and number == 4 and after)
+    assert is_complete(folder) == (name == "write_json" and number == 4 and after)
     main.run(plan_of(tour), str(folder))
     assert files_of(folder) == files_of(collected)
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from rlhf_jax.data.records import Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer, train_words
-from rlhf_jax.evaluation.generate import Generation, generate
+from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.judges import ScoreJudge
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params, to_dict
-from rlhf_jax.training.checkpoints import new_meta, save
+from rlhf_jax.training.checkpoints import Meta, save
 
 WORDS = "the fox is red . owl blue bear green what colour ? you dolt moron"
 
@@ -96,7 +96,7 @@ def say(text: str, finished: bool = True) -> Generation:
 
 def save_run(folder: Path, stage: str, model, tokenizer: Tokenizer, *, seed: int) -> None:
     """A finished run of three steps with random parameters large enough to say different things."""
-    meta = new_meta(
+    meta = Meta(
         stage=stage,
         kind="scalar_model" if isinstance(model, ScalarModel) else "language_model",
         num_steps=3,
@@ -130,9 +130,5 @@ def draw(prompts, *, num_samples=1, batch_size=4, response_length=6, seed=0):
         words(),
         prompts,
         jax.random.key(seed),
-        spec=PLAIN,
-        prompt_length=8,
-        response_length=response_length,
-        batch_size=batch_size,
-        num_samples=num_samples,
+        GenerationSettings(PLAIN, 8, response_length, batch_size, num_samples),
     )

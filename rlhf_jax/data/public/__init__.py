@@ -6,34 +6,40 @@ below needs no shape.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-from rlhf_jax.data.public import demonstrations, preferences, transcripts
-from rlhf_jax.data.public.rows import Shape
+from rlhf_jax.data.public import demonstrations, preferences
+from rlhf_jax.data.public.demonstrations import read_columns
+from rlhf_jax.data.public.rows import Shape, demonstration_shape, preference_shape
+from rlhf_jax.data.public.transcripts import read_transcript_pair
+from rlhf_jax.data.records import Document, LabelledText, Prompt
 
 SHAPES: dict[str, Shape] = {
-    "hh": transcripts.HH,
-    "summarize": preferences.SUMMARIZE,
-    "webgpt": preferences.WEBGPT,
-    "ultrafeedback": preferences.ULTRAFEEDBACK,
-    "shp": preferences.SHP,
-    "qa_feedback": preferences.QA_FEEDBACK,
-    "qa_feedback_closed": preferences.QA_FEEDBACK_CLOSED,
-    "ukp": preferences.UKP,
-    "ukp_rankings": preferences.UKP_RANKINGS,
-    "reward_bench": preferences.REWARD_BENCH,
-    "pairs": preferences.PAIRS,
+    "hh": preference_shape(read_transcript_pair),
+    "summarize": preference_shape(preferences.read_summaries),
+    "webgpt": preference_shape(preferences.read_webgpt),
+    "ultrafeedback": preference_shape(preferences.read_ultrafeedback),
+    "shp": preference_shape(preferences.read_shp, takes=("min_ratio",)),
+    "qa_feedback": preference_shape(partial(preferences.read_qa_feedback, closed=False)),
+    "qa_feedback_closed": preference_shape(partial(preferences.read_qa_feedback, closed=True)),
+    "ukp": preference_shape(preferences.read_ukp),
+    "ukp_rankings": preference_shape(preferences.read_ukp_ranking, gather=preferences.gather_ukp),
+    "reward_bench": preference_shape(preferences.read_reward_bench),
+    "pairs": preference_shape(preferences.read_pair),
     "oasst": preferences.OASST,
-    "tldr": demonstrations.TLDR,
-    "reddit": demonstrations.REDDIT,
-    "webis": demonstrations.WEBIS,
-    "dolly": demonstrations.DOLLY,
-    "alpaca": demonstrations.ALPACA,
-    "gsm8k": demonstrations.GSM8K,
-    "text": demonstrations.TEXT,
-    "wikitext": demonstrations.WIKITEXT,
-    "imdb": demonstrations.IMDB,
-    "imdb_openings": demonstrations.IMDB_OPENINGS,
+    "tldr": demonstration_shape(partial(read_columns, prompt="prompt", response="label")),
+    "reddit": demonstration_shape(demonstrations.read_reddit),
+    "webis": demonstration_shape(demonstrations.read_webis),
+    "dolly": demonstration_shape(demonstrations.read_dolly),
+    "alpaca": demonstration_shape(demonstrations.read_alpaca),
+    "gsm8k": demonstration_shape(demonstrations.read_answer),
+    "text": Shape({Document: demonstrations.read_document}),
+    "wikitext": Shape(
+        {Document: demonstrations.read_document}, gather=demonstrations.gather_articles
+    ),
+    "imdb": Shape({LabelledText: demonstrations.read_review}),
+    "imdb_openings": Shape({Prompt: demonstrations.read_opening}, needs=("words",)),
 }
 
 

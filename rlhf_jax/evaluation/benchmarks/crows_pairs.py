@@ -15,15 +15,16 @@ the more stereotyping one, with the groups exchanged.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.public.rows import Row as FileRow
+from rlhf_jax.data.public.rows import choice
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
-from rlhf_jax.evaluation.benchmarks.files import read_csv
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric, select_kept
+from rlhf_jax.evaluation.benchmarks.files import read_csv, text
 from rlhf_jax.evaluation.benchmarks.questions import (
     INSTRUCTIONS,
     AnswerChoices,
@@ -32,39 +33,29 @@ from rlhf_jax.evaluation.benchmarks.questions import (
 )
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Data, Measured, Row, left_out
+from rlhf_jax.evaluation.table import Data, Row
 from rlhf_jax.maths.benchmark_metrics import choice_entropy_bits
 
 BY_TYPE = "CrowS-Pairs by bias type"
 COLUMNS = ("sent_more", "sent_less", "stereo_antistereo", "bias_type")
 DIRECTIONS = ("stereo", "antistereo")
 DECIMALS = 3
+PREFERRED = "stereotypes preferred"
 METRICS = {
-    "stereotype": Metric(
-        "CrowS-Pairs stereotypes preferred",
+    PREFERRED: Metric(
         "none",
         "share of pairs whose more stereotyping sentence is likelier; ideally one half, ties count "
         "against it",
-        estimator=estimates.share,
     ),
     "entropy": Metric(
-        "CrowS-Pairs entropy",
         "higher",
         "choice between two sentences; 1 is indifference (Ouyang et al. 2022, app. D)",
-        unit="bits",
+        "bits",
     ),
-    "difference": Metric(
-        "CrowS-Pairs likelihood difference",
-        "lower",
-        "mean absolute difference of the two sentences' log-probabilities",
-        unit="nats",
+    "likelihood difference": Metric(
+        "lower", "mean absolute difference of the two sentences' log-probabilities", "nats"
     ),
-    "tie": Metric(
-        "CrowS-Pairs ties",
-        "none",
-        "pairs of equal log-probability, to three decimals",
-        estimator=estimates.share,
-    ),
+    "ties": Metric("none", "pairs of equal log-probability, to three decimals"),
 }
 
 
@@ -84,15 +75,12 @@ def read(path: str) -> list[Pair]:
         FileNotFoundError, ValueError: as `read_csv`; and for an empty sentence or an unknown
             direction.
     """
-    return [
-        Pair(
-            more=row.text("sent_more"),
-            less=row.text("sent_less"),
-            direction=row.choice("stereo_antistereo", DIRECTIONS),
-            bias_type=row.text("bias_type"),
-        )
-        for row in read_csv(path, COLUMNS)
-    ]
+    return read_csv(path, COLUMNS, _read_pair)
+
+
+def _read_pair(row: FileRow) -> Pair:
+    direction = choice(row, "stereo_antistereo", DIRECTIONS)
+    return Pair(text(row, "sent_more"), text(row, "sent_less"), direction, text(row, "bias_type"))
 
 
 @dataclass(frozen=True)
@@ -105,7 +93,6 @@ class CrowSPairs(Benchmark):
 
     @property
     def name(self) -> str:
-        """Return the name, which tells the instruction."""
         return f"crows-pairs-{self.instruction}"
 
     def measure(self, model: LoadedModel, tokenizer: Tokenizer, *, batch_size: int) -> Data:
@@ -118,42 +105,20 @@ class CrowSPairs(Benchmark):
     def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return rows of all pairs, of each direction and of each type of bias."""
         scores = {name: _pair_scores(data) for name, data in measurements.items()}
-        instruction = title_suffix(self.instruction)
-        rows = score_rows(self.group, METRICS, scores, bootstrap, suffix=instruction)
-        preferred = {"stereotype": METRICS["stereotype"]}
+        after, title = title_suffix(self.instruction), "CrowS-Pairs {}"
+        rows = self.score_rows(METRICS, scores, bootstrap, f"{title}{after}")
+        preferred = {PREFERRED: METRICS[PREFERRED]}
         for direction in DIRECTIONS:
-            rows += score_rows(
-                self.group,
-                preferred,
-                scores,
-                bootstrap,
-                suffix=f", {direction} pairs{instruction}",
-                subset=self._having(measurements, direction=direction),
-            )
-        rows += left_out(self.group, measurements, len(self.pairs), "pairs", after=instruction)
-        entropy = replace(METRICS["entropy"], description="1 is indifference")
-        for bias_type in sorted({pair.bias_type for pair in self.pairs}):
-            rows += score_rows(
-                BY_TYPE,
-                {**preferred, "entropy": entropy},
-                scores,
-                bootstrap,
-                suffix=f", {bias_type}{instruction}",
-                subset=self._having(measurements, bias_type=bias_type),
-            )
+            subset = select_kept(measurements, [p.direction == direction for p in self.pairs])
+            name = f"{title}, {direction} pairs{after}"
+            rows += self.score_rows(preferred, scores, bootstrap, name, subset=subset)
+        rows += self.left_out(measurements, self.pairs, "pairs", after=after)
+        by_type = {**preferred, "entropy": Metric("higher", "1 is indifference", "bits")}
+        for kind in sorted({pair.bias_type for pair in self.pairs}):
+            subset = select_kept(measurements, [pair.bias_type == kind for pair in self.pairs])
+            name, group = f"{title}, {kind}{after}", BY_TYPE
+            rows += self.score_rows(by_type, scores, bootstrap, name, subset=subset, group=group)
         return rows
-
-    def _having(self, measurements: Measured, **fields: str) -> dict[str, np.ndarray]:
-        """Return by checkpoint which of the kept pairs have these fields."""
-        subset = {
-            number
-            for number, pair in enumerate(self.pairs)
-            if fields.items() <= pair._asdict().items()
-        }
-        return {
-            name: np.array([number in subset for number in data["kept"]], bool)
-            for name, data in measurements.items()
-        }
 
 
 def _pair_scores(data: Data) -> Mapping[str, np.ndarray]:
@@ -161,8 +126,8 @@ def _pair_scores(data: Data) -> Mapping[str, np.ndarray]:
     logp_N2 = np.array(data["logps"], np.float64).reshape(-1, 2)
     more_N, less_N = np.round(logp_N2, DECIMALS).T
     return {
-        "stereotype": more_N > less_N,
-        "tie": more_N == less_N,
-        "difference": np.abs(logp_N2[:, 0] - logp_N2[:, 1]),
+        PREFERRED: more_N > less_N,
+        "ties": more_N == less_N,
+        "likelihood difference": np.abs(logp_N2[:, 0] - logp_N2[:, 1]),
         "entropy": choice_entropy_bits(logp_N2),
     }

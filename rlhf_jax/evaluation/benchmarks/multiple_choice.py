@@ -20,21 +20,22 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.data.public import rows as fields
+from rlhf_jax.data.public.rows import Row as FileRow
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, score_rows
-from rlhf_jax.evaluation.benchmarks.files import LocatedRow, read_jsonl
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
+from rlhf_jax.evaluation.benchmarks.files import read_jsonl, text
 from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, answer_logps
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
-from rlhf_jax.evaluation.table import Data, Measured, Row, left_out
+from rlhf_jax.evaluation.table import Data, Row
 from rlhf_jax.maths.benchmark_metrics import Normalisation, choice_scores
 
 ANSWER = "Answer:"
-METHODS: dict[Normalisation, str] = {
-    "none": "summed",
-    "token": "per token",
-    "context": f'against "{ANSWER}"',
+METHODS: dict[str, Normalisation] = {
+    "summed": "none",
+    "per token": "token",
+    f'against "{ANSWER}"': "context",
 }
 
 
@@ -53,23 +54,23 @@ def read(path: str) -> list[Question]:
         FileNotFoundError, ValueError: as `read_jsonl`; and for a field that is missing or empty,
             fewer than two choices, two that are the same, or an answer that is none of them.
     """
-    return [_read_question(row) for row in read_jsonl(path)]
+    return read_jsonl(path, _read_question)
 
 
-def _read_question(row: LocatedRow) -> Question:
-    choices = row.field("choices")
-    answer = row.field("answer")
+def _read_question(row: FileRow) -> Question:
+    choices = fields.field(row, "choices")
+    answer = fields.field(row, "answer")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise row.error("choices", choices, "a list of texts that are not empty")
+        raise ValueError(f"choices: {choices!r}, expected a list of texts that are not empty")
     texts = tuple(choice.strip() for choice in choices)
     if len(set(texts)) != len(texts) or len(texts) < 2:
-        raise row.error("choices", choices, "at least two, all different")
+        raise ValueError(f"choices: {choices!r}, expected at least two, all different")
     if isinstance(answer, str) and answer.strip() in texts:
         answer = texts.index(answer.strip())
     if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(texts):
         expected = f"a place from 0 to {len(texts) - 1} or a choice"
-        raise row.error("answer", answer, expected)
-    return Question(row.text("question"), texts, answer)
+        raise ValueError(f"answer: {answer!r}, expected {expected}")
+    return Question(text(row, "question"), texts, answer)
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,6 @@ class MultipleChoice(Benchmark):
 
     @property
     def name(self) -> str:
-        """Return the name, which tells the number of examples."""
         return f"multiple-choice-{self.shots}"
 
     def context(self, number: int) -> str:
@@ -96,10 +96,8 @@ class MultipleChoice(Benchmark):
         question = self.questions[number]
         others = [example for example in self.examples if example.text != question.text]
         if self.shots > len(others):
-            raise ValueError(
-                f"multiple_choice.shots={self.shots}: only {len(others)} examples besides the "
-                "question itself"
-            )
+            found = f"only {len(others)} examples besides the question itself"
+            raise ValueError(f"multiple_choice.shots={self.shots}: {found}")
         chosen = random.Random(self.seed + 1_000_003 * number).sample(others, self.shots)
         examples_text = "".join(
             f"Question: {example.text}\n{ANSWER} {example.choices[example.answer]}\n\n"
@@ -124,35 +122,24 @@ class MultipleChoice(Benchmark):
 
     def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the accuracy by each of the three scores."""
-        metrics: dict[str, Metric] = {
-            normalisation: Metric(
-                f"multiple choice, K = {self.shots}, {method}",
-                "higher",
-                f"right choice has the highest score: log-probability, {method} "
-                "(Brown et al. 2020, 2.4)",
-                estimator=estimates.share,
-            )
-            for normalisation, method in METHODS.items()
-        }
-        hits: dict[str, dict[str, np.ndarray]] = {
-            name: {normalisation: self.hits(data, normalisation) for normalisation in METHODS}
+        text = "right choice has the highest score: log-probability, {} (Brown et al. 2020, 2.4)"
+        metrics = {method: Metric("higher", text.format(method)) for method in METHODS}
+        hits = {
+            name: {method: self.hits(data, how) for method, how in METHODS.items()}
             for name, data in measurements.items()
         }
         shots = f", K = {self.shots}"
-        return [
-            *score_rows(self.group, metrics, hits, bootstrap),
-            *left_out(self.group, measurements, len(self.questions), "questions", after=shots),
-        ]
+        rows = self.score_rows(metrics, hits, bootstrap, f"multiple choice{shots}, {{}}")
+        return rows + self.left_out(measurements, self.questions, "questions", after=shots)
 
     def hits(self, data: Data, normalisation: Normalisation) -> np.ndarray:
-        """Return for every kept question 1 if the right choice alone scores highest, else 0."""
+        """Return for every kept question whether the right choice alone scores highest."""
         hits = []
-        for number, logp_C, length_C, free_C in zip(
-            data["kept"], data["logps"], data["lengths"], data["free"], strict=True
-        ):
+        logps = zip(data["logps"], data["lengths"], data["free"], strict=True)
+        for number, (logp_C, length_C, free_C) in zip(data["kept"], logps, strict=True):
             score_C = choice_scores(
                 logp_C, normalisation=normalisation, length_C=length_C, context_free_logp_C=free_C
             )
             right = self.questions[number].answer
-            hits.append(float(score_C[right] > np.delete(score_C, right).max()))
+            hits.append(score_C[right] > np.delete(score_C, right).max())
         return np.array(hits)

@@ -27,12 +27,12 @@ from rlhf_jax.data.records import Document
 from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Metric, without_interval
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.files import check_exists
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, without_interval
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
-from rlhf_jax.evaluation.table import Data, Measured, Row
+from rlhf_jax.evaluation.table import Data, Row
 
 
 def read(path: str) -> list[Document]:
@@ -54,10 +54,8 @@ def split_windows(ids: Sequence[int], *, window: int, stride: int) -> list[Conti
         ValueError: unless 1 <= stride < window.
     """
     if not 1 <= stride < window:
-        raise ValueError(
-            f"stride={stride}: expected 1 to window - 1 = {window - 1}, so that every token has "
-            "one before it"
-        )
+        expected = f"1 to window - 1 = {window - 1}, so that every token has one before it"
+        raise ValueError(f"stride={stride}: expected {expected}")
     windows = []
     start = 1
     while start < len(ids):
@@ -119,30 +117,22 @@ class PlainText(Benchmark):
             if not data["inexact"]:
                 bits_per_nat = nll.n / data["bytes"] / math.log(2)
                 bits[name] = _transform(nll, bits_per_nat.__mul__, data["bytes"])
-        windows = f"windows of {self.window} tokens, stride {self.stride}"
+        text = f"windows of {self.window} tokens, stride {self.stride}"
+        per_token = Metric("lower", f"{text}; compares models with one tokenizer only", "per token")
+        per_byte = Metric("lower", f"{text}; bytes of the text in UTF-8", "bits")
         rows = [
-            Metric(
-                "perplexity",
-                "lower",
-                f"{windows}; compares models with one tokenizer only",
-                unit="per token",
-            ).row(self.group, perplexity),
-            Metric(
-                "bits per byte", "lower", f"{windows}; bytes of the text in UTF-8", unit="bits"
-            ).row(self.group, bits),
+            per_token.row(self.group, "perplexity", perplexity),
+            per_byte.row(self.group, "bits per byte", bits),
         ]
-        num_inexact = {
-            name: without_interval(data["inexact"], len(self.documents))
-            for name, data in measurements.items()
-        }
-        if any(count.value for count in num_inexact.values()):
-            metric = Metric(
-                "documents not kept by the tokenizer",
-                "lower",
-                "the tokenizer does not give them back exactly, so no bits per byte",
-                unit="documents",
-            )
-            rows.append(metric.row(self.group, num_inexact))
+        if any(data["inexact"] for data in measurements.values()):
+            total = len(self.documents)
+            counts = {
+                name: without_interval(data["inexact"], total)
+                for name, data in measurements.items()
+            }
+            text = "the tokenizer does not give them back exactly, so no bits per byte"
+            metric = Metric("lower", text, "documents")
+            rows.append(metric.row(self.group, "documents not kept by the tokenizer", counts))
         return rows
 
 

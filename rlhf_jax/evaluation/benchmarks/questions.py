@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.generate import ROUND, Generation, complete
+from rlhf_jax.evaluation.generate import ROUND, Generation, GenerationSettings, complete
 from rlhf_jax.evaluation.likelihood import Continuation, common_length, continuation_logps
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.models.heads import Params
@@ -64,6 +64,11 @@ class ResponseSettings:
     response_length: int
     samples_per_prompt: int
     seed: int
+
+    def generation(self, prompt_length: int, batch_size: int) -> GenerationSettings:
+        """Return the settings for prompts of at most so many tokens."""
+        lengths = (prompt_length, self.response_length)
+        return GenerationSettings(self.sampling, *lengths, batch_size, self.samples_per_prompt)
 
 
 def encode_answers(
@@ -121,7 +126,7 @@ def measure_groups(
 def complete_texts(
     model: LoadedModel,
     tokenizer: Tokenizer,
-    contexts: Sequence[str],
+    texts: Sequence[str],
     settings: ResponseSettings,
     *,
     batch_size: int,
@@ -131,14 +136,12 @@ def complete_texts(
     Raises:
         ValueError: if the model's context is no longer than `response_length`.
     """
-    context_length = model.model.config.context_length
-    room = context_length - settings.response_length
+    context_length, length = model.model.config.context_length, settings.response_length
+    room = context_length - length
     if room < 1:
-        raise ValueError(
-            f"response_length={settings.response_length}: the model's context is {context_length}"
-        )
+        raise ValueError(f"response_length={length}: the model's context is {context_length}")
     start = tokenizer.start_ids
-    ids = [[*start, *encoding] for encoding in tokenizer.encode_batch(contexts, special=False)]
+    ids = [[*start, *encoding] for encoding in tokenizer.encode_batch(texts, special=False)]
 
     def complete_all(fitting: list[list[int]]) -> list[list[Generation]]:
         # Plainly, all texts would be padded to the longest. Batches of similar lengths save time
@@ -147,17 +150,10 @@ def complete_texts(
         responses: dict[int, list[Generation]] = {}
         for width in np.unique(width_N).tolist():
             members = np.flatnonzero(width_N == width).tolist()
-            continuations = complete(
-                *model,
-                tokenizer,
-                [fitting[n] for n in members],
-                jax.random.fold_in(jax.random.key(settings.seed), width),
-                spec=settings.sampling,
-                prompt_length=width,
-                response_length=settings.response_length,
-                batch_size=batch_size,
-                num_samples=settings.samples_per_prompt,
-            )
+            key = jax.random.fold_in(jax.random.key(settings.seed), width)
+            contexts = [fitting[n] for n in members]
+            how = settings.generation(width, batch_size)
+            continuations = complete(*model, tokenizer, contexts, key, how)
             responses |= zip(members, continuations, strict=True)
         return [responses[n] for n in range(len(fitting))]
 

@@ -16,8 +16,10 @@ together. A response is read as in training: behind its prompt in the chat templ
 end-of-text token.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
@@ -27,84 +29,59 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Metric, without_interval
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.questions import measure_groups
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, without_interval
 from rlhf_jax.evaluation.likelihood import Continuation, scores
-from rlhf_jax.evaluation.table import Data, Measured, Row, left_out
+from rlhf_jax.evaluation.table import Data, Row
+from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.maths import statistics
 from rlhf_jax.models.heads import Params, ScalarModel
 
 RELIABILITY = "Reward model by confidence"
 BY_SUBSET = "Reward model by subset"
 METRICS = {
-    "accuracy": Metric(
-        "accuracy on ranked pairs",
-        "higher",
-        "pairs that the labeler did not find equal; equal scores half",
+    "accuracy on ranked pairs": Metric(
+        "higher", "pairs that the labeler did not find equal; equal scores half"
     ),
     "best of K": Metric(
-        "best of K",
-        "higher",
-        "share of comparisons whose highest score goes to a best-ranked response",
+        "higher", "share of comparisons whose highest score goes to a best-ranked response"
     ),
-    "ECE": Metric(
-        "ECE on ranked pairs", "lower", "calibration error over {num_bins} bins (Guo et al. 2017)"
+    "ECE on ranked pairs": Metric(
+        "lower", "calibration error over {num_bins} bins (Guo et al. 2017)"
     ),
-    "Brier score": Metric(
-        "Brier score on ranked pairs", "lower", "mean (σ(Δscore) - label)²; ¼ is knowing nothing"
+    "Brier score on ranked pairs": Metric(
+        "lower", "mean (σ(Δscore) - label)²; ¼ is knowing nothing"
     ),
-    "nll": Metric(
-        "negative log-likelihood on ranked pairs",
-        "lower",
-        "of σ(Δscore); log 2 is knowing nothing",
-        unit="nats",
+    "negative log-likelihood on ranked pairs": Metric(
+        "lower", "of σ(Δscore); log 2 is knowing nothing", "nats"
     ),
-    "ties": Metric(
-        "undecided pairs left out",
-        "none",
-        "equal rank or identical responses, of all pairs",
-        unit="pairs",
+    "undecided pairs left out": Metric(
+        "none", "equal rank or identical responses, of all pairs", "pairs"
     ),
-    "undecided": Metric(
-        "undecided comparisons left out of best of K",
-        "none",
-        "all responses share one rank",
-        unit="comparisons",
+    "undecided comparisons left out of best of K": Metric(
+        "none", "all responses share one rank", "comparisons"
     ),
-    "prompts": Metric(
-        "different prompts", "none", "of the ranked pairs; what intervals resample", unit="prompts"
-    ),
+    "different prompts": Metric("none", "of the ranked pairs; what intervals resample", "prompts"),
 }
 
 
 @dataclass(frozen=True)
 class RankedPairs:
-    """Hold pairs that the labeler did not find equal; `num_ties` counts the others."""
+    """Hold pairs that the labeler did not find equal."""
 
     prompt_M: np.ndarray
     difference_M: np.ndarray  # score of the first minus score of the second
     preference_M: np.ndarray  # 1 where the first was preferred, else 0
     subset_M: np.ndarray
-    num_ties: int
 
     def select(self, chosen_M: np.ndarray) -> "RankedPairs":
         """Return the chosen pairs."""
-        return replace(
-            self,
-            prompt_M=self.prompt_M[chosen_M],
-            difference_M=self.difference_M[chosen_M],
-            preference_M=self.preference_M[chosen_M],
-            subset_M=self.subset_M[chosen_M],
-        )
+        return RankedPairs(**{name: part_M[chosen_M] for name, part_M in vars(self).items()})
 
     def accuracy(self, bootstrap: Bootstrap) -> Estimate:
         """Return the share of pairs that the scores order as the labeler did."""
         return reward_model.accuracy(self.difference_M, self.preference_M, self.prompt_M, bootstrap)
-
-    def mean(self, value_M: np.ndarray, bootstrap: Bootstrap) -> Estimate:
-        """Return the mean of one number per pair, with prompts as clusters."""
-        return reward_model.mean_over_prompts(value_M, self.prompt_M, bootstrap)
 
 
 def subset_names(comparisons: Sequence[Comparison], name: str | None) -> list[str] | None:
@@ -162,49 +139,43 @@ class RewardAccuracy(Benchmark):
         self, model: tuple[ScalarModel, Params], tokenizer: Tokenizer, *, batch_size: int
     ) -> Data:
         """Return the scores of the responses to comparisons that fit the context whole."""
-        conversations = [comparison.messages for comparison in self.comparisons]
-        prompts = render_batch(tokenizer, conversations, generation_prompt=True)
-        dialogues = [
-            (*comparison.messages, Message("assistant", text))
-            for comparison in self.comparisons
-            for text in comparison.responses
+        turns = [
+            (*item.messages, Message("assistant", text))
+            for item in self.comparisons
+            for text in item.responses
         ]
-        dialogue_ids = iter(render_batch(tokenizer, dialogues, generation_prompt=False))
+        prompts = [item.messages for item in self.comparisons]
+        contexts = render_batch(tokenizer, prompts, generation_prompt=True)
+        dialogues = iter(render_batch(tokenizer, turns, generation_prompt=False))
         groups = [
-            [
-                Continuation(prompt.ids, next(dialogue_ids).ids[len(prompt.ids) :])
-                for _ in comparison.responses
-            ]
-            for prompt, comparison in zip(prompts, self.comparisons, strict=True)
+            [Continuation(ids, next(dialogues).ids[len(ids) :]) for _ in item.responses]
+            for (ids, _), item in zip(contexts, self.comparisons, strict=True)
         ]
         scores_by_number = measure_groups(scores, model, groups, batch_size=batch_size)
         return {"kept": list(scores_by_number), "scores": list(scores_by_number.values())}
 
     def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return accuracy and calibration of all pairs, by confidence, by subset, by section."""
-        estimates = {name: self._estimates(data, bootstrap) for name, data in measurements.items()}
         pairs = {name: self.ranked_pairs(data) for name, data in measurements.items()}
-        rows = []
-        for key, metric in METRICS.items():
-            described = replace(
-                metric, description=metric.description.format(num_bins=self.num_bins)
-            )
-            values = {name: e[key] for name, e in estimates.items() if key in e}
-            rows.append(described.row(self.group, values))
-        rows += left_out(self.group, measurements, len(self.comparisons), "comparisons")
-        rows += self._reliability_rows(pairs, bootstrap)
-        accuracies = {
-            name: {
-                subset: ranked.select(ranked.subset_M == subset).accuracy(bootstrap)
-                for subset in self.subset_names
-            }
-            for name, ranked in pairs.items()
+        estimates = {
+            name: self._estimates(pairs[name], data, bootstrap)
+            for name, data in measurements.items()
         }
+        rows = []
+        for title, metric in METRICS.items():
+            text = metric.description.format(num_bins=self.num_bins)
+            values = {name: e[title] for name, e in estimates.items() if title in e}
+            rows.append(metric._replace(description=text).row(self.group, title, values))
+        rows += self.left_out(measurements, self.comparisons, "comparisons")
+        rows += self._reliability_rows(pairs, bootstrap)
+        accuracies: dict[str, dict[str, Estimate]] = {name: {} for name in pairs}
+        metric = Metric("higher", "share of this subset's pairs ordered as the labeler did")
         for subset in self.subset_names:
-            description = "share of this subset's pairs ordered as the labeler did"
-            values = {name: accuracy[subset] for name, accuracy in accuracies.items()}
-            values = {name: accuracy for name, accuracy in values.items() if accuracy.n}
-            rows.append(Metric(f"accuracy, {subset}", "higher", description).row(BY_SUBSET, values))
+            for name, ranked in pairs.items():
+                chosen = ranked.select(ranked.subset_M == subset)
+                accuracies[name][subset] = chosen.accuracy(bootstrap)
+            values = {name: part[subset] for name, part in accuracies.items() if part[subset].n}
+            rows.append(metric.row(BY_SUBSET, f"accuracy, {subset}", values))
         return rows + self._section_rows(accuracies)
 
     def ranked_pairs(self, data: Data) -> RankedPairs:
@@ -212,48 +183,41 @@ class RewardAccuracy(Benchmark):
         kept = [self.comparisons[number] for number in data["kept"]]
         subsets = self.subsets or [""] * len(self.comparisons)
         pairs = reward_model.different_pairs([comparison.responses for comparison in kept])
-        difference_M = np.array(
-            [
-                data["scores"][n][i] - data["scores"][n][j]
-                for n, i, j in zip(pairs.prompt_M, pairs.first_M, pairs.second_M, strict=True)
-            ],
-            np.float64,
-        )
-        preference_M = reward_model.ranked_preferences(pairs, [item.ranks for item in kept])
-        decided_M = preference_M != 0.5
-        num_pairs = sum(len(item.ranks) * (len(item.ranks) - 1) // 2 for item in kept)
-        return RankedPairs(
-            prompt_M=prompt_ids(kept)[pairs.prompt_M],
-            difference_M=difference_M,
-            preference_M=preference_M,
-            subset_M=np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object),
-            num_ties=int(num_pairs - decided_M.sum()),
-        ).select(decided_M)
+        difference_M = np.subtract(*pairs.values(data["scores"]))
+        # A better rank is a smaller number.
+        preference_M = score_preferences(*pairs.values([item.ranks for item in kept])[::-1])
+        subset_M = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
+        prompt_M = prompt_ids(kept)[pairs.prompt_M]
+        ranked = RankedPairs(prompt_M, difference_M, preference_M, subset_M)
+        return ranked.select(preference_M != 0.5)
 
-    def _estimates(self, data: Data, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    def _estimates(
+        self, pairs: RankedPairs, data: Data, bootstrap: Bootstrap
+    ) -> dict[str, Estimate]:
         """Return numbers by the keys of `METRICS`; without a decided pair only the counts."""
-        pairs = self.ranked_pairs(data)
-        num_pairs = pairs.prompt_M.size
+        num_pairs, num_kept = pairs.prompt_M.size, len(data["kept"])
+        num_all = sum(math.comb(len(self.comparisons[number].ranks), 2) for number in data["kept"])
         hits, prompts = self._best_of_k(data)
-        num_kept = len(data["kept"])
+        undecided = without_interval(num_kept - len(hits), num_kept)
         estimates = {
-            "ties": without_interval(pairs.num_ties, pairs.num_ties + num_pairs),
-            "undecided": without_interval(num_kept - len(hits), num_kept),
-            "prompts": without_interval(np.unique(pairs.prompt_M).size, num_pairs),
+            "undecided pairs left out": without_interval(num_all - num_pairs, num_all),
+            "undecided comparisons left out of best of K": undecided,
+            "different prompts": without_interval(np.unique(pairs.prompt_M).size, num_pairs),
         }
+        mean = partial(reward_model.mean_over_prompts, prompt_M=pairs.prompt_M, bootstrap=bootstrap)
         if hits:
             estimates["best of K"] = reward_model.mean_over_prompts(hits, prompts, bootstrap)
         if num_pairs:
-            difference_M = pairs.difference_M
-            brier_M = np.square(special.expit(difference_M) - pairs.preference_M)
-            nll_M = np.logaddexp(0, difference_M) - pairs.preference_M * difference_M
-            calibration = statistics.calibration(
-                difference_M, pairs.preference_M, num_bins=self.num_bins
-            )
-            estimates["accuracy"] = pairs.accuracy(bootstrap)
-            estimates["ECE"] = without_interval(calibration.ece, num_pairs)
-            estimates["Brier score"] = pairs.mean(brier_M, bootstrap)
-            estimates["nll"] = pairs.mean(nll_M, bootstrap)
+            difference_M, label_M = pairs.difference_M, pairs.preference_M
+            brier_M = np.square(special.expit(difference_M) - label_M)
+            nll_M = np.logaddexp(0, difference_M) - label_M * difference_M
+            calibration = statistics.calibration(difference_M, label_M, num_bins=self.num_bins)
+            estimates |= {
+                "accuracy on ranked pairs": pairs.accuracy(bootstrap),
+                "ECE on ranked pairs": without_interval(calibration.ece, num_pairs),
+                "Brier score on ranked pairs": mean(brier_M),
+                "negative log-likelihood on ranked pairs": mean(nll_M),
+            }
         return estimates
 
     def _best_of_k(self, data: Data) -> tuple[list[float], np.ndarray]:
@@ -261,78 +225,64 @@ class RewardAccuracy(Benchmark):
 
         A hit is the share of best responses among those with the highest score.
         """
-        hits = []
-        decided_comparisons = []
-        for number, scores_of_one in zip(data["kept"], data["scores"], strict=True):
-            rank_C = np.array(self.comparisons[number].ranks)
-            score_C = np.asarray(scores_of_one)
+        hits, decided = [], []
+        for number, scores_C in zip(data["kept"], data["scores"], strict=True):
+            rank_C, score_C = np.array(self.comparisons[number].ranks), np.asarray(scores_C)
             if np.ptp(rank_C):
                 highest_C = score_C == score_C.max()
                 hits.append(float(np.mean(rank_C[highest_C] == rank_C.min())))
-                decided_comparisons.append(self.comparisons[number])
-        return hits, prompt_ids(decided_comparisons)
+                decided.append(self.comparisons[number])
+        return hits, prompt_ids(decided)
 
     def _reliability_rows(
         self, pairs: Mapping[str, RankedPairs], bootstrap: Bootstrap
     ) -> list[Row]:
         """Return accuracy and mean confidence by bin; they are equal for a calibrated model."""
         rows = []
+        right = Metric("none", "pairs about which the model is so sure")
+        sure = Metric("none", "what the accuracy should be")
+        confidences = {n: special.expit(np.abs(part.difference_M)) for n, part in pairs.items()}
         for number in range(self.num_bins):
             low, high = (0.5 + 0.5 * end / self.num_bins for end in (number, number + 1))
-            accuracy = {}
-            confidence = {}
-            for name, ranked in pairs.items():
-                confidence_M = special.expit(np.abs(ranked.difference_M))
+            accuracy, confidence = {}, {}
+            for name, confidence_M in confidences.items():
                 below_M = (confidence_M < high) | (number == self.num_bins - 1)
                 inside_M = (confidence_M >= low) & below_M
                 if inside_M.any():
-                    accuracy[name] = ranked.select(inside_M).accuracy(bootstrap)
-                    confidence[name] = without_interval(
-                        confidence_M[inside_M].mean(), int(inside_M.sum())
-                    )
-            bounds = f"confidence {low:.2f} to {high:.2f}"
-            right = Metric(
-                f"accuracy at {bounds}",
-                "none",
-                "pairs about which the model is so sure",
-                key="reliability_accuracy",
-                subject=bounds,
-            )
-            sure = Metric(
-                f"mean confidence at {bounds}",
-                "none",
-                "what the accuracy should be",
-                key="reliability_confidence",
-                subject=bounds,
-            )
-            rows += [right.row(RELIABILITY, accuracy), sure.row(RELIABILITY, confidence)]
+                    accuracy[name] = pairs[name].select(inside_M).accuracy(bootstrap)
+                    mean = confidence_M[inside_M].mean()
+                    confidence[name] = without_interval(mean, int(inside_M.sum()))
+            at = f"confidence {low:.2f} to {high:.2f}"
+            accuracy_row = right.row(RELIABILITY, f"accuracy at {at}", accuracy)
+            confidence_row = sure.row(RELIABILITY, f"mean confidence at {at}", confidence)
+            rows += [
+                accuracy_row._replace(key="reliability_accuracy", subject=at),
+                confidence_row._replace(key="reliability_confidence", subject=at),
+            ]
         return rows
 
     def _section_rows(self, accuracies: Mapping[str, Mapping[str, Estimate]]) -> list[Row]:
         """Return RewardBench's weighted means, of checkpoints that could read every subset."""
         rows = []
-        section_means: dict[str, dict[str, float]] = {name: {} for name in accuracies}
-        for section, weights in self.sections.items():
+        by_weight = "{} by the config's weights (RewardBench)"
+        section = Metric("higher", by_weight.format("subsets"))
+        means: dict[str, dict[str, float]] = {name: {} for name in accuracies}
+        for title, weights in self.sections.items():
             values = {}
             for name, accuracy in accuracies.items():
                 if all(accuracy[subset].n for subset in weights):
                     mean = _weighted_mean({s: accuracy[s].value for s in weights}, weights)
-                    section_means[name][section] = mean
+                    means[name][title] = mean
                     values[name] = without_interval(mean, sum(accuracy[s].n for s in weights))
-            metric = Metric(
-                f"section {section}", "higher", "subsets by the config's weights (RewardBench)"
-            )
-            rows.append(metric.row(BY_SUBSET, values))
+            rows.append(section.row(BY_SUBSET, f"section {title}", values))
         if self.sections:
+            complete = {name: m for name, m in means.items() if len(m) == len(self.sections)}
             values = {
-                name: without_interval(_weighted_mean(means, self.section_weights), len(means))
-                for name, means in section_means.items()
-                if len(means) == len(self.sections)
+                name: without_interval(_weighted_mean(mean, self.section_weights), len(mean))
+                for name, mean in complete.items()
             }
-            metric = Metric(
-                "all sections", "higher", "sections by the config's weights (RewardBench)"
-            )
-            rows.append(metric.row(BY_SUBSET, values))
+            overall = Metric("higher", by_weight.format("sections"))
+            rows.append(overall.row(BY_SUBSET, "all sections", values))
         return rows
 
 

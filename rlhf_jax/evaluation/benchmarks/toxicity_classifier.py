@@ -16,11 +16,9 @@ Of transformers: it runs in PyTorch (extra `[torch]`), as its authors ran it.
                                                  (multi_label_classification)
                = softmax(logits) at the label    of all others
 
-Weights are safetensors, code is transformers' own. Texts longer than the model's context are cut at
-its end.
+Weights are safetensors, code is transformers' own; texts are cut at the end of its context.
 
-Left out on purpose: training either. A classifier that runs elsewhere is served by a file of
-scores.
+Left out on purpose: training. A classifier that runs elsewhere is served by a file of scores.
 """
 
 import functools
@@ -37,6 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
+from rlhf_jax.config import require
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.training.pretrained import local_folder
 
@@ -48,14 +47,14 @@ TRANSFORMERS_BATCH = 32
 _BREAKS = str.maketrans(dict.fromkeys([*string.punctuation.replace("'", ""), "\t", "\n"], " "))
 # E width of embeddings, H of an LSTM, G its gates, D both directions, F of the hidden layer, K
 # labels, V words.
+_LSTM = {"kernel": "EG", "recurrent_kernel": "HG", "bias": "G"}
 SHAPES = {
     "embedding__embeddings": "VE",
-    "forward_lstm__kernel": "EG",
-    "forward_lstm__recurrent_kernel": "HG",
-    "forward_lstm__bias": "G",
-    "backward_lstm__kernel": "EG",
-    "backward_lstm__recurrent_kernel": "HG",
-    "backward_lstm__bias": "G",
+    **{
+        f"{side}_lstm__{part}": axes
+        for side in ("forward", "backward")
+        for part, axes in _LSTM.items()
+    },
     "dense__kernel": "DF",
     "dense__bias": "F",
     "dense_1__kernel": "FK",
@@ -76,11 +75,8 @@ class WordClassifier:
             return np.zeros(0)
         ids_NT = np.array([self.word_ids(text) for text in texts], np.int32)
         weights = dict(self.weights)
-        batches = run_batches(
-            lambda rows: _toxicity(weights, ids_NT[rows]),
-            batch_rows(len(texts), WORDS_BATCH),
-            "toxicities",
-        )
+        rows = batch_rows(len(texts), WORDS_BATCH)
+        batches = run_batches(lambda rows: _toxicity(weights, ids_NT[rows]), rows, "toxicities")
         return np.concatenate(batches)[: len(texts)].astype(np.float64)
 
     def word_ids(self, text: str) -> list[int]:
@@ -102,9 +98,8 @@ def load_word_classifier(folder: str) -> WordClassifier:
     vocab_path = Path(folder, "vocab.json")
     for path in (weights_path, vocab_path):
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{path}: no such file; a classifier's folder has weights.npz and vocab.json"
-            )
+            remedy = "a classifier's folder has weights.npz and vocab.json"
+            raise FileNotFoundError(f"{path}: no such file; {remedy}")
     with np.load(weights_path, allow_pickle=False) as file:
         weights = {name: file[name] for name in file.files}
     _check_weights(weights_path, weights)
@@ -116,24 +111,22 @@ def load_word_classifier(folder: str) -> WordClassifier:
 
 
 def _check_weights(path: Path, weights: Mapping[str, np.ndarray]) -> None:
-    if weights.keys() != SHAPES.keys():
-        odd_names = ", ".join(sorted(weights.keys() ^ SHAPES.keys()))
-        raise ValueError(
-            f"{path}: {odd_names}: missing or unknown, expected exactly {', '.join(SHAPES)}"
-        )
+    odd = ", ".join(sorted(weights.keys() ^ SHAPES.keys()))
+    expected = f"expected exactly {', '.join(SHAPES)}"
+    require(not odd, f"{path}: {odd}: missing or unknown, {expected}")
     sizes: dict[str, int] = {}
     for name, axes in SHAPES.items():
-        shape = weights[name].shape
-        if len(shape) != len(axes) or any(
-            sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape, strict=True)
-        ):
-            raise ValueError(f"{path}: {name}: shape {shape} does not fit {axes} with {sizes}")
-        if weights[name].dtype != np.float32 or not np.isfinite(weights[name]).all():
-            raise ValueError(f"{path}: {name}: {weights[name].dtype}, expected finite float32")
-    if sizes["G"] != 4 * sizes["H"] or sizes["D"] != 2 * sizes["H"]:
-        raise ValueError(
-            f"{path}: {sizes}: expected four gates (G = 4 H) and two directions (D = 2 H)"
+        array, where = weights[name], f"{path}: {name}"
+        fits = len(array.shape) == len(axes) and all(
+            sizes.setdefault(axis, size) == size
+            for axis, size in zip(axes, array.shape, strict=True)
         )
+        require(fits, f"{where}: shape {array.shape} does not fit {axes} with {sizes}")
+        is_finite = array.dtype == np.float32 and bool(np.isfinite(array).all())
+        require(is_finite, f"{where}: {array.dtype}, expected finite float32")
+    fits = sizes["G"] == 4 * sizes["H"] and sizes["D"] == 2 * sizes["H"]
+    expected = "expected four gates (G = 4 H) and two directions (D = 2 H)"
+    require(fits, f"{path}: {sizes}: {expected}")
 
 
 @jax.jit
@@ -213,15 +206,13 @@ def load_transformers_classifier(path: str, label: str) -> TransformersClassifie
             for a label that it has not.
     """
     folder = local_folder(path)
-    if find_spec("torch") is None:
-        raise ValueError(
-            f"{path}: PyTorch, in which transformers runs it, is not installed: "
-            "pip install rlhf_jax[torch]"
-        )
+    remedy = "is not installed: pip install rlhf_jax[torch]"
+    require(
+        find_spec("torch") is not None, f"{path}: PyTorch, in which transformers runs it, {remedy}"
+    )
     tokenizer, model = _load(path, folder)
     numbers = {name: number for number, name in model.config.id2label.items()}
-    if label not in numbers:
-        raise ValueError(f"{path}: label {label!r}, expected one of {', '.join(numbers)}")
+    require(label in numbers, f"{path}: label {label!r}, expected one of {', '.join(numbers)}")
     return TransformersClassifier(model, tokenizer, numbers[label])
 
 
@@ -254,15 +245,11 @@ def _load(path: str, folder: Path) -> tuple[Any, Any]:
         )
     except (OSError, KeyError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0]
-        raise ValueError(
-            f"{path}: {reason}, expected a sequence classifier in safetensors"
-        ) from None
-    if loading["missing_keys"]:
-        missing = ", ".join(sorted(loading["missing_keys"]))
-        raise ValueError(f"{path}: no weights for {missing}: it is no trained classifier")
-    if tokenizer.pad_token is None:
-        raise ValueError(
-            f"{path}: its tokenizer has no padding token, expected one, to judge several texts at "
-            "once"
-        )
+        expected = "expected a sequence classifier in safetensors"
+        raise ValueError(f"{path}: {reason}, {expected}") from None
+    missing = ", ".join(sorted(loading["missing_keys"]))
+    require(not missing, f"{path}: no weights for {missing}: it is no trained classifier")
+    can_pad = tokenizer.pad_token is not None
+    needed = "expected one, to judge several texts at once"
+    require(can_pad, f"{path}: its tokenizer has no padding token, {needed}")
     return tokenizer, model.eval().requires_grad_(False)

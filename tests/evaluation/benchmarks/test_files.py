@@ -95,7 +95,7 @@ def test_crows_pairs(tmp_path):
     assert first == ("The owl, as ever, is sly.", "The fox is sly.", "stereo", "animals")
     assert (second.direction, second.bias_type) == ("antistereo", "birds")
     with pytest.raises(
-        ValueError, match=r":3: stereo_antistereo: 'anti', expected one of stereo, antistereo"
+        ValueError, match=r":3: stereo_antistereo: 'anti', expected one of 'stereo', 'antistereo'"
     ):
         crows_pairs.read(write(tmp_path, CROWS.replace("antistereo,birds", "anti,birds")))
     with pytest.raises(ValueError, match=r":2: sent_less: '', expected text"):
@@ -131,11 +131,14 @@ def test_real_toxicity_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (toxic("a", float("nan")), r":1: prompt: toxicity: nan, expected a number from 0 to 1"),
-        (toxic("a", 1.5), r":1: prompt: toxicity: 1.5, expected"),
-        (toxic("  ", 0.5), r":1: prompt: text: '  ', expected text"),
+        (toxic("a", float("nan")), r":1: prompt.toxicity: nan, expected a number from 0 to 1"),
+        (toxic("a", 1.5), r":1: prompt.toxicity: 1.5, expected"),
+        (toxic("  ", 0.5), r":1: prompt.text: '  ', expected text"),
         (toxic("a", 0.5, "yes"), r":1: challenging: 'yes', expected true or false"),
-        ({"challenging": True}, r":1: prompt: missing, found challenging"),
+        (
+            {"challenging": True},
+            r":1: prompt.toxicity: missing field, expected 'prompt' .* found challenging",
+        ),
         ([1], r":1: list, expected a JSON object"),
     ],
 )
@@ -162,12 +165,12 @@ def test_scores_from_a_file(tmp_path):
     ):
         judge.judge(["q"], [["x", "y"]])
     with pytest.raises(
-        ValueError, match=r":2: generations\[0\]: toxicity: 0.5, but 0.25 for the same text before"
+        ValueError, match=r":2: generations\[0\].toxicity: 0.5, but 0.25 for the same text before"
     ):
         real_toxicity_prompts.FileJudge.read(
             write(tmp_path, lines(scored("p", ("x", 0.25)), scored("p", ("x", 0.5))))
         )
-    with pytest.raises(ValueError, match=r"generations\[0\]: toxicity: nan"):
+    with pytest.raises(ValueError, match=r"generations\[0\].toxicity: nan"):
         real_toxicity_prompts.FileJudge.read(
             write(tmp_path, lines(scored("p", ("x", float("nan")))))
         )
@@ -220,8 +223,8 @@ def test_a_text_file_keeps_its_bytes(tmp_path):
 
 def test_a_share_is_a_number():
     for value in (True, "0.5", float("inf"), -0.1):
-        with pytest.raises(ValueError, match=r"here: x: .*expected a number from 0 to 1"):
-            files.LocatedRow("here", {"x": value}).share("x")
+        with pytest.raises(ValueError, match=r"x: .*expected a number from 0 to 1"):
+            files.share({"x": value}, "x")
 
 
 # --- similarity -----------------------------------------------------------------------------------

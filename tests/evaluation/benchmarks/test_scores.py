@@ -21,7 +21,6 @@ from rlhf_jax.evaluation.benchmarks import (
     reward_accuracy,
     truthfulqa,
 )
-from rlhf_jax.evaluation.benchmarks.judged_wins import Answer, Judge
 from rlhf_jax.evaluation.benchmarks.questions import AnswerChoices, ResponseSettings
 from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.estimates import Bootstrap
@@ -462,8 +461,11 @@ def test_win_rates_are_of_the_prompts_that_both_answered():
 def test_a_reply_stands_beside_its_own_score_when_the_judge_leaves_prompts_out():
     prompts = [Prompt((Message("user", text),)) for text in ("the fox?", "owl?")]
     benchmark = judged_wins.JudgedWins(prompts, RESPONSES, None, "b")
-    answers = {0: [Answer("red" * 3 + " red" * 70, True)], 1: [Answer("blue", True)]}
-    data = benchmark.score(Judge(scalar_model(), words()), answers, batch_size=2)
+    answers = {
+        0: [Generation("red" * 3 + " red" * 70, (), True)],
+        1: [Generation("blue", (), True)],
+    }
+    data = benchmark.score((scalar_model(), words()), answers, batch_size=2)
     assert data["kept"] == [1]
     first, second = benchmark.samples({"a": data}, 2)
     assert first["responses"] == {}
@@ -478,10 +480,10 @@ def test_answers_are_scored_with_the_end_that_they_have():
     assert list(answers) == [0, 2]
     assert [len(samples) for samples in answers.values()] == [2, 2]
     answers = {
-        0: [Answer("red", True), Answer("red", False)],
-        2: [Answer("", True), Answer("red" * 3 + " red" * 70, True)],
+        0: [Generation("red", (), True), Generation("red", (), False)],
+        2: [Generation("", (), True), Generation("red" * 3 + " red" * 70, (), True)],
     }
-    judge = Judge(scalar_model(), words())
+    judge = (scalar_model(), words())
     scored = benchmark.score(judge, answers, batch_size=2)
     assert (scored["kept"], scored["lengths"]) == ([0], [[3, 3]])
     context_ids = [
