@@ -345,8 +345,7 @@ def iterate(
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     key, update_key = jax.random.split(learner.key)
     now = surrogate._replace(beta=learner.beta)
-    metrics: dict[str, Any]
-    state, metrics = _optimise(agent, learner.state, batch, now, update_key, penalty)
+    state, losses = _optimise(agent, learner.state, batch, now, update_key, penalty)
 
     outputs_NO, _ = apply(agent.network, state.params, batch.observation_ND)
     kl = jnp.mean(agent.distribution.kl(batch.outputs_NO, outputs_NO))
@@ -356,8 +355,13 @@ def iterate(
     raw_ND = segment.raw_observation_BRD.reshape(-1, agent.env.num_observations)
     moments = jax.vmap(update_moments)(learner.moments, raw_ND.T)
     explained = explained_variance(segment.value_BR, return_BR, jnp.ones_like(return_BR))
-    metrics |= {"return": mean(total_BR, done_BR), "kl": kl, "beta": beta}
-    metrics["explained_variance"] = explained
+    row = {
+        **losses,
+        "return": mean(total_BR, done_BR),
+        "kl": kl,
+        "beta": beta,
+        "explained_variance": explained,
+    }
     learner = learner._replace(
         state=state,
         beta=beta,
@@ -367,7 +371,7 @@ def iterate(
         total_B=total_B,
         key=key,
     )
-    return learner, segment, metrics
+    return learner, segment, row
 
 
 def train(
