@@ -111,14 +111,14 @@ def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> np.ndarray:
-    """Continue to these numbers of layers what a program measures with `few` and one more."""
-    base = [min(few, number) for number in layers]
+def with_layers(program: Callable[..., np.ndarray], *layers: int, shallow: int) -> np.ndarray:
+    """Continue to these numbers of layers what a program measures with `shallow` and one more."""
+    base = [min(shallow, number) for number in layers]
     measured = total = program(*base)
     for place, number in enumerate(layers):
-        if number > few:
-            slope = program(*base[:place], few + 1, *base[place + 1 :]) - measured
-            total = total + (number - few) * np.maximum(slope, 0)
+        if number > shallow:
+            slope = program(*base[:place], shallow + 1, *base[place + 1 :]) - measured
+            total = total + (number - shallow) * np.maximum(slope, 0)
     return total
 
 
@@ -205,7 +205,7 @@ class _Supervised(_Run):
             "Adam": bytes_on_a_device(state.opt_state),
             "best so far": bytes_on_a_device(state.extras),
         }
-        held, received = with_layers(program, self.policy.num_layers, few=TRAINED)
+        held, received = with_layers(program, self.policy.num_layers, shallow=TRAINED)
         forward = forward_flops(self.policy, rows * length, length)
         memory, again = {"activations, gradients": held}, _again(self.policy, forward)
         update = Phase("update", memory, received, 3 * forward, again)
@@ -370,8 +370,8 @@ class _Ppo(_Run):
         mixed = forward_flops(policy, num_blocks * context, context)
         trained = {policy: epochs * forward[policy] + mixed}
         trained[value] = trained.get(value, 0.0) + epochs * forward[value]
-        judged, judge_received = with_layers(self.collect, *depths, few=FORWARD)
-        updated, update_received = with_layers(self.update, *depths, few=TRAINED)
+        judged, judge_received = with_layers(self.collect, *depths, shallow=FORWARD)
+        updated, update_received = with_layers(self.update, *depths, shallow=TRAINED)
         judging = forward[policy] + forward[value] + forward[reward]
         again = sum(_again(shape, flops) for shape, flops in trained.items())
         memory, flops = {"activations, gradients": updated}, 3 * sum(trained.values())
@@ -390,8 +390,8 @@ class _Ppo(_Run):
         the cache so far.
         """
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
-        held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
-        stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
+        held, received_once = with_layers(self.draw, shape.num_layers, shallow=FORWARD)
+        stepping, received = with_layers(self.token, shape.num_layers, shallow=FORWARD)
         held = max(held, stepping + bytes_on_a_device(self.gathered(LanguageModel(shape))))
         shared = tensor if shape.num_kv_heads % tensor == 0 else 1
         rows = self.sampled_at_once / batch_shards(self.mesh)
@@ -400,4 +400,4 @@ class _Ppo(_Run):
         weights = num_params(shape) * ITEM[shape.compute_dtype] / tensor
         read = self.response * (weights + per_slot * (self.prompt + steps / 2))
         memory = {"cache": cache, "activations, weights": held - cache}
-        return Phase("rollout", memory, once + self.response * received, flops, read=read)
+        return Phase("rollout", memory, received_once + self.response * received, flops, read=read)
