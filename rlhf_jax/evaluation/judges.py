@@ -231,7 +231,8 @@ def _import_file(path: Path, where: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no file {path}")
     spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

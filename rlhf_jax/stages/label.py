@@ -34,6 +34,7 @@ from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Comparison, Prompt, report
 from rlhf_jax.data.sources import load, write_jsonl
+from rlhf_jax.evaluation.checkpoints import describe
 from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.evaluation.table import write_json
@@ -272,16 +273,8 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
 
 
 def _summary(config: Config, policy: Parent, counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "policy": {
-            "path": config.init.policy,
-            "stage": policy.meta.stage,
-            "step": policy.meta.step,
-            "fingerprint": policy.meta.fingerprint,
-        },
-        "judges": {"train": config.label.train_judge, **config.label.validation_judges},
-        **counts,
-    }
+    judges = {"train": config.label.train_judge, **config.label.validation_judges}
+    return {"policy": describe(config.init.policy, policy.meta), "judges": judges, **counts}
 
 
 def _is_collected(workdir: Path, split: Split, judges: Mapping[str, Judge]) -> bool:
