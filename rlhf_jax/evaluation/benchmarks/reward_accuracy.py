@@ -184,7 +184,7 @@ class RewardAccuracy(Benchmark):
         subsets = self.subsets or [""] * len(self.comparisons)
         pairs = reward_model.different_pairs([comparison.responses for comparison in kept])
         difference_M = np.subtract(*pairs.values(data["scores"]))
-        # A better rank is a smaller number.
+        # A better rank is a smaller number, so the second's counts as the first's score.
         preference_M = score_preferences(*pairs.values([item.ranks for item in kept])[::-1])
         subset_M = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
         prompt_M = prompt_ids(kept)[pairs.prompt_M]
