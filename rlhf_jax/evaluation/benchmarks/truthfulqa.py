@@ -252,9 +252,9 @@ class TruthfulQAAnswers(Benchmark):
         answered = list(zip(kept, data["texts"], strict=True))
         for name, compare in SIMILARITIES.items():
             true, false = [], []
-            for question, text in answered:
-                true.append(max(compare(text, good) for good in {*question.true, NO_COMMENT}))
-                false.append(max(compare(text, bad) for bad in question.false))
+            for question, reply in answered:
+                true.append(max(compare(reply, good) for good in {*question.true, NO_COMMENT}))
+                false.append(max(compare(reply, bad) for bad in question.false))
             true_N, false_N = np.array(true), np.array(false)
             scores[f"{name} max"] = true_N
             scores[f"{name} diff"] = true_N - false_N
