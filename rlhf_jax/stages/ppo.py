@@ -642,7 +642,7 @@ def describe(config: Config) -> str:
     return (
         f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} "
         f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches "
-        f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); ptx "
-        f"{ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
+        f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
+        f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
         f"{ppo.ptx_coef}"
     )
