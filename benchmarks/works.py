@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.worker import parse_work, process_peak, serve
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, init_params
 from rlhf_jax.stages import ppo, reward
@@ -37,7 +37,7 @@ from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.updates import Objective, init_state, supervised_update
 
-SPEC = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+SPEC = PLAIN
 PAD = 0
 PPO_PHASES = ("generate", "score", "update")
 
@@ -276,7 +276,7 @@ def ppo_config(size: Size) -> ppo.PPO:
 
 
 def ppo_iteration(size: Size, dtype: str) -> Work:
-    """Generate, score with reference, value and reward model, update policy and value: four separate networks."""
+    """Measure an iteration of PPO: generate, score, update, with four separate networks."""
     config, settings = shape(size, dtype), ppo_config(size)
     networks = Networks(
         policy=LanguageModel(config), reward=ScalarModel(config), value=ScalarModel(config)

@@ -125,7 +125,7 @@ def only(name: str, schedule: optax.Schedule) -> optax.GradientTransformation:
 
 
 def draw(params: Any, key: jax.Array) -> tuple[Texts, Samples]:
-    """Return arms in the policy's proportions, as exact as their number allows, in any order, as answers to the one prompt."""
+    """Draw arms in the policy's proportions, as exact as their number allows, in any order."""
     uniform_B = (jnp.arange(EPISODES) + 0.5) / EPISODES
     arm_B = (uniform_B[:, None] > jnp.cumsum(arms(params))[None, :2]).sum(axis=1)
     token_B = jax.random.permutation(key, arm_B)
@@ -165,7 +165,7 @@ def group_settings(
 
 
 def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
-    """Learn value and policy by the stage; the rate falls to a fiftieth over as many steps as there are updates."""
+    """Train with PPO; the learning rate falls to a fiftieth over as many steps as updates."""
     falling = optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
     parts = {"policy": only("final_norm']['bias", falling), "value": only("head']['bias", falling)}
     optimizer = optax.multi_transform(parts, {"policy": "policy", "value": "value"})

@@ -1,4 +1,4 @@
-"""How ChatGPT is trained, end to end, in JAX: pretrain, SFT, reward model, PPO(-ptx), evaluate, chat."""
+"""Train language models as ChatGPT is trained, end to end, in JAX."""
 
 from pathlib import Path
 

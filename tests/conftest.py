@@ -1,4 +1,5 @@
-"""A short, severe world for the tests: eight devices, no implicit broadcasting, no reused keys, no warnings."""
+"""A short, severe world for the tests: eight devices, no implicit broadcasting, no reused keys, no
+warnings."""
 
 import os
 import tempfile
@@ -24,7 +25,7 @@ jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 @pytest.fixture(scope="session")
 def tour(tmp_path_factory):
-    """The whole recipe at tiny size, run once: {workdir, data_dir, configs, fields_read, seconds}."""
+    """The whole recipe at tiny size, run once: workdir, configs, fields read, seconds."""
     from tour import run_tour
 
     return run_tour(tmp_path_factory.mktemp("tour"))

@@ -28,6 +28,7 @@ from experiments.ablations.framework import (
     Criterion,
     Finding,
     GridRun,
+    Options,
     Row,
     Table,
     draw_point,
@@ -334,7 +335,7 @@ def _draw_plane(axes: Axes, table: Table) -> None:
 
 def figure(table: Table) -> Figure:
     """Draw gold against the distance from SFT, and what every algorithm ends with."""
-    shape = {"figsize": (13.5, 4.4), "width_ratios": [2.6, 1, 1, 1, 1]}
+    shape: Options = {"figsize": (13.5, 4.4), "width_ratios": [2.6, 1, 1, 1, 1]}
     chart, (plane, *panels) = plt.subplots(1, 5, **shape)
     _draw_plane(plane, table)
     # From the lowest to the highest gold; one without a number comes first.

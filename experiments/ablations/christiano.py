@@ -27,6 +27,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_point,
@@ -247,7 +248,7 @@ def _draw_parts(axes: Axes, shares: Table, labels: int) -> None:
         rows, colour = shares.where(method=method, labels=labels), COLOURS[method]
         interval = t_interval(rows.column("share"))
         for row in rows.rows:
-            look = {"marker": ".", "ms": 6, "alpha": 0.5, "color": colour}
+            look: Options = {"marker": ".", "ms": 6, "alpha": 0.5, "color": colour}
             draw_point(axes, float(row["share"]), height, row["seed"], **look)
         axes.plot([interval.low, interval.high], [height, height], "-", color="#16202e", lw=1)
         axes.plot(interval.mean, height, "o", color=colour)

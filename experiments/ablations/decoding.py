@@ -25,6 +25,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_point,
@@ -87,7 +88,7 @@ def texts(context: Context, *, settings: PolicyEvalSettings, seed: int, folder: 
     checkpoint = context.checkpoint(folder)
     prompt_set, policy = load_prompt_set(settings, checkpoint), load_language_model(checkpoint)
     tokenizer, half = prompt_set.tokenizer, checkpoint.model.context_length // 2
-    sizes = {"context_length": 2 * half, "batch_size": 1}
+    sizes: Options = {"context_length": 2 * half, "batch_size": 1}
     blocks = lm_batches(prompt_set.documents, tokenizer, seed=0, **sizes).arrays
     full = (blocks["segments_BT"] > 0).all(axis=1)
     rows_BT = blocks["tokens_BT"][full][: settings.num_prompts].tolist()
@@ -252,12 +253,12 @@ def _draw_decodings(axes: Axes, table: Table, x: str, y: str) -> None:
     for name in (PEOPLE, *SPECS):
         points, colour = table.where(decoding=name).having(x, y), COLOURS[name.split(" ")[0]]
         marker = "*" if name == PEOPLE else "^" if name.endswith("openai") else "o"
-        look = {"marker": marker, "ms": 5, "alpha": 0.35, "color": colour}
+        look: Options = {"marker": marker, "ms": 5, "alpha": 0.35, "color": colour}
         for row in points.rows:
             draw_point(axes, float(row[x]), float(row[y]), row["seed"], **look)
         if len(points):
             middle = (points.column(x).mean(), points.column(y).mean())
-            style = {"textcoords": "offset points", "fontsize": 6, "color": colour}
+            style: Options = {"textcoords": "offset points", "fontsize": 6, "color": colour}
             axes.annotate(name, middle, (4, 3), **style)
 
 
@@ -270,7 +271,7 @@ def figure(table: Table) -> Figure:
     _draw_decodings(right, of_sft, "different", "gold")
     names = {_name(t) for t in TEMPERATURES}
     hot = Table([row for row in of_sft.rows if row.get("decoding") in names])
-    look = {"colour": COLOURS["temperature"], "label": "temperature", "mean": False}
+    look: Options = {"colour": COLOURS["temperature"], "label": "temperature", "mean": False}
     draw_seeds(right, hot, "different", "gold", **look)
     left.set(xlabel="perplexity of the continuation", title="pretrained model")
     middle.set(xlabel="different bigrams", title="pretrained model")

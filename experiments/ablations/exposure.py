@@ -24,6 +24,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_seeds,
@@ -200,8 +201,7 @@ def _rates(table: Table) -> str:
     texts = []
     for name, rows in table.by("policy"):
         expert, own = (
-            rows.per_seed(lambda seed, prefix=prefix: error_rate(seed, prefix)).mean()
-            for prefix in ("expert", "own")
+            rows.per_seed(partial(error_rate, prefix=prefix)).mean() for prefix in ("expert", "own")
         )
         texts.append(f"{name}: expert {expert:.3f}, own {own:.3f}")
     return "; ".join(texts)
@@ -249,7 +249,7 @@ def figure(table: Table) -> Figure:
     chart, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     for name, rows in table.by("policy"):
         for prefix, style, words in (("own", "-", "own words"), ("expert", "--", "expert's words")):
-            look = {"colour": COLOURS[name], "style": style, "label": f"{name}, {words}"}
+            look: Options = {"colour": COLOURS[name], "style": style, "label": f"{name}, {words}"}
             draw_seeds(left, rows.where(prefix=prefix), "position", "wrong", **look)
         own = rows.where(prefix="own")
         _draw_after(right, own, "after_error", "-", name)

@@ -38,7 +38,7 @@ def t_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
 
 
 def spearman(x: ArrayLike, y: ArrayLike) -> float:
-    """Return the correlation of ranks, equal values at their mean rank; NaN if a side is constant."""
+    """Return the correlation of ranks, equal values at their mean; NaN if a side is constant."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.size < 2:
         raise ValueError(

@@ -26,10 +26,11 @@ from rlhf_jax.maths.statistics import Interval
 
 Value = str | int | float
 Row = dict[str, Value]
+Options = dict[str, Any]  # of a function of matplotlib, or one that passes them on
 COMPLETE = "complete"
 DIVERGED_COLOUR = "#c22"
 # The look of all figures, for `plt.rc_context`.
-STYLE = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -242,7 +243,7 @@ def draw_seeds(
     """
     for seed, rows in table.by("seed"):
         points = rows.having(x, y)
-        look: dict[str, Any] = {"alpha": 0.35, "label": "_"}
+        look: Options = {"alpha": 0.35, "label": "_"}
         if not mean:
             look = {"alpha": 0.9, "label": f"{label}, seed {seed}"}
         marker = "." if len(points) < 2 else None

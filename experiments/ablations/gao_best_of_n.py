@@ -23,6 +23,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_seeds,
@@ -228,12 +229,12 @@ CRITERIA = (
 def figure(table: Table) -> Figure:
     """Draw gold above and proxy below, a column for every amount of data."""
     counts = table.values("rankings")
-    shape = {"figsize": (3.4 * len(counts), 5.6), "sharex": True, "sharey": "row"}
+    shape: Options = {"figsize": (3.4 * len(counts), 5.6), "sharex": True, "sharey": "row"}
     chart, panels = plt.subplots(2, len(counts), squeeze=False, **shape)
     for column, count in enumerate(counts):
         top, bottom = panels[:, column]
         for trunk, rows in table.where(rankings=count).by("trunk"):
-            look = {"colour": COLOURS[trunk], "label": f"reward model {trunk}"}
+            look: Options = {"colour": COLOURS[trunk], "label": f"reward model {trunk}"}
             draw_seeds(top, rows, "distance", "gold", **look)
             draw_seeds(bottom, rows, "distance", "proxy", **look)
             d = np.linspace(0, rows.column("distance").max(), 60)[1:]

@@ -21,6 +21,7 @@ from experiments.ablations.framework import (
     Ablation,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_seeds,
@@ -277,7 +278,7 @@ def _draw_unpenalised(gold_axes: Axes, preference_axes: Axes, table: Table) -> N
         for _, run in rows.by("seed"):
             curve = run.column("distance"), run.column("proxy")
             gold_axes.plot(*curve, "--", color=colour, lw=0.8, alpha=0.6)
-        look = {"colour": colour, "mean": False}
+        look: Options = {"colour": colour, "mean": False}
         draw_seeds(gold_axes, rows, "distance", "gold", label=f"gold, {label}", **look)
         for _, run in rows.having("gold", "distance").by("seed"):
             d = np.linspace(0.5, max(0.5, run.column("distance").max()), 60)
@@ -296,7 +297,7 @@ def figure(table: Table) -> Figure:
     colours = plt.get_cmap("viridis")(np.linspace(0.05, 0.9, len(KL_COEFS)))
     for kl_coef, colour in zip(KL_COEFS, colours, strict=True):
         rows = table.where(method="rl", trunk=LARGE, kl_coef=kl_coef)
-        look = {"colour": colour, "label": f"β = {kl_coef}", "mean": False}
+        look: Options = {"colour": colour, "label": f"β = {kl_coef}", "mean": False}
         draw_seeds(panels[1], rows, "distance", "gold", **look)
     labels = {
         "β = 0: gold (solid), fit (dotted), proxy (dashed)": "SD of SFT",

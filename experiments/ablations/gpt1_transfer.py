@@ -22,6 +22,7 @@ from experiments.ablations.framework import (
     Criterion,
     Finding,
     GridRun,
+    Options,
     Row,
     Table,
     draw_point,
@@ -153,7 +154,7 @@ def figure(table: Table) -> Figure:
                 draw_point(axes, x, accuracy, seed, color=colour)
             if accuracies:
                 label = setting if place == 0 else None
-                look = {"ms": 16, "mew": 2, "color": colour, "label": label}
+                look: Options = {"ms": 16, "mew": 2, "color": colour, "label": label}
                 axes.plot(x, mean_of(accuracies), "_", **look)
     counts = {data: rows.values("texts")[0] for data, rows in table.by("data")}
     axes.set_xticks(range(len(SETS)), [f"{counts[data]:,} texts" for data in SETS])

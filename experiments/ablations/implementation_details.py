@@ -21,6 +21,7 @@ from experiments.ablations.framework import (
     Criterion,
     Finding,
     GridRun,
+    Options,
     Row,
     Table,
     draw_seeds,
@@ -120,7 +121,7 @@ def figure(table: Table) -> Figure:
     """Draw approxkl over the first updates, and gold of every switch."""
     chart, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8))
     for style, colour in zip(ADAMS, ("#d9822b", "#2a3f8f"), strict=True):
-        look = {"colour": colour, "label": f"Adam as in {style}"}
+        look: Options = {"colour": colour, "label": f"Adam as in {style}"}
         draw_seeds(left, table.where(adam=style), "update", "approxkl", **look)
     left.set(xlabel="updates", ylabel="approxkl", yscale="log", title="Adam's ε")
     left.legend()

@@ -17,6 +17,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     interval_finding,
@@ -86,8 +87,8 @@ def _two_labelers(reference: Reference, pairs: list[int], group: str, seed: int)
     rng = np.random.default_rng((seed, GROUPS.index(group)))  # a noise of their own
     preferences = []
     for n in pairs:
-        answers = reference.answers[n]
-        texts, ended = tuple(a.text for a in answers), tuple(a.finished for a in answers)
+        first, second = reference.answers[n]
+        texts, ended = (first.text, second.text), (first.finished, second.finished)
         two = [people[int(person)] for person in rng.permutation(len(people))[:2]]
         messages = prompts[n].messages
         row = [preference(world, person, messages, texts, ended, rng) for person in two]
@@ -134,7 +135,7 @@ def figure(table: Table) -> Figure:
             ends = (rows.column(f"{name}{end}")[0] for end in ("", "_low", "_high"))
             value, low, high = map(float, ends)
             error = [[max(value - low, 0)], [max(high - value, 0)]]
-            look = {"fmt": "o", "ms": 4, "lw": 1, "color": "#2a3f8f"}
+            look: Options = {"fmt": "o", "ms": 4, "lw": 1, "color": "#2a3f8f"}
             bar = axes.errorbar(place + offset, value, yerr=error, **look)
             bar.lines[0].set_gid(f"seed {seed}")
     axes.axhline(0.726, color="#bbb", lw=0.8, zorder=0)

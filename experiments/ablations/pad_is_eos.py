@@ -25,6 +25,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_point,
@@ -95,7 +96,7 @@ def tune(
     if hidden:
         hide(data, prompt_set.tokenizer.turn_end_id)
     num_steps = round(epochs * data.num_examples / data.batch_size)
-    shape = {"row_length": config.sft.row_length, "others": 0, "row_multiple": 1}
+    shape: Options = {"row_length": config.sft.row_length, "others": 0, "row_multiple": 1}
     packed = PackedDemonstrations(data, num_steps=num_steps, **shape)
     if start == "fresh":
         params = init_params(model, jax.random.key(seed))
@@ -164,7 +165,7 @@ def figure(table: Table) -> Figure:
                     draw_point(axes, x, float(row[column]), row["seed"], ms=5, color=colour)
                 if len(rows):
                     label = mask if place == 0 else None
-                    look = {"ms": 18, "mew": 2, "color": colour, "label": label}
+                    look: Options = {"ms": 18, "mew": 2, "color": colour, "label": label}
                     axes.plot(x, rows.column(column).mean(), "_", **look)
         axes.set_xticks(range(len(STARTS)), [f"from {start} parameters" for start in STARTS])
     panels[0].set(ylabel="answers that end by themselves", ylim=(-0.03, 1.03))

@@ -31,6 +31,7 @@ from experiments.ablations.framework import (
     Context,
     Criterion,
     Finding,
+    Options,
     Row,
     Table,
     draw_point,
@@ -215,7 +216,7 @@ def _draw_scores(axes: Axes, table: Table, rows: Table) -> None:
         score = t_interval(scores(table, loss))
         for seed in table.values("seed"):
             of_seed = rows.where(loss=loss, seed=seed)
-            look: dict[str, Any] = {"marker": ".", "color": "#2563eb", "alpha": 0.4, "ms": 6}
+            look: Options = {"marker": ".", "color": "#2563eb", "alpha": 0.4, "ms": 6}
             if of_seed.diverged or not len(of_seed):
                 look = {"marker": "x", "color": DIVERGED_COLOUR, "alpha": 1, "ms": 6}
             mean = of_seed.column("score").mean() if len(of_seed) else 0.0
@@ -225,7 +226,7 @@ def _draw_scores(axes: Axes, table: Table, rows: Table) -> None:
         here, paper = ("here", "Schulman et al. 2017") if height == 0 else ("_", "_")
         axes.plot(score.mean, height, "o", color="#16202e", ms=5, label=here)
         axes.plot(ROWS[loss][0], height, "D", color="#bbb", ms=5, zorder=0, label=paper)
-        place = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
+        place: Options = {"transform": axes.get_yaxis_transform(), "va": "center", "fontsize": 8}
         axes.text(1.02, height, f"{score.mean:.2f}", **place)
     axes.set_yticks(range(len(losses_of(table))), losses_of(table))
     axes.set(xlabel="mean normalised score", xlim=(-0.6, 1.3))
@@ -236,7 +237,7 @@ def _draw_scores(axes: Axes, table: Table, rows: Table) -> None:
 
 def figure(table: Table) -> Figure:
     """Draw the paper's table as dots: the score of every row, and how far its updates go."""
-    shape = {"figsize": (10, 4.6), "sharey": True, "width_ratios": (3, 2)}
+    shape: Options = {"figsize": (10, 4.6), "sharey": True, "width_ratios": (3, 2)}
     chart, (left, right) = plt.subplots(1, 2, **shape)
     rows = normalised(table)
     _draw_scores(left, table, rows)
@@ -245,7 +246,7 @@ def figure(table: Table) -> Figure:
         for name, part in rows.where(loss=loss).by("environment"):
             kl = part.having("kl").column("kl")
             colour = f"C{environments.index(name)}"
-            look = {"alpha": 0.6, "color": colour, "label": name if height == 0 else "_"}
+            look: Options = {"alpha": 0.6, "color": colour, "label": name if height == 0 else "_"}
             right.plot(kl, [height] * len(kl), ".", **look)
     right.set(xscale="log", xlabel="mean KL(old ‖ new), nats")
     right.legend(loc="lower right")

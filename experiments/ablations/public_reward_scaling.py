@@ -29,6 +29,7 @@ from experiments.ablations.framework import (
     Criterion,
     Finding,
     GridRun,
+    Options,
     Row,
     Table,
     draw_seeds,
@@ -128,7 +129,7 @@ def figure(table: Table) -> Figure:
     models = table.values("model")
     colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.75, len(models)))
     for colour, model in zip(colours, models, strict=True):
-        look = {"colour": colour, "label": model.removeprefix("hf:")}
+        look: Options = {"colour": colour, "label": model.removeprefix("hf:")}
         draw_seeds(axes, table.where(model=model), "rankings", "heldout", **look)
     axes.axhline(0.5, color="#bbb", lw=0.8, zorder=0)
     axes.set_xscale("log", base=2)

@@ -1,11 +1,12 @@
-"""What a control environment is to this package: two pure functions and four facts about them.
+"""Define what a control environment is: two pure functions and four facts about them.
 
     reset(key) -> (state, observation)
     step(key, state, action) -> Step      which has already begun a new episode where one ended
 
-`from_gymnax` makes one of any environment of the gymnax library with flat observations; `point` is a toy without any
-dependency. Whether an episode ended by itself or ran out of time matters: after a time limit there was a future, and its
-value is bootstrapped from `final_observation`; after an end there was none.
+`from_gymnax` makes one of any environment of the gymnax library with flat observations; `point` is
+a toy without any dependency. Whether an episode ended by itself or ran out of time matters: after a
+time limit there was a future, and its value is bootstrapped from `final_observation`; after an end
+there was none.
 
 Left out on purpose: rendering, pixels, and environments of our own worth a paper.
 """
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 
 
 class Step(NamedTuple):
-    """One transition: `observation` and `state` belong to the next episode where this one ended."""
+    """Hold a transition; where it ends, `observation` and `state` are the next episode's."""
 
     state: Any
     observation: jax.Array
@@ -29,7 +30,7 @@ class Step(NamedTuple):
 
 
 class Environment(NamedTuple):
-    """The pure functions of an environment, and the sizes that a policy needs."""
+    """Hold the pure functions of an environment, and the sizes that a policy needs."""
 
     name: str
     reset: Callable[[jax.Array], tuple[Any, jax.Array]]
@@ -40,9 +41,13 @@ class Environment(NamedTuple):
 
 
 def from_gymnax(name: str) -> Environment:
-    """An environment of gymnax (Lange 2022). Continuous actions are clipped to their range here and nowhere else.
+    """Make an environment of gymnax (Lange 2022).
 
-    Raises ModuleNotFoundError without gymnax and ValueError for an unknown name or observations that are not flat.
+    Continuous actions are clipped to their range here and nowhere else.
+
+    Raises:
+        ModuleNotFoundError: gymnax is not installed.
+        ValueError: the name is unknown, or observations are not flat.
     """
     try:
         import gymnax
@@ -66,41 +71,32 @@ def from_gymnax(name: str) -> Environment:
 
     def step(key: jax.Array, state: Any, chosen: jax.Array) -> Step:
         if continuous:
-            chosen = jnp.clip(
-                chosen,
-                jnp.broadcast_to(action.low, chosen.shape),
-                jnp.broadcast_to(action.high, chosen.shape),
-            )
+            low, high = (jnp.broadcast_to(x, chosen.shape) for x in (action.low, action.high))
+            chosen = jnp.clip(chosen, low, high)
         observation, state, reward, terminated, truncated, info = env.step(
             key, state, chosen, params
         )
-        return Step(
-            state,
-            observation,
-            jnp.float32(reward),
-            terminated,
-            truncated,
-            info["final_observation"],
-        )
+        final = info["final_observation"]
+        return Step(state, observation, jnp.float32(reward), terminated, truncated, final)
 
     num_actions = action.shape[0] if continuous else action.n
     return Environment(name, reset, step, shape[0], num_actions, continuous)
 
 
 def point(num_steps: int) -> Environment:
-    """A point on a line with a motor: push it to the origin and keep it there, for `num_steps` steps of 0.1.
+    """Make a point on a line with a motor, to be kept at the origin for `num_steps` steps of 0.1.
 
-    v ← v + 0.1 clip(a, ±1),   x ← x + 0.1 v,   reward −(x² + 0.1 v²);   x uniform in ±1, v = 0 at the start
+    v ← v + 0.1 clip(a, ±1),   x ← x + 0.1 v,   reward −(x² + 0.1 v²)
+
+    x is uniform in ±1 and v = 0 at the start.
     """
 
     def observe(state: tuple[jax.Array, jax.Array]) -> jax.Array:
         return state[0]
 
     def reset(key: jax.Array) -> tuple[Any, jax.Array]:
-        state = (
-            jnp.array([1.0, 0.0]) * jax.random.uniform(key, minval=-1.0, maxval=1.0),
-            jnp.zeros((), jnp.int32),
-        )
+        start = jnp.array([1.0, 0.0]) * jax.random.uniform(key, minval=-1.0, maxval=1.0)
+        state = (start, jnp.zeros((), jnp.int32))
         return state, observe(state)
 
     def step(key: jax.Array, state: Any, action: jax.Array) -> Step:

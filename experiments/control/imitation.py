@@ -1,18 +1,20 @@
-"""Imitation on the smallest task in which its errors compound (Ross & Bagnell 2010; Ross, Gordon & Bagnell 2011).
+"""Imitate an expert on the smallest task in which errors compound.
 
-    on   a hint says left or right; do as it says and stay on, else fall off.  With probability `fog` the hint is hidden, so
-         that every learner errs with ε = fog/2 there, the expert alone knows better
-    off  costs 1 a step; the one recovery action of this side leads back. The expert never falls off, so never shows it
+Ross & Bagnell 2010; Ross, Gordon & Bagnell 2011.
 
-    behaviour cloning  trains on the expert's states:           J = Σ_t 1 − (1 − ε)^t ≈ ε T²/2, within the bound J ≤ T² ε
-    DAgger             trains on its own states, expert's labels:                 J ≈ ε T
-    forward training   one policy per time step, each trained on the states that the earlier ones lead to
-    SMILe              mixes a new policy in: π_n = (1−α)ⁿ π* + α Σ_j (1−α)^{j−1} π̂_j, each π̂_j trained on π_{j−1}'s states
+    on   a hint says left or right; do as it says and stay on, else fall off.  With probability
+         `fog` the hint is hidden: every learner errs with ε = fog/2 there, the expert knows better
+    off  costs 1 a step; the one recovery action of this side leads back. The expert never falls
+         off, so never shows it
 
-The learner is multinomial logistic regression on one-hot observations, with a bias: what it never saw falls back on the bias,
-which knows no recovery action.
+    behaviour cloning  trains on the expert's states:  J = Σ_t 1 − (1 − ε)^t ≈ ε T²/2, J ≤ T² ε
+    DAgger             trains on its own states, expert's labels:  J ≈ ε T
+    forward training   one policy per time step, trained on the states that the earlier ones lead to
+    SMILe              mixes in: π_n = (1−α)ⁿ π* + α Σ_j (1−α)^{j−1} π̂_j, π̂_j from π_{j−1}'s states
 
-Left out on purpose: learners with memory, and stochastic policies.
+The learner is multinomial logistic regression on one-hot observations, with a bias: what it never
+saw falls back on the bias, which knows no recovery action. Left out on purpose: learners with
+memory, and stochastic policies.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,16 +24,14 @@ import numpy as np
 from scipy import optimize, special
 
 ON_LEFT, ON_RIGHT, FOG, OFF_LEFT, OFF_RIGHT = range(5)  # observations
-NUM_OBSERVATIONS, NUM_ACTIONS = (
-    5,
-    4,
-)  # actions: go left, go right, recover from the left, recover from the right
+# Actions: go left, go right, recover from the left, recover from the right.
+NUM_OBSERVATIONS, NUM_ACTIONS = 5, 4
 RIDGE = 1e-4  # keeps separable data finite; too small to decide anything
 
 
 @dataclass(frozen=True)
 class Cliff:
-    """The task: how often the hint is hidden, and for how many steps one walks."""
+    """Describe the task: how often the hint is hidden, and for how many steps one walks."""
 
     fog: float
     horizon: int
@@ -43,7 +43,7 @@ class Cliff:
 
 
 def fit(observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
-    """The table of greedy actions of multinomial logistic regression with bias on (observation, action) pairs."""
+    """Fit multinomial logistic regression with bias; return the table of its greedy actions."""
     counts = np.zeros((NUM_OBSERVATIONS, NUM_ACTIONS))
     np.add.at(counts, (observations.ravel(), actions.ravel()), 1.0)
     share, total = counts / counts.sum(), counts.sum(1, keepdims=True) / counts.sum()
@@ -62,7 +62,7 @@ def fit(observations: np.ndarray, actions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Walks:
-    """Trajectories: what was seen, what the expert would have done there, and how many steps were spent off."""
+    """Hold trajectories: observations, what the expert would do there, and steps spent off."""
 
     observation_NT: np.ndarray
     expert_NT: np.ndarray
@@ -74,41 +74,39 @@ Policy = Callable[[int, np.ndarray, np.ndarray], np.ndarray]
 
 
 def expert(t: int, observation_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
-    """Does what the expert does, who sees through fog."""
+    """Act as the expert does, who sees through fog."""
     return expert_N
 
 
 def greedy(table: np.ndarray) -> Policy:
-    """Looks its action up: `table` is per observation, or per time and observation."""
-    return lambda t, observation_N, expert_N: (table if table.ndim == 1 else table[t])[
-        observation_N
-    ]
+    """Return a policy that looks its action up, per observation or per time and observation."""
+
+    def act(t: int, observation_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
+        return (table if table.ndim == 1 else table[t])[observation_N]
+
+    return act
 
 
 def mixture(policies: Sequence[Policy], weights: np.ndarray, rng: np.random.Generator) -> Policy:
-    """Draws one of the policies anew at every step."""
+    """Return a policy that draws one of the policies anew at every step."""
 
     def act(t: int, observation_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
         actions = np.stack([policy(t, observation_N, expert_N) for policy in policies])
-        drawn_N = rng.choice(len(policies), size=len(observation_N), p=weights)
-        return actions[drawn_N, np.arange(len(observation_N))]
+        policy_N = rng.choice(len(policies), size=len(observation_N), p=weights)
+        return actions[policy_N, np.arange(len(observation_N))]
 
     return act
 
 
 def walk(task: Cliff, policy: Policy, count: int, rng: np.random.Generator) -> Walks:
-    """`count` trajectories under a policy; a step costs 1 where it begins off."""
-    side_N, cost_N = (
-        np.full(count, -1),
-        np.zeros(count),
-    )  # the side on which one has fallen off, -1 while on
+    """Take `count` walks under a policy; a step costs 1 where it begins off."""
+    side_N = np.full(count, -1)  # on which the walker has fallen off, -1 while on
+    cost_N = np.zeros(count)
     seen, known = [], []
     for t in range(task.horizon):
-        hint_N, foggy_N, off_N = (
-            rng.integers(2, size=count),
-            rng.random(count) < task.fog,
-            side_N >= 0,
-        )
+        hint_N = rng.integers(2, size=count)
+        foggy_N = rng.random(count) < task.fog
+        off_N = side_N >= 0
         observation_N = np.where(off_N, OFF_LEFT + side_N, np.where(foggy_N, FOG, hint_N))
         expert_N = np.where(off_N, 2 + side_N, hint_N)
         right_N = policy(t, observation_N, expert_N) == expert_N
@@ -121,16 +119,16 @@ def walk(task: Cliff, policy: Policy, count: int, rng: np.random.Generator) -> W
 
 
 def clone(task: Cliff, count: int, rng: np.random.Generator) -> Policy:
-    """Behaviour cloning: fit the expert on `count` of its own trajectories."""
+    """Clone behaviour: fit the expert on `count` of its own trajectories."""
     shown = walk(task, expert, count, rng)
     return greedy(fit(shown.observation_NT, shown.expert_NT))
 
 
 def dagger(task: Cliff, count: int, rng: np.random.Generator, *, rounds: int) -> Policy:
-    """DAgger with β_i = I(i = 1): the expert's trajectories, then those of each round's policy, `count` in all.
+    """Run DAgger with β_i = I(i = 1): on the expert's walks, then on each round's policy's.
 
-    Returns the policy whose own trajectories cost least. The last one may not: should it choose the other side in fog than
-    those before, it falls where nobody has been.
+    Returns the policy whose own walks cost least. The last one may not: should it choose the other
+    side in fog than those before, it falls where nobody has been.
     """
     walks, policies = [walk(task, expert, count // rounds, rng)], []
     for _ in range(rounds):
@@ -147,7 +145,7 @@ def dagger(task: Cliff, count: int, rng: np.random.Generator, *, rounds: int) ->
 def smile(
     task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float
 ) -> Policy:
-    """SMILe; at the end the learned policies share what is left of the expert, (1−α)^rounds."""
+    """Run SMILe; in the end the learned policies share what is left of the expert."""
     learned: list[Policy] = []
     for n in range(rounds):
         weights = np.append(alpha * (1 - alpha) ** np.arange(n), (1 - alpha) ** n)
@@ -158,7 +156,7 @@ def smile(
 
 
 def forward(task: Cliff, count: int, rng: np.random.Generator) -> Policy:
-    """Forward training: the policy of step t is fitted on where the policies of the steps before it have led."""
+    """Train forward: fit the policy of step t on where the policies before it have led."""
     table_TO = np.zeros((task.horizon, NUM_OBSERVATIONS), int)
 
     def learn_and_act(t: int, observation_N: np.ndarray, expert_N: np.ndarray) -> np.ndarray:
@@ -175,7 +173,11 @@ METHODS = ("behaviour cloning", "DAgger", "forward training", "SMILe")
 def learn(
     method: str, task: Cliff, count: int, rng: np.random.Generator, *, rounds: int, alpha: float
 ) -> Policy:
-    """The policy that a method makes of `count` trajectories. Raises ValueError for an unknown method."""
+    """Return the policy that a method makes of `count` trajectories.
+
+    Raises:
+        ValueError: the method is unknown.
+    """
     if method == "behaviour cloning":
         return clone(task, count, rng)
     if method == "DAgger":
@@ -188,14 +190,14 @@ def learn(
 
 
 def cloning_cost(epsilon: float, horizon: int) -> float:
-    """J of behaviour cloning, which never recovers: Σ_{t<T} 1 − (1 − ε)^t = T − (1 − (1 − ε)^T)/ε."""
+    """Return J of cloning, which never recovers: Σ_{t<T} 1 − (1 − ε)^t = T − (1 − (1 − ε)^T)/ε."""
     return horizon - (1 - (1 - epsilon) ** horizon) / epsilon
 
 
 def recovering_cost(epsilon: float, horizon: int) -> float:
-    """J of a policy that errs as often but always recovers in one step: the stationary share off, summed from the start.
+    """Return J of a policy that errs as often but always recovers in one step.
 
-    p_{t+1} = (1 − p_t) ε, p_0 = 0.
+    J = Σ_{t<T} p_t, with p_{t+1} = (1 − p_t) ε and p_0 = 0.
     """
     off, total = 0.0, 0.0
     for _ in range(horizon):

@@ -1,9 +1,16 @@
-"""Small multilayer perceptrons for control: a policy and a value function that share nothing, and a reward predictor.
+"""Define small networks for control, and the distributions of actions that they put out.
 
-Orthogonal kernels, biases zero; gain √2 in hidden layers, 0.01 at the policy's end so that it starts nearly uniform, 1 at
-the ends of value and reward (details 2 and 13 of Huang et al. 2022, "The 37 implementation details of PPO").
+A policy and a value function share nothing; a reward predictor is the same perceptron. Orthogonal
+kernels, biases zero; gain √2 in hidden layers, 0.01 at the policy's end so that it starts nearly
+uniform, 1 at the ends of value and reward (details 2 and 13 of Huang et al. 2022, "The 37
+implementation details of PPO").
 
-Left out on purpose: convolutions and recurrence; these are for environments that show their whole state.
+    categorical   logits (…, A)                         action: an integer
+    Gaussian      mean and log σ side by side (…, 2A)   action: A independent numbers
+
+Left out on purpose: convolutions and recurrence; squashed Gaussians. Actions are clipped by the
+environment only, and their log-probabilities are those of what was drawn (Schulman et al. 2017;
+OpenAI baselines).
 """
 
 from collections.abc import Callable
@@ -15,25 +22,16 @@ import jax.numpy as jnp
 
 from rlhf_jax.maths import kl, losses
 
+Params = Any
 
-# Distributions of actions, as functions of the numbers a policy network puts out.
-#
-#     categorical   logits (…, A)                         action: an integer
-#     Gaussian      mean and log σ side by side (…, 2A)   action: A independent numbers
-#
-# Both are the same four functions, so that one loop serves discrete and continuous actions.
-#
-# Left out on purpose: squashed Gaussians. Actions are clipped by the environment only, and their log-probabilities are those of
-# what was drawn (Schulman et al. 2017; OpenAI baselines).
+
 class Distribution(NamedTuple):
-    """What PPO asks of a distribution; `outputs` are the policy network's numbers."""
+    """Name what PPO asks of a distribution; `outputs` are the policy network's numbers."""
 
     sample: Callable[[jax.Array, jax.Array], jax.Array]  # key, outputs -> action
     logp: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, action -> log-probability
     entropy: Callable[[jax.Array], jax.Array]  # outputs -> nats
-    kl: Callable[
-        [jax.Array, jax.Array], jax.Array
-    ]  # outputs, other outputs -> KL(first ‖ second), nats
+    kl: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, others -> KL(first ‖ second), nats
 
 
 def _categorical_logp(logits: jax.Array, action: jax.Array) -> jax.Array:
@@ -62,23 +60,18 @@ def _gaussian_entropy(outputs: jax.Array) -> jax.Array:
 
 
 def _gaussian_kl(outputs: jax.Array, other: jax.Array) -> jax.Array:
-    (mean, log_std), (other_mean, other_log_std) = (
-        jnp.split(x, 2, axis=-1) for x in (outputs, other)
-    )
-    scaled = jnp.exp(2 * (log_std - other_log_std)) + jnp.square(
-        (mean - other_mean) * jnp.exp(-other_log_std)
-    )
+    mean, log_std = jnp.split(outputs, 2, axis=-1)
+    other_mean, other_log_std = jnp.split(other, 2, axis=-1)
+    z = (mean - other_mean) * jnp.exp(-other_log_std)
+    scaled = jnp.exp(2 * (log_std - other_log_std)) + jnp.square(z)
     return jnp.sum(other_log_std - log_std + 0.5 * (scaled - 1.0), axis=-1)
 
 
 GAUSSIAN = Distribution(_gaussian_sample, _gaussian_logp, _gaussian_entropy, _gaussian_kl)
 
 
-Params = Any
-
-
 class MLP(nn.Module):
-    """Dense layers with tanh between them: (…, inputs) -> (…, outputs)."""
+    """Apply dense layers with tanh between them: (…, inputs) -> (…, outputs)."""
 
     hidden: tuple[int, ...]
     outputs: int
@@ -92,7 +85,7 @@ class MLP(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Numbers for `maths.distributions` and a value; a Gaussian's log σ is a parameter of its own, starting at 0."""
+    """Put out the numbers of a distribution and a value; a Gaussian's log σ is a parameter."""
 
     hidden: tuple[int, ...]
     num_actions: int
@@ -110,5 +103,5 @@ class ActorCritic(nn.Module):
 
 
 def init_network(network: nn.Module, key: jax.Array, num_inputs: int) -> Params:
-    """Fresh parameters of one of these networks."""
+    """Return fresh parameters of one of these networks."""
     return network.init(key, jnp.zeros((1, num_inputs)))["params"]

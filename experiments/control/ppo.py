@@ -1,16 +1,18 @@
-"""PPO on a control environment, as pure functions that can be mapped over seeds.
+"""Train PPO on a control environment, as pure functions that can be mapped over seeds.
 
     for each iteration:
-      1  num_envs copies of the environment take num_steps steps each; episodes end and begin inside a segment
-      2  rewards (the environment's, or any function of observation and action) -> advantages and returns by GAE
-      3  num_ppo_epochs x num_mini_batches: policy loss (clip, or KL penalty) + vf_coef value loss - entropy_coef entropy
-      4  an adaptive KL penalty moves once, by KL(π_old ‖ π) over the whole segment after the last epoch
+      1  num_envs copies of the environment take num_steps steps each; episodes end inside a segment
+      2  rewards (the environment's, or any function) -> advantages and returns by GAE
+      3  num_ppo_epochs x num_mini_batches: policy loss (clip, or KL penalty) + vf_coef value loss
+         - entropy_coef entropy
+      4  an adaptive KL penalty moves once, by KL(π_old ‖ π) over the segment after the last epoch
 
-The losses, GAE, whitening, the controller and the optimizer are those of the language stages. Details as in Schulman et al.
-2017 and Huang et al. 2022 ("37 implementation details"): separate networks, orthogonal kernels, observations standardised by
-running moments (frozen while a segment is collected, so that ratios start at 1) and cut at ±10, rewards divided by the running
-deviation of the discounted return and cut at ±10, advantages standardised per minibatch. At a time limit and at the end of a
-segment the value of what would have followed is bootstrapped; at a true end it is 0.
+Losses, GAE, whitening, controller and optimizer are those of the language stages. Details as in
+Schulman et al. 2017 and Huang et al. 2022 ("37 implementation details"): separate networks,
+orthogonal kernels, observations standardised by running moments (frozen while a segment is
+collected, so that ratios start at 1) and cut at ±10, rewards divided by the running deviation of
+the discounted return and cut at ±10, advantages standardised per minibatch. At a time limit and at
+the end of a segment the value of what would have followed is bootstrapped; at a true end it is 0.
 
 Left out on purpose: annealed clip ranges, early stopping, recurrent policies.
 """
@@ -50,7 +52,7 @@ CUT = 10.0  # standardised observations and rewards stay in ±10 (OpenAI baselin
 
 @dataclass(frozen=True)
 class Settings:
-    """Every detail of the loop but the policy loss, which is data (`Surrogate`)."""
+    """Hold every detail of the loop but the policy loss, which is data (`Surrogate`)."""
 
     num_iterations: int
     num_envs: int
@@ -70,15 +72,16 @@ class Settings:
         """Raise ValueError where the minibatches do not come out even."""
         if (self.num_envs * self.num_steps) % self.num_mini_batches:
             raise ValueError(
-                f"num_envs * num_steps = {self.num_envs * self.num_steps} transitions do not divide into "
-                f"num_mini_batches = {self.num_mini_batches}; choose a divisor"
+                f"num_envs * num_steps = {self.num_envs * self.num_steps} transitions do not "
+                f"divide into num_mini_batches = {self.num_mini_batches}; choose a divisor"
             )
 
 
 class Surrogate(NamedTuple):
-    """The policy loss as arrays, so that the rows of a table share one compiled program.
+    """Hold the policy loss as arrays, so that the rows of a table share one compiled program.
 
-    Clip range ∞ with β 0 is the plain ratio objective r A; `kl_target` 0 keeps β fixed, else it is the controller's target.
+    Clip range ∞ with β 0 is the plain ratio objective r A; `kl_target` 0 keeps β fixed, else it is
+    the controller's target.
     """
 
     cliprange: jax.Array | float
@@ -87,7 +90,7 @@ class Surrogate(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """What was collected, frozen: axes B environments, R steps."""
+    """Hold what was collected, frozen: axes B environments, R steps."""
 
     raw_observation_BRD: jax.Array
     observation_BRD: jax.Array  # standardised
@@ -102,7 +105,7 @@ class Segment(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Transitions as the losses see them: axis N is environments times steps."""
+    """Hold transitions as the losses see them: axis N is environments times steps."""
 
     observation_ND: jax.Array
     action_N: jax.Array
@@ -114,7 +117,7 @@ class Batch(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """All that lives from one iteration to the next."""
+    """Hold all that lives from one iteration to the next."""
 
     state: TrainState
     beta: jax.Array
@@ -128,7 +131,7 @@ class Learner(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """An environment with the network and the distribution that fit it."""
+    """Hold an environment with the network and the distribution that fit it."""
 
     env: Environment
     network: ActorCritic
@@ -137,7 +140,7 @@ class Agent(NamedTuple):
 
 
 def make_agent(env: Environment, settings: Settings) -> Agent:
-    """The agent for an environment: Gaussian where actions are continuous, else categorical."""
+    """Make an agent: Gaussian where actions are continuous, else categorical."""
     network = ActorCritic(settings.hidden, env.num_actions, env.continuous)
     return Agent(env, network, GAUSSIAN if env.continuous else CATEGORICAL, settings)
 
@@ -148,38 +151,36 @@ def _optimizer(settings: Settings) -> Any:
 
 
 def init_learner(agent: Agent, key: jax.Array, surrogate: Surrogate) -> Learner:
-    """A fresh policy in freshly reset environments."""
+    """Make a fresh policy in freshly reset environments."""
     num_envs, width = agent.settings.num_envs, agent.env.num_observations
     keys = jax.random.split(jax.random.fold_in(key, 0), num_envs)
     env_state, observation_BD = jax.vmap(agent.env.reset)(keys)
     params = init_network(agent.network, jax.random.fold_in(key, 1), width)
     moments = jax.tree.map(lambda x: jnp.broadcast_to(x, (width,)), empty_moments())
     zero_B = jnp.zeros(num_envs)
-    state = init_state(params, _optimizer(agent.settings))
     return Learner(
-        state,
-        jnp.float32(surrogate.beta),
-        env_state,
-        observation_BD,
-        moments,
-        empty_moments(),
-        zero_B,
-        zero_B,
-        jax.random.fold_in(key, 2),
+        state=init_state(params, _optimizer(agent.settings)),
+        beta=jnp.float32(surrogate.beta),
+        env_state=env_state,
+        observation_BD=observation_BD,
+        moments=moments,
+        reward_moments=empty_moments(),
+        discounted_B=zero_B,
+        total_B=zero_B,
+        key=jax.random.fold_in(key, 2),
     )
 
 
 def standardise(moments: RunningMoments, observation: jax.Array) -> jax.Array:
-    """(x − mean) / deviation per dimension, cut at ±10."""
+    """Return (x − mean) / deviation per dimension, cut at ±10."""
     shape = (1,) * (observation.ndim - 1) + moments.mean.shape
     std_D = jax.vmap(moments_std)(moments)
     return jnp.clip((observation - moments.mean.reshape(shape)) / std_D.reshape(shape), -CUT, CUT)
 
 
 def collect(agent: Agent, learner: Learner) -> tuple[Learner, Segment]:
-    """num_steps steps of every environment with the current policy; parameters and moments stay as they are."""
+    """Take num_steps steps of every environment; parameters and moments stay as they are."""
     params = learner.state.params
-
     key, segment_key = jax.random.split(learner.key)
 
     def step(carry: tuple[Any, jax.Array], t: jax.Array) -> tuple[Any, Segment]:
@@ -190,21 +191,19 @@ def collect(agent: Agent, learner: Learner) -> tuple[Learner, Segment]:
         action_B = agent.distribution.sample(act_key, outputs_BO)
         keys = jax.random.split(step_key, agent.settings.num_envs)
         after = jax.vmap(agent.env.step)(keys, env_state, action_B)
-        _, next_value_B = apply(
-            agent.network, params, standardise(learner.moments, after.final_observation)
-        )
-        logp_B = agent.distribution.logp(outputs_BO, action_B)
+        final_BD = standardise(learner.moments, after.final_observation)
+        _, next_value_B = apply(agent.network, params, final_BD)
         row = Segment(
-            raw_BD,
-            observation_BD,
-            action_B,
-            outputs_BO,
-            logp_B,
-            value_B,
-            next_value_B,
-            after.reward,
-            after.terminated,
-            after.truncated,
+            raw_observation_BRD=raw_BD,
+            observation_BRD=observation_BD,
+            action_BR=action_B,
+            outputs_BRO=outputs_BO,
+            logp_BR=agent.distribution.logp(outputs_BO, action_B),
+            value_BR=value_B,
+            next_value_BR=next_value_B,
+            reward_BR=after.reward,
+            terminated_BR=after.terminated,
+            truncated_BR=after.truncated,
         )
         return (after.state, after.observation), row
 
@@ -219,7 +218,7 @@ def collect(agent: Agent, learner: Learner) -> tuple[Learner, Segment]:
 def running_returns(
     start_B: jax.Array, reward_BR: jax.Array, done_BR: jax.Array, gamma: float
 ) -> tuple[jax.Array, jax.Array]:
-    """G_t = γ G_{t−1} + r_t, beginning anew after each end; returns G_BR and what the next segment starts from."""
+    """Return G_t = γ G_{t−1} + r_t, anew after each end, and what the next segment starts from."""
 
     def step(before_B: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         reward_B, done_B = now
@@ -233,7 +232,7 @@ def running_returns(
 def advantages(
     segment: Segment, reward_BR: jax.Array, *, gamma: float, lam: float
 ) -> tuple[jax.Array, jax.Array]:
-    """GAE over segments that hold many episodes: nothing flows back over an end, and what was cut off is bootstrapped."""
+    """Return GAE over segments of many episodes: no end is crossed, what is cut is bootstrapped."""
     ended_BR = segment.terminated_BR | segment.truncated_BR
     last_BR = jnp.zeros_like(ended_BR).at[:, -1].set(True)
     cut_BR = (segment.truncated_BR | last_BR) & ~segment.terminated_BR
@@ -251,7 +250,10 @@ def policy_value_loss(
     surrogate: Surrogate,
     penalty: bool,
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """L^CLIP or L^KLPEN + vf_coef L^VF − entropy_coef S of one minibatch (Schulman et al. 2017, equations 7 to 9, negated)."""
+    """Return L^CLIP or L^KLPEN + vf_coef L^VF − entropy_coef S of one minibatch.
+
+    Schulman et al. 2017, equations 7 to 9, negated.
+    """
     ones_N = jnp.ones_like(value_N)
     logp_N = distribution.logp(outputs_NO, batch.action_N)
     advantage_N = whiten(batch.advantage_N, ones_N, shift_mean=True)
@@ -268,18 +270,11 @@ def policy_value_loss(
         value_N, batch.value_N, batch.return_N, ones_N, cliprange_value=settings.cliprange_value
     )
     entropy = mean(distribution.entropy(outputs_NO), ones_N)
-    total = (
-        value(policy_loss)
-        + settings.vf_coef * value(value_loss)
-        - settings.entropy_coef * value(entropy)
-    )
+    total = value(policy_loss) + settings.vf_coef * value(value_loss)
+    total -= settings.entropy_coef * value(entropy)
+    losses = {"loss/policy": policy_loss, "loss/value": value_loss, "policy/entropy": entropy}
     kept = {name: stat for name, stat in stats.items() if name in ("approxkl", "clipfrac")}
-    return total, {
-        "loss/policy": policy_loss,
-        "loss/value": value_loss,
-        "policy/entropy": entropy,
-        **kept,
-    }
+    return total, losses | kept
 
 
 def _optimise(
@@ -317,10 +312,11 @@ def iterate(
     penalty: bool,
     reward_fn: RewardFn | None,
 ) -> tuple[Learner, Segment, dict[str, Any]]:
-    """One iteration of the module's loop; `reward_fn`, if given, pays instead of the environment.
+    """Run one iteration of the loop; `reward_fn`, if given, pays instead of the environment.
 
-    Metrics: `return` is the mean of the *environment's* undiscounted return over the episodes that ended in this segment, as a
-    `Mean` pair (weight 0 where none did); `kl` is KL(π_old ‖ π) after the last epoch.
+    Metrics: `return` is the mean of the *environment's* undiscounted return over the episodes that
+    ended in this segment, as a `Mean` pair (weight 0 where none did); `kl` is KL(π_old ‖ π) after
+    the last epoch.
     """
     settings = agent.settings
     learner, segment = collect(agent, learner)
@@ -337,35 +333,31 @@ def iterate(
         reward_BR = jnp.clip(reward_BR / moments_std(reward_moments), -CUT, CUT)
     advantage_BR, return_BR = advantages(segment, reward_BR, gamma=settings.gamma, lam=settings.lam)
 
-    parts = (
-        segment.observation_BRD,
-        segment.action_BR,
-        segment.outputs_BRO,
-        segment.logp_BR,
-        segment.value_BR,
+    rows = Batch(
+        observation_ND=segment.observation_BRD,
+        action_N=segment.action_BR,
+        outputs_NO=segment.outputs_BRO,
+        logp_N=segment.logp_BR,
+        value_N=segment.value_BR,
+        advantage_N=advantage_BR,
+        return_N=return_BR,
     )
-    batch = Batch(*(x.reshape(-1, *x.shape[2:]) for x in (*parts, advantage_BR, return_BR)))
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     key, update_key = jax.random.split(learner.key)
     now = surrogate._replace(beta=learner.beta)
+    metrics: dict[str, Any]
     state, metrics = _optimise(agent, learner.state, batch, now, update_key, penalty)
 
     outputs_NO, _ = apply(agent.network, state.params, batch.observation_ND)
     kl = jnp.mean(agent.distribution.kl(batch.outputs_NO, outputs_NO))
-    moved = ppo2017_update(
-        learner.beta, kl, target=jnp.where(surrogate.kl_target > 0, surrogate.kl_target, 1.0)
-    )
-    beta = jnp.where(surrogate.kl_target > 0, moved, learner.beta)
-    moments = jax.vmap(update_moments)(
-        learner.moments, segment.raw_observation_BRD.reshape(-1, agent.env.num_observations).T
-    )
+    adaptive = surrogate.kl_target > 0
+    target = jnp.where(adaptive, surrogate.kl_target, 1.0)
+    beta = jnp.where(adaptive, ppo2017_update(learner.beta, kl, target=target), learner.beta)
+    raw_ND = segment.raw_observation_BRD.reshape(-1, agent.env.num_observations)
+    moments = jax.vmap(update_moments)(learner.moments, raw_ND.T)
     explained = explained_variance(segment.value_BR, return_BR, jnp.ones_like(return_BR))
-    row = {
-        **metrics,
-        "return": mean(total_BR, done_BR),
-        "kl": kl,
-        "beta": beta,
-        "explained_variance": explained,
-    }
+    metrics |= {"return": mean(total_BR, done_BR), "kl": kl, "beta": beta}
+    metrics["explained_variance"] = explained
     learner = learner._replace(
         state=state,
         beta=beta,
@@ -375,13 +367,13 @@ def iterate(
         total_B=total_B,
         key=key,
     )
-    return learner, segment, row
+    return learner, segment, metrics
 
 
 def train(
     agent: Agent, key: jax.Array, surrogate: Surrogate, *, penalty: bool
 ) -> dict[str, jax.Array]:
-    """A whole run on the environment's own reward: metrics stacked over iterations. Map it over keys and surrogates."""
+    """Run on the environment's own reward; return metrics stacked over iterations."""
 
     def step(learner: Learner, _: None) -> tuple[Learner, dict[str, Any]]:
         learner, _segment, metrics = iterate(
@@ -396,10 +388,10 @@ def train(
 
 
 def over_seeds(run: Callable[..., Any]) -> Callable[..., Any]:
-    """`run(key, *shared)` compiled for many keys at once: (keys, *shared) -> results with seeds as first axis.
+    """Compile `run(key, *shared)` for many keys at once: results have seeds as first axis.
 
-    On a CPU, matrix products stay on one thread: batched ones inside a scan can wait for XLA's own thread pool for ever (seen
-    with jaxlib 0.10.2 on two cores).
+    On a CPU, matrix products stay on one thread: batched ones inside a scan can wait for XLA's own
+    thread pool for ever (seen with jaxlib 0.10.2 on two cores).
     """
 
     def mapped(keys: jax.Array, *shared: Any) -> Any:
@@ -409,7 +401,7 @@ def over_seeds(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def late_return(metrics: dict[str, Any], share: float) -> jax.Array:
-    """Mean return of the episodes that ended in the last `share` of the iterations; NaN where none did."""
+    """Return the mean return of episodes that ended in the last `share` of iterations, or NaN."""
     episodes = metrics["return"]
     first = round(episodes.total.shape[-1] * (1 - share))
     return episodes.total[..., first:].sum(-1) / episodes.weight[..., first:].sum(-1)

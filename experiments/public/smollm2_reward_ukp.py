@@ -6,9 +6,9 @@
 Split by debate. `default` is for two CPU cores: pairs become rankings of up to nine arguments that
 were all compared with each other, so the 8,390 pairs of the 12 training debates are 984 rankings,
 5,104 passes of 112 tokens instead of 17,000. The 3,042 pairs of the four other debates are measured
-by experiments/public/benchmarks.py:comparisons (--config.benchmarks.comparisons.source='ukp@...'), which reads
-each of their 267 arguments once. To beat: 0.768, "the longer argument convinces more". Data as in
-reward_ukp.py; local copies: --config.init.policy=hf:FOLDER, hf:FILE.gguf;
+by experiments/public/benchmarks.py:comparisons (--config.benchmarks.comparisons.source='ukp@...'),
+which reads each of their 267 arguments once. To beat: 0.768, "the longer argument convinces more".
+Data as in reward_ukp.py; local copies: --config.init.policy=hf:FOLDER, hf:FILE.gguf;
 --config.data.comparisons='ukp_rankings@jsonl:...'.
 """
 

@@ -21,8 +21,9 @@ from rlhf_jax.training.mesh import on_mesh
 
 # Neither changes what XLA lays out; only the machine code, which nobody runs, is made faster.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-# Order operations by memory and not by what cores can do side by side, and do not write out what the CPU's matrix library
-# needs whole (biases as large as what they are added to): what compilers for GPU and TPU do not do either.
+# Order operations by memory and not by what cores can do side by side, and do not write out what
+# the CPU's matrix library needs whole (biases as large as what they are added to): what compilers
+# for GPU and TPU do not do either.
 LIKE_AN_ACCELERATOR = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_experimental_ynn_fusion_type": "",
@@ -43,7 +44,8 @@ _ITEM_BYTES = {
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _LINE = re.compile(rf"= (\(?[a-z0-9]+\[.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z0-9]+)\[([0-9,]*)\]")
-# Who exchanges: [groups,members of each], {{members},…}, or mesh['axis'=size,…] {'axis',…}, the axes along which.
+# Who exchanges: [groups,members of each], {{members},…}, or mesh['axis'=size,…] {'axis',…}, the
+# axes along which.
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(\d+)\]|\{\{([\d,]+)\}|mesh\[([^\]]*)\][^{]*\{([^}]*)\})"
 )
@@ -85,7 +87,8 @@ def measure(
 class Collective(NamedTuple):
     """One array that devices exchange: the operation, the array's type as a device sees the result, and its bytes.
 
-    It happens `times` times in a call of the program, among `group` devices (a permute: between two).
+    It happens `times` times in a call of the program, among `group` devices (a permute: between
+    two).
     """
 
     kind: str

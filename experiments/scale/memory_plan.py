@@ -7,10 +7,12 @@
                a straight line, because a layer costs what the one before it costs
     flops      2 per weight and token and pass, and attention over half of the row
 
-Rows are taken as full and responses as long as they may be; `fill` says which part of them is real, where rows are packed.
+Rows are taken as full and responses as long as they may be; `fill` says which part of them is real,
+where rows are packed.
 
-Left out on purpose: reward modelling and classification (they cost what sft costs), adapters (refused), what a monitor samples.
-The compiler is XLA's for CPU, which holds what it rounds to bfloat16 in float32 as well: an upper bound for such models.
+Left out on purpose: reward modelling and classification (they cost what sft costs), adapters
+(refused), what a monitor samples. The compiler is XLA's for CPU, which holds what it rounds to
+bfloat16 in float32 as well: an upper bound for such models.
 """
 
 import math
@@ -75,8 +77,8 @@ class Plan(NamedTuple):
 def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> Plan:
     """Count a run of pretrain, sft or ppo; `shapes` has the model of "policy" and, for ppo, "reward".
 
-    `fill` is the mean length of an example as a part of the longest. Raises ValueError as the stage itself does for arithmetic
-    that does not come out even, and for adapters.
+    `fill` is the mean length of an example as a part of the longest. Raises ValueError as the stage
+    itself does for arithmetic that does not come out even, and for adapters.
     """
     for shape in shapes.values():
         check_model(shape, mesh)
@@ -97,7 +99,7 @@ def check(config: Any, shards: int) -> None:
         check_batches(config.stage, stage.batch_size, stage.num_micro_batches, shards)
 
 
-# --- abstract arrays and compiled programs ------------------------------------------------------------------
+# --- abstract arrays and compiled programs --------------------------------------------------------
 
 
 def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
@@ -159,7 +161,7 @@ class _Run:
         return jit_step(update, jax.tree.map(lambda leaf: leaf.sharding, state), self.mesh)
 
 
-# --- stages -------------------------------------------------------------------------------------------------
+# --- stages ---------------------------------------------------------------------------------------
 
 
 class _Supervised(_Run):
@@ -407,7 +409,8 @@ class _Ppo(_Run):
 
     def _rollout_phase(self, flops: float) -> Phase:
         """What the sampler holds, reading prompts or then token by token, whichever is more: of few layers, as compiled,
-        prompts may need more where of all the cache does. It is sent what its program is and, for every token, what one is;
+        prompts may need more where of all the cache does. It is sent what its program is and, for
+        every token, what one is;
         every token reads the weights, and the cache so far."""
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
         held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)

@@ -2,15 +2,18 @@
 
     python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py --mesh=data=8,fsdp=4,tensor=2 --chip=v5p
 
-Prints what lies in the memory of one device (apps/demand.py counts it), what each phase of a step adds to that, and the least
-time of a step: no phase is faster than its arithmetic, its reading of memory or what it receives at the chip's published
-rates. The model FLOPs utilisation that follows is a bound, not a forecast. Exits with 1 when the run does not fit, and says
-what would: changes of the config are planned anew before they are named, more devices are reckoned.
+Prints what lies in the memory of one device (apps/demand.py counts it), what each phase of a step
+adds to that, and the least time of a step: no phase is faster than its arithmetic, its reading of
+memory or what it receives at the chip's published rates. The model FLOPs utilisation that follows
+is a bound, not a forecast. Exits with 1 when the run does not fit, and says what would: changes of
+the config are planned anew before they are named, more devices are reckoned.
 
-A model is that of the checkpoint that config.init names, of the config itself (pretraining), or gpt3:1.3b, gpt3:6b, gpt3:175b
-(Brown et al. 2020, table 2.1; vocabulary filled up to a multiple of 128, bfloat16 products, rematerialised blocks in one loop).
+A model is that of the checkpoint that config.init names, of the config itself (pretraining), or
+gpt3:1.3b, gpt3:6b, gpt3:175b (Brown et al. 2020, table 2.1; vocabulary filled up to a multiple of
+128, bfloat16 products, rematerialised blocks in one loop).
 
-Left out on purpose: overlap of phases, latencies, and links between nodes, which are slower than those inside.
+Left out on purpose: overlap of phases, latencies, and links between nodes, which are slower than
+those inside.
 """
 
 import math
@@ -33,12 +36,14 @@ from rlhf_jax.training.mesh import batch_shards, describe_mesh, make_mesh
 from rlhf_jax.training.processes import enable_persistent_cache
 
 
-# What makers publish about their chips: memory, memory bandwidth, bfloat16 matrix products, links to other chips.
+# What makers publish about their chips: memory, memory bandwidth, bfloat16 matrix products, links
+# to other chips.
 #
-# Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, Jouppi et al. 2023 for the links of v4; NVIDIA's data sheets of A100 80GB
-# SXM, H100 SXM and H200 SXM, dense rates. Links are all of a chip's together in one direction, half of both.
-# Those of GPUs are NVLink, inside one node of eight; between nodes a link is usually an eighth of that, so a mesh that crosses
-# nodes is slower than its bound. So is a TPU whose mesh axis does not use all axes of its torus.
+# Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, Jouppi et al. 2023 for the links of v4;
+# NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense rates. Links are all of a
+# chip's together in one direction, half of both. Those of GPUs are NVLink, inside one node of
+# eight; between nodes a link is usually an eighth of that, so a mesh that crosses nodes is slower
+# than its bound. So is a TPU whose mesh axis does not use all axes of its torus.
 class Chip(NamedTuple):
     """Bytes, bytes per second, bfloat16 operations per second, bytes per second."""
 
@@ -69,7 +74,7 @@ GPT3 = {
 GIGA = 1e9
 
 
-# --- the report ---------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------
 
 
 def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
@@ -122,7 +127,7 @@ def hungriest(plan: Plan) -> Phase:
     return max(plan.phases, key=lambda phase: sum(phase.memory.values()))
 
 
-# --- what would fit -----------------------------------------------------------------------------------------
+# --- what would fit -------------------------------------------------------------------------------
 
 
 class Change(NamedTuple):
@@ -136,8 +141,8 @@ class Change(NamedTuple):
 def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Change]:
     """What may bring a phase down to 1/cut of its memory, the mildest first.
 
-    Of an update: blocks rematerialised, more micro-batches, both; these change no result. Of sampling and judging: a smaller
-    batch.
+    Of an update: blocks rematerialised, more micro-batches, both; these change no result. Of
+    sampling and judging: a smaller batch.
     """
     stage = getattr(config, config.stage)
     powers = [2**k for k in range(1, 8) if 2**k >= cut][:2]
@@ -202,7 +207,7 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
     )
 
 
-# --- command line -------------------------------------------------------------------------------------------
+# --- command line ---------------------------------------------------------------------------------
 
 
 def shape_of(name: str) -> TransformerConfig:

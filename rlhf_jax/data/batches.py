@@ -1,18 +1,14 @@
 """Build batches by number: `batch(step)` depends on the seed and the step, and on nothing else.
 
-Texts become ids once, when the batches are built. A Grain MapDataset then maps a position in the
-data to an example: positions e·N to (e+1)·N-1 visit all N examples once, in a different order for
-every epoch e, and step s takes the positions s·B to (s+1)·B-1. Batches run across the border
-between epochs, nothing is left over, and a run that resumes at step s needs no iterator state.
-`arrays` holds the examples in their given order, for evaluation.
+Positions e·N to (e+1)·N-1 of a Grain MapDataset visit all N examples once, in another order for
+every epoch e, and step s takes the positions s·B to (s+1)·B-1: batches run across the border
+between epochs, and a run that resumes at step s needs no iterator state. `arrays` holds the
+examples in their given order, for evaluation.
 
 Arrays are int32, masks bool. Segments are 1 (or the document's number) on real tokens and 0 on
 padding, by length and never by id, so that padding may share an id with the end of text.
 Conversations that do not fit are dropped whole, counted and reported; a cut question or answer
 would teach the wrong thing.
-
-Blocks of documents may lie on disk, for corpora larger than the memory; everything else is held in
-memory.
 
 Left out on purpose: worker processes.
 """
@@ -25,7 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import grain
 import numpy as np
@@ -58,11 +54,10 @@ class Batches:
         self.arrays = arrays
         self.num_examples = len(next(iter(arrays.values())))
         self.batch_size = batch_size
-        if not 1 <= batch_size <= self.num_examples:
-            raise ValueError(
-                f"batch_size: {batch_size} with {self.num_examples} examples, "
-                f"expected 1 to {self.num_examples}: no batch may hold an example twice"
-            )
+        most = self.num_examples
+        if not 1 <= batch_size <= most:
+            problem = f"{batch_size} with {most} examples, expected 1 to {most}"
+            raise ValueError(f"batch_size: {problem}: no batch may hold an example twice")
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed: {seed}, expected 0 to {2**32 - 1}")
         self._order = grain.MapDataset.range(self.num_examples).shuffle(seed=seed).repeat()
@@ -96,28 +91,29 @@ def lm_batches(
     documents of their block, as in GPT-3 (Brown et al. 2020, App. B); with `mask_documents` every
     document of a block is a segment of its own.
 
-    With a `folder` the blocks are written there and read from there, batch by batch: neither
-    documents nor tokens are held in memory. If the folder exists it holds the blocks already, and
-    `docs` are not read again.
+    With a `folder` the blocks are written and read there, batch by batch, and not held in memory.
+    If the folder exists it holds the blocks already, and `docs` are not read again.
 
     Raises:
         ValueError: if there are no documents, or the blocks in `folder` were cut in another way.
     """
     _check_length(context_length, "context_length")
+    cuts = _cut_documents(docs, tokenizer, context_length, mask_documents)
     if folder is None:
-        chunks = list(_tokenize(docs, tokenizer))
-        tokens = np.concatenate([chunk[0] for chunk in chunks])
-        starts = np.concatenate([chunk[1] for chunk in chunks])
-        blocks = _cut(tokens, starts, tokenizer.pad_id, context_length, mask_documents)
+        parts = list(cuts)
+        blocks = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     else:
-        layout = {
-            "context_length": context_length,
-            "mask_documents": mask_documents,
-            "tokenizer": tokenizer.fingerprint(),
-        }
+        layout: dict[str, Any] = {"context_length": context_length}
+        layout |= {"mask_documents": mask_documents, "tokenizer": tokenizer.fingerprint()}
         if not folder.exists():
-            _write_blocks(docs, tokenizer, folder, layout)
-        _check_blocks(folder, layout)
+            _write_blocks(cuts, folder, layout)
+        written = json.loads((folder / "cut.json").read_text())
+        for name, value in layout.items():
+            if written[name] != value:
+                raise ValueError(
+                    f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
+                    "folder or use another"
+                )
         blocks = {
             name: np.memmap(path, np.int32, "r").reshape(-1, context_length)
             for name, path in _block_files(folder).items()
@@ -141,6 +137,23 @@ def _tokenize(
         chunk = list(islice(remaining, CHUNK))
 
 
+def _cut_documents(
+    docs: Iterable[Document], tokenizer: Tokenizer, size: int, mask_documents: bool
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield blocks of `size` tokens; only the last of all is padded."""
+    # Tokens that do not fill a block yet, and where documents start among them.
+    tokens = np.zeros(0, np.int32)
+    starts = np.zeros(0, np.int32)
+    for new_tokens, new_starts in _tokenize(docs, tokenizer):
+        tokens = np.concatenate([tokens, new_tokens])
+        starts = np.concatenate([starts, new_starts])
+        end = len(tokens) // size * size
+        yield _cut(tokens[:end], starts[:end], tokenizer.pad_id, size, mask_documents)
+        tokens = tokens[end:]
+        starts = starts[end:]
+    yield _cut(tokens, starts, tokenizer.pad_id, size, mask_documents)
+
+
 def _cut(
     tokens: np.ndarray, starts: np.ndarray, pad_id: int, size: int, mask_documents: bool
 ) -> dict[str, np.ndarray]:
@@ -157,48 +170,20 @@ def _cut(
 
 
 def _write_blocks(
-    docs: Iterable[Document], tokenizer: Tokenizer, folder: Path, layout: dict[str, Any]
+    cuts: Iterable[dict[str, np.ndarray]], folder: Path, layout: dict[str, Any]
 ) -> None:
-    """Write a file of int32 for each array, and their layout.
-
-    The folder appears when they are complete.
-    """
-    size = layout["context_length"]
-    mask_documents = layout["mask_documents"]
-    pad_id = tokenizer.pad_id
+    """Write a file of int32 for each array, and their layout; the folder appears when complete."""
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    # Tokens that do not fill a block yet, and where documents start among them.
-    tokens = np.zeros(0, np.int32)
-    starts = np.zeros(0, np.int32)
     with ExitStack() as stack:
-        files = [stack.enter_context(path.open("wb")) for path in _block_files(unfinished).values()]
-        for new_tokens, new_starts in _tokenize(docs, tokenizer):
-            tokens = np.concatenate([tokens, new_tokens])
-            starts = np.concatenate([starts, new_starts])
-            end = len(tokens) // size * size
-            _append(files, _cut(tokens[:end], starts[:end], pad_id, size, mask_documents))
-            tokens = tokens[end:]
-            starts = starts[end:]
-        _append(files, _cut(tokens, starts, pad_id, size, mask_documents))
+        paths = _block_files(unfinished)
+        files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+        for blocks in cuts:
+            for name, rows in blocks.items():
+                rows.tofile(files[name])
     (unfinished / "cut.json").write_text(json.dumps(layout))
     unfinished.rename(folder)
-
-
-def _append(files: Sequence[IO[bytes]], blocks: dict[str, np.ndarray]) -> None:
-    for file, rows in zip(files, blocks.values(), strict=True):
-        rows.tofile(file)
-
-
-def _check_blocks(folder: Path, layout: dict[str, Any]) -> None:
-    written = json.loads((folder / "cut.json").read_text())
-    for name, value in layout.items():
-        if written[name] != value:
-            raise ValueError(
-                f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
-                "folder or use another"
-            )
 
 
 def _block_files(folder: Path) -> dict[str, Path]:
@@ -223,18 +208,12 @@ def demonstration_batches(
     _check(demonstrations, "demonstrations", "context_length", context_length)
     conversations = [demonstration.messages for demonstration in demonstrations]
     rendered = render_batch(tokenizer, conversations, generation_prompt=False)
-    keep = select(
-        "demonstrations",
-        rendered,
-        lambda item: _too_long(item.ids, "context_length", context_length),
-    )
-    tokens_BT, segments_BT = _pad([rendered[i].ids for i in keep], tokenizer.pad_id, context_length)
+    rows = [item.ids for item in rendered]
+    keep = _fitting("demonstrations", rows, "context_length", context_length)
+    tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     loss_mask_BT, _ = _pad([rendered[i].trained for i in keep], 0, context_length)
-    arrays = {
-        "tokens_BT": tokens_BT,
-        "segments_BT": segments_BT,
-        "loss_mask_BT": loss_mask_BT.astype(bool),
-    }
+    arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT}
+    arrays |= {"loss_mask_BT": loss_mask_BT.astype(bool)}
     return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
@@ -292,12 +271,12 @@ def _render_candidates(
 ) -> list[list[Rendered]]:
     """Render each response of every comparison behind its prompt."""
     conversations = [
-        (*comparison.messages, Message("assistant", response))
-        for comparison in comparisons
-        for response in comparison.responses
+        (*ranking.messages, Message("assistant", response))
+        for ranking in comparisons
+        for response in ranking.responses
     ]
     rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
-    return [list(islice(rendered, len(comparison.responses))) for comparison in comparisons]
+    return [list(islice(rendered, len(ranking.responses))) for ranking in comparisons]
 
 
 def prompt_batches(
@@ -313,14 +292,11 @@ def prompt_batches(
     The arrays are `prompt_BP`, `prompt_mask_BP` and `index_B`, the prompt's index in `prompts`.
     """
     _check(prompts, "prompts", "prompt_length", prompt_length)
-    rendered, keep = _render_prompts(prompts, tokenizer, prompt_length)
-    rows = [rendered[i].ids for i in keep]
-    prompt_BP, segments_BP = _pad(rows, tokenizer.pad_id, prompt_length, left=True)
-    arrays = {
-        "prompt_BP": prompt_BP,
-        "prompt_mask_BP": segments_BP.astype(bool),
-        "index_B": np.array(keep, np.int32),
-    }
+    rows, keep = _render_prompts(prompts, tokenizer, prompt_length)
+    fitting = [rows[i] for i in keep]
+    prompt_BP, segments_BP = _pad(fitting, tokenizer.pad_id, prompt_length, left=True)
+    arrays = {"prompt_BP": prompt_BP, "prompt_mask_BP": segments_BP.astype(bool)}
+    arrays |= {"index_B": np.array(keep, np.int32)}
     return Batches(arrays, batch_size=batch_size, seed=seed)
 
 
@@ -334,14 +310,12 @@ def fitting_prompts(
 
 def _render_prompts(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, prompt_length: int
-) -> tuple[list[Rendered], list[int]]:
-    """Return all prompts rendered, and the indices of those that fit."""
+) -> tuple[list[list[int]], list[int]]:
+    """Return the ids of all prompts, and the indices of those that fit."""
     conversations = [prompt.messages for prompt in prompts]
     rendered = render_batch(tokenizer, conversations, generation_prompt=True)
-    keep = select(
-        "prompts", rendered, lambda item: _too_long(item.ids, "prompt_length", prompt_length)
-    )
-    return rendered, keep
+    rows = [item.ids for item in rendered]
+    return rows, _fitting("prompts", rows, "prompt_length", prompt_length)
 
 
 def labelled_batches(
@@ -363,14 +337,13 @@ def labelled_batches(
     """
     _check(records, "labelled texts", "context_length", context_length)
     numbers = {label: number for number, label in enumerate(labels)}
+    expected = f"expected one of {', '.join(labels)}"
     for i, record in enumerate(records):
         if record.label not in numbers:
-            raise ValueError(
-                f"records[{i}]: label: {record.label!r}, expected one of {', '.join(labels)}"
-            )
+            raise ValueError(f"records[{i}]: label: {record.label!r}, {expected}")
     text_ids = tokenizer.encode_batch([record.text for record in records], special=False)
     rows = [[*tokenizer.prepend_begin_of_text(ids), tokenizer.eos_id] for ids in text_ids]
-    keep = select("texts", rows, lambda ids: _too_long(ids, "context_length", context_length))
+    keep = _fitting("texts", rows, "context_length", context_length)
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
     label_B = np.array([numbers[records[i].label] for i in keep], np.int32)
     arrays = {"tokens_BT": tokens_BT, "segments_BT": segments_BT, "label_B": label_B}
@@ -385,9 +358,8 @@ def _check(records: Sequence[object], plural: str, name: str, length: int) -> No
 
 def _check_any(records: Sequence[object], plural: str) -> None:
     if not len(records):
-        raise ValueError(
-            f"records: no {plural}, expected at least one; check the source and its split"
-        )
+        expected = "expected at least one; check the source and its split"
+        raise ValueError(f"records: no {plural}, {expected}")
 
 
 def _check_length(length: int, name: str) -> None:
@@ -402,6 +374,11 @@ def _reply_length(trained: Sequence[bool]) -> int:
 
 def _too_long(ids: Sequence[int], name: str, limit: int) -> str | None:
     return f"longer than {name} {limit}" if len(ids) > limit else None
+
+
+def _fitting(plural: str, rows: Sequence[Sequence[int]], name: str, limit: int) -> list[int]:
+    """Return the indices of the rows that are not too long; report the others."""
+    return select(plural, rows, lambda ids: _too_long(ids, name, limit))
 
 
 def _pad(

@@ -5,11 +5,9 @@ A tokenizer with a chat template of its own (`templates.py`) writes its own mark
     <|user|> question <|assistant|> answer <|eos|> <|user|> question <|assistant|> answer <|eos|>
 
 where the next marker ends a user's turn. Trained are the assistant's words and the token behind
-them that ends the turn. With our markers this is recorded while the pieces are concatenated; with a
-template, the trained piece is what the conversation with the reply has more than the prompt that
-leads to it. Ids are never searched for markers, so neither a padding token that equals `<|eos|>`
-nor a marker typed by a user can shift a mask. A template for which the mask cannot be determined
-(it cuts or rewrites earlier turns, ends turns with no token, has no generation prompt) is an error.
+them that ends the turn: with a template, what the conversation with the reply has more than the
+prompt that leads to it. Ids are never searched for markers, so neither a padding token that equals
+`<|eos|>` nor a marker typed by a user can shift a mask.
 
 Either way a conversation that ends with the assistant ends with its last trained token, begins with
 exactly one begin-of-text token if the tokenizer puts one before plain text, and begins with its
@@ -19,6 +17,7 @@ prompt.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from rlhf_jax.data.records import Message
@@ -50,22 +49,16 @@ def render_batch(
             prompt, or if the loss mask cannot be determined from the tokenizer's template
             (`templates.ChatTemplate` says why).
     """
-    if generation_prompt:
-        for messages in conversations:
-            _check_last_turn(messages)
+    for messages in conversations if generation_prompt else ():
+        if not messages or messages[-1].role != "user":
+            role = repr(messages[-1].role) if messages else "no message"
+            expected = "expected 'user' before a generation prompt"
+            raise ValueError(f"messages: the last turn is {role}, {expected}")
     if tokenizer.template is None:
         rendered = _render_with_markers(tokenizer, conversations, generation_prompt)
     else:
         rendered = _render_with_template(tokenizer.template, conversations, generation_prompt)
     return [_prepend_begin_of_text(conversation, tokenizer) for conversation in rendered]
-
-
-def _check_last_turn(messages: Conversation) -> None:
-    if not messages or messages[-1].role != "user":
-        role = repr(messages[-1].role) if messages else "no message"
-        raise ValueError(
-            f"messages: the last turn is {role}, expected 'user' before a generation prompt"
-        )
 
 
 def _prepend_begin_of_text(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:
@@ -83,36 +76,27 @@ def _render_with_markers(
 ) -> list[Rendered]:
     contents = [message.content for messages in conversations for message in messages]
     content_ids = iter(tokenizer.encode_batch(contents, special=False))
+    opening = [tokenizer.assistant_id] if generation_prompt else []
     rendered = []
     for messages in conversations:
-        result = Rendered([], [])
-        for message in messages:
-            _append_turn(result, tokenizer, message.role, next(content_ids))
-        if generation_prompt:
-            _append(result, [tokenizer.assistant_id], trained=False)
-        rendered.append(result)
+        turns = [_turn(tokenizer, message.role, next(content_ids)) for message in messages]
+        turns.append((opening, []))
+        ids = [i for given, reply in turns for i in (*given, *reply)]
+        marks = ([False] * len(given) + [True] * len(reply) for given, reply in turns)
+        rendered.append(Rendered(ids, list(chain.from_iterable(marks))))
     return rendered
 
 
-def _append_turn(
-    rendered: Rendered, tokenizer: Tokenizer, role: str, content_ids: list[int]
-) -> None:
+def _turn(tokenizer: Tokenizer, role: str, content_ids: list[int]) -> tuple[list[int], list[int]]:
+    """Return the tokens of a turn that are given, and those that the assistant has to produce."""
     if role == "assistant":
-        _append(rendered, [tokenizer.assistant_id], trained=False)
-        _append(rendered, [*content_ids, tokenizer.eos_id], trained=True)
-    elif role == "user":
-        _append(rendered, [tokenizer.user_id, *content_ids], trained=False)
-    else:
-        raise ValueError(
-            f"messages: a {role} message, but the markers <|user|> and <|assistant|> know two "
-            "roles; use a tokenizer with a chat template, or move its text into the first user "
-            "message"
-        )
-
-
-def _append(rendered: Rendered, ids: list[int], *, trained: bool) -> None:
-    rendered.ids.extend(ids)
-    rendered.trained.extend([trained] * len(ids))
+        return [tokenizer.assistant_id], [*content_ids, tokenizer.eos_id]
+    if role == "user":
+        return [tokenizer.user_id, *content_ids], []
+    raise ValueError(
+        f"messages: a {role} message, but the markers <|user|> and <|assistant|> know two roles; "
+        "use a tokenizer with a chat template, or move its text into the first user message"
+    )
 
 
 # The tokenizer's own template.

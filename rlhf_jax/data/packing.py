@@ -1,14 +1,9 @@
 """Pack several conversations into a row, so that a step costs what its tokens cost.
 
-Rendered conversations differ much in length; padded to one length, most of a batch would be
-padding. Here the conversations of a batch are packed into rows, longest first, each into the first
-row that has room (first-fit decreasing). Each is a segment of its own that attends only to itself.
-Batches of demonstrations all have the number of rows that the fullest one of the run needs, and so
-share one program; those of comparisons, which differ more, have one of a few numbers of rows.
-
-    PackedDemonstrations    tokens_BT, segments_BT, loss_mask_BT
-    PackedComparisons       tokens_NT, segments_NT; all pairs of a prompt still meet in one batch
-                            element: `row_BC` and `last_BC` locate every candidate's last token
+The conversations of a batch, which differ much in length, are packed into rows, longest first, each
+into the first row that has room (first-fit decreasing). Each is a segment of its own that attends
+only to itself. Batches of demonstrations all have the number of rows that the fullest one of the
+run needs, and so share one program; those of comparisons have one of a few numbers of rows.
 
 Left out on purpose: splitting a conversation over rows. Samples, whose lengths are known only
 inside a step, are packed by `inference.packing`.
@@ -84,10 +79,8 @@ class PackedDemonstrations:
         self._batches = batches
         self._row_length = row_length
         _check_fits(batches.arrays["segments_BT"], row_length)
-        needed = max(
-            first_fit(_lengths(batches.batch(step)["segments_BT"]), row_length).num_rows
-            for step in range(num_steps)
-        )
+        segments = (batches.batch(step)["segments_BT"] for step in range(num_steps))
+        needed = max(first_fit(_lengths(each), row_length).num_rows for each in segments)
         self.num_rows = _round_up(needed + others, row_multiple) - others
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -95,10 +88,8 @@ class PackedDemonstrations:
         padded = self._batches.batch(step)
         lengths = _lengths(padded["segments_BT"])
         fit = first_fit(lengths, self._row_length)
-        packed = {
-            name: np.zeros((self.num_rows, self._row_length), values.dtype)
-            for name, values in padded.items()
-        }
+        shape = (self.num_rows, self._row_length)
+        packed = {name: np.zeros(shape, values.dtype) for name, values in padded.items()}
         num_segments = [0] * self.num_rows
         for item, row in enumerate(fit.rows):
             num_segments[row] += 1
@@ -120,13 +111,13 @@ class _Group(NamedTuple):
 class PackedComparisons:
     """Pack the batches of `comparison_batches`.
 
-    A batch has `tokens_NT`, `segments_NT`, `row_BC`, `last_BC` and the padded batch's arrays of one
-    element per candidate. With G micro-batches, the prompts g, g + G, ... and the rows g, g + G,
-    ... form micro-batch g, and `row_BC` counts within it.
+    A batch has `tokens_NT`, `segments_NT`, the row and the column `row_BC`, `last_BC` of every
+    candidate's last token, and the padded batch's arrays of one element per candidate. With G
+    micro-batches, the prompts g, g + G, ... and the rows g, g + G, ... form micro-batch g, and
+    `row_BC` counts within it.
 
     A batch has the rows of the fullest one, or that number over √2, 2, 2√2, ... where this
-    suffices: each size is a program to compile, and where prompts differ much in their responses
-    most batches are far from full.
+    suffices: each size is a program to compile, but most batches are far from full.
     """
 
     def __init__(
@@ -148,11 +139,8 @@ class PackedComparisons:
         self._num_groups = num_groups
         self._row_multiple = row_multiple
         _check_fits(batches.arrays["segments_BCT"], row_length)
-        needed = max(
-            group.fit.num_rows
-            for step in range(num_steps)
-            for group in self._groups(batches.batch(step))
-        )
+        steps = (self._groups(batches.batch(step)) for step in range(num_steps))
+        needed = max(group.fit.num_rows for groups in steps for group in groups)
         self.rows_per_group = _round_up(needed, row_multiple)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
@@ -177,13 +165,9 @@ class PackedComparisons:
                 segments_NT[n, start : start + length] = num_segments[row]
                 row_BC[b, c] = row
                 last_BC[b, c] = start + length - 1
-        return {
-            "tokens_NT": tokens_NT,
-            "segments_NT": segments_NT,
-            "row_BC": row_BC,
-            "last_BC": last_BC,
-            **{name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")},
-        }
+        kept = {name: padded[name] for name in ("length_BC", "rank_BC", "mask_BC")}
+        rows = {"tokens_NT": tokens_NT, "segments_NT": segments_NT}
+        return {**rows, "row_BC": row_BC, "last_BC": last_BC, **kept}
 
     def _groups(self, padded: dict[str, np.ndarray]) -> list[_Group]:
         lengths_BC = (padded["segments_BCT"] > 0).sum(axis=-1)
@@ -198,10 +182,8 @@ class PackedComparisons:
     def _bucket(self, needed: int) -> int:
         """Return the smallest of the sizes that holds `needed` rows."""
         largest = self.rows_per_group
-        sizes = [
-            _round_up(math.ceil(largest / 2 ** (k / 2)), self._row_multiple)
-            for k in range(2 * largest)
-        ]
+        steps = [math.ceil(largest / 2 ** (k / 2)) for k in range(2 * largest)]
+        sizes = [_round_up(step, self._row_multiple) for step in steps]
         return min(size for size in sizes if size >= needed)
 
 
@@ -216,6 +198,5 @@ def _lengths(segments: np.ndarray) -> list[int]:
 def _check_fits(segments: np.ndarray, row_length: int) -> None:
     longest = int((segments > 0).sum(axis=-1).max())
     if longest > row_length:
-        raise ValueError(
-            f"row_length: {row_length}, but a rendered conversation has {longest} tokens; raise it"
-        )
+        problem = f"a rendered conversation has {longest} tokens"
+        raise ValueError(f"row_length: {row_length}, but {problem}; raise it")

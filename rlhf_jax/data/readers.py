@@ -16,23 +16,18 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Protocol, cast, runtime_checkable
+from typing import IO, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from rlhf_jax.data import splits
-from rlhf_jax.data.public import ON_HUB
-from rlhf_jax.data.public.rows import Located
+from rlhf_jax.data.public.rows import Located, Row
 
 # The number of rows that are requested together, several times faster than one by one.
 CHUNK = 10_000
 
 # Files.
-
-
-def _jsonl(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    path = _split_file(name, split, ".jsonl")
-    return splits.take(lambda: read_jsonl(path), split)
 
 
 def read_jsonl(path: Path) -> Iterator[Located]:
@@ -52,89 +47,82 @@ def read_jsonl(path: Path) -> Iterator[Located]:
             yield Located(where, _parse_json(text, where))
 
 
-def _json(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    path = _split_file(name, split, ".json")
+def _read_json(path: Path) -> Iterator[Located]:
     rows = _parse_json(_read_text(path, "a JSON list"), str(path))
     if not isinstance(rows, list):
         raise ValueError(
             f"{path}: {type(rows).__name__}, expected a list of objects; JSON lines are read with "
             "jsonl:"
         )
-    return splits.take(lambda: (Located(f"{path}[{i}]", row) for i, row in enumerate(rows)), split)
+    yield from (Located(f"{path}[{i}]", row) for i, row in enumerate(rows))
 
 
-def _tsv(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    files = _split_files(name, split, (".tsv", ".csv"))
-    return splits.take(lambda: itertools.chain.from_iterable(map(_tsv_rows, files)), split)
-
-
-def _tsv_rows(path: Path) -> Iterator[Located]:
+def _read_tsv(path: Path) -> Iterator[Located]:
     """Yield rows by the names in the header and the file's name as `file`; quotes mean nothing."""
     stem = Path(path.name.removesuffix(".gz")).stem
     lines = _read_text(path, "tab-separated columns").removesuffix("\n").split("\n")
     header, *rows = (line.removesuffix("\r").split("\t") for line in lines)
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
-            raise ValueError(
-                f"{path}:{number}: {len(row)} columns, expected {len(header)} as in the header"
-            )
+            expected = f"expected {len(header)} as in the header"
+            raise ValueError(f"{path}:{number}: {len(row)} columns, {expected}")
         yield Located(f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": stem})
 
 
-def _text(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    def rows() -> Iterator[Located]:
-        for path in _split_files(name, split, (".txt",)):
-            yield Located(str(path), {"text": _read_text(path, "plain text")})
-
-    return splits.take(rows, split)
+def _read_document(path: Path) -> Iterator[Located]:
+    yield Located(str(path), {"text": _read_text(path, "plain text")})
 
 
-def _blocks(name: str, split: str, data_dir: str) -> Iterable[Located]:
-    def rows() -> Iterator[Located]:
-        for path in _split_files(name, split, (".txt",)):
-            text = _read_text(path, "plain text")
-            blocks = filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip()))
-            for number, block in enumerate(blocks, start=1):
-                yield Located(f"{path} block {number}", {"text": block})
-
-    return splits.take(rows, split)
+def _read_blocks(path: Path) -> Iterator[Located]:
+    text = _read_text(path, "plain text")
+    blocks = filter(None, re.split(r"(?:\r?\n[ \t]*){2,}", text.strip()))
+    for number, block in enumerate(blocks, start=1):
+        yield Located(f"{path} block {number}", {"text": block})
 
 
-def _split_file(name: str, split: str, suffix: str) -> Path:
-    """Return the file of a split: SPLIT.suffix of a folder, or the path with {split} filled in."""
-    base = splits.base_split(split)
-    path = Path(name.replace("{split}", base)).expanduser()
-    if path.is_dir():
-        path = path / f"{base}{suffix}"
-        zipped = path.with_name(path.name + ".gz")
-        return zipped if zipped.is_file() and not path.is_file() else path
-    _check_single(name, path, base)
-    return path
+class _FileKind(NamedTuple):
+    """Say how a file is read, which files of a folder count, and whether each is a split."""
+
+    read: Callable[[Path], Iterator[Located]]
+    suffixes: tuple[str, ...]
+    one_per_split: bool = False
 
 
-def _split_files(name: str, split: str, suffixes: tuple[str, ...]) -> list[Path]:
+_FILE_KINDS = {
+    "jsonl": _FileKind(read_jsonl, (".jsonl",), one_per_split=True),
+    "json": _FileKind(_read_json, (".json",), one_per_split=True),
+    "tsv": _FileKind(_read_tsv, (".tsv", ".csv")),
+    "text": _FileKind(_read_document, (".txt",)),
+    "blocks": _FileKind(_read_blocks, (".txt",)),
+}
+
+
+def _read_files(kind: _FileKind, name: str, split: str, data_dir: str) -> Iterable[Located]:
+    files = _files_of(kind, name, splits.base_split(split))
+    return splits.take(lambda: itertools.chain.from_iterable(map(kind.read, files)), split)
+
+
+def _files_of(kind: _FileKind, name: str, base: str) -> list[Path]:
     """Return the files that hold a split together: one, or all of a folder."""
-    base = splits.base_split(split)
     path = Path(name.replace("{split}", base)).expanduser()
-    _check_single(name, path, base)
-    if not path.is_dir():
-        return [path]
-    files = sorted(
-        file for file in path.rglob("*") if Path(file.name.removesuffix(".gz")).suffix in suffixes
-    )
-    if not files:
-        raise FileNotFoundError(f"{path}: no {' or '.join(suffixes)} files in the folder")
-    return files
-
-
-def _check_single(name: str, path: Path, base: str) -> None:
+    is_folder = path.is_dir()
+    if is_folder and kind.one_per_split:
+        path = path / f"{base}{kind.suffixes[0]}"
+        zipped = path.with_name(path.name + ".gz")
+        return [zipped if zipped.is_file() and not path.is_file() else path]
     if "{split}" not in name and base != "train":
-        kind = "folder" if path.is_dir() else "file"
         raise ValueError(
-            f"split: {base!r} of the single {kind} {path}, expected 'train'; give a path with "
-            f"{{split}} in it, or say which part of train it is: "
+            f"split: {base!r} of the single {'folder' if is_folder else 'file'} {path}, expected "
+            "'train'; give a path with {split} in it, or say which part of train it is: "
             f"?train=train[:90%]&{base}=train[90%:]"
         )
+    if not is_folder:
+        return [path]
+    names = ((file, Path(file.name.removesuffix(".gz"))) for file in path.rglob("*"))
+    files = sorted(file for file, unzipped in names if unzipped.suffix in kind.suffixes)
+    if not files:
+        raise FileNotFoundError(f"{path}: no {' or '.join(kind.suffixes)} files in the folder")
+    return files
 
 
 @contextmanager
@@ -142,14 +130,10 @@ def _open(path: Path, expected: str) -> Iterator[IO[bytes]]:
     """Open a file as bytes, unzipped."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, expected {expected}")
-    if path.suffix != ".gz":
-        with path.open("rb") as plain:
-            yield plain
-        return
     try:
-        with gzip.open(path) as unzipped:
-            yield cast(IO[bytes], unzipped)
-    except (OSError, EOFError, zlib.error) as error:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            yield cast(IO[bytes], file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: gzip: {error}, expected a whole .gz file") from None
 
 
@@ -182,10 +166,7 @@ def _parse_json(text: str, where: str) -> Any:
 
 @runtime_checkable
 class Regenerable(Protocol):
-    """Describe a TFDS builder whose data are a function of its code.
-
-    Its metadata say under `code` which code has written the data.
-    """
+    """Describe a TFDS builder whose data are a function of the code that its metadata name."""
 
     def is_stale(self) -> bool:
         """Return whether the written data, which exist, are those of other code."""
@@ -199,11 +180,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Located]:
     if base not in builder.info.splits:
         known = ", ".join(sorted(builder.info.splits))
         raise ValueError(f"tfds:{name}: split: {base!r}, expected one of {known}")
-    labels = {
-        column: feature
-        for column, feature in builder.info.features.items()
-        if isinstance(feature, tfds.features.ClassLabel)
-    }
+    labels = _label_columns(builder.info.features, tfds.features.ClassLabel)
     try:
         data = builder.as_data_source(split=split)
     except NotImplementedError as error:
@@ -211,10 +188,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Iterator[Located]:
     for first in range(0, len(data), CHUNK):
         numbers = range(first, min(first + CHUNK, len(data)))
         for i, example in zip(numbers, data.__getitems__(list(numbers)), strict=True):
-            row = _to_json(example)
-            for column, feature in labels.items():
-                row[column] = _label_name(feature, row[column])
-            yield Located(f"tfds:{name}/{split}[{i}]", row)
+            yield Located(f"tfds:{name}/{split}[{i}]", _name_labels(_to_json(example), labels))
 
 
 def prepare_builder(name: str, *, data_dir: str) -> Any:
@@ -285,10 +259,8 @@ def _is_stale(builder: Any, name: str) -> bool:
         return builder.is_stale()
     if "code" in (builder.info.metadata or {}):
         module = builder.info.module_name
-        raise ValueError(
-            f"tfds:{name}: written by {module}, which has not been imported; expected "
-            f"`import {module}`"
-        )
+        problem = f"written by {module}, which has not been imported"
+        raise ValueError(f"tfds:{name}: {problem}; expected `import {module}`")
     return False
 
 
@@ -328,13 +300,12 @@ def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
 def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
     base = splits.base_split(split)
     suffixes = (".parquet", ".jsonl", ".jsonl.gz")
-    all_files = sorted(
-        path for path in (folder / config).rglob("*") if path.name.endswith(suffixes)
-    )
+    present = (folder / config).rglob("*")
+    all_files = sorted(file for file in present if file.name.endswith(suffixes))
     files = [path for path in all_files if re.match(rf"{base}([-_.]|$)", path.stem)]
     if not files:
-        present = all_files or sorted(path for path in folder.iterdir() if path.is_dir())
-        names = ", ".join(str(path.relative_to(folder)) for path in present) or "nothing"
+        nearby = all_files or sorted(path for path in folder.iterdir() if path.is_dir())
+        names = ", ".join(str(path.relative_to(folder)) for path in nearby) or "nothing"
         raise FileNotFoundError(
             f"{folder / config}: split: {base!r} among {names}, expected {base}.jsonl, "
             f"{base}-*.parquet or the like"
@@ -356,52 +327,45 @@ def _hf_file(path: Path) -> Iterator[Located]:
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=CHUNK)
-        rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
-        yield from (Located(f"{path}:{i}", row) for i, row in enumerate(rows, start=1))
+        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=CHUNK))
+        for i, row in enumerate(itertools.chain.from_iterable(batches), start=1):
+            yield Located(f"{path}:{i}", row)
 
 
 def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
     import datasets
 
+    from rlhf_jax.data.public.shapes import ON_HUB
+
     address, _, revision = name.partition("@")
     path, _, config = address.partition(":")
     config_argument = "data_dir" if path in ON_HUB and ON_HUB[path].folders else "name"
-    options = {
-        config_argument: config or None,
-        "revision": revision or None,
-        "split": split,
-        "cache_dir": data_dir,
-    }
+    options = {config_argument: config or None, "revision": revision or None, "split": split}
     try:
-        data = datasets.load_dataset(path, **options, trust_remote_code=False)
+        data = datasets.load_dataset(path, **options, cache_dir=data_dir, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: "
             "SHAPE@jsonl:PATH"
         ) from error
-    labels = {
-        column: feature
-        for column, feature in data.features.items()
-        if isinstance(feature, datasets.ClassLabel)
-    }
+    labels = _label_columns(data.features, datasets.ClassLabel)
     for i, row in enumerate(data):
-        names = {column: _label_name(feature, row[column]) for column, feature in labels.items()}
-        yield Located(f"hf:{name}/{split}[{i}]", row | names)
+        yield Located(f"hf:{name}/{split}[{i}]", _name_labels(row, labels))
 
 
-def _label_name(feature: Any, value: int | None) -> str | int | None:
-    """Return the name of a class; a number that stands for no class is left as it is."""
-    return value if value is None or value < 0 else feature.int2str(value)
+def _label_columns(features: Any, label_type: type) -> dict[str, Any]:
+    return {name: label for name, label in features.items() if isinstance(label, label_type)}
+
+
+def _name_labels(row: Row, labels: dict[str, Any]) -> Row:
+    """Replace class numbers by names; a number that stands for no class is left as it is."""
+    numbers = {name: row[name] for name in labels if row[name] is not None and row[name] >= 0}
+    return row | {name: labels[name].int2str(number) for name, number in numbers.items()}
 
 
 KINDS: dict[str, Callable[[str, str, str], Iterable[Located]]] = {
-    "jsonl": _jsonl,
-    "json": _json,
-    "tsv": _tsv,
-    "text": _text,
-    "blocks": _blocks,
+    **{name: partial(_read_files, kind) for name, kind in _FILE_KINDS.items()},
     "tfds": _tfds,
     "hf": _hf,
 }

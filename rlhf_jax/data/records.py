@@ -11,10 +11,8 @@ between user and assistant and begin with the user, a system message may precede
 empty, and there are as many ranks as responses. Errors read `field: what is wrong, expected what`;
 `sources` puts the `file:line` in front.
 
-Records that are left out are counted by reason and reported in one line (`Drop`, `select`).
-
-Left out on purpose: tools, and system messages anywhere else. Whether a system message can be
-rendered depends on the chat template; a template that cannot raises an error.
+Left out on purpose: tools, and system messages anywhere else. A chat template that cannot render a
+system message raises an error.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 ROLES = ("system", "user", "assistant")
@@ -88,17 +86,17 @@ class Comparison:
 
     def __post_init__(self) -> None:
         _check_turns(self.messages, last="user")
-        if len(self.responses) < 2:
-            count = f"{len(self.responses)} of them"
-            raise _field_error("responses", count, "at least 2 to compare")
+        size = len(self.responses)
+        if size < 2:
+            raise _field_error("responses", f"{size} of them", "at least 2 to compare")
         for k, response in enumerate(self.responses):
             _check_not_empty(f"responses[{k}]", response)
-        if len(self.ranks) != len(self.responses):
-            counts = f"{len(self.ranks)} ranks for {len(self.responses)} responses"
+        if len(self.ranks) != size:
+            counts = f"{len(self.ranks)} ranks for {size} responses"
             raise _field_error("ranks", counts, "one rank a response")
+        expected = "1 for the best, more for the others"
         for k, rank in enumerate(self.ranks):
             if rank < 1:
-                expected = "1 for the best, more for the others"
                 raise _field_error(f"ranks[{k}]", f"rank {rank}", expected)
 
 
@@ -124,15 +122,10 @@ def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
     Ouyang et al. 2022 (§3.5) found that a reward model overfits on such pairs in shuffled order.
     """
     return [
-        Comparison(
-            comparison.messages,
-            (comparison.responses[i], comparison.responses[j]),
-            (1, 2),
-            comparison.metadata,
-        )
-        for comparison in comparisons
-        for i, better in enumerate(comparison.ranks)
-        for j, worse in enumerate(comparison.ranks)
+        replace(ranking, responses=(ranking.responses[i], ranking.responses[j]), ranks=(1, 2))
+        for ranking in comparisons
+        for i, better in enumerate(ranking.ranks)
+        for j, worse in enumerate(ranking.ranks)
         if better < worse
     ]
 
@@ -166,16 +159,9 @@ def _field_error(name: str, problem: str, expected: str) -> ValueError:
 
 def to_dict(record: Record) -> dict[str, Any]:
     """Return the record as plain JSON values, without an empty `metadata`."""
-    row: dict[str, Any] = {}
-    for item in dataclasses.fields(record):
-        value = getattr(record, item.name)
-        if item.name == "messages":
-            row["messages"] = [
-                {"role": message.role, "content": message.content} for message in value
-            ]
-        elif item.name != "metadata" or value:
-            row[item.name] = list(value) if isinstance(value, tuple) else value
-    return row
+    row = dataclasses.asdict(record)
+    row = {name: list(value) if isinstance(value, tuple) else value for name, value in row.items()}
+    return {name: value for name, value in row.items() if name != "metadata" or value}
 
 
 def from_dict(record_type: type[R], row: object) -> R:
@@ -198,7 +184,7 @@ def read_string(name: str, value: object) -> str:
 
 
 def _read_fields(record_type: type, row: object) -> dict[str, Any]:
-    """Check the names and types of all fields of `row`; return the constructor's arguments."""
+    """Return the constructor's arguments from a row whose names and types are checked."""
     if not isinstance(row, dict):
         raise _field_error(record_type.__name__, _type_name(row), "an object")
     items = dataclasses.fields(record_type)
@@ -251,24 +237,14 @@ def _read_list(name: str, value: object) -> Sequence[object]:
 
 
 _FIELD_READERS: dict[str, Callable[[str, object], Any]] = {
-    "role": read_string,
-    "content": read_string,
-    "text": read_string,
-    "label": read_string,
+    **dict.fromkeys(("role", "content", "text", "label"), read_string),
     "messages": _read_messages,
     "responses": _read_strings,
     "ranks": _read_integers,
     "metadata": _read_metadata,
 }
-_TYPE_NAMES = {
-    dict: "an object",
-    list: "a list",
-    str: "a string",
-    bool: "a boolean",
-    int: "a number",
-    float: "a number",
-    type(None): "null",
-}
+_TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+_TYPE_NAMES |= {int: "a number", float: "a number", type(None): "null"}
 
 
 def _type_name(value: object) -> str:
@@ -282,10 +258,7 @@ Item = TypeVar("Item")
 
 
 class Drop(Exception):
-    """Signal a well-formed row that holds nothing to learn from; the message is the reason.
-
-    The reason continues the sentence "3 of 10 records dropped: 3 ...".
-    """
+    """Signal a row that holds nothing to learn from; the reason is worded as "with no text"."""
 
 
 def select(

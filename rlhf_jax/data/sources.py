@@ -27,11 +27,9 @@ may be gzipped (.gz), and their names hold no question mark. Options, joined by 
     ukp@tsv:data/UKPConvArg1Strict-CSV?by=topic&train=train[:80%]&validation=train[80%:]
 
 JSON files without a SHAPE are taken to be written for us, so an unknown field is an error there;
-other data sets have columns of no concern to us, which are ignored. A row that cannot be read is a
-`ValueError` that says where, which field, what is wrong and what was expected. A row that its shape
-drops is counted by reason, and one line reports all of them.
-
-`load` holds all records of a split, `stream` one at a time, for corpora larger than the memory.
+other columns of other data sets are ignored. A row that cannot be read is a `ValueError` that says
+where, which field, what is wrong and what was expected. Rows that their shape drops are counted by
+reason and reported in one line.
 
 Left out on purpose: writing to hubs.
 """
@@ -43,15 +41,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic
 
 from rlhf_jax.data import splits
-from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
-from rlhf_jax.data.public.preferences import PAIRS
-from rlhf_jax.data.public.rows import Converter, Located, Row
-from rlhf_jax.data.public.transcripts import HH
+from rlhf_jax.data.public.rows import Converter, Located, Row, Shape
 from rlhf_jax.data.readers import KINDS
 from rlhf_jax.data.records import (
     Comparison,
@@ -107,7 +103,8 @@ class Source:
     """Hold the parts of `[SHAPE@]KIND:NAME[?OPTIONS]`."""
 
     text: str  # the whole
-    shape: str  # "" = none
+    shape: str  # the name of `rows`, or ""
+    rows: Shape
     kind: str
     name: str
     options: dict[str, str]
@@ -126,11 +123,16 @@ class Source:
             raise ValueError(f"source: {text!r}, expected {known}")
         shape, kind, name = match[1] or "", match[2], match[3]
         hub_name = re.split("[:@]", name)[0]
-        if not shape and kind == "hf" and hub_name in ON_HUB:
-            shape = ON_HUB[hub_name].shape
-        if shape and shape not in SHAPES:
-            raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
-        return cls(text, shape, kind, name, _parse_options(text, query, shape))
+        rows = Shape({})
+        if shape or kind == "hf":
+            from rlhf_jax.data.public.shapes import ON_HUB, SHAPES  # only who names one needs them
+
+            if not shape and hub_name in ON_HUB:
+                shape = ON_HUB[hub_name].shape
+            if shape and shape not in SHAPES:
+                raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
+            rows = SHAPES[shape] if shape else rows
+        return cls(text, shape, rows, kind, name, _parse_options(text, query, shape, rows))
 
     def split(self, requested: str) -> str:
         """Return the split of the source, or slice of one, that stands for the requested one.
@@ -143,51 +145,34 @@ class Source:
         if base not in self.options:
             return requested
         if "[" in requested:
-            raise ValueError(
-                f"split: {requested!r} where {base}={self.options[base]} is set, expected the name "
-                "alone"
-            )
+            problem = f"{requested!r} where {base}={self.options[base]} is set"
+            raise ValueError(f"split: {problem}, expected the name alone")
         return self.options[base]
 
-    def converter_options(self) -> dict[str, str]:
-        """Return the options that the converters of the shape read."""
-        return {name: value for name, value in self.options.items() if name not in _OPTIONS}
 
-
-def _parse_options(source: str, query: str, shape: str) -> dict[str, str]:
-    needed = SHAPES[shape].needs if shape else ()
-    allowed = (*_OPTIONS, *needed, *(SHAPES[shape].takes if shape else ()))
+def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) -> dict[str, str]:
+    allowed = (*_OPTIONS, *shape.needs, *shape.takes)
     options: dict[str, str] = {}
     for item in query.split("&") if query else []:
         name, equals, value = item.partition("=")
         if name not in allowed or not equals or not value or name in options:
-            raise ValueError(
-                f"{source}: option: {item!r}, expected NAME=VALUE once for each of "
-                f"{', '.join(allowed)}"
-            )
+            expected = f"expected NAME=VALUE once for each of {', '.join(allowed)}"
+            raise ValueError(f"{source}: option: {item!r}, {expected}")
         options[name] = value
-    for name in needed:
+    for name in shape.needs:
         if name not in options:
-            raise ValueError(
-                f"{source}: option: no {name}, expected ?{name}=VALUE, which {shape} needs"
-            )
+            expected = f"expected ?{name}=VALUE, which {name_of_shape} needs"
+            raise ValueError(f"{source}: option: no {name}, {expected}")
     if options.get("duplicates", "drop") != "drop" or not options.get("seed", "0").isdigit():
         raise ValueError(f"{source}: option: expected duplicates=drop, and a whole number as seed")
-    _check_splits(source, options)
-    return options
-
-
-def _check_splits(source: str, options: dict[str, str]) -> None:
-    """Raise a ValueError for what is no split, and if train and a held-out split share records."""
     for name in _SPLITS:
         splits.check_split(options.get(name, name))
     train = options.get("train", "train")
     for name in ("validation", "test"):
         if name in options and splits.overlap(train, options[name]):
-            raise ValueError(
-                f"{source}: option: train={train} and {name}={options[name]} overlap, expected "
-                "disjoint parts"
-            )
+            problem = f"train={train} and {name}={options[name]} overlap"
+            raise ValueError(f"{source}: option: {problem}, expected disjoint parts")
+    return options
 
 
 # Rows become records.
@@ -207,11 +192,13 @@ class _Records(Generic[R]):
         self._drops_repeats = "duplicates" in self._source.options
         self._counts_repeats = count_repeats and self._source.shape != ""
         if self._by and "[" not in "".join([split, *self._source.options.values()]):
-            raise ValueError(
-                f"{source}: option: by={self._by} without a slice, expected shares such as "
-                "train=train[:90%]"
-            )
-        _check_record_type(self._source, record_type)
+            expected = "expected shares such as train=train[:90%]"
+            raise ValueError(f"{source}: option: by={self._by} without a slice, {expected}")
+        converters = self._source.rows.converters
+        if converters and record_type not in converters:
+            names = ", ".join(known.__name__ for known in converters)
+            address = f"{self._source.shape}@{self._source.kind}:{self._source.name}"
+            raise ValueError(f"{address}: holds {names}, expected {record_type.__name__}")
 
     def __iter__(self) -> Iterator[R]:
         source = self._source
@@ -230,28 +217,17 @@ class _Records(Generic[R]):
             empty = False
             yield record
         if empty:
-            raise ValueError(
-                f"{source.text}: split: {self._split!r} has no records, expected at least one"
-            )
-
-
-def _check_record_type(source: Source, record_type: type) -> None:
-    if source.shape and record_type not in SHAPES[source.shape].converters:
-        names = ", ".join(known.__name__ for known in SHAPES[source.shape].converters)
-        raise ValueError(
-            f"{source.shape}@{source.kind}:{source.name}: holds {names}, expected "
-            f"{record_type.__name__}"
-        )
+            problem = f"split: {self._split!r} has no records"
+            raise ValueError(f"{source.text}: {problem}, expected at least one")
 
 
 def _convert_rows(
     source: Source, record_type: type[R], rows: Iterable[Located], title: str
 ) -> Iterator[R]:
     """Convert all rows; in the end report those that were dropped in one line."""
-    gather = SHAPES[source.shape].gather if source.shape else None
     reasons: Counter[str] = Counter()
     total = 0
-    for where, row in gather(rows) if gather else rows:
+    for where, row in source.rows.gather(rows) if source.rows.gather else rows:
         total += 1
         try:
             records = _convert_row(source, record_type, row)
@@ -267,16 +243,13 @@ def _convert_rows(
 def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:
     if not source.shape:
         return [_read_row(record_type, row, strict=source.kind in ("jsonl", "json"))]
-    convert = SHAPES[source.shape].converters[record_type]
-    records = convert(row, **source.converter_options())
+    options = {name: value for name, value in source.options.items() if name not in _OPTIONS}
+    records = source.rows.converters[record_type](row, **options)
     return records if isinstance(records, list) else [records]
 
 
 def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
-    """Report the number of records that repeat another, and leave them out if `drop` says so.
-
-    Metadata are not compared.
-    """
+    """Report how many records repeat another but for metadata; leave them out if `drop` says so."""
     unique: dict[tuple[Any, ...], R] = {}
     for record in records:
         fields = dataclasses.fields(record)
@@ -284,56 +257,56 @@ def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
         unique.setdefault(content, record)
     count = len(records) - len(unique)
     if count:
-        outcome = "dropped" if drop else "kept"
-        line = f"{count} of {len(records)} records repeat another, {outcome}"
-        print(f"   {title}: {line}", flush=True)
+        line = f"{count} of {len(records)} records repeat another"
+        print(f"   {title}: {line}, {'dropped' if drop else 'kept'}", flush=True)
     return list(unique.values()) if drop else records
 
 
 # Rows of sources that name no shape: the fields of our own records, or columns that many data sets
 # share. Nothing is dropped, because nobody has said that anything may be.
 
-# The columns by which a row is recognised; the first entry whose columns a row has decides.
-_COLUMNS: dict[type, tuple[tuple[tuple[str, ...], Converter], ...]] = {
-    Demonstration: (
-        (("prompt", "completion"), read_completion),
-        (("question", "answer"), read_answer),
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Demonstration]),
-        (("chosen", "rejected"), HH.converters[Demonstration]),
-    ),
-    Prompt: (
-        (("prompt",), read_prompt),
-        (("question",), lambda row: read_prompt({"prompt": row["question"]})),
-        (("chosen", "rejected"), HH.converters[Prompt]),
-    ),
-    Comparison: (
-        (("prompt", "chosen", "rejected"), PAIRS.converters[Comparison]),
-        (("chosen", "rejected"), HH.converters[Comparison]),
-    ),
-}
-_COLUMN_NAMES = {name for entries in _COLUMNS.values() for names, _ in entries for name in names}
+Columns = dict[type, tuple[tuple[tuple[str, ...], Converter], ...]]
+
+
+@cache
+def _columns() -> Columns:
+    """Return the columns by which a row is recognised; the first entry that a row has decides."""
+    from rlhf_jax.data.public.shapes import SHAPES  # own rows need no converter
+
+    sides = ("chosen", "rejected")
+    pairs, hh = SHAPES["pairs"].converters, SHAPES["hh"].converters
+    return {
+        Demonstration: (
+            (("prompt", "completion"), read_completion),
+            (("question", "answer"), read_answer),
+            (("prompt", *sides), pairs[Demonstration]),
+            (sides, hh[Demonstration]),
+        ),
+        Prompt: (
+            (("prompt",), read_prompt),
+            (("question",), lambda row: read_prompt({"prompt": row["question"]})),
+            (sides, hh[Prompt]),
+        ),
+        Comparison: ((("prompt", *sides), pairs[Comparison]), (sides, hh[Comparison])),
+    }
 
 
 def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
-    """Read a row that has the record's own fields, or columns that many data sets share.
-
-    Raises:
-        ValueError: for a row that does not fit or is to be dropped; with `strict` also for a column
-            that is not used.
-    """
+    """Read a row of the record's own fields or common columns; `strict` refuses all others."""
     if not isinstance(row, dict):
         return from_dict(record_type, row)
-    for names, convert in _COLUMNS.get(record_type, ()):
+    for names, convert in _columns().get(record_type, ()):
         if row.keys() >= set(names):
-            unused = sorted(row.keys() - _COLUMN_NAMES)
+            tables = _columns().values()
+            known = {name for table in tables for columns, _ in table for name in columns}
+            unused = sorted(row.keys() - known)
             if strict and unused:
                 raise ValueError(f"{unused[0]}: unknown field, expected only {', '.join(names)}")
             try:
                 return convert(row)
             except Drop as drop:
-                raise ValueError(
-                    f"row: one {drop}, expected none without a shape that may drop it"
-                ) from None
+                expected = "expected none without a shape that may drop it"
+                raise ValueError(f"row: one {drop}, {expected}") from None
     return from_dict(record_type, row if strict else _own_fields(record_type, row))
 
 
@@ -342,7 +315,7 @@ def _own_fields(record_type: type, row: Row) -> Row:
     fields = dataclasses.fields(record_type)
     required = [item.name for item in fields if item.default_factory is dataclasses.MISSING]
     if not row.keys() >= set(required):
-        alternatives = [required, *(names for names, _ in _COLUMNS.get(record_type, ()))]
+        alternatives = [required, *(names for names, _ in _columns().get(record_type, ()))]
         expected = " or ".join(" + ".join(names) for names in alternatives)
         raise ValueError(f"fields: found {', '.join(row)}, expected {expected}")
     own = {item.name: row[item.name] for item in fields if row.get(item.name) is not None}
@@ -350,13 +323,10 @@ def _own_fields(record_type: type, row: Row) -> Row:
         own["metadata"] = json.loads(own["metadata"])
     if isinstance(own.get("label"), int):
         own["label"] = str(own["label"])
-    if isinstance(own.get("messages"), list):
-        own["messages"] = [_role_and_content(message) for message in own["messages"]]
+    if isinstance(own.get("messages"), list):  # without the names and dates of foreign messages
+        names = {"role", "content"}
+        own["messages"] = [
+            {name: turn[name] for name in turn if name in names} if isinstance(turn, dict) else turn
+            for turn in own["messages"]
+        ]
     return own
-
-
-def _role_and_content(message: Any) -> Any:
-    """Return a foreign message without the fields that records lack, such as names and dates."""
-    if not isinstance(message, dict):
-        return message
-    return {name: message[name] for name in ("role", "content") if name in message}

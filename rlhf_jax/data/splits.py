@@ -1,9 +1,8 @@
 """Choose the records of a split: slices such as `train[:90%]`, by rows or by whole groups.
 
-Pairs of one debate, answers to one question and turns of one conversation resemble each other. A
-split by rows puts some of them on both sides, and the held-out accuracy then measures memory.
-`take_groups` keeps a group on one side. The side depends on a hash of the group's name and on
-nothing else: adding, dropping or reordering records moves no group to the other side.
+Pairs of one debate, answers to one question and turns of one conversation resemble each other: with
+some of them on both sides of a split by rows, held-out accuracy measures memory. `take_groups`
+keeps a group on one side, by a hash of its name: adding, dropping or reordering records moves none.
 """
 
 from __future__ import annotations
@@ -32,21 +31,15 @@ def check_split(split: str) -> None:
 
 
 def overlap(first: str, second: str) -> bool:
-    """Return whether two splits certainly share records.
-
-    A slice in per cent and one in numbers of rows are not compared: how they relate is not known
-    before the data are read.
-    """
+    """Return whether two splits certainly share records; shares and numbers do not compare."""
     if base_split(first) != base_split(second):
         return False
     bounds = [bound for split in (first, second) for bound in _bounds(split)]
     if len({bound.endswith("%") for bound in bounds if bound}) > 1:
         return False
-    edges = [
-        float(bound.rstrip("%")) if bound else (0.0, math.inf)[k % 2]
-        for k, bound in enumerate(bounds)
-    ]
-    return max(edges[0], edges[2]) < min(edges[1], edges[3])
+    starts = [float(bound.rstrip("%") or 0) for bound in bounds[::2]]
+    stops = [float(bound.rstrip("%") or math.inf) for bound in bounds[1::2]]
+    return max(starts) < min(stops)
 
 
 def take(read: Callable[[], Iterable[T]], split: str) -> Iterable[T]:
@@ -79,16 +72,15 @@ def take_groups(records: Iterable[R], split: str, *, by: str, seed: int) -> Iter
     start, stop = _bounds(split)
     for bound in (start, stop):
         if bound and not bound.endswith("%"):
-            raise ValueError(
-                f"split: {split!r} of groups, expected percentages such as 'train[:90%]'"
-            )
+            expected = "expected percentages such as 'train[:90%]'"
+            raise ValueError(f"split: {split!r} of groups, {expected}")
     low = int(start[:-1]) / 100 if start else 0.0
     high = int(stop[:-1]) / 100 if stop else 1.0
-    return (
-        record
-        for record in records
-        if low <= group_position(group_of(record, by), seed=seed) < high
-    )
+
+    def contains(record: R) -> bool:
+        return low <= group_position(group_of(record, by), seed=seed) < high
+
+    return filter(contains, records)
 
 
 def group_position(group: str, *, seed: int) -> float:

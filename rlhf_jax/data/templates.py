@@ -7,10 +7,7 @@ What a template writes is trusted, what it quotes is not. Before rendering, ever
 spelled inside a message is replaced by a secret word. Afterwards the template's own special tokens
 are replaced by secret names of those tokens, and the words by the letters they stand for. So no
 text typed by anyone can end a turn, and a text without such spellings gets the ids that its model
-was trained on.
-
-A template that asks for the date gets `DATE`, or a run would depend on the day. It runs in the
-sandbox of `transformers`.
+was trained on. A template that asks for the date gets `DATE`: no run depends on the day.
 
 Left out on purpose: tools, documents, switches of single templates (`enable_thinking`).
 """
@@ -31,9 +28,7 @@ from rlhf_jax.data.records import Message
 
 # The date that the templates of Llama 3 write where nobody gives them one.
 DATE = datetime.date(2024, 7, 26)
-# The number of texts encoded at once: what `tokenizers` keeps beside the ids weighs ten times as
-# much as the ids.
-CHUNK = 10_000
+CHUNK = 10_000  # texts encoded at once: `tokenizers` keeps ten times the weight of the ids
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
 
@@ -61,22 +56,17 @@ class ChatTemplate:
         self.source: str = fast.get_chat_template()
         self._jinja = _CLOCK.sub(lambda call: repr(DATE.strftime(call[2])), self.source)
         if "strftime_now(" in self._jinja:
-            raise ValueError(
-                "chat template: calls strftime_now with a computed format, expected a constant one"
-            )
+            problem = "calls strftime_now with a computed format"
+            raise ValueError(f"chat template: {problem}, expected a constant one")
         content = json.loads(fast.backend_tokenizer.to_str())
         special = [token for token in content["added_tokens"] if token["special"]]
         self.special_ids = frozenset(int(token["id"]) for token in special)
         # Where two spellings match, the longer one wins.
         spellings = sorted((token["content"] for token in special), key=len, reverse=True)
+        numbered = list(enumerate(spellings))
         self._name_prefix = f"\ue000{secrets.token_hex(8)}-"
-        self._names = {
-            spelling: f"{self._name_prefix}{i}\ue002" for i, spelling in enumerate(spellings)
-        }
-        self._words = {
-            spelling: f"\ue001{secrets.token_hex(8)}-{i}\ue002"
-            for i, spelling in enumerate(spellings)
-        }
+        self._names = {spelling: f"{self._name_prefix}{i}\ue002" for i, spelling in numbered}
+        self._words = {text: f"\ue001{secrets.token_hex(8)}-{i}\ue002" for i, text in numbered}
         self._spelling_pattern = _any_of(self._words)
         self._restored = {**self._names, **{word: text for text, word in self._words.items()}}
         self._restored_pattern = _any_of(self._restored)
@@ -87,9 +77,11 @@ class ChatTemplate:
         Raises:
             ValueError: if the template refuses the messages, or rewrites one of them.
         """
-        chat = [
-            {"role": message.role, "content": self._shield(message.content)} for message in messages
-        ]
+
+        def shield(content: str) -> str:
+            return self._spelling_pattern.sub(lambda match: self._words[match[0]], content)
+
+        chat = [{"role": turn.role, "content": shield(turn.content)} for turn in messages]
         try:
             text: str = self._fast.apply_chat_template(
                 chat,
@@ -109,9 +101,6 @@ class ChatTemplate:
                 )
         return self._restored_pattern.sub(lambda match: self._restored[match[0]], text)
 
-    def _shield(self, content: str) -> str:
-        return self._spelling_pattern.sub(lambda match: self._words[match[0]], content)
-
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of rendered texts.
 
@@ -130,16 +119,13 @@ class ChatTemplate:
         return rows
 
     def reply_end(self, prompt: Sequence[int], turn: Sequence[int]) -> int:
-        """Return the index in `turn` behind the reply.
+        """Return the index in `turn` behind the reply that follows `prompt` in it.
 
-        `turn` holds the ids of a conversation up to and with a reply, `prompt` those that lead to
-        it. The reply is what the model would have to write: everything behind the prompt up to the
-        first special token, which ends it. What the template writes behind that (the line break of
-        ChatML) belongs to the next turn.
+        The reply is everything behind the prompt up to the first special token, which ends it. What
+        the template writes behind that (the line break of ChatML) belongs to the next turn.
 
         Raises:
-            ValueError: if the turn does not begin with the prompt, or if no special token ends the
-                reply.
+            ValueError: if the turn does not begin with the prompt, or no special token ends it.
         """
         start = len(prompt)
         if list(turn[:start]) != list(prompt):

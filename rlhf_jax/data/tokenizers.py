@@ -5,11 +5,10 @@ Documents come from a trusted corpus and may contain the chat markers; they are 
 `special=False`, where the string `<|assistant|>` is ordinary letters and can never become the token
 that hands the turn to the assistant.
 
-`train_bpe` (byte-level: any text survives the round trip) and `train_words` (word-level, for tests)
-give the ids 0 `<|pad|>`, 1 `<|eos|>`, 2 `<|user|>`, 3 `<|assistant|>`, and for words 4 `<|unk|>`. A
-tokenizer of another origin is used as it is: with its chat template, with every token that its
-model stops at, and with the begin-of-text token that it puts before plain text. Where it has no
-padding token, the end-of-text token serves, because masks never depend on ids.
+`train_bpe` and `train_words` give the ids 0 `<|pad|>`, 1 `<|eos|>`, 2 `<|user|>`, 3
+`<|assistant|>`, and for words 4 `<|unk|>`. A tokenizer of another origin is used as it is: with its
+chat template, every token that its model stops at, and the begin-of-text token that it puts before
+plain text. Where it has no padding token, end of text serves: masks never depend on ids.
 
 Left out on purpose: truncation and padding, which are explicit in `batches.py`.
 """
@@ -48,9 +47,8 @@ class Tokenizer:
             ValueError: if it has no end-of-text token.
         """
         if fast.eos_token_id is None:
-            raise ValueError(
-                "tokenizer: no eos_token, expected one in tokenizer_config.json to end a turn"
-            )
+            expected = "expected one in tokenizer_config.json to end a turn"
+            raise ValueError(f"tokenizer: no eos_token, {expected}")
         self.fast = fast
         self.eos_id: int = fast.eos_token_id
         self.pad_id: int = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
@@ -60,13 +58,10 @@ class Tokenizer:
         self._untrusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())
         self._untrusted.encode_special_tokens = True
         added = self._trusted.get_added_tokens_decoder()
-        self._special_ids = {
-            i for i, token in added.items() if token.special and i != fast.unk_token_id
-        }
-        document_ends = [
-            i for i, token in added.items() if token.special and token.content == END_OF_DOCUMENT
-        ]
-        self._document_end = document_ends[0] if document_ends else self.eos_id
+        special = {i: token.content for i, token in added.items() if token.special}
+        self._special_ids = special.keys() - {fast.unk_token_id}
+        document_ends = (i for i, content in special.items() if content == END_OF_DOCUMENT)
+        self._document_end = next(document_ends, self.eos_id)
         self.num_ids = 1 + max(self._trusted.get_vocab(with_added_tokens=True).values())
 
     @property
@@ -84,9 +79,8 @@ class Tokenizer:
     def start_ids(self) -> list[int]:
         """Return the ids that a document's first token follows.
 
-        This is begin-of-text, or where there is none the end of the preceding text. Chat models
-        call the end of a turn their end of text (SmolLM2, Qwen 2: <|im_end|>), which never stood
-        between documents; <|endoftext|> did.
+        This is begin-of-text, or else the end of the text before: <|endoftext|> where there is one,
+        because chat models call the end of a turn their end of text (SmolLM2, Qwen 2: <|im_end|>).
         """
         return self.prefix_ids or [self._document_end]
 
@@ -97,10 +91,7 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Return every id at which a response ends.
-
-        These are end of text, the template's end of turn, and what the model's files add.
-        """
+        """Return every id that ends a response: of text, of the turn, and what the files add."""
         return tuple(dict.fromkeys([self.eos_id, self.turn_end_id, *self._more_stops]))
 
     @property
@@ -114,10 +105,7 @@ class Tokenizer:
         return self._marker_id(ASSISTANT)
 
     def tokens_from(self, first_id: int) -> list[tuple[str, bool]]:
-        """Return the tokens with ids of `first_id` or more, and whether each is special.
-
-        No untrusted text is encoded to a special token.
-        """
+        """Return the tokens with ids of `first_id` or more, and whether each is special."""
         added = self.fast.added_tokens_decoder
         vocabulary = self._trusted.get_vocab(with_added_tokens=True)
         tokens = sorted((i, token) for token, i in vocabulary.items() if i >= first_id)
@@ -125,8 +113,6 @@ class Tokenizer:
 
     def prepend_begin_of_text(self, ids: list[int]) -> list[int]:
         """Return the ids with `prefix_ids` before them, unless they begin with these already.
-
-        A template or a document may have written begin-of-text itself.
 
         Raises:
             ValueError: if the ids begin with it twice.
@@ -152,25 +138,22 @@ class Tokenizer:
             ValueError: without `special`, if a text spells a special token whose letters have no
                 other ids.
         """
-        ids = encode_texts(self._trusted if special else self._untrusted, texts)
-        if not special:
-            self._check_no_special(texts, ids)
-        return ids
-
-    def _check_no_special(self, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        for text, row in zip(texts, ids, strict=True):
+        if special:
+            return encode_texts(self._trusted, texts)
+        rows = encode_texts(self._untrusted, texts)
+        for text, row in zip(texts, rows, strict=True):
             if not self._special_ids.isdisjoint(row):
                 spelling = self._trusted.id_to_token(next(i for i in row if i in self._special_ids))
                 raise ValueError(
                     f"tokenizer: {text[:60]!r} spells {spelling}, and this tokenizer has no other "
                     "ids for these letters; remove the spelling from the data"
                 )
+        return rows
 
     def decode(self, ids: Iterable[int], *, keep_special: bool = False) -> str:
         """Return the text of `ids`, by default without padding and tokens that end a response.
 
-        The chat markers are shown either way, so that a policy cannot hide tokens from whoever
-        reads its responses.
+        The chat markers are shown either way: a policy cannot hide tokens from its readers.
         """
         dropped = () if keep_special else (self.pad_id, *self.stop_ids)
         kept = [int(i) for i in ids if int(i) not in dropped]
@@ -183,9 +166,8 @@ class Tokenizer:
         if self._more_stops:
             content.update(stop_ids=self._more_stops)
         if self.template is not None:
-            content.update(
-                chat_template=self.template.source, special_tokens=self.fast.special_tokens_map
-            )
+            content["chat_template"] = self.template.source
+            content["special_tokens"] = self.fast.special_tokens_map
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -208,9 +190,8 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read a tokenizer that `Tokenizer.save`, or Hugging Face, wrote into a local folder.
 
-    The ids at which the model stops are the end-of-text token and those under `eos_token_id` of
-    generation_config.json, or of config.json where that file is missing or says none, as in
-    transformers.
+    The model stops at end of text, and at the `eos_token_id` of generation_config.json, or of
+    config.json where that file is missing or says none, as in transformers.
 
     Raises:
         FileNotFoundError: if the folder has no `tokenizer.json`.
@@ -225,9 +206,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         return Tokenizer(fast, more_stops=_read_stops(Path(folder)))
     # `tokenizers` raises bare Exceptions for damaged files.
     except Exception as error:
-        raise ValueError(
-            f"{path}: {error}, expected a tokenizer in the format of Hugging Face"
-        ) from error
+        expected = "expected a tokenizer in the format of Hugging Face"
+        raise ValueError(f"{path}: {error}, {expected}") from error
 
 
 def _read_stops(folder: Path) -> list[int]:
@@ -247,18 +227,17 @@ def _read_stops(folder: Path) -> list[int]:
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE tokenizer (Radford et al. 2019, §2.2) of at most `vocab_size` tokens.
 
-    Special tokens are cut out of the texts first, so that no merge learns their spelling. A small
-    corpus may run out of pairs to merge; then the tokenizer has fewer tokens than asked for.
+    Any text survives the round trip. Special tokens are cut out of the texts first, so that no
+    merge learns their spelling. A small corpus may run out of pairs to merge before `vocab_size`.
 
     Raises:
         ValueError: if `vocab_size` does not hold the bytes and the special tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(alphabet) + len(SPECIAL_TOKENS)
-    if vocab_size < smallest:
-        raise ValueError(
-            f"vocab_size: {vocab_size}, expected at least {smallest}: bytes and special tokens"
-        )
+    least = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        expected = f"expected at least {least}: bytes and special tokens"
+        raise ValueError(f"vocab_size: {vocab_size}, {expected}")
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -300,8 +279,7 @@ def with_chat_tokens(tokenizer: Tokenizer) -> Tokenizer:
     """
     if tokenizer.template is not None:
         raise ValueError(
-            "tokenizer: has a chat template, expected one without: it opens turns by tokens of its "
-            "own"
+            "tokenizer: has a chat template, expected one without: it opens turns by its own tokens"
         )
     markers = (USER, ASSISTANT)
     content = json.loads(tokenizer.fast.backend_tokenizer.to_str())

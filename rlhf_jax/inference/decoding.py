@@ -37,18 +37,15 @@ class SamplingSpec:
     nucleus: Nucleus
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"sampling.temperature = {self.temperature}: expected 0 (greedy) or positive."
-            )
-        if self.top_k < 0:
-            raise ValueError(
-                f"sampling.top_k = {self.top_k}: expected 0 (off) or the number of tokens to keep."
-            )
-        if not 0.0 <= self.top_p <= 1.0:
-            raise ValueError(f"sampling.top_p = {self.top_p}: expected 0 <= top_p <= 1 (1 is off).")
-        if self.nucleus not in get_args(Nucleus):
-            raise ValueError(f"sampling.nucleus = {self.nucleus!r}: expected holtzman or openai.")
+        rules = {
+            "temperature": (0.0 <= self.temperature < math.inf, "0 (greedy) or positive"),
+            "top_k": (self.top_k >= 0, "0 (off) or the number of tokens to keep"),
+            "top_p": (0.0 <= self.top_p <= 1.0, "0 <= top_p <= 1 (1 is off)"),
+            "nucleus": (self.nucleus in get_args(Nucleus), "holtzman or openai"),
+        }
+        for name, (holds, expected) in rules.items():
+            if not holds:
+                raise ValueError(f"sampling.{name} = {getattr(self, name)!r}: expected {expected}.")
 
 
 GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
@@ -58,11 +55,6 @@ PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 def truncates(spec: SamplingSpec) -> bool:
     """Tell whether some tokens that the model finds possible are never sampled."""
     return spec.temperature == 0.0 or spec.top_k > 0 or spec.top_p < 1.0
-
-
-def greedy(logits_BV: jax.Array) -> jax.Array:
-    """Return the likeliest token, the first of them when tied."""
-    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
 
 def top_k_filter(logits: jax.Array, k: int) -> jax.Array:
@@ -134,11 +126,6 @@ def entropy(logits: jax.Array) -> jax.Array:
     return log_z - jnp.sum(jnp.exp(logits - log_z[..., None]) * logits, axis=-1)
 
 
-def categorical(key: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    """Draw one token per row from softmax(logits), with one random number per row."""
-    return inverse_cdf(jax.random.uniform(key, logits_BV.shape[:1]), logits_BV)
-
-
 def inverse_cdf(uniform_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """Return the token whose interval of the cumulative distribution holds the uniform number.
 
@@ -146,8 +133,7 @@ def inverse_cdf(uniform_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
     """
     batch, vocab = logits_BV.shape
     # The plain version is argmax(cumsum(softmax(logits)) > uniform). A cumulative sum over the
-    # whole vocabulary is slow, so this one looks for a block of about √V tokens, then for the token
-    # in it.
+    # vocabulary is slow: this one looks for a block of about √V tokens, then for the token in it.
     width = 1 << math.ceil(math.log2(vocab) / 2)
     weight_BV = jnp.exp(logits_BV - logits_BV.max(-1, keepdims=True))
     weight_BNW = jnp.pad(weight_BV, ((0, 0), (0, -vocab % width))).reshape(batch, -1, width)

@@ -4,9 +4,8 @@
     every example becomes a segment of its own, so it is read as if it stood alone
 
 The plain version reads one example per row, and pays for the padding of all that are shorter than
-the longest; of packed rows a pass over the model costs what the real tokens cost. Rows keep the
-length of the unpacked ones, which every example fits. Their number must be known before compiling:
-ask `rows_needed`, then round up to one of few sizes (`row_bucket`), each of which is compiled once.
+the longest; packed, a pass over the model costs what the real tokens cost. The number of rows must
+be known before compiling: ask `rows_needed`, then round up to one of few sizes (`row_bucket`).
 `Texts` carry that number, so that nothing between the choice and the packing mentions it.
 
 Left out on purpose: splitting an example over rows. What is known before the run is packed on the
@@ -26,10 +25,9 @@ _SMALLEST_STEP = 4  # between two of these numbers
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Texts:
-    """Hold prompts with their responses, and into how many rows a model packs them when it reads them.
+    """Hold prompts (left-padded), their responses (right-padded), and how many rows to pack into.
 
-    Prompts are left-padded, responses right-padded. `num_rows` 0 packs nothing: every text has a row of its own. It is part
-    of the type that JAX compiles for, not an array.
+    `num_rows` 0 packs nothing. It is part of the type that JAX compiles for, not an array.
     """
 
     prompt_BP: jax.Array

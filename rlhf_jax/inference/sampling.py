@@ -9,17 +9,13 @@
 
 The plain version is the loop of line 2 over all rows. Line 1 with max_rows bounds the cache's
 memory; line 3 spares the steps of rows that rest while the longest response is written. Neither
-changes a result.
-
-The log-probability returned is that of the distribution really sampled from, temperature and
-truncation included. A row that stopped is padded and never written to again; a row that did not
-stop keeps exactly what the policy produced.
+changes a result. The log-probability returned is that of the distribution really sampled from,
+temperature and truncation included.
 
 Left out on purpose: paged caches, speculative decoding.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -56,18 +52,6 @@ class Samples(NamedTuple):
     stopped_B: jax.Array
 
 
-@dataclass(frozen=True)
-class _Request:
-    """The arguments of `sample` for which it is compiled anew."""
-
-    spec: SamplingSpec
-    response_length: int
-    stop_tokens: tuple[int, ...]
-    pad_id: int
-    num_samples: int
-    max_rows: int
-
-
 class _State(NamedTuple):
     """Rows in the batch (B), what they have written among all N rows, and their cache."""
 
@@ -82,6 +66,10 @@ class _State(NamedTuple):
     stopped_N: jax.Array
 
 
+_STATIC = ("model", "spec", "response_length", "stop_tokens", "pad_id", "num_samples", "max_rows")
+
+
+@partial(jax.jit, static_argnames=_STATIC)
 def sample(
     model: LanguageModel,
     params: Params,
@@ -106,45 +94,29 @@ def sample(
         ValueError: a number is impossible; before anything compiles.
     """
     if response_length < 1 or num_samples < 1:
-        raise ValueError(
-            f"response_length = {response_length}, num_samples = {num_samples}: "
-            "both must be at least 1."
-        )
+        numbers = f"response_length = {response_length}, num_samples = {num_samples}"
+        raise ValueError(f"{numbers}: both must be at least 1.")
     if max_rows < 0:
-        raise ValueError(
-            f"max_rows = {max_rows}: expected a number of rows, or 0 for all of them at once."
-        )
-    if prompt_BP.shape != prompt_mask_BP.shape:
-        raise ValueError(
-            f"prompts have shape {prompt_BP.shape} but their mask has {prompt_mask_BP.shape}."
-        )
-    request = _Request(spec, response_length, tuple(stop_tokens), pad_id, num_samples, max_rows)
-    return _sample(model, params, prompt_BP, prompt_mask_BP, key, request)
-
-
-@partial(jax.jit, static_argnames=("model", "request"))
-def _sample(
-    model: LanguageModel,
-    params: Params,
-    prompt_BP: jax.Array,
-    prompt_mask_BP: jax.Array,
-    key: jax.Array,
-    request: _Request,
-) -> Samples:
-    num_samples = request.num_samples
-    response_length = request.response_length
+        raise ValueError(f"max_rows = {max_rows}: expected a number, or 0 for all rows at once.")
+    shape = prompt_mask_BP.shape
+    if prompt_BP.shape != shape:
+        raise ValueError(f"prompts have shape {prompt_BP.shape} but their mask has {shape}.")
     # Once, and not for every token: parameters in the dtype of the computation, on every device.
     params = gather_params(cast_for_compute(params, model.config))
-    hidden_BD, cache = _prefill(model, params, prompt_BP, prompt_mask_BP)
+    segments_BP = prompt_mask_BP.astype(jnp.int32)
+    cache = init_cache(model.config, *prompt_BP.shape)
+    hidden_BPD, cache = apply(model, params, prompt_BP, segments_BP, cache=cache, method="hidden")
+    hidden_BD = hidden_BPD[:, -1]
     count = len(hidden_BD) * num_samples
-    # The plain version has a key per step. One uniform number per token drawn, all at once, costs
-    # less.
+    # The plain version has a key per step; one number per token drawn, all at once, costs less.
     uniform_RN = jax.random.uniform(key, (response_length, count))
 
     def draw(state: _State, hidden_BD: jax.Array) -> _State:
         logits_BV = apply(model, params, hidden_BD, method="unembed")
-        logits_BV = decoding.sampling_logits(logits_BV, request.spec)
-        return _emit(state, logits_BV, uniform_RN[state.step_B, state.row_B], request)
+        logits_BV = decoding.sampling_logits(logits_BV, spec)
+        token_B = decoding.inverse_cdf(uniform_RN[state.step_B, state.row_B], logits_BV)
+        logp_B = decoding.log_prob(logits_BV, token_B)
+        return _write(state, token_B, logp_B, jnp.asarray(stop_tokens, jnp.int32), pad_id)
 
     def step(state: _State) -> _State:
         segments_B1 = state.alive_B.astype(jnp.int32)[:, None]
@@ -154,8 +126,8 @@ def _sample(
         return draw(state._replace(cache=cache), hidden_B1D[:, 0])
 
     shards = num_shards(len(hidden_BD), BATCH)
-    rows = rows_at_once(count, request.max_rows, shards)
-    begin = partial(_begin, rows, (response_length, count), request.pad_id)
+    rows = rows_at_once(count, max_rows, shards)
+    begin = partial(_begin, rows, (response_length, count), pad_id)
     if rows < count:
         room = init_cache(model.config, rows, prompt_BP.shape[1] + response_length)
         state = begin(room._replace(length=jnp.zeros(rows, jnp.int32)), alive=False)
@@ -165,8 +137,7 @@ def _sample(
         state = draw(state, jnp.repeat(hidden_BD, num_samples, axis=0))
 
     # The plain version is one loop until no row is alive. A step costs what its rows cost, so when
-    # half of every device's rows have stopped, the others go on in a loop of their own over half
-    # the rows.
+    # half of every device's rows have stopped, the others go on in a loop over half the rows.
     sizes = _sizes(rows // shards)
     for size, smaller in zip(sizes, [*sizes[1:], 0], strict=True):
 
@@ -174,12 +145,7 @@ def _sample(
             return _most_alive(state, shards) > smaller
 
         state = jax.lax.while_loop(crowded, step, _shrink(state, shards, size))
-    return Samples(
-        tokens_BR=state.tokens_RN.T,
-        logp_BR=state.logp_RN.T,
-        length_B=state.length_N,
-        stopped_B=state.stopped_N,
-    )
+    return Samples(state.tokens_RN.T, state.logp_RN.T, state.length_N, state.stopped_N)
 
 
 def rows_at_once(count: int, max_rows: int, shards: int) -> int:
@@ -237,11 +203,10 @@ def _with_refills(
         next_S, taken_B, state = _refill(prompts, next_S, state)
         hidden_BD = prompts.hidden_BD[state.row_B // prompts.num_samples]
         first = draw(state._replace(alive_B=taken_B), hidden_BD)
-        alive_B = jnp.where(taken_B, first.alive_B, state.alive_B)
         # Rows that were decoding keep their place: the draw above was not theirs.
-        state = first._replace(
-            alive_B=alive_B, token_B=jnp.where(taken_B, first.token_B, state.token_B)
-        )
+        alive_B = jnp.where(taken_B, first.alive_B, state.alive_B)
+        token_B = jnp.where(taken_B, first.token_B, state.token_B)
+        state = first._replace(alive_B=alive_B, token_B=token_B)
         return next_S, jax.lax.while_loop(busy, step, state)
 
     waiting = (jnp.zeros(prompts.shards, jnp.int32), state)
@@ -291,10 +256,8 @@ def _shrink(state: _State, shards: int, size: int) -> _State:
     if shards * size == len(state.row_B):
         return state
     kept_SK = jnp.argsort(~state.alive_B.reshape(shards, -1), axis=1, stable=True)[:, :size]
-    kept = {
-        name: _of_shards(getattr(state, name), kept_SK)
-        for name in ("step_B", "row_B", "token_B", "alive_B")
-    }
+    names = ("step_B", "row_B", "token_B", "alive_B")
+    kept = {name: _of_shards(getattr(state, name), kept_SK) for name in names}
     return state._replace(cache=_cache_of(state.cache, kept_SK), **kept)
 
 
@@ -317,29 +280,18 @@ def _cache_of(cache: Cache, kept_SK: jax.Array) -> Cache:
     return Cache(pick(cache.keys), pick(cache.values), segments_BS, length)
 
 
-def _prefill(
-    model: LanguageModel, params: Params, prompt_BP: jax.Array, prompt_mask_BP: jax.Array
-) -> tuple[jax.Array, Cache]:
-    """Read the prompts; return the hidden state of their last token, and a cache that they fill."""
-    cache = init_cache(model.config, *prompt_BP.shape)
-    segments_BP = prompt_mask_BP.astype(jnp.int32)
-    hidden_BPD, cache = apply(model, params, prompt_BP, segments_BP, cache=cache, method="hidden")
-    return hidden_BPD[:, -1], cache
-
-
-def _emit(state: _State, logits_BV: jax.Array, uniform_B: jax.Array, request: _Request) -> _State:
-    """Draw one token per living row and write it down."""
-    token_B = decoding.inverse_cdf(uniform_B, logits_BV)
-    logp_B = decoding.log_prob(logits_BV, token_B)
+def _write(
+    state: _State, token_B: jax.Array, logp_B: jax.Array, stop_tokens: jax.Array, pad_id: int
+) -> _State:
+    """Write down one drawn token per living row."""
     living_B = state.alive_B
-    ended_B = living_B & jnp.isin(token_B, jnp.asarray(request.stop_tokens, jnp.int32))
+    ended_B = living_B & jnp.isin(token_B, stop_tokens)
     room, num_rows = state.tokens_RN.shape
-    # Rows that rest have a number beyond the last, which mode="drop" leaves out: they write
-    # nothing.
+    # Rows that rest have a number beyond the last, which mode="drop" leaves out.
     row_B = jnp.where(living_B, state.row_B, num_rows)
     return state._replace(
         step_B=state.step_B + living_B,
-        token_B=jnp.where(living_B, token_B, request.pad_id),
+        token_B=jnp.where(living_B, token_B, pad_id),
         alive_B=living_B & ~ended_B & (state.step_B + 1 < room),
         tokens_RN=state.tokens_RN.at[state.step_B, row_B].set(token_B, mode="drop"),
         logp_RN=state.logp_RN.at[state.step_B, row_B].set(logp_B, mode="drop"),

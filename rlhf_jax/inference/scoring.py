@@ -6,17 +6,15 @@ response,
     response token r stands in column P + r and is predicted from column P + r - 1,
 
 so everything about responses reads hidden states [P - 1, P + R - 1), and heads run on those columns
-only. Prompts are left-padded, responses right-padded; with `num_rows` > 0 they are packed into that
-many rows first, to the same result (inference/packing.py says how many are enough). All functions
-are differentiable and none is jitted: the caller compiles its step. `dropout_key`, where offered,
-switches dropout on.
+only. With `num_rows` > 0 texts are packed into that many rows first, to the same result. All
+functions are differentiable and none is jitted; `dropout_key`, where offered, switches dropout on.
 
-Two bounds keep what does not fit on a device from ever existing there. Of logits with more than
-`MOST_LOGITS` elements a few columns at a time are made, read and (backwards) made again. Prompts
-and responses whose activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
+Of logits with more than `MOST_LOGITS` elements a few columns at a time are made, read and
+(backwards) made again; texts whose activations are larger than `MOST_ACTIVATIONS` are read a few
+rows at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -30,12 +28,13 @@ from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarMode
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, map_shards, num_shards
 
-# 128 MB in float32. Making logits again costs a quarter of the output projection: smaller ones need
-# not pay.
+# 128 MB in float32: making logits again costs a quarter of the output projection.
 MOST_LOGITS = 1 << 25
-# 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights where
-# these exist.
+# 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights.
 MOST_ACTIVATIONS = 1 << 28
+
+
+Candidates = Mapping[str, jax.Array]  # a batch of `data.packing.PackedComparisons`
 
 
 class NextToken(NamedTuple):
@@ -70,9 +69,8 @@ def next_token(
     ) -> tuple[jax.Array, jax.Array]:
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
-    log_z_BU, chosen_BU = _by_columns(
-        read, params, model.config.vocab_size, hidden_BTD[:, :-1], tokens_BT[:, 1:]
-    )
+    columns = (hidden_BTD[:, :-1], tokens_BT[:, 1:])
+    log_z_BU, chosen_BU = _by_columns(read, params, model.config.vocab_size, *columns)
     return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
@@ -103,9 +101,8 @@ def _by_columns(
         return jnp.moveaxis(x_BT.reshape(len(x_BT), parts, width, *x_BT.shape[2:]), 1, 0)
 
     def read_parts(params: Params, *columns: jax.Array) -> tuple[jax.Array, ...]:
-        results = jax.lax.map(
-            lambda part: jax.checkpoint(read)(params, *part), tuple(map(split, columns))
-        )
+        parts_of_columns = tuple(map(split, columns))
+        results = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), parts_of_columns)
         return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in results)
 
     return map_shards(read_parts, params, *columns)
@@ -148,8 +145,8 @@ def response_logps(
     """Return (logp_BR, entropy_BR) of the distribution that `spec` samples from, 0 where masked.
 
     Raises:
-        ValueError: if `spec` truncates (greedy, top-k, nucleus). What is cut off depends on the parameters: a token that the
-            old policy could sample may be impossible under the new one, and the ratio of the two breaks.
+        ValueError: if `spec` truncates (greedy, top-k, nucleus): what is cut off depends on the
+            parameters, so a token that an old policy sampled may be impossible under a new one.
     """
     if decoding.truncates(spec):
         raise ValueError(
@@ -165,14 +162,12 @@ def response_logps(
     def read(
         params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        logits_BUV = decoding.sampling_logits(
-            apply(model, params, hidden_BUD, method="unembed"), spec
-        )
+        logits_BUV = apply(model, params, hidden_BUD, method="unembed")
+        logits_BUV = decoding.sampling_logits(logits_BUV, spec)
         return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
 
-    logp_BR, entropy_BR = _by_columns(
-        read, params, model.config.vocab_size, hidden_BRD, texts.response_BR
-    )
+    columns = (hidden_BRD, texts.response_BR)
+    logp_BR, entropy_BR = _by_columns(read, params, model.config.vocab_size, *columns)
     mask_BR = texts.mask_BR.astype(bool)
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 
@@ -219,9 +214,8 @@ def _by_rows(
     def split(x_NT: jax.Array) -> jax.Array:  # every device's rows into as many parts
         return jnp.moveaxis(x_NT.reshape(num_rows // parts, parts, time), 1, 0)
 
-    stacked = jax.lax.map(
-        lambda part: read(*part), (split(batch.tokens_NT), split(batch.segments_NT))
-    )
+    parts_of_rows = (split(batch.tokens_NT), split(batch.segments_NT))
+    stacked = jax.lax.map(lambda part: read(*part), parts_of_rows)
     return jnp.moveaxis(stacked, 0, 1).reshape(num_rows, *stacked.shape[2:])
 
 
@@ -241,9 +235,8 @@ def last_token_scores(
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Return score_B, read at the last real token of each row; 0 for a row of padding."""
-    return _last_scores(
-        apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key), segments_BT
-    )
+    score_BT = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
+    return _last_scores(score_BT, segments_BT)
 
 
 def _last_scores(score_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
@@ -289,33 +282,19 @@ def classify_texts(
 
 
 def packed_scores(
-    model: ScalarModel,
-    params: Params,
-    tokens_NT: jax.Array,
-    segments_NT: jax.Array,
-    row_BC: jax.Array,
-    last_BC: jax.Array,
-    *,
-    dropout_key: jax.Array | None = None,
+    model: ScalarModel, params: Params, batch: Candidates, dropout_key: jax.Array | None = None
 ) -> jax.Array:
     """Return score_BC of packed candidates, each read at its last token (row_BC, last_BC)."""
-    score_NT = apply(model, params, tokens_NT, segments_NT, dropout_key=dropout_key)
-    return score_NT[row_BC, last_BC]
+    rows = (batch["tokens_NT"], batch["segments_NT"])
+    score_NT = apply(model, params, *rows, dropout_key=dropout_key)
+    return score_NT[batch["row_BC"], batch["last_BC"]]
 
 
-def packed_logps(
-    model: LanguageModel,
-    params: Params,
-    tokens_NT: jax.Array,
-    segments_NT: jax.Array,
-    row_BC: jax.Array,
-    last_BC: jax.Array,
-    length_BC: jax.Array,
-) -> jax.Array:
+def packed_logps(model: LanguageModel, params: Params, batch: Candidates) -> jax.Array:
     """Return Σ log π of packed candidates, over `length_BC` tokens up to (row_BC, last_BC)."""
-    nll_NT, _ = next_token_nll(model, params, tokens_NT, segments_NT)
-    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(
-        jnp.int32, (*last_BC.shape, tokens_NT.shape[1]), 2
-    )
-    own_BCT = (before_BCT >= 0) & (before_BCT < length_BC[..., None])
-    return -jnp.where(own_BCT, nll_NT[row_BC], 0.0).sum(axis=-1)
+    nll_NT, _ = next_token_nll(model, params, batch["tokens_NT"], batch["segments_NT"])
+    last_BC = batch["last_BC"]
+    shape = (*last_BC.shape, nll_NT.shape[1])
+    before_BCT = last_BC[..., None] - jax.lax.broadcasted_iota(jnp.int32, shape, 2)
+    own_BCT = (before_BCT >= 0) & (before_BCT < batch["length_BC"][..., None])
+    return -jnp.where(own_BCT, nll_NT[batch["row_BC"]], 0.0).sum(axis=-1)

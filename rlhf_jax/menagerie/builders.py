@@ -7,8 +7,8 @@ Each stores the records of one generator as array_record, in the splits train, v
 Rows look like the records: `messages` is a sequence of role and content, and `metadata` is a JSON
 string because its keys vary. TFDS shuffles rows by a hash of their number, always the same way.
 
-The generators are deterministic, so what is stored is a function of the code in `SOURCES`. Its digest
-is stored with the data, and data that other code wrote are generated again rather than used.
+The generators are deterministic, so what is stored is a function of the code in `SOURCES`. Its
+digest is stored with the data, and data that other code wrote are generated again rather than used.
 
 TFDS knows the builders, and `data.readers` finds them, once this module has been imported.
 """

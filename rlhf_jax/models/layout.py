@@ -35,7 +35,9 @@ TENSOR_AXIS: dict[tuple[str, ...], int] = {
 
 def leaf_names(path: tuple[Any, ...]) -> tuple[str, ...]:
     """Return the names that lead to a leaf, from a path of jax.tree_util."""
-    return tuple(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+    names = ("key", "name", "idx")  # of dictionaries, dataclasses and sequences
+    keys = (next((getattr(x, name) for name in names if hasattr(x, name)), x) for x in path)
+    return tuple(map(str, keys))
 
 
 def constrain(x: jax.Array, *axes: tuple[str, ...]) -> jax.Array:

@@ -132,15 +132,13 @@ def run(config: Config, workdir: str) -> None:
             metrics = merge_metrics(metrics, measure(state.params, batch))
         return {f"validation/{name}": metric for name, metric in metrics.items()}
 
+    meta = run.describe(CheckpointKind.CLASSIFIER, num_steps, parent.model, labels=list(labels))
     run.train(
         state,
         step_fn,
-        num_steps=num_steps,
-        kind=CheckpointKind.CLASSIFIER,
-        model=parent.model,
+        meta,
         hooks=[Hook(classify.eval_every, validate)],
         headline=("loss", "accuracy", "validation/accuracy"),
-        extra={"labels": list(labels)},
     )
 
 

@@ -466,14 +466,13 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, num_updates, policy.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_updates,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=policy.model,
+        meta,
         hooks=policy_hooks(monitors, networks.policy, run.tokenizer, policy_of),
-        extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
     )
 

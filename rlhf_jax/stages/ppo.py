@@ -490,15 +490,14 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)["policy"]
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, config.num_updates, policy.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=config.num_updates,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=policy.model,
+        meta,
         export=lambda s: s.extras["ema"] if ppo.ema_decay else s.params["policy"],
         hooks=policy_hooks(monitors, networks.policy, run.tokenizer, policy_of),
-        extra=run.lora_link("policy", config.lora),
         headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
     )
 
@@ -642,8 +641,8 @@ def describe(config: Config) -> str:
     rows = ppo.batch_size // ppo.num_mini_batches
     return (
         f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} "
-        f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches of "
-        f"{rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); ptx "
-        f"{ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
+        f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches "
+        f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
+        f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
         f"{ppo.ptx_coef}"
     )

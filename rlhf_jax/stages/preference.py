@@ -30,12 +30,7 @@ from rlhf_jax.data.batches import Batches
 from rlhf_jax.data.records import Comparison
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import Mean, mean
-from rlhf_jax.maths.preference import (
-    implicit_loss,
-    kto_loss,
-    majority,
-    ranking_accuracy,
-)
+from rlhf_jax.maths.preference import implicit_loss, kto_loss, majority, ranking_accuracy
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.comparisons import (
@@ -185,17 +180,16 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, num_updates, parent.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_updates,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=parent.model,
+        meta,
         hooks=[
             Hook(settings.eval_every, validate),
             *policy_hooks(monitors, model, run.tokenizer, policy_of),
         ],
-        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rewards/accuracy", "validation/accuracy_heldout", "gold/total"),
     )
 
@@ -230,27 +224,14 @@ def reference_logps(
     """Return logp_BC of a whole batch; its `row_BC` counts within a micro-batch."""
     group_B = jnp.arange(batch["row_BC"].shape[0]) % num_groups
     row_BC = batch["row_BC"] * num_groups + group_B[:, None]
-    return candidate_logps(model, params, {**batch, "row_BC": row_BC})
-
-
-def candidate_logps(model: LanguageModel, params: Params, batch: Batch) -> jax.Array:
-    """Return logp_BC, the log-probability of every whole response."""
-    return packed_logps(
-        model,
-        params,
-        batch["tokens_NT"],
-        batch["segments_NT"],
-        batch["row_BC"],
-        batch["last_BC"],
-        batch["length_BC"],
-    )
+    return packed_logps(model, params, {**batch, "row_BC": row_BC})
 
 
 def implicit_rewards(
     settings: Preference, model: LanguageModel, params: Params, batch: Batch
 ) -> jax.Array:
     """Return r_BC = β log π/π_ref of every response."""
-    return settings.beta * (candidate_logps(model, params, batch) - batch["ref_logp_BC"])
+    return settings.beta * (packed_logps(model, params, batch) - batch["ref_logp_BC"])
 
 
 def preference_loss(

@@ -138,12 +138,11 @@ def run(config: Config, workdir: str) -> None:
     def validate(state: TrainState, step: int) -> dict[str, Any]:
         return {"validation/loss": mean_nll(measure, state.params, held_out)}
 
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, settings.num_steps, shape)
     run.train(
         state,
         step_fn,
-        num_steps=settings.num_steps,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=shape,
+        meta,
         hooks=[Hook(settings.eval_every, validate)],
         headline=("loss", "validation/loss"),
     )

@@ -161,14 +161,14 @@ def run(config: Config, workdir: str) -> None:
     def validate(state: TrainState, step: int) -> dict[str, Any]:
         return dict(measure_held_out(measure, held_out, combine(frozen, state.params)))
 
+    lora = run.lora_link("policy", config.lora)
+    num_steps = num_updates + 1 + settings.normalise_before
+    meta = run.describe(CheckpointKind.SCALAR_MODEL, num_steps, parent.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_updates + 1 + settings.normalise_before,
-        kind=CheckpointKind.SCALAR_MODEL,
-        model=parent.model,
+        meta,
         hooks=[Hook(settings.eval_every, validate)],
-        extra=run.lora_link("policy", config.lora),
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
     )
 
@@ -180,21 +180,6 @@ def training_rankings(settings: Reward, reader: Reader, sources: Sequence[str]) 
         pairs = replace(reader, settings=replace(settings, max_candidates=2))
         return pairs.batches(as_pairs(rankings), TRAIN)
     return reader.batches(rankings, TRAIN)
-
-
-def candidate_scores(
-    model: ScalarModel, params: Params, batch: Batch, dropout_key: jax.Array | None = None
-) -> jax.Array:
-    """Return score_BC of every response: K forward passes per prompt, however many pairs."""
-    return packed_scores(
-        model,
-        params,
-        batch["tokens_NT"],
-        batch["segments_NT"],
-        batch["row_BC"],
-        batch["last_BC"],
-        dropout_key=dropout_key,
-    )
 
 
 def rankings_nll(settings: Reward, score_BC: jax.Array, batch: Batch) -> Mean:
@@ -214,7 +199,7 @@ def reward_loss(
 ) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the loss of rankings, divided by the whole batch's number of prompts."""
     dropout_key = key if settings.dropout_rate > 0 else None
-    score_BC = candidate_scores(model, params, batch, dropout_key)
+    score_BC = packed_scores(model, params, batch, dropout_key)
     nll = rankings_nll(settings, score_BC, batch)
     accuracy = ranking_accuracy(score_BC, batch["rank_BC"], batch["mask_BC"])
     return nll.total / num_prompts, {"loss": nll, "rm/accuracy": accuracy}
@@ -224,7 +209,7 @@ def measure_rankings(
     settings: Reward, model: ScalarModel, params: Params, batch: Batch
 ) -> dict[str, Mean]:
     """Return accuracy and loss on rankings, without dropout."""
-    score_BC = candidate_scores(model, params, batch)
+    score_BC = packed_scores(model, params, batch)
     accuracy = ranking_accuracy(score_BC, batch["rank_BC"], batch["mask_BC"])
     return {"accuracy": accuracy, "loss": rankings_nll(settings, score_BC, batch)}
 

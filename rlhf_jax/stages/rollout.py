@@ -13,7 +13,7 @@ recomputed with new parameters, which would make every ratio 1.
 Left out on purpose: a second inference engine, off-policy correction, stale rollouts.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import require, require_divides
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import Samples, sample
 from rlhf_jax.inference.scoring import response_logps, response_scores
@@ -63,7 +63,7 @@ class RolloutConfig:
     @property
     def spec(self) -> SamplingSpec:
         """Return the whole distribution at this temperature: a truncated one biases every ratio."""
-        return SamplingSpec(temperature=self.temperature, top_k=0, top_p=1.0, nucleus="holtzman")
+        return replace(PLAIN, temperature=self.temperature)
 
 
 def check_rollout(name: str, settings: RolloutConfig) -> None:

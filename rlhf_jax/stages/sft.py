@@ -28,7 +28,7 @@ from rlhf_jax.data.batches import Batches, demonstration_batches, prompt_batches
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration, Prompt
 from rlhf_jax.data.sources import load
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import response_scores
@@ -190,16 +190,15 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)
 
+    lora = run.lora_link("policy", config.lora)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, num_steps, parent.model, **lora)
     run.train(
         state,
         step_fn,
-        num_steps=num_steps,
-        kind=CheckpointKind.LANGUAGE_MODEL,
-        model=parent.model,
+        meta,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
         hooks=policy_hooks(monitors, model, run.tokenizer, policy_of),
         headline=("loss", "validation/loss", "gold/total"),
-        extra=run.lora_link("policy", config.lora),
     )
 
 
@@ -255,7 +254,6 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
     prompt_BP = jnp.asarray(batch["prompt_BP"])
     prompt_mask_BP = jnp.asarray(batch["prompt_mask_BP"])
     length = sft.response_length
-    spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
     @jax.jit
     def score(params: Params) -> jax.Array:
@@ -265,7 +263,7 @@ def _sample_score(config: Config, run: Run, model: LanguageModel) -> Callable[[P
             prompt_BP,
             prompt_mask_BP,
             jax.random.key(config.seed),
-            spec=spec,
+            spec=PLAIN,
             response_length=length,
             stop_tokens=run.tokenizer.stop_ids,
             pad_id=run.tokenizer.pad_id,

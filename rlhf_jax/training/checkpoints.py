@@ -4,13 +4,10 @@
                               /train     optimizer state, step, extras: what resuming needs besides
                               /meta      JSON: `Meta`, and shape, dtype and CRC-32 of every leaf
 
-Orbax writes under a temporary name and renames the folder when it is complete, so an interrupted
-save leaves nothing that looks like a checkpoint. Restoring is strict: every missing, unexpected or
-mis-shaped leaf is listed, and every byte is checked against its CRC. Arrays go through host memory,
-where the check needs all bytes, and may land on any mesh. A run whose parameters to hand on are not
-those it trains (an average, the best so far) saves the former as params and the latter in train.
-
-Of several processes each writes its parts of the arrays; every process reads every byte.
+Orbax renames a folder when it is complete, so an interrupted save leaves nothing that looks like a
+checkpoint. Restoring is strict: every missing, unexpected or mis-shaped leaf is listed, and every
+byte is checked against its CRC in host memory; arrays may land on any mesh. A run that hands on
+other parameters than it trains (an average, the best so far) saves its own in train.
 
 Left out on purpose: asynchronous saving, random keys (derive them from the seed and the step),
 pickle.
@@ -32,11 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import __version__
+from rlhf_jax.models.layout import leaf_names
 from rlhf_jax.training.mesh import put
 from rlhf_jax.training.processes import barrier, fetch, is_main_process
 
 Params = Any
 PathLike = str | Path
+Description = dict[str, Any]  # of a leaf in JSON: shape, dtype, crc32
+SAME_PARENT = ("stage", "step", "fingerprint")  # what a child's parent may not change
+_NUMBER = bool | int | float | np.generic
 _log = logging.getLogger(__name__)
 
 
@@ -86,12 +87,7 @@ class Meta:
 
 def lineage_entry(path: PathLike, meta: Meta) -> dict[str, Any]:
     """Return what a child records about a parent that it loaded from `path`."""
-    return {
-        "path": str(path),
-        "stage": meta.stage,
-        "step": meta.step,
-        "fingerprint": meta.fingerprint,
-    }
+    return {"path": str(path)} | {name: getattr(meta, name) for name in SAME_PARENT}
 
 
 # --- finding --------------------------------------------------------------------------------------
@@ -126,8 +122,7 @@ def _is_committed(folder: Path) -> bool:
 
 
 def _is_half_written(folder: Path) -> bool:
-    # "40.orbax-checkpoint-tmp…", "40.deleted", or "40" without a marker; other names are the
-    # user's.
+    # "40.orbax-checkpoint-tmp…", "40.deleted", or "40" without a marker.
     return folder.is_dir() and folder.name.split(".")[0].isdecimal() and not _is_committed(folder)
 
 
@@ -157,16 +152,12 @@ def _not_found_message(path: Path) -> str:
         if (folder / "checkpoints").is_dir() and latest_step(folder) is not None
     ]
     nearby = f"{parent} has {', '.join(siblings) or 'no run with a checkpoint'}"
-    return f"no checkpoint at {path}; {nearby}. {_how_to_make(workdir)}"
-
-
-def _how_to_make(workdir: Path) -> str:
+    remedy = "Correct the path, or train the model first:"
+    if (config := workdir / "config.json").is_file():
+        stage = json.loads(config.read_text())["stage"]
+        remedy = f"Stage {stage} was begun there and saved nothing: run its config again,"
     command = f"python -m rlhf_jax.main --config=FILE --workdir={workdir}"
-    config = workdir / "config.json"
-    if not config.is_file():
-        return f"Correct the path, or train the model first: {command}"
-    stage = json.loads(config.read_text())["stage"]
-    return f"Stage {stage} was begun there and saved nothing: run its config again, {command}"
+    return f"no checkpoint at {path}; {nearby}. {remedy} {command}"
 
 
 # --- saving ---------------------------------------------------------------------------------------
@@ -177,28 +168,26 @@ def save(
 ) -> Meta:
     """Write checkpoint `step`, leave the `keep` newest, and return the completed `Meta`.
 
-    Returns when the files are in place.
-
     Raises:
         ValueError: the step exists already, or a leaf cannot be saved.
         FloatingPointError: a parameter is not finite.
     """
     if keep < 1:
-        raise ValueError(
-            f"keep = {keep}: must be >= 1, the newest checkpoint is what a run resumes from"
-        )
+        raise ValueError(f"keep = {keep}: must be >= 1, a run resumes from the newest checkpoint")
     folder = checkpoint_folder(workdir, step).absolute()
     if folder.exists() and _is_committed(folder):
         raise ValueError(f"{folder} exists already: delete it, or use another workdir")
     trees = {"params": flatten_named(params), "train": flatten_named(train)}
-    leaves = {
-        item: {name: checksum(leaf) for name, leaf in tree.items()} for item, tree in trees.items()
-    }
-    _check_finite(trees["params"], step)
+    for name, leaf in trees["params"].items():
+        array = fetch(leaf)
+        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+            raise FloatingPointError(f"parameter {name} is not finite at step {step}: not saved")
+    leaves = {"params": tree_checksums(params), "train": tree_checksums(train)}
     meta = replace(meta, step=step, fingerprint=json_checksum(leaves["params"]))
     content = {"meta": asdict(meta), "leaves": leaves}
-    if is_main_process():
-        _remove_half_written(folder.parent)
+    if is_main_process() and folder.parent.is_dir():
+        for half_written in filter(_is_half_written, list(folder.parent.iterdir())):
+            shutil.rmtree(half_written)
     barrier(f"checkpoint {step}")
     _write(folder, trees, content | {"crc32": json_checksum(content)})
     if is_main_process():
@@ -217,23 +206,10 @@ def _write(folder: Path, trees: Mapping[str, dict[str, Any]], content: dict[str,
         raise OSError(f"{folder}: saving left no complete checkpoint; is the disk full?")
 
 
-def _remove_half_written(root: Path) -> None:
-    for folder in root.iterdir() if root.is_dir() else []:
-        if _is_half_written(folder):
-            shutil.rmtree(folder)
-
-
 def _prune(root: Path, keep: int) -> None:
     for step in all_steps(root.parent)[:-keep]:
         # Renamed first: a deletion that is interrupted must not leave a folder that looks complete.
         shutil.rmtree((root / str(step)).rename(root / f"{step}.deleted"))
-
-
-def _check_finite(params: Mapping[str, Any], step: int) -> None:
-    for name, leaf in params.items():
-        array = fetch(leaf)
-        if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
-            raise FloatingPointError(f"parameter {name} is not finite at step {step}: not saved")
 
 
 # --- restoring ------------------------------------------------------------------------------------
@@ -287,9 +263,7 @@ def load_params(path: PathLike) -> tuple[Params, Meta]:
     return jax.device_put(params, may_alias=False), meta
 
 
-def _read_item(
-    folder: Path, item: str, leaves: Mapping[str, dict[str, Any]]
-) -> dict[str, np.ndarray]:
+def _read_item(folder: Path, item: str, leaves: Mapping[str, Description]) -> dict[str, np.ndarray]:
     """Read all leaves of one item as NumPy arrays and check each against its CRC."""
     try:
         named = _read_arrays(folder, item, list(leaves))
@@ -316,11 +290,9 @@ def _read_arrays(folder: Path, item: str, names: list[str]) -> dict[str, np.ndar
 def _damaged(folder: Path, where: str, error: Exception) -> ValueError:
     reason = (str(error).splitlines() or [""])[0][:300]
     earlier = [step for step in all_steps(folder.parent.parent) if step < int(folder.name)]
-    remedy = (
-        f"to fall back to step {earlier[-1]}"
-        if earlier
-        else "and start the run again (there is no earlier step)"
-    )
+    remedy = "and start the run again (there is no earlier step)"
+    if earlier:
+        remedy = f"to fall back to step {earlier[-1]}"
     return ValueError(
         f"checkpoint {folder} is damaged at {where}: {type(error).__name__}: {reason}. "
         f"Delete {folder} {remedy}"
@@ -334,8 +306,7 @@ def _read_meta_file(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _damaged(folder, "meta", error) from error
     if crc != json_checksum(content):
-        mismatch = ValueError("the CRC-32 of the JSON is not the one saved with it")
-        raise _damaged(folder, "meta", mismatch)
+        raise _damaged(folder, "meta", ValueError("its CRC-32 is not the one saved with it"))
     return content
 
 
@@ -351,12 +322,12 @@ def _meta_from(content: Mapping[str, Any], folder: Path) -> Meta:
 
 
 def _check_same_leaves(
-    folder: Path, item: str, saved: Mapping[str, dict[str, Any]], like: Mapping[str, Any]
+    folder: Path, item: str, saved: Mapping[str, Description], like: Mapping[str, Any]
 ) -> None:
     lines = []
     for name in sorted(set(saved) | set(like)):
-        have = format_shape_dtype(saved[name]) if name in saved else None
-        want = format_shape_dtype(shape_dtype(like[name])) if name in like else None
+        have = _format_leaf(saved[name]) if name in saved else None
+        want = _format_leaf(_shape_dtype(like[name])) if name in like else None
         if want is None:
             lines.append(f"  unexpected {name}: checkpoint {have}, this run has no such leaf")
         elif have is None:
@@ -373,8 +344,7 @@ def _check_same_leaves(
 
 # --- the leaves of a tree -------------------------------------------------------------------------
 #
-# A leaf's name is its path through the tree, whatever the containers (dict keys, field names,
-# positions), so that a checkpoint can be read without the classes that made it.
+# A leaf's name is its path through the tree, whatever the containers: no class is saved.
 
 
 def flatten_named(tree: Any) -> dict[str, Any]:
@@ -385,34 +355,17 @@ def flatten_named(tree: Any) -> dict[str, Any]:
     """
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = "/".join(re.sub(r"[/\\]", "_", str(_key(entry))) for entry in path)
+        name = "/".join(re.sub(r"[/\\]", "_", key) for key in leaf_names(path))
         if name in named or not name:
-            raise ValueError(
-                f"checkpoint leaf {name!r}: leaves need distinct, non-empty names; use a dict"
-            )
-        if not _is_number(leaf) and not _is_number_array(leaf):
-            raise ValueError(
-                f"checkpoint leaf {name} is {type(leaf).__name__}: only number arrays and numbers "
-                "are saved"
-            )
+            problem = "leaves need distinct, non-empty names; use a dict"
+            raise ValueError(f"checkpoint leaf {name!r}: {problem}")
+        is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
+        is_key = is_array and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_key or not (is_array or isinstance(leaf, _NUMBER)):
+            problem = f"{type(leaf).__name__}: only number arrays and numbers are saved"
+            raise ValueError(f"checkpoint leaf {name} is {problem}")
         named[name] = leaf
     return named
-
-
-def _key(entry: Any) -> Any:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(entry, attribute):
-            return getattr(entry, attribute)
-    return entry
-
-
-def _is_number(leaf: Any) -> bool:
-    return isinstance(leaf, bool | int | float | np.generic)
-
-
-def _is_number_array(leaf: Any) -> bool:
-    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray)
-    return is_array and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
@@ -423,26 +376,30 @@ def unflatten_named(named: Mapping[str, Any]) -> dict[str, Any]:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = np.asarray(leaf) if _is_number(leaf) else leaf
+        node[last] = np.asarray(leaf) if isinstance(leaf, _NUMBER) else leaf
     return tree
 
 
-def shape_dtype(leaf: Any) -> dict[str, Any]:
+def _shape_dtype(leaf: Any) -> Description:
     """Return shape and dtype as they are written to JSON."""
     array = leaf if hasattr(leaf, "shape") else np.asarray(leaf)
     return {"shape": list(array.shape), "dtype": str(array.dtype)}
 
 
-def format_shape_dtype(description: Mapping[str, Any]) -> str:
-    """Format what `shape_dtype` returned, as `float32[4, 8]`."""
-    return f"{description['dtype']}{description['shape']}"
+def _format_leaf(description: Description) -> str:
+    return f"{description['dtype']}{description['shape']}"  # as float32[4, 8]
 
 
-def checksum(leaf: Any) -> dict[str, Any]:
+def checksum(leaf: Any) -> Description:
     """Return shape, dtype and the CRC-32 of the bytes."""
     array = np.ascontiguousarray(fetch(leaf))
     crc = zlib.crc32(array.reshape(-1).view(np.uint8).data)
-    return shape_dtype(leaf) | {"crc32": f"{crc:08x}"}
+    return _shape_dtype(leaf) | {"crc32": f"{crc:08x}"}
+
+
+def tree_checksums(tree: Any) -> dict[str, Description]:
+    """Return the `checksum` of every leaf by its name."""
+    return {name: checksum(leaf) for name, leaf in flatten_named(tree).items()}
 
 
 def json_checksum(content: Mapping[str, Any]) -> str:
@@ -456,7 +413,6 @@ def place_like(array: np.ndarray, example: Any) -> Any:
         return type(example)(array.item())
     if isinstance(example, np.ndarray | np.generic):
         return array
-    # A committed array would pin everything it meets to its device: stay uncommitted where the
-    # example was.
+    # A committed array pins everything it meets to its device: only where the example was.
     pinned = example.sharding if not isinstance(example, jax.Array) or example.committed else None
     return put(array, pinned, may_alias=False)

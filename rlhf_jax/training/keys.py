@@ -8,8 +8,7 @@ ever carried from step to step or saved:
       update        fold_in(key_t, Purpose.UPDATE)        the order of rows in every epoch, dropout
     once in a run   fold_in(key, RunPurpose.X)            what is drawn before step 0
 
-Numbers of 2³⁰ and more are beyond the steps of any run. Renumbering a purpose changes the results
-of every run that draws for it.
+Numbers of 2³⁰ and more are beyond the steps of any run. Renumbering a purpose changes results.
 """
 
 from enum import IntEnum
@@ -25,28 +24,17 @@ class Purpose(IntEnum):
 
 
 class RunPurpose(IntEnum):
-    """Name what a key is for that a run uses once; no stage has two of one number.
+    """Name what a key is for that a run uses once; no stage has two of one number."""
 
-    LABEL_TRAIN           responses that are ranked for training (label)
-    LABEL_VALIDATION      responses that are ranked for validation (label)
-    MODEL                 all parameters of a new model (pretrain)
-    HEAD                  the head of a reward model (reward) or of a classifier (classify)
-    VALUE_MODEL           the value function, unless it starts as the reward model (ppo)
-    ADAPTERS              the adapters of a language model (sft, preference, policy_gradient)
-    REWARD_ADAPTERS       the adapters of a reward model (reward)
-    POLICY_ADAPTERS       the adapters of the policy (ppo)
-    VALUE_ADAPTERS        the adapters of the value function (ppo)
-    """
-
-    LABEL_TRAIN = 2
-    LABEL_VALIDATION = 3
-    MODEL = 1 << 30
-    HEAD = 1 << 30
-    VALUE_MODEL = 1 << 30
-    ADAPTERS = 1 << 30
-    REWARD_ADAPTERS = (1 << 30) + 1
-    POLICY_ADAPTERS = (1 << 30) + 1
-    VALUE_ADAPTERS = (1 << 30) + 2
+    LABEL_TRAIN = 2  # responses that are ranked for training (label)
+    LABEL_VALIDATION = 3  # responses that are ranked for validation (label)
+    MODEL = 1 << 30  # all parameters of a new model (pretrain)
+    HEAD = 1 << 30  # the head of a reward model (reward) or of a classifier (classify)
+    VALUE_MODEL = 1 << 30  # the value function, unless it starts as the reward model (ppo)
+    ADAPTERS = 1 << 30  # the adapters of a language model (sft, preference, policy_gradient)
+    REWARD_ADAPTERS = (1 << 30) + 1  # the adapters of a reward model (reward)
+    POLICY_ADAPTERS = (1 << 30) + 1  # the adapters of the policy (ppo)
+    VALUE_ADAPTERS = (1 << 30) + 2  # the adapters of the value function (ppo)
 
 
 class EvaluationPurpose(IntEnum):

@@ -7,10 +7,10 @@
         stop if a loss or a gradient norm was not finite
         run the hooks that are due, write the row, save if it is time or if SIGTERM came
 
-After the call `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints
-count updates made. Metrics of a step are on the disk before its checkpoint is, and rows beyond the
-checkpoint are dropped on resuming. If `step_fn` is a function of (state, step), a run that was
-killed anywhere therefore ends with the same bits and the same rows.
+After `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints count
+updates made. A step's metrics are on the disk before its checkpoint, and rows beyond the checkpoint
+are dropped on resuming: if `step_fn` is a function of (state, step), a run that was killed anywhere
+ends with the same bits and the same rows.
 
 Left out on purpose: callbacks beyond hooks, averaging of metrics over steps.
 """
@@ -39,7 +39,7 @@ from rlhf_jax.training.metrics import CompileCounter, MetricsWriter, Number, Pro
 from rlhf_jax.training.processes import stop_requested
 from rlhf_jax.training.updates import TrainState
 
-_GUARDED = ("loss", "grad_norm")
+_GUARDED = frozenset({"loss", "grad_norm"})
 
 
 class Hook(NamedTuple):
@@ -69,22 +69,11 @@ def policy_hooks(
     policy_of: Callable[[TrainState], Params],
 ) -> list[Hook]:
     """Return a hook for every monitor; `policy_of(state)` gives the parameters to measure."""
-    return [
-        Hook(monitor.every, partial(_measure_policy, monitor, model, tokenizer, policy_of))
-        for monitor in monitors
-    ]
 
+    def run(measure: Callable[..., Mapping[str, float]], state: TrainState, _: int) -> Any:
+        return measure(model, policy_of(state), tokenizer)
 
-def _measure_policy(
-    monitor: PolicyMonitor,
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    policy_of: Callable[[TrainState], Params],
-    state: TrainState,
-    step: int,
-) -> Mapping[str, float]:
-    del step  # the row names it
-    return monitor.measure(model, policy_of(state), tokenizer)
+    return [Hook(monitor.every, partial(run, monitor.measure)) for monitor in monitors]
 
 
 @dataclass(frozen=True)
@@ -114,13 +103,12 @@ def run_loop(
     """Train to `meta.num_steps` updates, from the newest checkpoint if there is one.
 
     `state` gives the structure and shardings to restore onto; `step_fn` may donate it. Metrics are
-    scalars or `Mean` pairs. One called "tokens" is the number processed in that step and yields
+    scalars or `Mean` pairs; one called "tokens" counts those of the step and yields
     perf/tokens_per_s. Rows are written at step 1, every `log_every` steps, at the last step and
-    whenever a hook returns numbers. Pass the `writer` that `step_fn` or hooks use for samples, or
-    none.
+    whenever a hook returns numbers. `writer` is the one that `step_fn` or hooks use for samples.
 
-    perf/compile_count is the number of XLA compilations in `step_fn` after its first call: 0 is
-    healthy, and a count that grows means that shapes or Python values change from step to step.
+    perf/compile_count is the number of XLA compilations in `step_fn` after its first call: where it
+    grows, shapes or Python values change from step to step.
 
     Raises:
         ValueError: the workdir holds another run, or a number of the arguments is impossible.
@@ -128,14 +116,19 @@ def run_loop(
             is written and the step is not saved.
         SystemExit: with status 143 after SIGTERM, once the step is saved.
     """
-    _check_arguments(meta, config)
+    counts = {"num_steps": meta.num_steps}
+    counts |= {name: getattr(config, name) for name in ("log_every", "save_every", "keep")}
+    counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(config.hooks)}
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} = {value}: must be >= 1")
     state, start = _resume(workdir, state, meta, config)
     with ExitStack() as stack:
         writer = writer or stack.enter_context(MetricsWriter(workdir))
         writer.truncate_after(start if start else -1)
         stop = stack.enter_context(_sigterm())
         progress = Progress(meta.stage, start, meta.num_steps, config.headline)
-        log = _Log(writer, progress, config.log_every, meta.num_steps)
+        log = _Log(writer, progress, config.log_every)
         counter = CompileCounter()
         for step in range(start, meta.num_steps):
             with counter:
@@ -156,21 +149,15 @@ def run_loop(
                     trees = checkpoint_trees(state, config.export)
                     checkpoints.save(workdir, done, *trees, meta, keep=config.keep)
             if stopping and done < meta.num_steps:
-                _exit_after_sigterm(workdir, meta, done)
+                print(
+                    f"\n{meta.stage}: SIGTERM. Step {done} of {meta.num_steps} is saved in "
+                    f"{checkpoints.checkpoint_folder(workdir, done)}; the same command with "
+                    f"--workdir={workdir} continues from it.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                raise SystemExit(143)  # 128 + SIGTERM, as a shell reports it
     return state
-
-
-def _check_arguments(meta: Meta, config: LoopConfig) -> None:
-    counts = {
-        "num_steps": meta.num_steps,
-        "log_every": config.log_every,
-        "save_every": config.save_every,
-        "keep": config.keep,
-    }
-    counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(config.hooks)}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} = {value}: must be >= 1")
 
 
 # --- checkpoints and resuming ---------------------------------------------------------------------
@@ -201,34 +188,28 @@ def _resume(
     step = checkpoints.latest_step(workdir)
     if step is None:
         return state, 0
-    _check_same_run(workdir, checkpoints.read_meta(workdir), meta)
+    saved = _identity(checkpoints.read_meta(workdir))
+    for name, current in _identity(meta).items():
+        if saved[name] != current:
+            raise ValueError(
+                f"{workdir} holds another run: its {name} is {saved[name]!r}, this run's is "
+                f"{current!r}. Use the configuration that made it, or another workdir"
+            )
     trees = checkpoint_trees(state, config.export)
     params, train, _ = checkpoints.restore(workdir, step, *trees)
     return state_from_trees(params, train), step
 
 
-def _check_same_run(workdir: str | Path, saved: Meta, current: Meta) -> None:
-    for name in ("stage", "kind", "num_steps", "model", "tokenizer"):
-        _require_same(workdir, name, getattr(saved, name), getattr(current, name))
-    _require_same(workdir, "lineage", _parents(saved), _parents(current))
-
-
-def _parents(meta: Meta) -> dict[str, Any]:
-    # Not the path: a run may be resumed from another folder, but its parents must be the same bits.
-    return {
-        role: [entry[name] for name in ("stage", "step", "fingerprint")]
+def _identity(meta: Meta) -> dict[str, Any]:
+    """Return what a run that resumes must have in common with its checkpoint, as JSON reads it."""
+    names = ("stage", "kind", "num_steps", "model", "tokenizer")
+    # Not the parents' paths: a run may be resumed from another folder, but with the same bits.
+    parents = {
+        role: [entry[name] for name in checkpoints.SAME_PARENT]
         for role, entry in meta.lineage.items()
     }
-
-
-def _require_same(workdir: str | Path, name: str, saved: object, current: object) -> None:
-    # Through JSON, as the saved value went: a tuple becomes a list, an enum a string.
-    saved, current = json.loads(json.dumps([saved, current]))
-    if saved != current:
-        raise ValueError(
-            f"{workdir} holds another run: its {name} is {saved!r}, this run's is {current!r}. "
-            "Use the configuration that made it, or another workdir"
-        )
+    identity = {name: getattr(meta, name) for name in names} | {"lineage": parents}
+    return dict(json.loads(json.dumps(identity)))
 
 
 # --- hooks and SIGTERM ----------------------------------------------------------------------------
@@ -243,8 +224,7 @@ def _run_hooks(
             with log.pause():
                 metrics = hook.run(state, step) or {}
                 numbers = {name: to_number(value) for name, value in metrics.items()}
-            _check_disjoint(row, numbers, "two hooks")
-            row |= numbers
+            row = _merge(row, numbers, "two hooks")
     return row
 
 
@@ -252,8 +232,7 @@ def _run_hooks(
 def _sigterm() -> Iterator[threading.Event]:
     """Yield an event that SIGTERM sets, in the main thread: only that may install handlers."""
     event = threading.Event()
-    # Several processes must stop after the same step: their coordinator has a handler of its own
-    # (`stop_requested`).
+    # Several processes must stop after the same step: `stop_requested` asks their coordinator.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
         yield event
         return
@@ -269,34 +248,20 @@ def _sigterm() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _exit_after_sigterm(workdir: str | Path, meta: Meta, step: int) -> None:
-    print(
-        f"\n{meta.stage}: SIGTERM. Step {step} of {meta.num_steps} is saved in "
-        f"{checkpoints.checkpoint_folder(workdir, step)}; "
-        f"the same command with --workdir={workdir} continues from it.",
-        file=sys.stderr,
-        flush=True,
-    )
-    raise SystemExit(143)  # 128 + SIGTERM, what a shell reports for a process that the signal ended
-
-
 # --- rows -----------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Log:
     """Make a step's metrics a row once the device has them, one step late; time the steps."""
 
-    def __init__(
-        self, writer: MetricsWriter, progress: Progress, log_every: int, num_steps: int
-    ) -> None:
-        self._writer = writer
-        self._progress = progress
-        self._log_every = log_every
-        self._num_steps = num_steps
-        self._pending: tuple[int, Mapping[str, Any], int] | None = None
-        self._mark: float | None = None  # set when the first step is over: compiling is not speed
-        self._steps = 0
-        self._tokens = 0
+    _writer: MetricsWriter
+    _progress: Progress
+    _log_every: int
+    _pending: tuple[int, Mapping[str, Any], int] | None = None
+    _mark: float | None = None  # set when the first step is over: compiling is not speed
+    _steps: int = 0
+    _tokens: int = 0
 
     def expect(self, step: int, metrics: Mapping[str, Any], compile_count: int) -> None:
         self._pending = (step, metrics, compile_count)
@@ -308,11 +273,11 @@ class _Log:
         step, metrics, compile_count = self._pending
         self._pending = None
         row = {name: to_number(value) for name, value in jax.device_get(dict(metrics)).items()}
-        _check_disjoint(row, hook_row or {}, "the step and a hook")
-        row |= hook_row or {}
-        bad = [name for name in row if _is_guarded(name) and not math.isfinite(row[name])]
+        row = _merge(row, hook_row or {}, "the step and a hook")
+        guarded = [name for name in row if not _GUARDED.isdisjoint(name.split("/"))]
+        bad = [name for name in guarded if not math.isfinite(row[name])]
         speed = self._tick(int(row.get("tokens", 0)))
-        if hook_row or bad or step in (1, self._num_steps) or step % self._log_every == 0:
+        if hook_row or bad or step in (1, self._progress.num_steps) or step % self._log_every == 0:
             row |= speed | {"perf/compile_count": compile_count}
             self._steps = 0
             self._tokens = 0
@@ -321,7 +286,8 @@ class _Log:
             self._progress.update(step, row)
         if bad:
             self._writer.flush()
-            raise FloatingPointError(_non_finite_message(self._writer.workdir, step, bad, row))
+            values = {name: row[name] for name in bad}
+            raise FloatingPointError(_non_finite_message(self._writer.workdir, step, values))
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -344,25 +310,17 @@ class _Log:
         return speed | ({"perf/tokens_per_s": self._tokens / seconds} if self._tokens else {})
 
 
-def _check_disjoint(a: Mapping[str, Number], b: Mapping[str, Number], sources: str) -> None:
+def _merge(a: dict[str, Number], b: Mapping[str, Number], sources: str) -> dict[str, Number]:
     if both := sorted(set(a) & set(b)):
         raise ValueError(f"metrics {both} come from {sources}: rename one")
+    return {**a, **b}
 
 
-def _is_guarded(name: str) -> bool:
-    return any(part in _GUARDED for part in name.split("/"))
-
-
-def _non_finite_message(
-    workdir: Path, step: int, bad: Sequence[str], row: Mapping[str, Number]
-) -> str:
+def _non_finite_message(workdir: Path, step: int, values: Mapping[str, Number]) -> str:
     last = checkpoints.latest_step(workdir)
-    kept = (
-        "there is no checkpoint yet" if last is None else f"the last good checkpoint is step {last}"
-    )
-    values = ", ".join(f"{name} = {row[name]}" for name in bad)
+    kept = f"the last good checkpoint is step {last}" if last else "there is no checkpoint yet"
     return (
-        f"step {step}: {values}. Nothing of this step was saved; {kept}; "
-        f"the row is in {workdir / 'metrics.jsonl'}. "
+        f"step {step}: {', '.join(f'{name} = {value}' for name, value in values.items())}. "
+        f"Nothing of this step was saved; {kept}; the row is in {workdir / 'metrics.jsonl'}. "
         "Lower learning_rate or max_grad_norm, or lengthen the warm-up"
     )

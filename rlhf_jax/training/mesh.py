@@ -10,8 +10,7 @@
 
 A step is a pure function; `jit_step` maps it over the mesh and the compiler inserts the gathers and
 reductions. The same function under `jax.pmap` with `lax.pmean` on its gradients makes the same
-update (tests/training/test_mesh.py). With several processes (training/processes.py) the mesh spans
-the devices of all of them.
+update (tests/training/test_mesh.py).
 
 Left out on purpose: pipeline parallelism, and splitting a row's positions.
 """
@@ -44,10 +43,8 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """
     devices = jax.devices()
     if fsdp < 1 or tensor < 1 or (data < 1 and data != -1):
-        raise ValueError(
-            f"mesh data = {data}, fsdp = {fsdp}, tensor = {tensor}: all must be >= 1 "
-            "(data may be -1: all that are left)"
-        )
+        sizes = f"data = {data}, fsdp = {fsdp}, tensor = {tensor}"
+        raise ValueError(f"mesh {sizes}: all must be >= 1 (data may be -1: all that are left)")
     if data == -1:
         if len(devices) % (fsdp * tensor):
             raise ValueError(
@@ -79,18 +76,13 @@ def describe_mesh(mesh: Mesh) -> str:
 
 
 def check_model(model: TransformerConfig, mesh: Mesh) -> None:
-    """Refuse a model whose heads, features or vocabulary do not divide among the devices of tensor.
+    """Refuse a model whose heads, features or vocabulary tensor does not divide; names both.
 
     A single key/value head (PaLM) is copied.
-
-    Raises:
-        ValueError: names both numbers.
     """
     tensor = mesh.shape["tensor"]
-    names = ["num_heads", "ffw_width", "vocab_size"]
-    if model.num_kv_heads > 1:
-        names.insert(1, "num_kv_heads")
-    for name in names:
+    kv_heads = ["num_kv_heads"] if model.num_kv_heads > 1 else []
+    for name in ("num_heads", *kv_heads, "ffw_width", "vocab_size"):
         if getattr(model, name) % tensor:
             raise ValueError(
                 f"mesh.tensor = {tensor} does not divide model.{name} = {getattr(model, name)}: "
@@ -119,10 +111,9 @@ def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
         ValueError: tensor must split a leaf and does not divide it.
     """
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return leaf_sharding(leaf_names(path), leaf.shape, mesh, min_size)
-
-    return jax.tree_util.tree_map_with_path(sharding, tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf_sharding(leaf_names(path), leaf.shape, mesh, min_size), tree
+    )
 
 
 def leaf_sharding(
@@ -149,13 +140,11 @@ def leaf_sharding(
 def place(tree: Any, shardings: Any) -> Any:
     """Copy a tree onto its shardings (one sharding, or a tree of them).
 
-    Always a copy, never an alias: a placed state can be donated while the original lives on as,
-    say, the reference.
+    Never an alias: a placed state can be donated while the original lives on as the reference.
     """
 
     def copy(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-        # device_put may keep the original buffer as one of the replicas, in spite of
-        # may_alias=False.
+        # device_put may keep the original buffer as a replica, in spite of may_alias=False.
         return put(leaf if jax.process_count() > 1 else jnp.array(leaf, copy=True), sharding)
 
     return jax.tree.map(copy, tree, jax.tree.broadcast(shardings, tree))
@@ -179,11 +168,7 @@ def place_frozen(tree: Any, shardings: Any) -> Any:
 def put(
     leaf: Any, sharding: jax.sharding.Sharding | None, *, may_alias: bool | None = None
 ) -> jax.Array:
-    """Put an array on a sharding that may span several processes.
-
-    Each has the whole array, or its part on the mesh, and copies what its own devices need; nothing
-    is compared or sent.
-    """
+    """Put an array on a sharding; of several processes each copies what its own devices need."""
     if jax.process_count() == 1 or sharding is None:
         return jax.device_put(leaf, sharding, may_alias=may_alias)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
@@ -194,8 +179,6 @@ def put(
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Put a batch of NumPy arrays on the mesh, examples split over data x fsdp.
-
-    A process puts only its own examples there.
 
     Raises:
         ValueError: the leading axis of a field does not divide by the number of shards.
@@ -210,12 +193,6 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     return {name: put(array, batch_sharding(mesh)) for name, array in batch.items()}
 
 
-def shard_stack(stack: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Put batches on the mesh that are stacked along a leading axis, the minibatches of a scan."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH))
-    return {name: put(array, sharding) for name, array in stack.items()}
-
-
 def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[..., Any]:
     """Compile `step(state, *arguments) -> (state, metrics)` over the mesh, donating the state.
 
@@ -226,8 +203,5 @@ def jit_step(step: Callable[..., Any], shardings: Any, mesh: Mesh) -> Callable[.
 
 
 def on_mesh(mesh: Mesh) -> AbstractContextManager[Any]:
-    """Trace programs in here so that their activations lie on the mesh (models/layout.py).
-
-    One device needs no layout.
-    """
+    """Trace programs in here so that their activations lie on the mesh (models/layout.py)."""
     return jax.set_mesh(mesh) if mesh.size > 1 else nullcontext()

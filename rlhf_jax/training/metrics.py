@@ -4,9 +4,8 @@
             samples.jsonl   {"step": 120, "prompt": …, "response": …, …}
             tensorboard/    the same numbers
 
-Rows are in the order of their steps. A run that resumes from step n drops every row beyond n and a
-half-written last line, so the files are those of a run that was never interrupted. `step` is the
-number of updates made.
+`step` is the number of updates made. A run that resumes from step n drops every row beyond n and a
+half-written last line, so the files are those of a run that was never interrupted.
 
 Left out on purpose: remote trackers; `metrics.jsonl` is one line of pandas away from anything.
 """
@@ -17,6 +16,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,9 +49,13 @@ class MetricsWriter:
         if not self._writes:
             return
         self._append("metrics.jsonl", {"step": step, **metrics})
-        board = self._tensorboard()
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            folder = str(self.workdir / "tensorboard")
+            self._board = SummaryWriter(folder, purge_step=self._purge_step)
         for name, value in metrics.items():
-            board.add_scalar(name, value, step)
+            self._board.add_scalar(name, value, step)
 
     def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows of prompts, responses, scores: whatever JSON can hold."""
@@ -63,8 +68,11 @@ class MetricsWriter:
         for name in ("metrics.jsonl", "samples.jsonl") if self._writes else ():
             path = self.workdir / name
             if path.exists():
-                kept = [row for row in read_rows(path) if row["step"] <= step]
-                _replace(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+                kept = (row for row in read_rows(path) if row["step"] <= step)
+                lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
+                temporary = path.with_name(path.name + ".tmp")
+                temporary.write_text("".join(lines), encoding="utf-8")
+                temporary.replace(path)
         self._purge_step = step + 1
 
     def flush(self) -> None:
@@ -99,20 +107,6 @@ class MetricsWriter:
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
 
-    def _tensorboard(self) -> Any:
-        if self._board is None:
-            from tensorboardX import SummaryWriter
-
-            folder = str(self.workdir / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=self._purge_step)
-        return self._board
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:
     """Read a metrics.jsonl or samples.jsonl, without a last line that is still being written.
@@ -139,8 +133,7 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
 def to_number(value: Any) -> Number:
     """Convert a fetched metric, a number or a `Mean` (0 when its weight is 0), to a Python number.
 
-    float32 becomes the shortest decimal that reads back as the same float32: 0.1, not
-    0.10000000149.
+    float32 becomes the shortest decimal that reads back the same: 0.1, not 0.10000000149.
     """
     if isinstance(value, Mean):
         total, weight = float(value.total), float(value.weight)
@@ -155,51 +148,43 @@ def to_number(value: Any) -> Number:
     return float(str(array.astype(np.float32)))
 
 
+@dataclass
 class Progress:
-    """Show one line: step, rate, time left, and the metrics named in `headline`; if empty, none.
+    """Show one line: step, rate, time left, and the metrics of a `headline` that is not empty.
 
-    On a terminal the line is rewritten in place; into a file or a pipe a new line appears at most
-    every ten seconds.
+    A terminal's line is rewritten in place; a file or a pipe gets a line every ten seconds at most.
     """
 
-    def __init__(
-        self,
-        name: str,
-        start: int,
-        num_steps: int,
-        headline: Sequence[str],
-        stream: TextIO | None = None,
-    ) -> None:
-        self._name = name
-        self._start = start
-        self._num_steps = num_steps
-        self._headline = tuple(headline)
-        self._stream = sys.stderr if stream is None else stream
-        self._began = time.monotonic()
-        self._printed = -math.inf
+    name: str
+    start: int
+    num_steps: int
+    headline: Sequence[str]
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    _began: float = field(init=False, default_factory=lambda: time.monotonic())
+    _printed: float = field(init=False, default=-math.inf)
 
     def update(self, step: int, row: Mapping[str, Number]) -> None:
         """Show a row that was just written."""
-        if not self._headline or not is_main_process():
+        if not self.headline or not is_main_process():
             return
-        in_place = self._stream.isatty()
+        in_place = self.stream.isatty()
         now = time.monotonic()
-        last = step == self._num_steps
+        last = step == self.num_steps
         if not in_place and not last and now - self._printed < 10:
             return
         self._printed = now
         text = self.line(step, row, now - self._began)
-        self._stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
-        self._stream.flush()
+        self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
+        self.stream.flush()
 
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
         """Format `sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
-        rate = (step - self._start) / seconds if seconds > 0 else 0.0
-        left = (self._num_steps - step) / rate if rate > 0 else math.inf
-        percent = 100 * step // self._num_steps
-        parts = [f"{self._name} {step}/{self._num_steps} {percent}% {rate:.3g} steps/s"]
+        rate = (step - self.start) / seconds if seconds > 0 else 0.0
+        left = (self.num_steps - step) / rate if rate > 0 else math.inf
+        percent = 100 * step // self.num_steps
+        parts = [f"{self.name} {step}/{self.num_steps} {percent}% {rate:.3g} steps/s"]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
-        parts += [f"{name} {row[name]:.4g}" for name in self._headline if name in row]
+        parts += [f"{name} {row[name]:.4g}" for name in self.headline if name in row]
         return ", ".join(parts)
 
 
@@ -210,22 +195,17 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-_compilations = 0
-_listening = False
+_compilations = 0  # of this process since `_listen`, disk-cache hits included
 
 
+@cache  # once and for ever: jax cannot unlisten
 def _listen() -> None:
-    """Count this process's XLA compilations from now on, disk-cache hits included."""
-    global _listening
-
     def on_event(event: str, duration_secs: float, **kwargs: str | int) -> None:
         global _compilations
         del duration_secs, kwargs
         _compilations += event == "/jax/core/compile/backend_compile_duration"
 
-    if not _listening:  # once and for ever: jax cannot unlisten
-        jax.monitoring.register_event_duration_secs_listener(on_event)
-        _listening = True
+    jax.monitoring.register_event_duration_secs_listener(on_event)
 
 
 class CompileCounter:

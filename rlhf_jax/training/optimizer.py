@@ -51,17 +51,13 @@ class OptimizerConfig:
     max_grad_norm: float
 
     def __post_init__(self) -> None:
-        constant = self.schedule == "constant"
+        schedules, styles = get_args(Schedule), get_args(AdamStyle)
+        decays = self.schedule != "constant"
+        never_decays = "must be 1.0 with schedule='constant', which never decays"
         rules = {
             "learning_rate": (self.learning_rate > 0, "must be > 0"),
-            "schedule": (
-                self.schedule in get_args(Schedule),
-                f"must be one of {get_args(Schedule)}",
-            ),
-            "adam_style": (
-                self.adam_style in get_args(AdamStyle),
-                f"must be one of {get_args(AdamStyle)}",
-            ),
+            "schedule": (self.schedule in schedules, f"must be one of {schedules}"),
+            "adam_style": (self.adam_style in styles, f"must be one of {styles}"),
             "warmup_steps": (self.warmup_steps >= 0, "must be >= 0"),
             "b1": (0 <= self.b1 < 1, "must be in [0, 1)"),
             "b2": (0 <= self.b2 < 1, "must be in [0, 1)"),
@@ -69,13 +65,11 @@ class OptimizerConfig:
             "weight_decay": (self.weight_decay >= 0, "must be >= 0 (0 = off)"),
             "max_grad_norm": (self.max_grad_norm >= 0, "must be >= 0 (0 = off)"),
             "warmup_init_fraction": (0 <= self.warmup_init_fraction <= 1, "must be in [0, 1]"),
-            "final_fraction": (
-                self.final_fraction == 1 if constant else 0 <= self.final_fraction <= 1,
-                "must be 1.0 with schedule='constant', which never decays"
-                if constant
-                else "must be in [0, 1]",
-            ),
         }
+        if decays:
+            rules["final_fraction"] = (0 <= self.final_fraction <= 1, "must be in [0, 1]")
+        else:
+            rules["final_fraction"] = (self.final_fraction == 1, never_decays)
         for name, (holds, rule) in rules.items():
             if not holds:
                 raise ValueError(f"optimizer.{name} = {getattr(self, name)!r}: {rule}")
@@ -174,8 +168,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def update(grads: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
         del params
-        # optax divides and selects in every leaf; one factor for all is one read and one write
-        # each.
+        # optax divides and selects in every leaf; one factor for all is one read and write each.
         factor = max_norm / jnp.maximum(global_norm(grads), max_norm)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), grads), state
 
@@ -195,8 +188,7 @@ def decay_mask(params: Params) -> Params:
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
     """Chain clipping, Adam, decoupled weight decay (Loshchilov & Hutter 2019) and learning rate.
 
-    `update` returns what is added to θ. `num_steps` counts calls of `update`; a stage that makes
-    several updates per loop step passes their total.
+    `update` returns what is added to θ; `num_steps` is the number of its calls in the whole run.
     """
     parts = [clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm > 0 else []
     parts.append(scale_by_adam(config.b1, config.b2, config.eps, style=config.adam_style))

@@ -28,12 +28,8 @@ from absl import flags
 
 # Where a launcher leaves the number of processes, of which this one is one.
 _SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-# Settings of glibc's malloc (malloc.h): number and value.
-_MALLOC_SETTINGS = {
-    "M_ARENA_MAX": (-8, 1),
-    "M_MMAP_THRESHOLD": (-3, 1 << 30),
-    "M_TRIM_THRESHOLD": (-1, (1 << 31) - 1),
-}
+# Numbers and values of glibc's M_ARENA_MAX, M_MMAP_THRESHOLD and M_TRIM_THRESHOLD (malloc.h).
+_MALLOC_SETTINGS = {-8: 1, -3: 1 << 30, -1: (1 << 31) - 1}
 
 
 # --- beginning and ending together ----------------------------------------------------------------
@@ -49,18 +45,16 @@ def define_flags() -> None:
 
 def is_launched(environment: Mapping[str, str]) -> bool:
     """Tell whether a launcher started this process as one of several."""
-    if any(int(environment.get(name, "1")) > 1 for name in _SIZE_VARIABLES):
-        return True
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
-        return True
-    return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+    sizes = [int(environment.get(name, "1")) for name in _SIZE_VARIABLES]
+    kubernetes = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return max(sizes) > 1 or kubernetes or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 @contextmanager
 def initialize(values: Any) -> Iterator[None]:
     """Run the body as one of several processes, if the flags or a launcher say so.
 
-    When the body fails, or another process is gone, this process ends at once: the ordinary way out
+    When the body fails, or another process is gone, this one ends at once: the ordinary way out
     waits for the others, which wait for it.
 
     Raises:
@@ -86,15 +80,13 @@ def connect(coordinator: str, num_processes: int, process_id: int, heartbeat_sec
     Raises:
         ValueError: only some of the three are given, or the number is too large.
     """
-    given = {
-        "coordinator": coordinator != "",
-        "num_processes": num_processes > 0,
-        "process_id": process_id >= 0,
-    }
-    if any(given.values()) and not all(given.values()):
-        missing = ", ".join(f"--{name}" for name, is_given in given.items() if not is_given)
+    given = {"coordinator": bool(coordinator), "num_processes": num_processes > 0}
+    given["process_id"] = process_id >= 0
+    missing = [f"--{name}" for name, is_given in given.items() if not is_given]
+    if 0 < len(missing) < len(given):
         raise ValueError(
-            f"--coordinator, --num_processes and --process_id belong together: {missing} is missing"
+            "--coordinator, --num_processes and --process_id belong together: "
+            f"{', '.join(missing)} is missing"
         )
     if coordinator:
         if process_id >= num_processes:
@@ -159,10 +151,7 @@ def main_process_first(name: str) -> Iterator[None]:
 
 
 def fetch(leaf: Any) -> np.ndarray:
-    """Return the whole array on every process.
-
-    All must ask for it, because they send each other their parts.
-    """
+    """Return the whole array on every process; all must ask: they send each other their parts."""
     if isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated):
         from jax.experimental import multihost_utils
 
@@ -174,10 +163,7 @@ def fetch(leaf: Any) -> np.ndarray:
 
 
 def enable_persistent_cache() -> None:
-    """Keep compiled programs of any size on the disk.
-
-    They are stored in ~/.cache/rlhf_jax/xla, or where JAX_COMPILATION_CACHE_DIR says.
-    """
+    """Keep compiled programs in ~/.cache/rlhf_jax/xla, or where JAX_COMPILATION_CACHE_DIR says."""
     default = str(Path.home() / ".cache" / "rlhf_jax" / "xla")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -188,8 +174,7 @@ def enable_persistent_cache() -> None:
 def retain_memory() -> None:
     """Let glibc's malloc keep freed blocks of up to 1 GiB; elsewhere (macOS, musl) do nothing.
 
-    Call it before the first computation; what the process once used then stays with it until it
-    ends.
+    Call it before the first computation; what the process once used stays with it until it ends.
     """
     # Every XLA:CPU program asks for its whole temporary memory at each call and returns it after.
     # Beyond glibc's thresholds, and beyond 64 MB in a thread's own arena, that is fresh, zeroed
@@ -197,5 +182,5 @@ def retain_memory() -> None:
     # is page faults (20,000 of them in 2,048 tokens).
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for number, value in _MALLOC_SETTINGS.values():
+        for number, value in _MALLOC_SETTINGS.items():
             mallopt(number, value)

@@ -5,8 +5,7 @@
     3  else scratch
 
 The model's shape and the tokenizer come from the parent's checkpoint, never from the child's
-config. A workdir belongs to one config: running another one in it is an error that lists the
-differing fields.
+config. A workdir belongs to one config: another one in it is an error that lists what differs.
 """
 
 import json
@@ -19,12 +18,14 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
+from rlhf_jax.models.layout import BATCH
 from rlhf_jax.models.lora import LoraConfig
 from rlhf_jax.training import checkpoints, processes
 from rlhf_jax.training import mesh as meshes
@@ -44,18 +45,16 @@ Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
 LABELS = "label.json"  # what the label stage writes last
 _NUM_SHOWN = 4  # rows of a batch in samples.jsonl
-# Groups of a config that may change between a run and its continuation, because they decide where
-# and how often, not what is computed; and the fields of theirs that may not.
+# Groups of a config that decide where and how often, not what is computed, and so may change when a
+# run continues; and the fields of theirs that may not.
 _ELASTIC: dict[str, tuple[str, ...]] = {"mesh": ("compute_dtype",), "checkpoint": ()}
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Say over how many devices a run is spread, and how models run on them.
+    """Say over how many devices a run is spread (training/mesh.py), and how models run on them.
 
-    Examples are split over data x fsdp, large parameters over fsdp, heads and features over tensor.
-    The last four fields are those of `TransformerConfig`; "as_trained" is as the model's
-    description says.
+    The last four fields are those of `TransformerConfig`, "as_trained" its own.
     """
 
     data: int  # -1 takes the devices that the others leave
@@ -74,9 +73,8 @@ class MeshConfig:
             ValueError: as `TransformerConfig`.
         """
         names = ("compute_dtype", "remat", "scan_layers", "attention")
-        changes = {
-            name: getattr(self, name) for name in names if getattr(self, name) != "as_trained"
-        }
+        settings = {name: getattr(self, name) for name in names}
+        changes = {name: value for name, value in settings.items() if value != "as_trained"}
         if "scan_layers" in changes:
             changes["scan_layers"] = self.scan_layers == "yes"
         return replace(model, **changes)
@@ -94,10 +92,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Say how often a judge measures the policy while it trains, and on which prompts.
-
-    Nothing that the judge says reaches a loss.
-    """
+    """Say how often a judge measures the policy while it trains, and on which prompts."""
 
     judge: str
     prompts: str
@@ -159,10 +154,8 @@ class Run:
         folder = locate(self.workdir, path)
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
-            raise ValueError(
-                f"config.init.{role}: {path} is a {meta.kind} (stage {meta.stage}), "
-                f"expected a {kind}"
-            )
+            actual = f"{meta.kind} (stage {meta.stage})"
+            raise ValueError(f"config.init.{role}: {path} is a {actual}, expected a {kind}")
         self._check_same_parent(role, path, meta)
         model = self.mesh_config.run_as(from_dict(meta.model))
         meshes.check_model(model, self.mesh)
@@ -174,16 +167,13 @@ class Run:
         return parent
 
     def _place_leaf(self, path: str, array: np.ndarray) -> jax.Array:
-        names = tuple(path.split("/"))
-        sharding = meshes.leaf_sharding(
-            names, array.shape, self.mesh, self.mesh_config.fsdp_min_size
-        )
+        least = self.mesh_config.fsdp_min_size
+        sharding = meshes.leaf_sharding(tuple(path.split("/")), array.shape, self.mesh, least)
         return meshes.put(array, sharding, may_alias=False)
 
     def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
-        if checkpoints.latest_step(self.workdir) is None:
-            return
-        before = checkpoints.read_meta(self.workdir).lineage.get(role)
+        begun = checkpoints.latest_step(self.workdir) is not None
+        before = checkpoints.read_meta(self.workdir).lineage.get(role) if begun else None
         if before is not None and before["fingerprint"] != meta.fingerprint:
             raise ValueError(
                 f"{self.workdir} was begun from {role} {before['path']} at step {before['step']} "
@@ -212,10 +202,9 @@ class Run:
         """Load the tokenizer in the workdir, or else make one and save it there."""
         folder = self.workdir / "tokenizer"
         with processes.main_process_first(f"tokenizer {folder}"):
-            if folder.exists():
-                self._tokenizer = load_tokenizer(folder)
-            else:
-                self._tokenizer = make()
+            exists = folder.exists()
+            self._tokenizer = load_tokenizer(folder) if exists else make()
+            if not exists:
                 self._tokenizer.save(folder)
         return self._tokenizer
 
@@ -251,7 +240,8 @@ class Run:
 
     def shard_stack(self, stack: Mapping[str, Any]) -> dict[str, jax.Array]:
         """Put batches stacked along a leading axis (the minibatches of a scan) on the mesh."""
-        return meshes.shard_stack(stack, self.mesh)
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, BATCH))
+        return {name: meshes.put(array, sharding) for name, array in stack.items()}
 
     def compile_update(self, update: Callable[..., Any], state: TrainState) -> Callable[..., Any]:
         """Jit a pure (state, batch, key) -> (state, metrics), donating the old state."""
@@ -282,79 +272,56 @@ class Run:
         assert self.checkpoint is not None
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
-        tokens_BR = processes.fetch(samples.tokens_BR)
-        length_B = processes.fetch(samples.length_B)
-        stopped_B = processes.fetch(samples.stopped_B)
-        fetched_score_B = processes.fetch(score_B)
+        samples = jax.tree.map(processes.fetch, samples)
+        scores = processes.fetch(score_B)
         rows: list[dict[str, Any]] = []
         for b in range(_NUM_SHOWN):
             prompt = batch["prompt_BP"][b][batch["prompt_mask_BP"][b].astype(bool)]
-            rows.append(
-                {
-                    "prompt": self.tokenizer.decode(prompt.tolist()),
-                    "response": self.tokenizer.decode(tokens_BR[b, : length_B[b]].tolist()),
-                    "score": float(fetched_score_B[b]),
-                    "finished": bool(stopped_B[b]),
-                }
-            )
+            response = samples.tokens_BR[b, : samples.length_B[b]]
+            texts = [self.tokenizer.decode(ids.tolist()) for ids in (prompt, response)]
+            row = {"prompt": texts[0], "response": texts[1], "score": float(scores[b])}
+            rows.append({**row, "finished": bool(samples.stopped_B[b])})
         self.writer.samples(step + 1, rows)
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def train(
-        self,
-        state: TrainState,
-        step_fn: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
-        *,
-        num_steps: int,
-        kind: CheckpointKind,
-        model: TransformerConfig,
-        headline: tuple[str, ...],
-        export: Callable[[TrainState], Params] | None = None,
-        hooks: Sequence[Hook] = (),
-        extra: dict[str, Any] | None = None,
-    ) -> TrainState:
-        """Run the loop from wherever this workdir stands.
-
-        `export` picks the parameters that the next stage loads, where these are not `state.params`.
-        """
-        meta = Meta(
+    def describe(
+        self, kind: CheckpointKind, num_steps: int, model: TransformerConfig, **extra: Any
+    ) -> Meta:
+        """Return the description of the checkpoints that this run is to write."""
+        parents = self.parents.items()
+        return Meta(
             stage=self.stage,
             kind=kind,
             num_steps=num_steps,
             model=to_dict(model),
             tokenizer=self.tokenizer.fingerprint(),
-            lineage={
-                role: lineage_entry(parent.path, parent.meta)
-                for role, parent in self.parents.items()
-            },
-            extra=dict(extra or {}),
+            lineage={role: lineage_entry(parent.path, parent.meta) for role, parent in parents},
+            extra=extra,
         )
-        assert self.checkpoint is not None
+
+    def train(
+        self,
+        state: TrainState,
+        step_fn: Callable[[TrainState, int], tuple[TrainState, dict[str, Any]]],
+        meta: Meta,
+        *,
+        headline: tuple[str, ...],
+        export: Callable[[TrainState], Params] | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> TrainState:
+        """Run the loop from wherever this workdir stands; arguments as in `LoopConfig`."""
+        often = self.checkpoint
+        assert often is not None
         config = LoopConfig(
-            log_every=self.checkpoint.log_every,
-            save_every=self.checkpoint.save_every,
-            keep=self.checkpoint.keep,
-            headline=headline,
-            hooks=tuple(hooks),
-            export=export,
+            often.log_every, often.save_every, often.keep, headline, tuple(hooks), export
         )
         with meshes.on_mesh(self.mesh):
-            return run_loop(
-                workdir=self.workdir,
-                state=state,
-                step_fn=step_fn,
-                meta=meta,
-                config=config,
-                writer=self.writer,
-            )
+            return run_loop(self.workdir, state, step_fn, meta, config, self.writer)
 
 
 def locate(workdir: Path, path: str) -> Path:
-    """Return the path that a config means: relative to the workdir if it starts with "..".
-
-    It need not exist yet.
-    """
+    """Return the path that a config means: relative to the workdir if it starts with ".."."""
     return Path(os.path.normpath(workdir / path)) if path.startswith("..") else Path(path)
 
 
@@ -364,11 +331,8 @@ def claim(folder: Path, config: Any) -> None:
     Raises:
         ValueError: the folder was begun with another config; lists the fields that differ.
     """
-    content = {
-        "stage": config.stage,
-        "config": json.loads(json.dumps(asdict(config))),
-        "version": __version__,
-    }
+    content = {"stage": config.stage, "config": json.loads(json.dumps(asdict(config)))}
+    content["version"] = __version__
     path = folder / "config.json"
     if path.exists():
         begun = json.loads(path.read_text())["config"]
@@ -392,12 +356,12 @@ def claim(folder: Path, config: Any) -> None:
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config without what may change from one run in a folder to the next."""
-    return {
-        group: {name: value for name, value in part.items() if name in _ELASTIC[group]}
-        if group in _ELASTIC
-        else part
-        for group, part in config.items()
+    elastic = {
+        group: {name: config[group][name] for name in fixed if name in config[group]}
+        for group, fixed in _ELASTIC.items()
+        if group in config
     }
+    return {**config, **elastic}
 
 
 def is_complete(workdir: str | Path) -> bool:

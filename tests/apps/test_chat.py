@@ -15,14 +15,14 @@ from rlhf_jax.data.chat import render
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.tokenizers import train_words
 from rlhf_jax.inference import scoring
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.models import LanguageModel, ScalarModel, gpt, init_params, to_dict
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.metrics import CompileCounter
 
 WORDS = "what is the colour of a red fox owl"
-SPEC = SamplingSpec(1.0, 0, 1.0, "holtzman")
+SPEC = PLAIN
 CONTEXT = 64
 # One distribution and length: few programs to compile.
 SHORT = ("--max_new_tokens=8", "--temperature=1")

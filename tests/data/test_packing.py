@@ -1,5 +1,7 @@
 """Packed rankings hold the same tokens, and the same scores come out, as unpacked ones."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +14,8 @@ from rlhf_jax.data.tokenizers import train_words
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.models.config import llama
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
-from rlhf_jax.stages.comparisons import weigh_prompts
-from rlhf_jax.stages.language import language_loss, weigh_tokens
+from rlhf_jax.stages.comparisons import prompts_with_pairs
+from rlhf_jax.stages.language import language_loss, trained_tokens
 
 WORDS = ["the", "fox", "owl", "is", "red", "blue", "far", "and", "what", "lives", "in", "a", "lake"]
 
@@ -74,16 +76,16 @@ def test_packed_demonstrations_have_the_same_loss_and_gradient(demonstrations):
     )
     model = LanguageModel(shape)
     params = init_params(model, jax.random.key(0))
-    loss = language_loss(model, z_loss_coef=0.0, dropout=False)
+    loss = partial(language_loss, model, 0.0)
     for step in range(2):
         short, long = packed.batch(step), demonstrations.batch(step)
         assert len(short["tokens_BT"]) < len(long["tokens_BT"])
-        assert weigh_tokens(short) == weigh_tokens(long) == long["loss_mask_BT"].sum()
+        assert trained_tokens(short) == trained_tokens(long) == long["loss_mask_BT"].sum()
         (short_loss, _), grads = jax.value_and_grad(loss, has_aux=True)(
-            params, short, weigh_tokens(short), None
+            params, short, trained_tokens(short), None
         )
         (long_loss, _), expected = jax.value_and_grad(loss, has_aux=True)(
-            params, long, weigh_tokens(long), None
+            params, long, trained_tokens(long), None
         )
         np.testing.assert_allclose(short_loss, long_loss, rtol=1e-6)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), grads, expected)
@@ -185,10 +187,7 @@ def test_scores_equal_those_of_single_rows(rankings):
     alone_BC = jax.jit(lambda *x: last_token_scores(model, params, *x))(*flat).reshape(
         padded["mask_BC"].shape
     )
-    names = ("tokens_NT", "segments_NT", "row_BC", "last_BC")
-    packed_BC = jax.jit(lambda *x: packed_scores(model, params, *x))(
-        *(batch[name] for name in names)
-    )
+    packed_BC = jax.jit(partial(packed_scores, model))(params, batch)
     mask_BC = padded["mask_BC"]
     np.testing.assert_allclose(packed_BC[mask_BC], alone_BC[mask_BC], atol=1e-5)
 
@@ -214,4 +213,4 @@ def test_a_row_too_short_is_refused(rankings):
 def test_prompts_without_a_valid_pair_weigh_nothing():
     rank = jnp.array([[1, 1, 0], [1, 2, 0], [2, 1, 1]])
     mask = jnp.array([[1, 1, 0], [1, 1, 0], [1, 1, 1]], bool)
-    assert int(weigh_prompts({"rank_BC": rank, "mask_BC": mask})) == 2
+    assert int(prompts_with_pairs({"rank_BC": rank, "mask_BC": mask})) == 2

@@ -1,4 +1,4 @@
-"""Every shipped experiment is built by the stage it names, at every size; a misspelt or missing field cannot be shipped."""
+"""Every shipped experiment is built by its stage at every size; no field is misspelt or missing."""
 
 from pathlib import Path
 

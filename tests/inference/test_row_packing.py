@@ -1,4 +1,4 @@
-"""Examples packed into shared rows inside a step: the same numbers, gradients and updates as one row each."""
+"""Examples packed into shared rows: the same numbers, gradients and updates as one row each."""
 
 import jax
 import jax.numpy as jnp

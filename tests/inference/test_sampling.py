@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.inference import decoding
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY, PLAIN, SamplingSpec
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import response_logps
@@ -25,7 +25,7 @@ SIZES = {
 }
 CONFIG = gpt(vocab_size=10, width=8, num_layers=1, num_heads=2, remat="none", **SIZES)
 WARM = SamplingSpec(temperature=0.7, top_k=0, top_p=1.0, nucleus="holtzman")
-PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
 PROMPTS = np.array([[5, 0], [4, 3]], np.int32)
 MASK = np.ones_like(PROMPTS, bool)
 
@@ -283,11 +283,7 @@ def rescore(spec, prompts, mask, samples):
 
 @pytest.mark.parametrize(
     "spec",
-    [
-        WARM,
-        SamplingSpec(temperature=1.3, top_k=5, top_p=0.8, nucleus="openai"),
-        SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman"),
-    ],
+    [WARM, SamplingSpec(temperature=1.3, top_k=5, top_p=0.8, nucleus="openai"), GREEDY],
     ids=["temperature", "top_k_and_top_p", "greedy"],
 )
 def test_logp_is_that_of_the_distribution_sampled_from(spec):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.inference import scoring
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.scoring import (
     classify_texts,
@@ -46,7 +46,7 @@ CONFIG = llama(
     param_dtype="float32",
     remat="none",
 )
-PLAIN = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
+
 WARM = dataclasses.replace(PLAIN, temperature=0.7)
 PROMPT = np.array([[0, 0, 2, 3], [5, 8, 6, 2], [0, 3, 3, 4]], np.int32)
 PROMPT_MASK = np.array([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]], bool)

@@ -142,7 +142,9 @@ def test_licence_and_citation_agree_with_setup():
     assert f"version: {version}\n" in citation
 
 
-def test_templates_are_shipped():
+def test_what_is_not_python_is_shipped():
     setup = (ROOT / "setup.py").read_text()
-    for path in (ROOT / "rlhf_jax").rglob("*.jinja"):
-        assert f'"{path.relative_to(ROOT / "rlhf_jax")}"' in setup
+    package = ROOT / "rlhf_jax"
+    for path in package.rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            assert f'"{path.relative_to(package)}"' in setup, path

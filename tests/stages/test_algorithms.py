@@ -1,7 +1,9 @@
-"""Every algorithm on a bandit whose optimum is known, through its stage's own functions; and what each one's settings mean.
+"""Every algorithm on a bandit whose optimum is known, through its stage's own functions; and what
+each one's settings mean.
 
-KL-regularised reward on three arms has the optimum π* ∝ ρ exp(r/β). The policy, the value and the reward network are real
-ones: one prompt, answers of one token, a policy whose logits are its last bias, a reward model that scores arm i with i.
+KL-regularised reward on three arms has the optimum π* ∝ ρ exp(r/β). The policy, the value and the
+reward network are real ones: one prompt, answers of one token, a policy whose logits are its last
+bias, a reward model that scores arm i with i.
 """
 
 import importlib
@@ -114,10 +116,11 @@ def groups_of_four(policy):
 
 
 def test_grpo_as_shipped_reaches_its_own_fixed_point():
-    """Divided by each group's own standard deviation, the advantages are no reward's gradient, and there is no closed form.
+    """Divided by each group's own standard deviation, the advantages are no reward's gradient, and
+    there is no closed form.
 
-    With k3 in the loss the gradient is E[A e_y] - β (π - ρ), since a group's advantages sum to 0. It is 0 at
-    π_y = ρ_y + (1/β) π_y E[A | y], an expectation over all 81 groups of four.
+    With k3 in the loss the gradient is E[A e_y] - β (π - ρ), since a group's advantages sum to 0.
+    It is 0 at π_y = ρ_y + (1/β) π_y E[A | y], an expectation over all 81 groups of four.
     """
 
     def gradient(logits):
@@ -140,13 +143,15 @@ def test_grpo_as_shipped_reaches_its_own_fixed_point():
 
 
 def test_dr_grpo_maximises_the_reward_and_nothing_else():
-    """As shipped it has no KL, so that the closed form is the best arm alone, whatever the reference."""
+    """As shipped it has no KL, so that the closed form is the best arm alone, whatever the
+    reference."""
     policy, _ = learn_by_groups("dr_grpo", kl_coef=0.0)
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=1e-2)
 
 
 def test_dr_grpo_with_k3_in_the_loss_has_a_larger_beta():
-    """The group's mean holds the response itself, hence (N-1)/N of the reward's gradient: β N/(N-1) in the closed form."""
+    """The group's mean holds the response itself, hence (N-1)/N of the reward's gradient: β N/(N-1)
+    in the closed form."""
     policy, _ = learn_by_groups("dr_grpo")
     np.testing.assert_allclose(policy, bandit.forward_optimum(beta=BETA * 4 / 3), atol=1e-2)
 
@@ -156,7 +161,7 @@ def best_of(n, policy):
     return np.diff(np.cumsum(policy) ** n, prepend=0.0)
 
 
-# --- algorithms that choose: best of n, expert iteration, online DPO ------------------------------------------
+# --- algorithms that choose: best of n, expert iteration, online DPO ------------------------------
 
 
 def make_groups(tokens_BNR, mask_BNR, logp_BNR, ref_logp_BNR, score_BN):
@@ -181,7 +186,8 @@ def as_groups(tokens_BN, score_BN):
 
 
 def test_a_round_of_expert_iteration_imitates_best_of_n():
-    """Of ten thousand groups in the reference's exact proportions; many epochs on the same groups are one round's optimum."""
+    """Of ten thousand groups in the reference's exact proportions; many epochs on the same groups
+    are one round's optimum."""
     arms_GN, probability_G = groups_of_four([0.5, 0.3, 0.2])
     tokens_BN = np.repeat(arms_GN, np.rint(1e4 * probability_G).astype(int), axis=0)
     settings = settings_of("expert_iteration")
@@ -199,7 +205,8 @@ def test_a_round_of_expert_iteration_imitates_best_of_n():
 
 
 def test_rounds_of_expert_iteration_end_at_the_best_arm():
-    """After k rounds that were fitted to the end the policy is best of n^k of the reference: the best arm, and no KL."""
+    """After k rounds that were fitted to the end the policy is best of n^k of the reference: the
+    best arm, and no KL."""
     policy, _ = learn_by_groups("expert_iteration", kl_coef=0.0)
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=2e-2)
     np.testing.assert_allclose(
@@ -216,7 +223,8 @@ def test_best_of_n_from_a_pool_is_the_closed_form():
 
 
 def test_online_dpo_finds_the_best_arm():
-    """The reward model's labels are certain: no finite gap is their optimum, and whatever β, the best arm takes all."""
+    """The reward model's labels are certain: no finite gap is their optimum, and whatever β, the
+    best arm takes all."""
     policy, metrics = learn_by_groups("online_dpo")
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=2e-2)
     assert {
@@ -225,7 +233,8 @@ def test_online_dpo_finds_the_best_arm():
 
 
 def test_online_dpo_reaches_the_optimum_if_its_labels_are_noisy():
-    """With Gumbel noise on the scores the higher of two is i with probability σ(r_i - r_j): DPO's optimum on any pairs."""
+    """With Gumbel noise on the scores the higher of two is i with probability σ(r_i - r_j): DPO's
+    optimum on any pairs."""
     settings = settings_of("online_dpo", samples_per_prompt=2)
     optimizer = bandit.only("final_norm']['bias", FALLING)
     update = partial(policy_gradient.update, settings, POLICY, optimizer)
@@ -245,11 +254,12 @@ def test_online_dpo_reaches_the_optimum_if_its_labels_are_noisy():
     np.testing.assert_allclose(arms(state.params), OPTIMUM, atol=1e-2)
 
 
-# --- algorithms that learn from rankings ----------------------------------------------------------------------
+# --- algorithms that learn from rankings ----------------------------------------------------------
 
 
 def labels(share, size=200):
-    """How often arm i is preferred to arm j of `size` comparisons, share(r_i - r_j) of them as exactly as may be."""
+    """How often arm i is preferred to arm j of `size` comparisons, share(r_i - r_j) of them as
+    exactly as may be."""
     return [[round(size * share(i - j)) if i != j else 0 for j in range(3)] for i in range(3)]
 
 
@@ -258,7 +268,8 @@ def sigmoid(x):
 
 
 def pairs_of_arms(counts, foreign=None):
-    """Packed pairs (preferred, other) of arms, each as often as `counts` says; every response has a row.
+    """Packed pairs (preferred, other) of arms, each as often as `counts` says; every response has a
+    row.
 
     With `foreign` the arms in it take turns in front of the pairs, as kto needs.
     """
@@ -285,7 +296,8 @@ def preferences(name="dpo", **changes):
 
 
 def learn_from(batch, settings, learning_rate=0.05, updates=300):
-    """The policy's probabilities after updates on the whole batch, by the stage's own functions; and the metrics."""
+    """The policy's probabilities after updates on the whole batch, by the stage's own functions;
+    and the metrics."""
     optimizer = bandit.only(
         "final_norm']['bias", optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
     )
@@ -315,17 +327,19 @@ def test_dpo_reaches_the_optimum_with_as_many_pairs_as_labels_have_noise():
 
 
 def test_cdpo_reaches_the_optimum_if_its_noise_is_missing_from_the_labels():
-    """cDPO adds noise ε to labels P; if P(1-ε) + (1-P)ε = σ(r_i - r_j) for all pairs, its minimum is RL's optimum."""
+    """cDPO adds noise ε to labels P; if P(1-ε) + (1-P)ε = σ(r_i - r_j) for all pairs, its minimum
+    is RL's optimum."""
     counts = labels(lambda gap: (sigmoid(gap) - 0.1) / 0.8)
     policy, _ = learn_from(pairs_of_arms(counts), preferences("cdpo", beta=BETA))
     np.testing.assert_allclose(policy, OPTIMUM, atol=1e-2)
 
 
 def test_ipo_reaches_the_optimum_of_winning():
-    """π* ∝ ρ exp(P(y wins)/β), P against an arm drawn evenly, itself included (Azar 2023, Ψ the identity).
+    """π* ∝ ρ exp(P(y wins)/β), P against an arm drawn evenly, itself included (Azar 2023, Ψ the
+    identity).
 
-    The loss pulls every gap of log-ratios to (2 P(i ≻ j) - 1)/(2β); where all pairs are compared equally often, least squares
-    over them is h_i = Σ_j P(i ≻ j)/3β.
+    The loss pulls every gap of log-ratios to (2 P(i ≻ j) - 1)/(2β); where all pairs are compared
+    equally often, least squares over them is h_i = Σ_j P(i ≻ j)/3β.
     """
     counts = labels(sigmoid)
     wins = (np.array(counts) / 200 + np.eye(3) / 2).mean(axis=1)
@@ -342,7 +356,8 @@ def test_ipo_reaches_the_optimum_of_winning():
     ],
 )
 def test_the_gap_between_two_arms_is_the_closed_form(name, gap):
-    """Of two arms the better is preferred with probability p = 3/4; learned is the difference of their log π/ρ."""
+    """Of two arms the better is preferred with probability p = 3/4; learned is the difference of
+    their log π/ρ."""
     policy, _ = learn_from(
         pairs_of_arms([[0, 0, 0], [0, 0, 2], [0, 6, 0]]), preferences(name, beta=BETA)
     )
@@ -358,10 +373,10 @@ def kto_surplus(counts, better_weight):
 def test_kto_has_a_closed_form_at_beta_one():
     """π_i = c √(w_i ρ_i) - ρ_i, w_i the surplus of arm i and c such that they sum to 1.
 
-    1 - σ(r - z) and 1 - σ(z - r) = σ(r - z) add up to a constant less Σ w_i σ(r_i - z). At β = 1 and z = 0, σ(r_i) =
-    π_i/(π_i + ρ_i), and the multiplier of Σ π = 1 is w_i ρ_i/(π_i + ρ_i)². No KL is in it, and no closed form at another β,
-    where it is w_i β σ(r_i) σ(-r_i)/π_i. The reference point is 0 because the foreign arms are in the reference's proportions:
-    their mean of log π/ρ is -KL(ρ ‖ π).
+    1 - σ(r - z) and 1 - σ(z - r) = σ(r - z) add up to a constant less Σ w_i σ(r_i - z). At β = 1 and z = 0,
+    σ(r_i) = π_i/(π_i + ρ_i), and the multiplier of Σ π = 1 is w_i ρ_i/(π_i + ρ_i)². No KL is in it, and no
+    closed form at another β, where it is w_i β σ(r_i) σ(-r_i)/π_i. The reference point is 0 because
+    the foreign arms are in the reference's proportions: their mean of log π/ρ is -KL(ρ ‖ π).
     """
     counts = labels(lambda gap: sigmoid(gap / 2))
     root_weight = np.sqrt(kto_surplus(counts, 4.0) * np.exp(REFERENCE))
@@ -375,8 +390,8 @@ def test_kto_has_a_closed_form_at_beta_one():
 def test_kto_counts_from_its_reference_point():
     """At z > 0 and β = 1, π_i = c √(w_i ρ_i) - e^z ρ_i.
 
-    With arm 2 as everyone's foreign response e^z = π_2/ρ_2, hence c = 2 e^z √(ρ_2/w_2), and the arms sum to 1. No gradient
-    flows through z. Arm 0 wins too seldom to keep any probability.
+    With arm 2 as everyone's foreign response e^z = π_2/ρ_2, hence c = 2 e^z √(ρ_2/w_2), and the
+    arms sum to 1. No gradient flows through z. Arm 0 wins too seldom to keep any probability.
     """
     counts = labels(lambda gap: sigmoid(gap / 2))
     rho = np.exp(np.asarray(REFERENCE, np.float64))
@@ -392,7 +407,8 @@ def test_kto_counts_from_its_reference_point():
 
 @pytest.mark.parametrize("beta", [0.1, BETA])
 def test_kto_as_shipped_finds_the_arm_that_wins_most(beta):
-    """With both weights 1 and Bradley-Terry labels only arm 2 wins more than it loses: its closed form is probability 1."""
+    """With both weights 1 and Bradley-Terry labels only arm 2 wins more than it loses: its closed
+    form is probability 1."""
     counts = labels(sigmoid)
     np.testing.assert_array_equal(np.sign(kto_surplus(counts, 1.0)), [-1, 0, 1])
     batch = pairs_of_arms(counts, foreign=np.repeat(np.arange(3), [5, 3, 2]))
@@ -400,7 +416,7 @@ def test_kto_as_shipped_finds_the_arm_that_wins_most(beta):
     np.testing.assert_allclose(policy, [0.0, 0.0, 1.0], atol=1e-2)
 
 
-# --- what the settings mean -----------------------------------------------------------------------------------
+# --- what the settings mean -----------------------------------------------------------------------
 
 
 def judged(score, kl):
@@ -431,7 +447,8 @@ def test_advantages_by_hand(changes, expected):
 
 @pytest.fixture(scope="module")
 def groups():
-    """Four prompts with four responses of up to three tokens; the last prompt's responses all have one score."""
+    """Four prompts with four responses of up to three tokens; the last prompt's responses all have
+    one score."""
     rng = np.random.default_rng(0)
     length_BN = rng.integers(1, 4, (4, 4))
     mask = jnp.asarray(np.arange(3) < length_BN[..., None])
@@ -532,7 +549,7 @@ def test_impossible_preferences_are_refused(changes, message):
         preference.check(preferences(**changes), 1)
 
 
-# --- log-probabilities of packed responses ----------------------------------------------------------------------
+# --- log-probabilities of packed responses --------------------------------------------------------
 
 
 def test_packed_log_probabilities_are_those_of_each_response_alone():
@@ -546,10 +563,9 @@ def test_packed_log_probabilities_are_those_of_each_response_alone():
         tokens[row, last + 1 - len(text) : last + 1] = text
         segments[row, last + 1 - len(text) : last + 1] = number
     row_BC, last_BC = (jnp.array([[x[0], x[1], x[2], 0]]) for x in zip(*where, strict=True))
-    where_BC = (row_BC, last_BC, jnp.array([[*lengths, 0]]))
-    logp_BC = jax.jit(partial(packed_logps, model))(
-        params, jnp.asarray(tokens), jnp.asarray(segments), *where_BC
-    )
+    batch = {"tokens_NT": jnp.asarray(tokens), "segments_NT": jnp.asarray(segments)}
+    batch |= {"row_BC": row_BC, "last_BC": last_BC, "length_BC": jnp.array([[*lengths, 0]])}
+    logp_BC = jax.jit(partial(packed_logps, model))(params, batch)
     for c, (text, length) in enumerate(zip(texts, lengths, strict=True)):
         logits, _ = jax.jit(model.apply)(
             {"params": params}, jnp.array([text]), jnp.ones((1, len(text)), int)

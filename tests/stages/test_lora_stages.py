@@ -1,4 +1,5 @@
-"""The recipe with adapters: supervised, reward and PPO runs stand on one frozen base, hold adapters alone, resume exactly."""
+"""The recipe with adapters: supervised, reward and PPO runs stand on one frozen base, hold adapters
+alone, resume exactly."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""The whole recipe at tiny size: every stage runs, links to its parent, leaves what it promises, and resumes exactly."""
+"""The whole recipe at tiny size: every stage runs, links to its parent, leaves what it promises,
+and resumes exactly."""
 
 import dataclasses
 import json
@@ -50,7 +51,8 @@ def test_rows_have_no_gaps_and_nothing_recompiles(tour, stage):
     assert steps == sorted(set(steps))
     assert steps[-1] == checkpoints.latest_step(tour.workdir / stage)
     if stage != "reward":  # its last step is another program: the normalisation
-        # Longer or shorter rollouts and rankings may need their programs for another number of packed rows, once.
+        # Longer or shorter rollouts and rankings may need their programs for another number of
+        # packed rows, once.
         assert table[-1]["perf/compile_count"] <= (
             2 if stage in ("ppo", "ppo_ptx", "grpo", "dpo") else 0
         )
@@ -100,8 +102,8 @@ def test_every_config_field_is_read(tour):
         if field.name not in tour.fields_read[f"{cls.__module__}.{cls.__name__}"]
     }
     assert unread == {
-        # What only other settings of the same stage read: selection by a reward model, the adaptive controller,
-        # KTO, a tokenizer from a folder. tests/stages/test_stage_options.py runs those.
+        # What only other settings of the same stage read: selection by a reward model, the adaptive
+        # controller, KTO, a tokenizer from a folder. tests/stages/test_stage_options.py runs those.
         "sft.SFT.response_length",
         "sft.Data.prompts",
         "sft.Data.prompt_length",
@@ -127,7 +129,7 @@ def test_complete_stages_are_skipped(tour, capsys):
     assert capsys.readouterr().out.count("complete, skipped") == len(tour.plans)
 
 
-# --- killing ------------------------------------------------------------------------------------------------
+# --- killing --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stage", TRAINED)
@@ -157,7 +159,8 @@ def test_real_signals_in_ppo(tour, tmp_path, how):
     }
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     code = (
-        "import json, sys, jax; jax.config.update('jax_platforms', 'cpu'); from rlhf_jax import main; "
+        "import json, sys, jax; jax.config.update('jax_platforms', 'cpu'); "
+        "from rlhf_jax import main; "
         "main.run(json.load(open(sys.argv[1])), sys.argv[2])"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "plan.json"), str(folder)]
@@ -180,7 +183,7 @@ def test_real_signals_in_ppo(tour, tmp_path, how):
     assert same_bits(folder, tour.workdir / "ppo_ptx")
 
 
-# --- what does not fit ----------------------------------------------------------------------------------------
+# --- what does not fit ----------------------------------------------------------------------------
 
 
 def test_another_config_in_the_same_folder_is_refused(tour):

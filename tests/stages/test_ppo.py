@@ -204,7 +204,8 @@ def test_missing_end_is_penalised_by_the_samplers_reason(params, sampled):
 
 
 def test_value_starts_as_the_reward_model(params, sampled):
-    # V read one token later than the last response token would be the score itself; before it, it is finite and not constant.
+    # V read one token later than the last response token would be the score itself; before it, it
+    # is finite and not constant.
     rollout, metrics = collect(params, sampled)
     assert np.isfinite(float(value(metrics["val/mean"])))
     assert np.isfinite(float(metrics["val/var_explained"]))
@@ -419,7 +420,8 @@ def test_documents_are_asked_for_where_the_mix_is_on():
 
 
 def test_pmap_of_the_pure_update_equals_jit(params, rollout):
-    """The same pure gradient under jax.pmap, with the devices' shares summed, gives the same update."""
+    """The same pure gradient under jax.pmap, with the devices' shares summed, gives the same
+    update."""
     whole = Objective(
         partial(stage.ppo_loss, PPO, NETWORKS), lambda rollout: rollout.texts.mask_BR.sum()
     )

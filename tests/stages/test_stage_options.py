@@ -1,4 +1,5 @@
-"""Settings that the tour does not use: selection by a reward model, the adaptive controller, a tokenizer from a folder."""
+"""Settings that the tour does not use: selection by a reward model, the adaptive controller, a
+tokenizer from a folder."""
 
 import json
 import re
@@ -55,7 +56,8 @@ def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
     folder = beside(tour, tmp_path, "ppo")
     main.run(plan, str(folder))
     coefs = [row["objective/kl_coef"] for row in rows(folder)]
-    # KL starts at 0, below the target: β falls by a fifth of n / horizon = 0.1, which is 2 % an update.
+    # KL starts at 0, below the target: β falls by a fifth of n / horizon = 0.1, which is 2 % an
+    # update.
     assert coefs[0] == pytest.approx(0.05)
     assert coefs[1] == pytest.approx(0.05 * 0.98, rel=1e-4)
 
@@ -226,7 +228,8 @@ def test_presets_run(tour, tmp_path, preset):
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_stage_starts_from_a_model_of_hugging_face(tour, tmp_path, rank):
-    """An exported checkpoint is as good a parent as the checkpoint itself, also as the base of adapters."""
+    """An exported checkpoint is as good a parent as the checkpoint itself, also as the base of
+    adapters."""
     export(str(tour.workdir / "pretrain"), tmp_path / "foreign", max_shard_bytes=10**9)
     losses = {}
     for name, parent in (

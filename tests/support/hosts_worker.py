@@ -1,4 +1,5 @@
-"""One of several processes of a run: `python hosts_worker.py PORT NUM_PROCESSES PROCESS_ID PLANS.json`."""
+"""One of several processes of a run: `python hosts_worker.py PORT NUM_PROCESSES PROCESS_ID
+PLANS.json`."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""What the tests of whole runs share: reading a run's files, comparing their bits, and killing a run at a step."""
+"""What the tests of whole runs share: reading a run's files, comparing their bits, and killing a
+run at a step."""
 
 import json
 from pathlib import Path

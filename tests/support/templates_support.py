@@ -1,4 +1,5 @@
-"""Tiny tokenizers of other origin, with the chat templates of well-known families written anew in their style."""
+"""Tiny tokenizers of other origin, with the chat templates of well-known families written anew in
+their style."""
 
 import json
 
@@ -25,27 +26,34 @@ CORPUS = [
 ]
 
 CHATML = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 LLAMA3 = (
-    "{% for m in messages %}{% set turn = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"
-    " + m['content'] | trim + '<|eot_id|>' %}{% if loop.first %}{% set turn = bos_token + turn %}{% endif %}{{ turn }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    "{% for m in messages %}"
+    "{% set turn = '<|start_header_id|>' + m['role'] + '<|end_header_id|>\\n\\n'"
+    " + m['content'] | trim + '<|eot_id|>' %}{% if loop.first %}"
+    "{% set turn = bos_token + turn %}{% endif %}{{ turn }}"
+    "{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}"
     "{% endif %}{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}"
     "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}"
     "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 # Thoughts of earlier turns are taken out, as in Qwen 3 and DeepSeek R1.
 FORGETFUL = (
-    "{% for m in messages %}{% set text = m['content'] %}{% if m['role'] == 'assistant' and not loop.last %}"
+    "{% for m in messages %}{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' and not loop.last %}"
     "{% set text = text.split('</think>')[-1] %}{% endif %}"
     "{{ '<|im_start|>' + m['role'] + '\\n' + text + '<|im_end|>' + '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -92,7 +100,8 @@ def metaspace(
     scheme: str = "always",
     adds_bos: bool = False,
 ) -> Tokenizer:
-    """SentencePiece's kind, with byte fallback; the special tokens are in the vocabulary, as in Llama 2, Mistral, Gemma."""
+    """SentencePiece's kind, with byte fallback; the special tokens are in the vocabulary, as in
+    Llama 2, Mistral, Gemma."""
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
     backend = Backend(models.BPE(byte_fallback=True, unk_token="<unk>"))
     trainer = trainers.BpeTrainer(
@@ -147,7 +156,8 @@ def chatml() -> Tokenizer:
 
 
 def llama3() -> Tokenizer:
-    """Both the template and the tokenizer itself write begin-of-text; several stop tokens; no padding token."""
+    """Both the template and the tokenizer itself write begin-of-text; several stop tokens; no
+    padding token."""
     special = [
         "<|begin_of_text|>",
         "<|end_of_text|>",

@@ -24,7 +24,8 @@ class Tour(NamedTuple):
 
 
 def tiny_plans(data_dir: Path) -> dict[str, dict[str, Any]]:
-    """The tiny pipeline, classification and one experiment of every further stage, with their data in `data_dir`."""
+    """The tiny pipeline, classification and one experiment of every further stage, with their data
+    in `data_dir`."""
     config = load_experiment("experiments/menagerie/pipeline.py", "tiny")
     plans = main.plan_pipeline(config)
     for name in ("classify", "grpo", "dpo"):
@@ -44,7 +45,8 @@ def run_tour(workdir: Path) -> Tour:
 
 
 class Recorder:
-    """Notes which fields of which config dataclasses are read; checking and copying a config is not reading it."""
+    """Notes which fields of which config dataclasses are read; checking and copying a config is not
+    reading it."""
 
     def __init__(self) -> None:
         self.fields_read: dict[str, set[str]] = {}

@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec
 
 from experiments.scale.hlo_stats import collectives
 from rlhf_jax.inference import sampling, scoring
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.models import LanguageModel, init_params, llama, palm
-from rlhf_jax.stages.language import language_loss, weigh_tokens
+from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.mesh import (
     batch_sharding,
     check_model,
@@ -27,7 +27,7 @@ from rlhf_jax.training.mesh import (
     shard_batch,
     state_shardings,
 )
-from rlhf_jax.training.updates import apply_gradients, init_state, make_supervised_update
+from rlhf_jax.training.updates import Objective, apply_gradients, init_state, supervised_update
 
 OPTIMIZER = optax.adam(1e-2)
 BATCH = {
@@ -207,18 +207,16 @@ def updated(axes):
     """The state after one update of fine-tuning on a mesh, its program, and samples from it."""
     mesh = make_mesh(*axes)
     optimizer = optax.sgd(0.1, momentum=0.9)
-    loss = language_loss(MODEL, z_loss_coef=0.0, dropout=False)
-    update = make_supervised_update(loss, weigh_tokens, optimizer, num_micro_batches=1)
+    objective = Objective(partial(language_loss, MODEL, 0.0), trained_tokens)
+    update = partial(supervised_update, objective, optimizer)
     with on_mesh(mesh):
         state = init_state(init_params(MODEL, jax.random.key(0)), optimizer)
         shardings = state_shardings(state, mesh, 2)
         state, batch = place(state, shardings), shard_batch(ROWS, mesh)
-        compiled = (
-            jit_step(update, shardings, mesh).lower(state, batch, jax.random.key(1)).compile()
-        )
-        state, _ = compiled(state, batch, jax.random.key(1))
+        arguments = (batch, jax.random.key(1), {})
+        compiled = jit_step(update, shardings, mesh).lower(state, *arguments).compile()
+        state, _ = compiled(state, *arguments)
         prompts = shard_batch({"tokens": TOKENS[:, :8], "mask": np.ones((16, 8), bool)}, mesh)
-        spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
         draw = (
             jax.jit(
                 lambda params, prompts, key: sample(
@@ -227,7 +225,7 @@ def updated(axes):
                     prompts["tokens"],
                     prompts["mask"],
                     key,
-                    spec=spec,
+                    spec=PLAIN,
                     response_length=6,
                     stop_tokens=(1,),
                     pad_id=0,
@@ -327,7 +325,6 @@ def test_sampling_gathers_parameters_once_over_fsdp_and_never_moves_its_cache(ax
 @pytest.mark.parametrize("axes", [(1, 8, 1), (2, 2, 2)], ids=str)
 def test_waiting_prompts_stay_on_their_device(axes):
     mesh, params = make_mesh(*axes), updated((1, 1, 1))[0].params
-    spec = SamplingSpec(temperature=1.0, top_k=0, top_p=1.0, nucleus="holtzman")
 
     def draw(params, prompts, key, max_rows):
         return sample(
@@ -336,7 +333,7 @@ def test_waiting_prompts_stay_on_their_device(axes):
             prompts["tokens"],
             prompts["mask"],
             key,
-            spec=spec,
+            spec=PLAIN,
             response_length=12,
             stop_tokens=tuple(range(40)),
             pad_id=0,

@@ -1,5 +1,7 @@
 """Micro-batches, devices and the whole batch at once give one gradient, whatever the masks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,12 @@ import optax
 import pytest
 
 from rlhf_jax.maths.masking import mean, value
-from rlhf_jax.training.updates import accumulated_gradients, init_state, make_supervised_update
+from rlhf_jax.training.updates import (
+    Objective,
+    accumulated_gradients,
+    init_state,
+    supervised_update,
+)
 
 PARAMS = {"w": jnp.array([0.3, -0.2, 0.5])}
 
@@ -37,9 +44,8 @@ def batch():
 
 
 def gradient(batch, num_micro_batches):
-    return accumulated_gradients(
-        loss, weights, PARAMS, batch, jax.random.key(0), num_micro_batches=num_micro_batches
-    )
+    objective = Objective(loss, weights, num_micro_batches)
+    return accumulated_gradients(objective, PARAMS, {}, batch, jax.random.key(0))
 
 
 def test_whole_batch_is_the_masked_mean(batch):
@@ -64,16 +70,16 @@ def test_pmap_gives_the_same_new_parameters_as_jit(batch):
     optimizer = optax.adam(0.1)
     state = init_state(PARAMS, optimizer)
     key = jax.random.key(0)
-    jitted = jax.jit(make_supervised_update(loss, weights, optimizer, num_micro_batches=1))
-    expected, metrics = jitted(state, batch, key)
+    jitted = jax.jit(partial(supervised_update, Objective(loss, weights), optimizer))
+    expected, metrics = jitted(state, batch, key, {})
     shares = jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch)
     mapped = jax.pmap(
-        make_supervised_update(loss, weights, optimizer, num_micro_batches=1, axis_name="devices"),
+        partial(supervised_update, Objective(loss, weights, axis_name="devices"), optimizer),
         axis_name="devices",
-        in_axes=(None, 0, None),
+        in_axes=(None, 0, None, None),
         devices=jax.devices()[:4],
     )
-    states, mapped_metrics = mapped(state, shares, key)
+    states, mapped_metrics = mapped(state, shares, key, {})
     for device in range(4):
         np.testing.assert_allclose(states.params["w"][device], expected.params["w"], atol=1e-6)
         np.testing.assert_allclose(

@@ -12,27 +12,25 @@
     webis          the tldr set of lm-human-preferences      content, summary
 
 Ziegler et al. 2019 trained sentiment on BookCorpus, which is no longer offered; openings of reviews
-are what is used since. Dolly was written by employees, Alpaca by text-davinci-003.
+are used since. GSM8K's marks `<<48/2=24>>` and its last line `#### 72` stay as they are.
 
-Left out on purpose: cleaning, and removal of near-duplicates. Alpaca's frame ("Below is an
-instruction ..."), whose work the chat template does; GSM8K's calculator marks `<<48/2=24>>` and its
-last line `#### 72` stay as they are. Cutting posts at their last newline to 512 tokens as the
-papers on summarisation did (a converter knows no tokens; posts that do not fit are dropped and
-counted), and the repair of broken Unicode by ftfy.
+Left out on purpose: cleaning, removal of near-duplicates, the repair of broken Unicode by ftfy;
+Alpaca's frame ("Below is an instruction ..."), whose work the chat template does; cutting posts at
+their last newline to 512 tokens as the papers on summarisation did (posts that do not fit are
+dropped and counted).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from rlhf_jax.data.public.rows import (
     Located,
     Row,
-    Shape,
     choice,
     demonstration,
-    demonstration_shape,
     field,
     replace_breaks,
     text,
@@ -67,9 +65,18 @@ def read_completion(row: Row) -> Demonstration:
     return demonstration(messages, read_reply("completion", field(row, "completion")))
 
 
-def read_answer(row: Row) -> Demonstration:
-    """Read a demonstration from the columns `question` and `answer`."""
-    return demonstration(user_turn(text(row, "question")), text(row, "answer"))
+def read_columns(row: Row, *, prompt: str, response: str, material: str = "") -> Demonstration:
+    """Read a demonstration from columns; a `material` that is not empty follows the prompt."""
+    query = text(row, prompt)
+    if material and (behind := text(row, material)):
+        query = f"{query}\n\n{behind}"
+    return demonstration(user_turn(query), text(row, response))
+
+
+read_answer = partial(read_columns, prompt="question", response="answer")
+read_instruction = partial(read_columns, prompt="instruction")
+read_dolly = partial(read_instruction, material="context", response="response")
+read_alpaca = partial(read_instruction, material="input", response="output")
 
 
 # Documents and labelled texts.
@@ -113,36 +120,6 @@ def read_opening(row: Row, *, words: str) -> Prompt:
     return Prompt(user_turn(" ".join(opening)))
 
 
-TEXT = Shape({Document: read_document})
-WIKITEXT = Shape({Document: read_document}, gather=gather_articles)
-IMDB = Shape({LabelledText: read_review})
-IMDB_OPENINGS = Shape({Prompt: read_opening}, needs=("words",))
-
-
-# Instructions.
-
-
-def read_dolly(row: Row) -> Demonstration:
-    """Read an instruction, its context behind a blank line if it has one, and a response."""
-    instruction = _instruction(text(row, "instruction"), text(row, "context"))
-    return demonstration(user_turn(instruction), text(row, "response"))
-
-
-def read_alpaca(row: Row) -> Demonstration:
-    """Read an instruction, its input behind a blank line if it has one, and an output."""
-    instruction = _instruction(text(row, "instruction"), text(row, "input"))
-    return demonstration(user_turn(instruction), text(row, "output"))
-
-
-def _instruction(instruction: str, material: str) -> str:
-    return f"{instruction}\n\n{material}" if material else instruction
-
-
-DOLLY = demonstration_shape(read_dolly)
-ALPACA = demonstration_shape(read_alpaca)
-GSM8K = demonstration_shape(read_answer)
-
-
 # Summaries.
 #
 #     SUBREDDIT: r/...  TITLE: ...  POST: ...  TL;DR:     Stiennon et al. 2020, App. B.2
@@ -155,11 +132,6 @@ def reddit_query(row: Row, prefix: str = "") -> str:
     return f"SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
 
 
-def read_tldr(row: Row) -> Demonstration:
-    """Read a finished query from `prompt` and the author's summary from `label`."""
-    return demonstration(user_turn(text(row, "prompt")), text(row, "label"))
-
-
 def read_reddit(row: Row) -> Demonstration:
     """Read a Reddit post and its author's summary."""
     return demonstration(user_turn(reddit_query(row)), text(row, "summary"))
@@ -169,8 +141,3 @@ def read_webis(row: Row) -> Demonstration:
     """Read a post and its summary; more than two line breaks in a row become two."""
     post = re.sub(r"\n{3,}", "\n\n", text(row, "content"))
     return demonstration(user_turn(post), text(row, "summary"))
-
-
-TLDR = demonstration_shape(read_tldr)
-REDDIT = demonstration_shape(read_reddit)
-WEBIS = demonstration_shape(read_webis)

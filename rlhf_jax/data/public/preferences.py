@@ -19,8 +19,8 @@ critiques, and the system prompts of UltraFeedback, for which the chat template 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -35,7 +35,6 @@ from rlhf_jax.data.public.rows import (
     field,
     items,
     number,
-    preference_shape,
     ranks_of_scores,
     replace_breaks,
     text,
@@ -56,9 +55,13 @@ def read_summaries(row: Row) -> Comparison:
     summaries = items(row, "summaries")
     if len(summaries) != 2:
         raise ValueError(f"summaries: {len(summaries)} of them, expected 2")
-    ranks = [2, 2]
-    ranks[choice(row, "choice", (0, 1))] = 1
+    ranks = _winner_first(row, "choice", (0, 1))
     return comparison(user_turn(query), [text(summary, "text") for summary in summaries], ranks)
+
+
+def _winner_first(row: Row, column: str, sides: tuple[Any, Any]) -> list[int]:
+    """Return the ranks of two sides, of which a column names the better one."""
+    return [1, 2] if choice(row, column, sides) == sides[0] else [2, 1]
 
 
 def read_webgpt(row: Row) -> Comparison:
@@ -89,7 +92,7 @@ def read_shp(row: Row, *, min_ratio: str = "1") -> Comparison:
     """
     if number(row, "score_ratio") < as_number("min_ratio", min_ratio):
         raise Drop(f"with a score ratio below {min_ratio}")
-    ranks = [1, 2] if choice(row, "labels", (0, 1)) == 1 else [2, 1]
+    ranks = _winner_first(row, "labels", (1, 0))
     post = user_turn(text(row, "history"))
     return comparison(post, [text(row, f"human_ref_{side}") for side in "AB"], ranks)
 
@@ -111,32 +114,17 @@ def read_reward_bench(row: Row) -> Comparison:
     return comparison(user_turn(query), responses, [1, 2], subset=text(row, "subset"))
 
 
-SUMMARIZE = preference_shape(read_summaries)
-WEBGPT = preference_shape(read_webgpt)
-ULTRAFEEDBACK = preference_shape(read_ultrafeedback)
-SHP = preference_shape(read_shp, takes=("min_ratio",))
-PAIRS = preference_shape(read_pair)
-REWARD_BENCH = preference_shape(read_reward_bench)
-
-
 # QA-Feedback: four predictions, and an answer for every pair of them.
 
 
-def read_qa_feedback(row: Row) -> Comparison:
-    """Read four predictions from a question and its passages, which are in the prompt."""
-    passages = ["\n".join(map(str, passage[1:])) for passage in items(row, "passages")]
-    return _qa_ranking(row, "\n\n".join([*passages, text(row, "question")]))
+def read_qa_feedback(row: Row, *, closed: bool) -> Comparison:
+    """Read four predictions from a question, behind its passages unless it is `closed`.
 
-
-def read_qa_feedback_closed(row: Row) -> Comparison:
-    """Read the same with the question alone as the prompt.
-
-    That is a fifth of the tokens, and facts that nobody can check.
+    Closed is a fifth of the tokens, and facts that nobody can check.
     """
-    return _qa_ranking(row, text(row, "question"))
-
-
-def _qa_ranking(row: Row, query: str) -> Comparison:
+    passages = [] if closed else items(row, "passages")
+    material = ["\n".join(map(str, passage[1:])) for passage in passages]
+    query = "\n\n".join([*material, text(row, "question")])
     predictions = [text(row, f"prediction {k}") for k in (1, 2, 3, 4)]
     ranks = ranks_of_pairs(items(row, "preference"), num_items=4)
     return comparison(user_turn(query), predictions, ranks)
@@ -151,9 +139,8 @@ def ranks_of_pairs(preference: list[int], *, num_items: int) -> list[int]:
         Drop: if there are no such ranks, as for A > B > C > A or for A > B, A = C, B = C.
     """
     pairs = list(combinations(range(num_items), 2))
-    if len(preference) != len(pairs) or any(
-        isinstance(answer, bool) or answer not in (0, 1, 2) for answer in preference
-    ):
+    valid = all(not isinstance(answer, bool) and answer in (0, 1, 2) for answer in preference)
+    if len(preference) != len(pairs) or not valid:
         raise ValueError(f"preference: {preference}, expected {len(pairs)} answers 0, 1 or 2")
     answered_pairs = list(zip(pairs, preference, strict=True))
     losers = [(i, j)[2 - answer] for (i, j), answer in answered_pairs if answer]
@@ -164,20 +151,15 @@ def ranks_of_pairs(preference: list[int], *, num_items: int) -> list[int]:
     return ranks
 
 
-QA_FEEDBACK = preference_shape(read_qa_feedback)
-QA_FEEDBACK_CLOSED = preference_shape(read_qa_feedback_closed)
-
-
-# UKPConvArg1Strict: pairs of arguments on the same side of a debate, to be split by `topic`.
-#
-# Rows come from the original `TOPIC_STANCE.csv`, whose name `tsv:` leaves in the column `file`, or
-# hold topic and stance.
+# UKPConvArg1Strict: pairs of arguments on the same side of a debate, to be split by `topic`. Rows
+# come from the original `TOPIC_STANCE.csv`, whose name `tsv:` leaves in the column `file`, or hold
+# topic and stance.
 
 
 def read_ukp(row: Row) -> Comparison:
     """Read two arguments on the same side of a debate; `label` is the more convincing one."""
     topic, stance = _debate_side(row)
-    ranks = [1, 2] if choice(row, "label", ("a1", "a2")) == "a1" else [2, 1]
+    ranks = _winner_first(row, "label", ("a1", "a2"))
     arguments = [replace_breaks(text(row, name)) for name in ("a1", "a2")]
     return _compare_arguments(topic, stance, arguments, ranks)
 
@@ -204,12 +186,8 @@ def gather_ukp(rows: Iterable[Located]) -> Iterator[Located]:
             raise ValueError(f"{where}: {error}") from None
     for (topic, stance), pairs in sides.items():
         for k, order in enumerate(consistent_rankings(pairs)):
-            row = {
-                "topic": topic,
-                "stance": stance,
-                "arguments": list(order),
-                "contradicted": (order[1], order[0]) in pairs,
-            }
+            ranking = {"arguments": list(order), "contradicted": (order[1], order[0]) in pairs}
+            row = {"topic": topic, "stance": stance, **ranking}
             yield Located(f"{topic}, {stance}, ranking {k}", row)
 
 
@@ -229,18 +207,11 @@ def _compare_arguments(
     return comparison(user_turn(query), arguments, ranks, topic=topic, stance=stance)
 
 
-UKP = preference_shape(read_ukp)
-UKP_RANKINGS = replace(preference_shape(read_ukp_ranking), gather=gather_ukp)
-
-
-# Rankings out of judged pairs: an item has a rank in a group if it was compared with all the others
-# and lost to none that it beat.
-#
-# A pair of arguments costs two passes of a reward model; nine arguments that were all compared with
-# each other cost nine and hold 36 pairs (Ouyang et al. 2022, §3.5, whose labelers ranked 4 to 9).
-# Greedy: begin with a pair that no ranking has yet; add the item that was compared with all and
-# fits in, most new pairs first, up to `LARGEST`. Every pair is in at least one ranking, many are in
-# several. Pairs judged both ways are in none: both orders come out, for the converter to drop.
+# Rankings out of judged pairs. A pair of arguments costs two passes of a reward model; nine that
+# were all compared with each other cost nine and hold 36 pairs (Ouyang et al. 2022, §3.5). Greedy:
+# begin with a pair that no ranking has yet; add the item that was compared with all and fits in,
+# most new pairs first, up to `LARGEST`. Every pair is in at least one ranking, many are in several.
+# Pairs judged both ways are in none: both orders come out, for the converter to drop.
 
 LARGEST = 9
 Pair = tuple[str, str]  # the better first
@@ -301,11 +272,8 @@ def _best_addition(
 #                                         [{"role": "assistant", "rank": 0, ...}]}}
 #
 # The released `trees` files hold one tree a row; the hub's table one message a row, with
-# `parent_id`, and is put together first. A tree gives one demonstration, along the best-ranked
-# replies, and one ranking for every question with two ranked replies or more.
-#
-# Left out on purpose: messages that were deleted (with everything below them), and the labels of
-# tone and quality.
+# `parent_id`, and is put together first. Left out on purpose: messages that were deleted (with
+# everything below them), and the labels of tone and quality.
 
 _OASST_ROLES = {"prompter": "user", "assistant": "assistant"}
 
@@ -320,8 +288,12 @@ def gather_trees(rows: Iterable[Located]) -> Iterator[Located]:
     for where, row in rows:
         if isinstance(row, dict) and "prompt" in row:
             yield Located(where, row)
-        else:
-            nodes[_message_id(where, row)] = Located(where, {**row, "replies": []})
+            continue
+        try:
+            message_id = text(row, "message_id")
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        nodes[message_id] = Located(where, {**row, "replies": []})
     for where, node in nodes.values():
         parent = node.get("parent_id")
         if parent is not None and parent not in nodes:
@@ -334,13 +306,6 @@ def gather_trees(rows: Iterable[Located]) -> Iterator[Located]:
     for where, node in nodes.values():
         if node.get("parent_id") is None:
             yield Located(where, {"prompt": node})
-
-
-def _message_id(where: str, row: Any) -> str:
-    try:
-        return text(row, "message_id")
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def read_tree_prompt(row: Row, *, lang: str = "") -> Prompt:
@@ -410,10 +375,10 @@ def _rank(node: Row) -> int | None:
     return int(rank)
 
 
-def _reply_order(node: Row) -> tuple[bool, int]:
+def _reply_order(node: Row) -> float:
     """Return a sort key: ranked replies by rank, then those that nobody ranked."""
     rank = _rank(node)
-    return rank is None, rank or 0
+    return math.inf if rank is None else rank
 
 
 def _tree_message(node: Row) -> Message:

@@ -31,8 +31,8 @@ class Located(NamedTuple):
 class Shape:
     """Say how the rows of one public data set become records, by a converter per kind of record.
 
-    A converter takes a row and, as strings, the options of the source: those it `needs` and those
-    it `takes`. `gather` first makes one row of several, where a record is spread over them.
+    A converter takes a row and, as strings, the options of the source that it `needs` and `takes`.
+    `gather` first makes one row of several, where a record is spread over them.
     """
 
     converters: Mapping[type, Converter]
@@ -41,9 +41,7 @@ class Shape:
     gather: Callable[[Iterable[Located]], Iterator[Located]] | None = None
 
 
-def preference_shape(
-    read_comparison: Callable[..., Comparison], *, takes: tuple[str, ...] = ()
-) -> Shape:
+def preference_shape(read_comparison: Callable[..., Comparison], **options: Any) -> Shape:
     """Return the shape of a data set of rankings, whose best responses are demonstrations."""
 
     def read_prompt(row: Row, **options: str) -> Prompt:
@@ -55,12 +53,8 @@ def preference_shape(
         best = ranking.responses[ranking.ranks.index(min(ranking.ranks))]
         return Demonstration((*ranking.messages, Message("assistant", best)), ranking.metadata)
 
-    converters: dict[type, Converter] = {
-        Comparison: read_comparison,
-        Prompt: read_prompt,
-        Demonstration: read_demonstration,
-    }
-    return Shape(converters, takes=takes)
+    converters: dict[type, Converter] = {Comparison: read_comparison, Prompt: read_prompt}
+    return Shape({**converters, Demonstration: read_demonstration}, **options)
 
 
 def demonstration_shape(read_demonstration: Callable[[Row], Demonstration]) -> Shape:

@@ -7,9 +7,7 @@ in the last turn:
      "rejected": "\\n\\nHuman: ...\\n\\nAssistant: ..."}
 
 The subsets are folders: helpful-base, helpful-online, helpful-rejection-sampled, harmless-base.
-Crowd workers chose what to say next, so a conversation that goes on holds the better reply of each
-earlier turn. About 1 row in 100 has an empty reply or one speaker twice in a row; such rows are
-dropped with the reason.
+About 1 row in 100 has an empty reply or one speaker twice in a row; such rows are dropped.
 
 Left out on purpose: the red-team transcripts, which hold no pairs.
 """
@@ -19,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rlhf_jax.data.public.rows import Row, comparison, field, preference_shape, text, user_turn
+from rlhf_jax.data.public.rows import Row, comparison, field, text, user_turn
 from rlhf_jax.data.records import TURNS, Comparison, Drop, Message, read_string
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
@@ -40,9 +38,8 @@ def read_conversation(name: str, value: Any) -> tuple[Message, ...]:
 def _read_message(where: str, item: Any) -> Message:
     """Read a foreign message without the fields that records lack, such as names and dates."""
     if not isinstance(item, dict):
-        raise ValueError(
-            f"{where}: {type(item).__name__}, expected an object with role and content"
-        )
+        kind = type(item).__name__
+        raise ValueError(f"{where}: {kind}, expected an object with role and content")
     try:
         return Message(*(read_string(name, field(item, name)) for name in ("role", "content")))
     except ValueError as error:
@@ -88,6 +85,3 @@ def read_transcript_pair(row: Row) -> Comparison:
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose sides differ before the last turn")
     return comparison(chosen[:-1], [chosen[-1].content, rejected[-1].content], [1, 2])
-
-
-HH = preference_shape(read_transcript_pair)

@@ -17,7 +17,7 @@ from experiments.ablations import (
     ppo_table1,
     ziegler_controller,
 )
-from experiments.ablations.framework import Bench, Table, paired, several
+from experiments.ablations.framework import Context, Table, paired, require_two
 from experiments.ablations.shared import base, beside
 from experiments.menagerie import label
 from rlhf_jax.data.batches import Batches
@@ -28,7 +28,7 @@ from rlhf_jax.models.config import num_params
 @pytest.mark.parametrize("size", ["tiny", "default", "large"])
 def test_algorithms_start_alike_and_see_equally_many_samples(size):
     runs = {
-        name: algorithms.algorithm(size, 1, name)
+        name: algorithms.make_run(size, 1, name)
         for name in (*algorithms.ONLINE, *algorithms.OFFLINE)
     }
     assert {run.config.init.policy for run in runs.values()} == {"../../../base/seed1/sft"}
@@ -47,7 +47,7 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
     assert len(episodes) == 1
     for name in algorithms.OFFLINE:
         assert runs[name].config.data.comparisons == beside(base(1, "label"), runs[name].folder)
-    label_1, reward_1, ppo_1, label_2, reward_2, ppo_2 = algorithms.runs_of(
+    label_1, reward_1, ppo_1, label_2, reward_2, ppo_2 = algorithms.make_runs(
         size, 1, algorithms.ITERATED
     )
     assert episodes == {ppo_1.config.ppo.total_episodes + ppo_2.config.ppo.total_episodes}
@@ -70,20 +70,20 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
 
 
 def test_every_algorithm_has_a_colour_of_its_own():
-    names = (algorithms.BEST, *algorithms.TRAINED)
-    assert len({to_hex(algorithms._colour(name)) for name in names}) == len(names)
+    names = (algorithms.BEST_OF_N, *algorithms.TRAINED)
+    assert len({to_hex(algorithms.colour_of(name)) for name in names}) == len(names)
 
 
 def test_changed_blocks_have_as_many_parameters():
-    plain = palm_architecture.shape("default", palm_architecture.GPT, 896)
+    plain = palm_architecture.make_model("default", palm_architecture.GPT, 896)
     for change in palm_architecture.CHANGES:
-        shape = palm_architecture.shape("default", change, 896)
+        shape = palm_architecture.make_model("default", change, 896)
         ratio = num_params(shape) / num_params(plain)
         assert ratio == pytest.approx(
             1 if change != palm_architecture.UNTIED else 1 + 896 * 64 / num_params(plain), abs=0.003
         )
-    assert palm_architecture.shape("default", "SwiGLU", 896).ffw_width < plain.ffw_width
-    assert palm_architecture.shape("default", "multi-query", 896).ffw_width > plain.ffw_width
+    assert palm_architecture.make_model("default", "SwiGLU", 896).ffw_width < plain.ffw_width
+    assert palm_architecture.make_model("default", "multi-query", 896).ffw_width > plain.ffw_width
     assert plain.ffw_width == 4 * plain.width
 
 
@@ -95,8 +95,8 @@ def test_repetition_diversity_and_the_end_of_peoples_texts():
     )  # only what stood in the same text counts
     assert decoding.repetition([[], [1]]) == 0
     assert decoding.distinct([[1, 2, 1, 2], [1, 2]]) == pytest.approx(2 / 4)
-    assert [*decoding.until([5, 6, 1, 7, 1], (1, 9))] == [5, 6, 1]
-    assert [*decoding.until([5, 6], (1,))] == [5, 6]
+    assert [*decoding.until_stop([5, 6, 1, 7, 1], (1, 9))] == [5, 6, 1]
+    assert [*decoding.until_stop([5, 6], (1,))] == [5, 6]
 
 
 def test_a_hidden_end_is_no_target_and_nothing_else_changes():
@@ -121,25 +121,29 @@ def test_the_envelope_keeps_what_nothing_cheaper_undercuts():
 
 
 def test_a_diverged_policy_is_measured_at_its_last_good_checkpoint(monkeypatch, tmp_path):
-    monkeypatch.setattr(measures, "reference", lambda *_: None)
+    monkeypatch.setattr(measures, "load_reference", lambda *_: None)
     monkeypatch.setattr(measures, "make_proxy", lambda *_: None)
     monkeypatch.setattr(
-        measures, "examine", lambda panel, ref, path, proxy, seed: {"at": path.name}
+        measures, "evaluate_policy", lambda settings, reference, path, *_: {"at": path.name}
     )
     monkeypatch.setattr(measures, "all_steps", lambda folder: [20, 30])
-    bench = Bench(tmp_path, Cache(tmp_path / "measured"))
-    asked = {
-        "panel": measures.panel_of("tiny"),
+    context = Context(tmp_path, Cache(tmp_path / "measured"))
+    arguments = {
+        "settings": measures.full_eval_settings("tiny"),
         "seed": 0,
         "folder": "ppo",
         "reward_folder": "reward",
         "start": False,
     }
-    assert measures.examine_steps(bench, steps=[40], **asked) == [{"update": 30, "at": "30"}]
-    assert measures.examine_steps(bench, steps=[10, 20], **asked) == [{"update": 20, "at": "20"}]
+    assert measures.evaluate_checkpoints(context, steps=[40], **arguments) == [
+        {"update": 30, "at": "30"}
+    ]
+    assert measures.evaluate_checkpoints(context, steps=[10, 20], **arguments) == [
+        {"update": 20, "at": "20"}
+    ]
 
 
-# --- claims that can fail -----------------------------------------------------------------------------------------------
+# --- claims that can fail -------------------------------------------------------------------------
 
 
 def test_seeds_are_paired_and_one_that_lacks_a_side_does_not_count():
@@ -148,7 +152,7 @@ def test_seeds_are_paired_and_one_that_lacks_a_side_does_not_count():
     with pytest.raises(ValueError, match="no seed has both sides"):
         paired({0: 1.0}, {1: 1.0})
     with pytest.raises(ValueError, match="needs two of them"):
-        several(np.array([1.0]))
+        require_two(np.array([1.0]))
 
 
 def test_the_best_penalty_is_compared_with_the_same_seeds():
@@ -229,7 +233,7 @@ def test_a_loss_that_diverged_in_every_seed_scores_as_the_untrained_and_spoils_n
         for seed in (0, 1)
     ]
     table = Table([{"status": "complete", **row} for row in rows])
-    assert ppo_table1.unclipped_fails(table)[:2] == (True, pytest.approx(90))
+    assert ppo_table1.unlimited_fails(table)[:2] == (True, pytest.approx(90))
     assert ppo_table1.clip_is_good(table)[:2] == (True, 0.0)
     assert ppo_table1.clip_beats_none(table).value == 1.0
     lost = Table([row for row in table.rows if row["loss"] != ppo_table1.NONE])
@@ -242,7 +246,7 @@ def test_a_loss_that_diverged_in_every_seed_scores_as_the_untrained_and_spoils_n
             ),
         ]
     )
-    assert ppo_table1.unclipped_fails(lost).passed
+    assert ppo_table1.unlimited_fails(lost).passed
 
 
 def test_errors_are_compared_at_the_same_position():
@@ -253,6 +257,6 @@ def test_errors_are_compared_at_the_same_position():
         for k, (wrong, count) in enumerate(zip((0.1, 0.5), counts, strict=True))
     ]
     assert exposure.own_over_expert(Table(rows)) == pytest.approx(0)
-    assert exposure.rate(Table(rows), "own") - exposure.rate(
+    assert exposure.error_rate(Table(rows), "own") - exposure.error_rate(
         Table(rows), "expert"
     ) == pytest.approx(0.32)

@@ -1,4 +1,4 @@
-"""Ablations: grids resume, divergence and failure are shown, and every shipped grid can be built."""
+"""Ablations: grids resume, divergence and failure are shown, every shipped grid can be built."""
 
 import csv
 import importlib
@@ -27,20 +27,19 @@ from experiments.ablations import (
 )
 from experiments.ablations.framework import (
     Ablation,
-    Bench,
+    Context,
     Criterion,
     Finding,
     GridRun,
-    Measurement,
     draw_seeds,
 )
 from experiments.ablations.measures import (
-    Panel,
-    examine_steps,
+    PolicyEvalSettings,
+    draw_sample_pool,
+    evaluate_checkpoints,
+    load_reference,
     metrics,
     proxy_scores,
-    reference,
-    sft_pool,
 )
 from experiments.ablations.shared import reward_run
 from rlhf_jax import main
@@ -54,7 +53,7 @@ STEPS = 4
 
 
 class Toy:
-    """A stage of milliseconds: w ← rate · w from 1 or from its parent's; `die_at` stands for a killed process."""
+    """A stage of milliseconds: w ← rate · w from 1 or its parent's; at `die_at` it is killed."""
 
     die_at = None
     steps_done = 0
@@ -108,8 +107,8 @@ def toy(monkeypatch):
     plt.close("all")
 
 
-def losses(bench, folder):
-    lines = (bench.folder(folder) / "metrics.jsonl").read_text().splitlines()
+def losses(context, *, folder, column=None):
+    lines = (context.folder(folder) / "metrics.jsonl").read_text().splitlines()
     return [{"step": row["step"], "loss": row["loss"]} for row in map(json.loads, lines)]
 
 
@@ -119,47 +118,37 @@ def results(workdir):
 
 def last_loss_below(limit):
     def judge(table):
-        found = table.where(step=STEPS).column("loss")
-        if not found.size:
+        loss = table.where(step=STEPS).column("loss")
+        if not loss.size:
             raise ValueError("no run was finished")
-        return Finding(bool(found.max() < limit), float(found.max()), None, None, "")
+        return Finding(bool(loss.max() < limit), float(loss.max()))
 
     return judge
 
 
 def figure(table, seeds=None):
-    made, axes = plt.subplots()
+    chart, axes = plt.subplots()
     for seed in seeds or table.values("seed"):
         draw_seeds(axes, table.where(seed=seed), "step", "loss", colour="C0", label="toy")
-    return made
+    return chart
 
 
 def ablation(seeds=(0, 1), rate=0.5, draw=figure):
-    runs, measurements = [], []
+    criteria = (
+        Criterion("ends below 0.1", last_loss_below(0.1)),
+        Criterion("below 0.01", last_loss_below(0.01), "another paper"),
+    )
+    grid = Ablation("a toy", seeds, criteria, draw)
     for seed in seeds:
         base, child = f"base/seed{seed}/toy", f"grid/seed{seed}/child"
-        runs += [
-            GridRun(base, {"stage": "toy", "seed": seed, "init": {}, "rate": 0.5}),
-            GridRun(
-                child,
-                {
-                    "stage": "toy",
-                    "seed": seed,
-                    "init": {"policy": f"../../../{base}"},
-                    "rate": rate if seed else 0.5,
-                },
-            ),
-        ]
-        measurements.append(
-            Measurement(
-                f"seed{seed}", {"seed": seed}, (child,), {}, lambda b, child=child: losses(b, child)
-            )
+        config = {"stage": "toy", "seed": seed, "rate": 0.5}
+        parent = {"policy": f"../../../{base}"}
+        grid.add_runs(
+            GridRun(base, {**config, "init": {}}),
+            GridRun(child, {**config, "init": parent, "rate": rate if seed else 0.5}),
         )
-    criteria = (
-        Criterion("T1", "ends below 0.1", last_loss_below(0.1)),
-        Criterion("T2", "below 0.01", last_loss_below(0.01)),
-    )
-    return Ablation("a toy", seeds, runs, measurements, criteria, draw)
+        grid.add_measurement(f"seed{seed}", {"seed": seed}, (child,), losses, folder=child)
+    return grid
 
 
 def test_writes_a_row_per_point_a_verdict_per_criterion_and_a_figure(tmp_path, capsys):
@@ -169,16 +158,14 @@ def test_writes_a_row_per_point_a_verdict_per_criterion_and_a_figure(tmp_path, c
         (seed, str(step), 0.5**step, "complete") for seed in "01" for step in range(1, STEPS + 1)
     ]
     verdict = json.loads((tmp_path / "grid/verdict.json").read_text())
-    kept = [
-        {k: one[k] for k in ("name", "text", "value", "passed", "num_seeds")}
-        for one in verdict["criteria"]
-    ]
-    assert kept == [
-        {"name": "T1", "text": "ends below 0.1", "value": 0.0625, "passed": True, "num_seeds": 2},
-        {"name": "T2", "text": "below 0.01", "value": 0.0625, "passed": False, "num_seeds": 2},
+    names = ("source", "claim", "value", "passed", "num_seeds")
+    assert [tuple(each[name] for name in names) for each in verdict["criteria"]] == [
+        ("", "ends below 0.1", 0.0625, True, 2),
+        ("another paper", "below 0.01", 0.0625, False, 2),
     ]
     assert (tmp_path / "grid/figure.png").stat().st_size > 5000
-    assert "FAILED  T2" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "below 0" in line] == ["passed", "FAILED"]
 
 
 def test_an_interrupted_grid_continues_and_a_complete_one_does_nothing(tmp_path):
@@ -218,11 +205,10 @@ def test_a_diverged_run_is_shown_and_kept_and_nothing_stands_on_it(tmp_path, cap
 
 
 def test_a_claim_that_cannot_be_measured_has_failed(tmp_path):
-    one = ablation(seeds=(0,))
     table = reproduce.Table([{"seed": 0, "status": "complete"}])
-    assert reproduce.judged(one.criteria[0], table) == {
-        "name": "T1",
-        "text": "ends below 0.1",
+    assert reproduce.judge(ablation(seeds=(0,)).criteria[0], table) == {
+        "source": "",
+        "claim": "ends below 0.1",
         "passed": False,
         "value": None,
         "low": None,
@@ -241,10 +227,10 @@ def test_a_figure_without_a_seed_is_refused(tmp_path):
 
 def test_a_panel_without_a_seed_that_another_panel_shows_is_refused(tmp_path):
     def two_panels(table):
-        made, (left, right) = plt.subplots(1, 2)
+        chart, (left, right) = plt.subplots(1, 2)
         draw_seeds(left, table, "step", "loss", colour="C0", label="toy")
         draw_seeds(right, table.where(seed=0), "step", "loss", colour="C0", label="toy")
-        return made
+        return chart
 
     with pytest.raises(ValueError, match="a panel of it shows nothing of seed 1"):
         reproduce.reproduce("grid", ablation(draw=two_panels), tmp_path, size="tiny")
@@ -253,7 +239,7 @@ def test_a_panel_without_a_seed_that_another_panel_shows_is_refused(tmp_path):
 def test_a_verdict_counts_the_seeds_of_which_nothing_diverged():
     rows = [{"seed": seed, "step": STEPS, "loss": 0.05, "status": "complete"} for seed in (0, 1, 2)]
     table = reproduce.Table([*rows, {"seed": 1, "status": "diverged: somewhere"}])
-    assert reproduce.judged(ablation().criteria[0], table)["num_seeds"] == 2
+    assert reproduce.judge(ablation().criteria[0], table)["num_seeds"] == 2
 
 
 @pytest.mark.parametrize(
@@ -263,9 +249,38 @@ def test_a_cell_that_is_gone_in_every_seed_is_a_failure_and_not_a_crash(error):
     def judge(table):
         raise error
 
-    found = reproduce.judged(Criterion("T", "", judge), reproduce.Table([]))
-    assert not found["passed"]
-    assert found["detail"].startswith("could not be measured: ")
+    verdict = reproduce.judge(Criterion("", judge), reproduce.Table([]))
+    assert not verdict["passed"]
+    assert verdict["detail"].startswith("could not be measured: ")
+
+
+def test_two_different_runs_in_one_folder_are_refused():
+    grid = ablation()
+    run = grid.runs["base/seed0/toy"]
+    grid.add_runs(run)
+    with pytest.raises(ValueError, match="two different runs are called base/seed0/toy"):
+        grid.add_runs(GridRun(run.folder, {**run.config, "rate": 0.25}))
+
+
+def test_two_measurements_with_one_name_or_of_what_is_not_there_are_refused():
+    for name, point, needs, message in (
+        ("seed1", {"seed": 1}, (), "two measurements are called seed1"),
+        ("more", {"seed": 1}, ("elsewhere",), "needs elsewhere, which is not among the runs"),
+        ("more", {"seed": 7}, (), "seed 7 is not among"),
+    ):
+        grid = ablation()
+        grid.add_measurement(name, point, needs, losses)
+        with pytest.raises(ValueError, match=message):
+            reproduce.check(grid)
+
+
+def test_other_arguments_are_measured_again(tmp_path, capsys):
+    for column, kept in (("loss", 0), ("loss", 2), ("step", 0)):
+        grid = ablation()
+        for measurement in grid.measurements:
+            measurement.arguments["column"] = PolicyEvalSettings(column, 1, 1)
+        reproduce.reproduce("grid", grid, tmp_path, size="tiny")
+        assert capsys.readouterr().out.count("(kept)") == kept
 
 
 def test_what_an_evaluation_names_is_its_parent():
@@ -278,7 +293,7 @@ def test_what_an_evaluation_names_is_its_parent():
             "data": {"comparisons": "../../base", "earlier": ("../one",)},
         },
     )
-    assert reproduce._parents(run) == ["../ppo", "../../base", "../one"]
+    assert list(reproduce._parents(run.config)) == ["../ppo", "../../base", "../one"]
     assert (
         reproduce.finish(run, reproduce.Path("."), {"grid/seed0/ppo": "diverged: it"})
         == "not run: diverged: it"
@@ -318,13 +333,9 @@ def test_an_evaluation_of_a_retrained_checkpoint_is_refused(tmp_path):
     Toy.run(Toy.Config("toy", 0, {}, 0.5), str(tmp_path / "base"))
     (tmp_path / "evaluate").mkdir()
     for fingerprint in (read_meta(tmp_path / "base").fingerprint, "of another training"):
-        found = {
-            "checkpoints": {
-                "ppo": {"path": "../base", "fingerprint": fingerprint},
-                "old": {"path": "../base"},
-            }
-        }
-        (tmp_path / "evaluate/evaluation.json").write_text(json.dumps(found))
+        entry = {"path": "../base", "fingerprint": fingerprint}
+        content = {"checkpoints": {"ppo": entry}}
+        (tmp_path / "evaluate/evaluation.json").write_text(json.dumps(content))
         if fingerprint == "of another training":
             with pytest.raises(
                 ValueError,
@@ -337,7 +348,7 @@ def test_an_evaluation_of_a_retrained_checkpoint_is_refused(tmp_path):
 
 def test_a_mistake_in_the_last_run_is_said_before_the_first(tmp_path):
     wrong = ablation()
-    wrong.runs[-1].config["rat"] = 1.0
+    wrong.runs["grid/seed1/child"].config["rat"] = 1.0
     with pytest.raises(
         ValueError, match=r"grid/seed1/child: config\.rat: no such field; did you mean 'rate'"
     ):
@@ -347,11 +358,13 @@ def test_a_mistake_in_the_last_run_is_said_before_the_first(tmp_path):
 
 def test_unknown_names_and_the_list(capsys):
     assert reproduce.command(["gao_best_of_m"]) == 2
-    said = capsys.readouterr().err
-    assert "did you mean 'gao_best_of_n'?" in said
-    assert "known: " in said
+    error = capsys.readouterr().err
+    assert "did you mean 'gao_best_of_n'?" in error
+    assert "known: " in error
     assert reproduce.command(["--list"]) == 0
-    assert "Gao et al. 2022" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == reproduce.names()
+    assert all(line.endswith(".") for line in lines)
 
 
 @pytest.mark.parametrize("flags", [["--lst"], ["--list", "--tabel"], ["--table", "--config.x=1"]])
@@ -371,21 +384,24 @@ def test_the_table_of_a_workdir_has_every_claim_once(tmp_path, capsys):
     _, _, *lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(claims)
     assert lines[0].startswith("| `grid`, tiny, ")
-    for line, one in zip(lines, claims, strict=True):
+    assert [line.split("|")[2].strip() for line in lines] == ["a toy", "another paper"]
+    for line, verdict in zip(lines, claims, strict=True):
         cells = line.split("|")
         assert len(cells) == 8
-        assert one["text"] in cells[3]
-        assert ("holds" in cells[5]) == one["passed"]
+        assert verdict["claim"] in cells[3]
+        assert ("holds" in cells[5]) == verdict["passed"]
 
 
 @pytest.mark.parametrize("size", ["tiny", "default", "large"])
 @pytest.mark.parametrize("name", reproduce.names())
 def test_every_shipped_ablation_builds(name, size):
     module = importlib.import_module(f"experiments.ablations.{name}")
-    found = module.get_ablation(size, (0, 1))
-    reproduce.check(found)
-    assert {one.point["seed"] for one in found.measurements} == {0, 1}
-    assert found.criteria
+    grid = module.get_ablation(size, (0, 1))
+    reproduce.check(grid)
+    assert {measurement.point["seed"] for measurement in grid.measurements} == {0, 1}
+    claims = [criterion.claim for criterion in grid.criteria]
+    assert claims
+    assert len(set(claims)) == len(claims)
     assert f"experiments.ablations.reproduce {name}" in module.__doc__, (
         "the notebook shows its command"
     )
@@ -466,48 +482,47 @@ SEVERAL = {  # several rows of one measurement
 }
 
 
-def made_up(found, *, diverged):
-    """A table with every column that any ablation reads; the first run of the last seed has diverged before its first row."""
+def made_up(grid, *, diverged):
+    """A table with every column that any ablation reads.
+
+    If `diverged`, the first run of the last seed has diverged before its first row.
+    """
     rows = []
-    for one in found.measurements:
-        for more in SEVERAL.get(found.figure, [{}]):
-            rows += [
-                {
-                    **CONSTANTS,
-                    **{name: f(i) for name, f in NUMBERS.items()},
-                    **one.point,
-                    **more,
-                    "status": "complete",
-                }
-                for i in range(7)
-            ]
-        if one.point["seed"] == found.seeds[-1] and diverged:
-            rows = [
-                row
-                for row in rows
-                if row["seed"] != found.seeds[-1]
-                or any(row.get(k) != v for k, v in one.point.items())
-            ]
-            rows, diverged = [*rows, {**one.point, "status": "diverged: some/run"}], False
+    for measurement in grid.measurements:
+        point = measurement.point
+        for more in SEVERAL.get(grid.figure, [{}]):
+            for i in range(7):
+                numbers = {name: number(i) for name, number in NUMBERS.items()}
+                rows.append({**CONSTANTS, **numbers, **point, **more, "status": "complete"})
+        if point["seed"] == grid.seeds[-1] and diverged:
+            rows = [row for row in rows if any(row.get(k) != v for k, v in point.items())]
+            rows.append({**point, "status": "diverged: some/run"})
+            diverged = False
     return reproduce.Table(rows)
 
 
 @pytest.mark.parametrize("name", reproduce.names())
 def test_every_shipped_ablation_judges_and_draws_every_seed_even_a_diverged_one(name, tmp_path):
-    found = importlib.import_module(f"experiments.ablations.{name}").get_ablation("tiny", (0, 1, 2))
-    verdicts = [reproduce.judged(one, made_up(found, diverged=False)) for one in found.criteria]
-    assert [one["detail"] for one in verdicts if "could not be measured" in one["detail"]] == []
-    table = made_up(found, diverged=True)
-    assert len(found.criteria) == len([reproduce.judged(one, table) for one in found.criteria])
-    reproduce.draw(found, table, tmp_path / "figure.png", size="tiny")
+    grid = importlib.import_module(f"experiments.ablations.{name}").get_ablation("tiny", (0, 1, 2))
+    table = made_up(grid, diverged=False)
+    details = [reproduce.judge(criterion, table)["detail"] for criterion in grid.criteria]
+    assert [detail for detail in details if "could not be measured" in detail] == []
+    table = made_up(grid, diverged=True)
+    for criterion in grid.criteria:
+        reproduce.judge(criterion, table)
+    reproduce.draw(grid, table, tmp_path / "figure.png", size="tiny")
 
 
-# --- on real stages, at tiny size ---------------------------------------------------------------------------------------
+# --- on real stages, at tiny size -----------------------------------------------------------------
+
+
+def make_context(workdir):
+    return Context(workdir, Cache(workdir / "measured"))
 
 
 @pytest.fixture
 def bases(tour, tmp_path, monkeypatch):
-    """A workdir whose base of seed 0 is the tour's; every config finds its data where the tour has them."""
+    """A workdir whose base of seed 0 is the tour's, and configs that find the tour's data."""
     for name in ("pretrain", "sft", "label", "reward", "ppo", "evaluate"):
         monkeypatch.setattr(f"experiments.menagerie.{name}.DATA_DIR", str(tour.workdir / "data"))
     for stage in ("pretrain", "sft", "label", "reward"):
@@ -516,8 +531,8 @@ def bases(tour, tmp_path, monkeypatch):
 
 
 def test_a_real_ablation_with_two_seeds(bases, capsys):
-    found = instructgpt_labelers.get_ablation("tiny", (0, 1))
-    reproduce.reproduce("instructgpt_labelers", found, bases, size="tiny")
+    grid = instructgpt_labelers.get_ablation("tiny", (0, 1))
+    reproduce.reproduce("instructgpt_labelers", grid, bases, size="tiny")
     rows = list(
         csv.DictReader((bases / "instructgpt_labelers/results.csv").read_text().splitlines())
     )
@@ -528,7 +543,8 @@ def test_a_real_ablation_with_two_seeds(bases, capsys):
             for name in instructgpt_labelers.COLUMNS
         )
     verdict = json.loads((bases / "instructgpt_labelers/verdict.json").read_text())
-    assert [one["name"] for one in verdict["criteria"]] == ["E12.agreement", "E12.heldout"]
+    claims = [each["claim"] for each in verdict["criteria"]]
+    assert claims == [criterion.claim for criterion in grid.criteria]
     assert verdict["criteria"][0]["value"] == pytest.approx(
         sum(float(row["agree_train"]) for row in rows) / 2
     )
@@ -554,64 +570,65 @@ def test_rankings_of_a_run_that_has_none_are_refused(bases):
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.data.comparisons = "../../../base/seed0/sft"
     with pytest.raises(
-        FileNotFoundError, match=r"no comparisons in .*base/seed0/sft; run a label stage"
+        FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; run the label stage"
     ):
         reproduce.finish(run, bases, {})
 
 
 def test_best_of_n_starts_at_zero_and_the_proxy_rises(bases):
-    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 3, 16, 1, 2)
-    rows = gao_best_of_n.curve(bench, panel=panel, seed=0, folder="base/seed0/reward")
+    context, settings = make_context(bases), PolicyEvalSettings("tiny", 3, 16, 1, 2)
+    rows = gao_best_of_n.curve(context, settings=settings, seed=0, folder="base/seed0/reward")
     assert [row["n"] for row in rows] == [1, 2, 4, 8, 16]
     assert rows[0]["distance"] == 0
     assert abs(rows[0]["gold"]) < 1e-9
     assert all(a["proxy"] < b["proxy"] for a, b in pairwise(rows))
-    pool = sft_pool(bench, panel, 0)
-    again = proxy_scores(pool, bases / "base/seed0/reward")
-    everything = [score[k] for score, which in zip(again, pool.which, strict=True) for k in which]
-    assert rows[-1]["proxy"] == pytest.approx(
-        sum(max(everything[i : i + 16]) for i in (0, 16, 32)) / 3, abs=1e-5
-    )
+    pool = draw_sample_pool(context, settings, 0)
+    scores = proxy_scores(pool, bases / "base/seed0/reward")
+    highest = [score[k].max() for score, k in zip(scores, pool.sample_index, strict=True)]
+    assert rows[-1]["proxy"] == pytest.approx(sum(highest) / 3, abs=1e-5)
 
 
 def test_the_prefix_whose_answers_score_highest_stands_before_every_prompt(bases, monkeypatch):
-    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
-    ref, tried = reference(bench, panel, 0), []
+    context, settings = make_context(bases), PolicyEvalSettings("tiny", 4, 2, 1, 8)
+    reference, tried = load_reference(context, settings, 0), []
     draw = instructgpt_win_rates.draw_answers
     monkeypatch.setattr(
         instructgpt_win_rates,
         "draw_answers",
-        lambda *told: tried.append(told[1].prompts) or draw(*told),
+        lambda *arguments: tried.append(arguments[1].prompts) or draw(*arguments),
     )
     monkeypatch.setattr(
-        instructgpt_win_rates, "make_proxy", lambda *_: lambda said: np.array([len(tried) % 3, 0.0])
+        instructgpt_win_rates,
+        "make_proxy",
+        lambda *_: lambda items: np.array([len(tried) % 3, 0.0]),
     )
-    prefix = instructgpt_win_rates.best_prefix(bench, ref, panel, 0)
+    prefix = instructgpt_win_rates.best_prefix(context, reference, settings, 0)
     assert len(tried) == instructgpt_win_rates.PREFIXES
     assert [prompt.messages[: len(prefix)] for prompt in tried[1]] == [
         tuple(prefix)
     ] * 4  # 1, 2, 0, 1, ...: the second is best
     assert [prompt.messages[-1] for prompt in tried[0]] != [
-        prompt.messages[-1] for prompt in ref.asked.prompts
+        prompt.messages[-1] for prompt in reference.prompt_set.prompts
     ]  # validation
-    told = {"panel": panel, "seed": 0, "folder": "base/seed0/pretrain"}
+    arguments = {"settings": settings, "seed": 0, "folder": "base/seed0/pretrain"}
     (plain,), (prompted,) = (
-        instructgpt_win_rates.judged(bench, **told, prompted=prompted) for prompted in (False, True)
+        instructgpt_win_rates.judge_method(context, **arguments, prompted=prompted)
+        for prompted in (False, True)
     )
     assert len(tried) == instructgpt_win_rates.PREFIXES + 2, "the competition is held once"
-    assert tried[-2] == ref.asked.prompts
+    assert tried[-2] == reference.prompt_set.prompts
     assert [prompt.messages for prompt in tried[-1]] == [
-        (*prefix, *prompt.messages) for prompt in ref.asked.prompts
+        (*prefix, *prompt.messages) for prompt in reference.prompt_set.prompts
     ]
     for row in (plain, prompted):
         assert row["preferred_low"] <= row["preferred"] <= row["preferred_high"]
 
 
 def test_the_supervised_policy_is_at_distance_zero_of_itself(bases):
-    bench, panel = Bench(bases, Cache(bases / "measured")), Panel("tiny", 4, 2, 1, 8)
-    row = examine_steps(
-        bench,
-        panel=panel,
+    context, settings = make_context(bases), PolicyEvalSettings("tiny", 4, 2, 1, 8)
+    row = evaluate_checkpoints(
+        context,
+        settings=settings,
         seed=0,
         folder="base/seed0/sft",
         reward_folder="base/seed0/reward",

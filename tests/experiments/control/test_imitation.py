@@ -1,11 +1,8 @@
-"""Imitation on the cliff: what is not seen is not learned, costs grow as the theory says; and the same question in language."""
+"""Imitation on the cliff: what is not seen is not learned, and costs grow as the theory says."""
 
-import jax
 import numpy as np
 import pytest
-from evaluation_support import config, drawn_params
 
-from experiments.ablations.exposure_bias import decisions, is_wrong, own_decisions, requests
 from experiments.ablations.fits import fit_power_law
 from experiments.control.imitation import (
     FOG,
@@ -23,11 +20,6 @@ from experiments.control.imitation import (
     recovering_cost,
     walk,
 )
-from rlhf_jax.data.tokenizers import train_words
-from rlhf_jax.inference.decoding import PLAIN
-from rlhf_jax.menagerie.tasks import Task
-from rlhf_jax.menagerie.world import make_world
-from rlhf_jax.models import LanguageModel
 
 HORIZONS = (8, 16, 32)
 
@@ -84,103 +76,3 @@ def test_cost_grows_with_the_horizon_as_the_theory_says(method, low, high):
 def test_unknown_method_lists_the_known():
     with pytest.raises(ValueError, match=METHODS[1]):
         learn("dager", Cliff(0.1, 4), 10, np.random.default_rng(0), rounds=1, alpha=0.5)
-
-
-# --- in language ------------------------------------------------------------------------------------------------------
-
-WORLD = make_world("tiny")
-ANIMAL = WORLD.animals[0]
-NAMES = [item.name for item in WORLD.attributes]
-TASK = Task("list", ANIMAL, number=2)
-
-
-def fact(name, value=None):
-    from rlhf_jax.menagerie.grammar import value_phrase
-
-    return f"the {ANIMAL}'s {name} is {value_phrase(name, value or WORLD.facts[ANIMAL, name])}."
-
-
-def other(name):
-    return next(value for value in WORLD.values(name) if value != WORLD.facts[ANIMAL, name])
-
-
-@pytest.mark.parametrize(
-    ("before", "sentence", "wrong"),
-    [
-        ("", fact(NAMES[0]), False),
-        ("", fact(NAMES[0], other(NAMES[0])), True),  # false
-        (fact(NAMES[0]), fact(NAMES[0]), True),  # again
-        (fact(NAMES[0]), fact(NAMES[1]), False),
-        (fact(NAMES[0]) + " " + fact(NAMES[1]), fact(NAMES[2]), True),  # one too many
-        (fact(NAMES[0]) + " " + fact(NAMES[1]), "i hope that helps.", False),
-        (fact(NAMES[0]) + " " + fact(NAMES[1]), "", False),  # time to stop
-        (fact(NAMES[0]), "", True),  # too early
-        ("", "the weather is nice today.", True),
-        ("", "you moron.", True),
-        ("", "fox the the.", True),
-        (
-            fact(NAMES[0], other(NAMES[0])),
-            fact(NAMES[1]),
-            False,
-        ),  # an earlier error is not this sentence's
-    ],
-)
-def test_what_counts_as_a_wrong_decision(before, sentence, wrong):
-    assert is_wrong(WORLD, TASK, before, sentence) == wrong
-
-
-def test_a_reply_is_a_row_of_decisions():
-    text = f"{fact(NAMES[0])} the weather is nice today. {fact(NAMES[1])}"
-    found = own_decisions(WORLD, 7, TASK, text, True)
-    assert [(d.position, d.wrong, d.clean) for d in found] == [
-        (0, False, True),
-        (1, True, True),
-        (2, False, False),
-        (3, False, False),
-    ]
-    assert {d.request for d in found} == {7}
-    assert len(own_decisions(WORLD, 7, TASK, text, False)) == 3  # it never decided to stop
-
-
-def test_ideal_replies_are_without_errors():
-    for one in requests(WORLD, (2, 3)):
-        for k, sentence in enumerate((*one.expert, "")):
-            assert not is_wrong(WORLD, one.task, " ".join(one.expert[:k]), sentence), (
-                one.expert,
-                k,
-            )
-
-
-def test_a_model_is_asked_at_every_position():
-    asked = requests(WORLD, (2,))[:3]
-    words = [" ".join([one.message.content, *one.expert]) for one in asked]
-    tokenizer = train_words([*words, *(" " + text for text in words)])
-    model = LanguageModel(config(tokenizer.vocab_size, 96))
-    params = drawn_params(model, 0)
-    found = decisions(
-        WORLD,
-        asked,
-        model,
-        params,
-        tokenizer,
-        jax.random.key(0),
-        spec=PLAIN,
-        num_samples=2,
-        batch_size=16,
-    )
-    forced = [d for d in found if not d.own]
-    assert len(forced) == 2 * sum(len(one.expert) + 1 for one in asked)
-    assert np.mean([d.wrong for d in forced]) > 0.5  # it has learned nothing
-    small = LanguageModel(config(tokenizer.vocab_size, 32))
-    with pytest.raises(ValueError, match="context of 32"):
-        decisions(
-            WORLD,
-            asked,
-            small,
-            params,
-            tokenizer,
-            jax.random.key(0),
-            spec=PLAIN,
-            num_samples=2,
-            batch_size=16,
-        )

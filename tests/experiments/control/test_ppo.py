@@ -1,4 +1,4 @@
-"""Control: distributions, segments that hold many episodes, the same losses as language, environments, PPO on a toy."""
+"""Control: distributions, segments of many episodes, language's losses, environments, a toy."""
 
 import sys
 from dataclasses import replace
@@ -49,7 +49,7 @@ SETTINGS = ppo.Settings(
 )
 
 
-# --- distributions ----------------------------------------------------------------------------------------------------
+# --- distributions --------------------------------------------------------------------------------
 
 
 def test_gaussian_numbers():
@@ -80,7 +80,7 @@ def test_samples_agree_with_logp_entropy_and_kl(distribution):
     assert distribution.kl(first, first) == pytest.approx(0, abs=1e-6)
 
 
-# --- segments ---------------------------------------------------------------------------------------------------------
+# --- segments -------------------------------------------------------------------------------------
 
 
 def segment(**columns):
@@ -114,11 +114,11 @@ def test_running_returns_start_anew_and_carry_over_the_segments_end():
     np.testing.assert_allclose(last, [1.5])
 
 
-# --- the same losses --------------------------------------------------------------------------------------------------
+# --- the same losses ------------------------------------------------------------------------------
 
 
 def test_language_and_control_have_the_same_ppo_loss():
-    """A rollout of a language model, seen as a categorical control problem whose outputs are the model's logits."""
+    """A rollout of a language model is a categorical control problem: its logits are outputs."""
     shape, size, width = config(11), 3, 4
     models = Networks(LanguageModel(shape), ScalarModel(shape), ScalarModel(shape))
     params = {"policy": drawn_params(models.policy, 0), "value": drawn_params(models.value, 1)}
@@ -180,7 +180,7 @@ def test_language_and_control_have_the_same_ppo_loss():
     assert 0.05 < value(stats["clipfrac"]) < 0.95
 
 
-# --- environments -----------------------------------------------------------------------------------------------------
+# --- environments ---------------------------------------------------------------------------------
 
 
 def test_the_point_obeys_its_equations_and_its_time_limit():
@@ -222,7 +222,7 @@ def test_without_gymnax_the_error_says_what_to_install(monkeypatch):
         environments.from_gymnax("Pendulum-v1")
 
 
-# --- the network and the loop -----------------------------------------------------------------------------------------
+# --- the network and the loop ---------------------------------------------------------------------
 
 
 def test_a_fresh_policy_is_nearly_uniform_and_its_networks_share_nothing():

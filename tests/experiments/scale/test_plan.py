@@ -1,4 +1,4 @@
-"""The plan counts what a run needs: its state exactly, its programs as XLA lays them out, and says what would fit."""
+"""The plan counts a run's state exactly, its programs as XLA lays them out, and what would fit."""
 
 import dataclasses
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.inference.decoding import GREEDY
 from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores
 from rlhf_jax.models import LanguageModel, ScalarModel, apply, gpt, init_params, num_params, palm
@@ -23,7 +23,6 @@ from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
 from rlhf_jax.models.huggingface.configs import read_config
 from rlhf_jax.training.mesh import make_mesh, state_shardings
 
-GREEDY = SamplingSpec(temperature=0.0, top_k=0, top_p=1.0, nucleus="holtzman")
 FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
 LM = {"kind": "language_model", **FLOAT32}
 WRITE = {"token_ids": {"eos_token_id": 2, "pad_token_id": 0}, "max_shard_bytes": 8_000}
