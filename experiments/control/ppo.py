@@ -345,8 +345,8 @@ def iterate(
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
     key, update_key = jax.random.split(learner.key)
     now = surrogate._replace(beta=learner.beta)
-    metrics: dict[str, Any]
-    state, metrics = _optimise(agent, learner.state, batch, now, update_key, penalty)
+    state, losses = _optimise(agent, learner.state, batch, now, update_key, penalty)
+    metrics: dict[str, Any] = dict(losses)
 
     outputs_NO, _ = apply(agent.network, state.params, batch.observation_ND)
     kl = jnp.mean(agent.distribution.kl(batch.outputs_NO, outputs_NO))

@@ -50,6 +50,7 @@ from rlhf_jax.evaluation.measurements import (
 from rlhf_jax.evaluation.results import Suite, judge_all, side_by_side
 from rlhf_jax.evaluation.table import Cache, Data
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim
 
 
@@ -164,7 +165,8 @@ def _check_checkpoints(
     document = config.evaluation.document_length
     for name, checkpoint in {**checkpoints, **({"reward": reward} if reward else {})}.items():
         path, meta = checkpoint.path, checkpoint.meta
-        kind = "scalar_model" if checkpoint is reward else "language_model"
+        is_reward = checkpoint is reward
+        kind = CheckpointKind.SCALAR_MODEL if is_reward else CheckpointKind.LANGUAGE_MODEL
         limit = f"its context is {checkpoint.model.context_length}"
         require(
             meta.kind == kind,

@@ -42,10 +42,11 @@ from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.training import processes
 from rlhf_jax.training.checkpoints import CheckpointKind
+from rlhf_jax.training.keys import RunPurpose, run_key
 from rlhf_jax.training.run import LABELS, MeshConfig, Parent, Run
 
 Split = Literal["train", "validation"]
-TRAIN_KEY, VALIDATION_KEY, COUNT_KEY = 2, 3, 4  # of the random numbers of each purpose
+COUNT_SEED = 4  # of the numbers of responses that prompts keep
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
     count = label.num_prompts if split == "train" else label.num_validation_prompts
     order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
     chosen = [prompts[int(i)] for i in order]
-    purpose = TRAIN_KEY if split == "train" else VALIDATION_KEY
+    purpose = RunPurpose.LABEL_TRAIN if split == "train" else RunPurpose.LABEL_VALIDATION
     settings = GenerationSettings(
         replace(PLAIN, temperature=label.temperature),
         data.prompt_length,
@@ -185,12 +186,12 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
         label.batch_size,
         label.max_candidates,
     )
-    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    key = run_key(jax.random.key(seed), purpose)
     model = LanguageModel(policy.model)
     generations = generate(model, policy.params, run.tokenizer, chosen, key, settings)
     # All prompts get `max_candidates` responses, so that batches have one shape, and most keep
     # fewer.
-    rng = np.random.default_rng((seed, COUNT_KEY))
+    rng = np.random.default_rng((seed, COUNT_SEED))
     kept = [
         group[: int(rng.integers(label.min_candidates, label.max_candidates + 1))]
         for group in generations

@@ -88,7 +88,8 @@ def _load_adapters(
     has_adapters = "lora" in base_meta.extra
     if base_meta.kind != CheckpointKind.LANGUAGE_MODEL or has_adapters:
         raise ValueError(
-            f"{folder}/adapter_config.json: base_model_name_or_path: {base_name} is a {base_meta.kind}"
+            f"{folder}/adapter_config.json: base_model_name_or_path: {base_name} is a "
+            f"{base_meta.kind}"
             f"{' with adapters' if has_adapters else ''}, expected a language model"
         )
     trained, config = load_peft(folder, from_dict(base_meta.model))
