@@ -27,7 +27,7 @@ class CheckpointRef(NamedTuple):
 
     @property
     def model(self) -> TransformerConfig:
-        """The shape of its model."""
+        """Return the shape of its model."""
         return from_dict(self.meta.model)
 
 

@@ -49,7 +49,7 @@ class Generation(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens, the stop token included."""
+        """Return the number of tokens, the stop token included."""
         return len(self.ids)
 
 

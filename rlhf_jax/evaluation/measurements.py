@@ -58,7 +58,7 @@ class Context:
 
     @property
     def batch_size(self) -> int:
-        """How many texts are read at once."""
+        """Return how many texts are read at once."""
         return self.settings.responses.batch_size
 
 

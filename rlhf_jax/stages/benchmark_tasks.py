@@ -254,7 +254,7 @@ def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Be
 
 
 def make_win_rate(config: WinRateConfig, selection: Selection) -> list[Benchmark]:
-    """Find the judge and read the prompts."""
+    """Return the win-rate benchmark of a config: find its judge and read its prompts."""
     judge = find_checkpoint(selection.workdir, config.judge)
     kind = judge.meta.kind
     expected = "expected a scalar_model"

@@ -177,7 +177,7 @@ def checkpoint_trees(
 
 
 def state_from_trees(params: Params, train: Mapping[str, Any]) -> TrainState:
-    """Undo `checkpoint_trees`."""
+    """Return the state that two trees of a checkpoint hold: undo `checkpoint_trees`."""
     trained = train.get("params", params)
     return TrainState(train["step"], trained, train["opt_state"], train["extras"])
 
