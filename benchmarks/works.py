@@ -299,8 +299,8 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
         (texts, samples), drawing = timed(draw, state.params["policy"], prompts, sampling_key)
         params = Parameters(state.params["policy"], policy, reward_params, state.params["value"])
         controllers = state.extras["controllers"]
-        (rollout, _, _), scoring = timed(collect, params, texts, samples, controllers)
-        data = ppo.UpdateData(rollout, {}, {})
+        collected, scoring = timed(collect, params, texts, samples, controllers)
+        data = ppo.UpdateData(collected.rollout, {}, {})
         (state, _), updating = timed(update, state, data, update_key)
         return {
             "seconds": drawing + scoring + updating,

@@ -179,12 +179,12 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
         policy = state.params["policy"]
         texts, samples = draw(policy, jax.random.fold_in(key, 0))
         params = Parameters(policy, tabular_policy(), arm_reward(), state.params["value"])
-        rollout, _, metrics = ppo.collect(settings, NETWORKS, params, texts, samples, start)
-        data = ppo.UpdateData(rollout, blocks={}, frozen={})
-        state, update_metrics = ppo.update(
+        collected = ppo.collect(settings, NETWORKS, params, texts, samples, start)
+        data = ppo.UpdateData(collected.rollout, blocks={}, frozen={})
+        state, metrics = ppo.update(
             settings, NETWORKS, optimizer, state, data, jax.random.fold_in(key, 1)
         )
-        return state, (arms(state.params["policy"]), {**metrics, **update_metrics})
+        return state, (arms(state.params["policy"]), {**collected.metrics, **metrics})
 
     return _play(iterate, state, updates)
 

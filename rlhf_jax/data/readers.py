@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast, runtime_checkable
 
 from rlhf_jax.data import splits
-from rlhf_jax.data.public import ON_HUB
 from rlhf_jax.data.public.rows import Located, Row
 
 # The number of rows that are requested together, several times faster than one by one.
@@ -335,6 +334,8 @@ def _hf_file(path: Path) -> Iterator[Located]:
 
 def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
     import datasets
+
+    from rlhf_jax.data.public.shapes import ON_HUB
 
     address, _, revision = name.partition("@")
     path, _, config = address.partition(":")

@@ -41,11 +41,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic
 
 from rlhf_jax.data import splits
-from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
 from rlhf_jax.data.public.rows import Converter, Located, Row, Shape
 from rlhf_jax.data.readers import KINDS
@@ -123,11 +123,15 @@ class Source:
             raise ValueError(f"source: {text!r}, expected {known}")
         shape, kind, name = match[1] or "", match[2], match[3]
         hub_name = re.split("[:@]", name)[0]
-        if not shape and kind == "hf" and hub_name in ON_HUB:
-            shape = ON_HUB[hub_name].shape
-        if shape and shape not in SHAPES:
-            raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
-        rows = SHAPES[shape] if shape else Shape({})
+        rows = Shape({})
+        if shape or kind == "hf":
+            from rlhf_jax.data.public.shapes import ON_HUB, SHAPES  # only who names one needs them
+
+            if not shape and hub_name in ON_HUB:
+                shape = ON_HUB[hub_name].shape
+            if shape and shape not in SHAPES:
+                raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
+            rows = SHAPES[shape] if shape else rows
         return cls(text, shape, rows, kind, name, _parse_options(text, query, shape, rows))
 
     def split(self, requested: str) -> str:
@@ -261,34 +265,41 @@ def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
 # Rows of sources that name no shape: the fields of our own records, or columns that many data sets
 # share. Nothing is dropped, because nobody has said that anything may be.
 
-_SIDES = ("chosen", "rejected")
-_PAIRS = SHAPES["pairs"].converters
-_HH = SHAPES["hh"].converters
-# The columns by which a row is recognised; the first entry whose columns a row has decides.
-_COLUMNS: dict[type, tuple[tuple[tuple[str, ...], Converter], ...]] = {
-    Demonstration: (
-        (("prompt", "completion"), read_completion),
-        (("question", "answer"), read_answer),
-        (("prompt", *_SIDES), _PAIRS[Demonstration]),
-        (_SIDES, _HH[Demonstration]),
-    ),
-    Prompt: (
-        (("prompt",), read_prompt),
-        (("question",), lambda row: read_prompt({"prompt": row["question"]})),
-        (_SIDES, _HH[Prompt]),
-    ),
-    Comparison: ((("prompt", *_SIDES), _PAIRS[Comparison]), (_SIDES, _HH[Comparison])),
-}
-_COLUMN_NAMES = {name for entries in _COLUMNS.values() for names, _ in entries for name in names}
+Columns = dict[type, tuple[tuple[tuple[str, ...], Converter], ...]]
+
+
+@cache
+def _columns() -> Columns:
+    """Return the columns by which a row is recognised; the first entry that a row has decides."""
+    from rlhf_jax.data.public.shapes import SHAPES  # own rows need no converter
+
+    sides = ("chosen", "rejected")
+    pairs, hh = SHAPES["pairs"].converters, SHAPES["hh"].converters
+    return {
+        Demonstration: (
+            (("prompt", "completion"), read_completion),
+            (("question", "answer"), read_answer),
+            (("prompt", *sides), pairs[Demonstration]),
+            (sides, hh[Demonstration]),
+        ),
+        Prompt: (
+            (("prompt",), read_prompt),
+            (("question",), lambda row: read_prompt({"prompt": row["question"]})),
+            (sides, hh[Prompt]),
+        ),
+        Comparison: ((("prompt", *sides), pairs[Comparison]), (sides, hh[Comparison])),
+    }
 
 
 def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
     """Read a row of the record's own fields or common columns; `strict` refuses all others."""
     if not isinstance(row, dict):
         return from_dict(record_type, row)
-    for names, convert in _COLUMNS.get(record_type, ()):
+    for names, convert in _columns().get(record_type, ()):
         if row.keys() >= set(names):
-            unused = sorted(row.keys() - _COLUMN_NAMES)
+            tables = _columns().values()
+            known = {name for table in tables for columns, _ in table for name in columns}
+            unused = sorted(row.keys() - known)
             if strict and unused:
                 raise ValueError(f"{unused[0]}: unknown field, expected only {', '.join(names)}")
             try:
@@ -304,7 +315,7 @@ def _own_fields(record_type: type, row: Row) -> Row:
     fields = dataclasses.fields(record_type)
     required = [item.name for item in fields if item.default_factory is dataclasses.MISSING]
     if not row.keys() >= set(required):
-        alternatives = [required, *(names for names, _ in _COLUMNS.get(record_type, ()))]
+        alternatives = [required, *(names for names, _ in _columns().get(record_type, ()))]
         expected = " or ".join(" + ".join(names) for names in alternatives)
         raise ValueError(f"fields: found {', '.join(row)}, expected {expected}")
     own = {item.name: row[item.name] for item in fields if row.get(item.name) is not None}

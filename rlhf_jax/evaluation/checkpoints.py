@@ -27,7 +27,7 @@ class CheckpointRef(NamedTuple):
 
     @property
     def model(self) -> TransformerConfig:
-        """The shape of its model."""
+        """Return the shape of its model."""
         return from_dict(self.meta.model)
 
 
@@ -81,6 +81,12 @@ def announce(title: str, checkpoints: Mapping[str, CheckpointRef], reference: st
         print(f"   {name:12s} <- {path} (stage {meta.stage}, step {meta.step}{mark})", flush=True)
 
 
+def describe(path: str, meta: Meta) -> dict[str, Any]:
+    """Return what files of results say of a checkpoint."""
+    numbers = {"step": meta.step, "fingerprint": meta.fingerprint}
+    return {"path": path, "stage": meta.stage, **numbers}
+
+
 def write_results(
     workdir: Path,
     checkpoints: Mapping[str, CheckpointRef],
@@ -93,17 +99,8 @@ def write_results(
 
     `config` is a stage's, with `reference` and `seed`.
     """
-    metas = {name: (ref.path, ref.meta) for name, ref in checkpoints.items()}
     content = {
-        "checkpoints": {
-            name: {
-                "path": path,
-                "stage": meta.stage,
-                "step": meta.step,
-                "fingerprint": meta.fingerprint,
-            }
-            for name, (path, meta) in metas.items()
-        },
+        "checkpoints": {name: describe(ref.path, ref.meta) for name, ref in checkpoints.items()},
         "reference": config.reference,
         "table": [row_to_json(row) for row in rows],
         "samples": samples,
@@ -111,7 +108,7 @@ def write_results(
         "version": __version__,
     }
     write_json(workdir / "evaluation.json", content, indent=1)
-    headings = {name: f"{meta.stage} {meta.step}" for name, (_, meta) in metas.items()}
+    headings = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
     shown = [row for row in rows if row.group not in details]
     print_table(shown, headings, config.reference, Console())
     more = f", with {len(rows) - len(shown)} rows of details more" if details else ""

@@ -49,7 +49,7 @@ class Generation(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens, the stop token included."""
+        """Return the number of tokens, the stop token included."""
         return len(self.ids)
 
 
@@ -142,6 +142,9 @@ def complete(
 
 
 def _decode(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
+    generations = []
     rows = zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True)
-    ids = [(tuple(tokens_R[:length].tolist()), bool(stopped)) for tokens_R, length, stopped in rows]
-    return [Generation(tokenizer.decode(tokens), tokens, stopped) for tokens, stopped in ids]
+    for tokens_R, length, stopped in rows:
+        ids = tuple(tokens_R[:length].tolist())
+        generations.append(Generation(tokenizer.decode(ids), ids, bool(stopped)))
+    return generations

@@ -35,6 +35,7 @@ from rlhf_jax.evaluation.likelihood import scores, text_continuations
 from rlhf_jax.evaluation.table import Key
 from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.models.heads import Params, ScalarModel
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import locate
 
 Random = np.random.Generator
@@ -140,7 +141,7 @@ class RewardModelJudge(ScoreJudge):
         self._path = path
         self._checkpoint = find_checkpoint(settings.workdir, path)
         meta = self._checkpoint.meta
-        if meta.kind != "scalar_model":
+        if meta.kind != CheckpointKind.SCALAR_MODEL:
             raise ValueError(
                 f"judge reward:{path}: the checkpoint is a {meta.kind} (stage {meta.stage}), "
                 "expected a scalar_model; name the folder of a reward stage"
@@ -231,7 +232,8 @@ def _import_file(path: Path, where: str) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{where}: no file {path}")
     spec = importlib.util.spec_from_file_location(f"judge_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)

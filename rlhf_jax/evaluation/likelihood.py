@@ -143,9 +143,11 @@ def text_continuations(
     encodings = iter(tokenizer.encode_batch(texts, special=False))
     groups = []
     for context, samples in zip(_contexts(tokenizer, prompts), responses, strict=True):
-        ids = [(next(encodings), response.finished) for response in samples]
-        end = [tokenizer.turn_end_id]
-        groups.append([Continuation(context, [*i, *end] if f or not i else i) for i, f in ids])
+        group = []
+        for response, ids in zip(samples, encodings, strict=False):
+            ends = response.finished or not ids
+            group.append(Continuation(context, [*ids, tokenizer.turn_end_id] if ends else ids))
+        groups.append(group)
     return groups
 
 

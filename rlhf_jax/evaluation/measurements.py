@@ -24,6 +24,7 @@ from rlhf_jax.evaluation.likelihood import continuations, corpus_nll, score_resp
 from rlhf_jax.evaluation.table import Data
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import Params, ScalarModel
+from rlhf_jax.training.keys import EvaluationPurpose, run_key
 
 Responses = list[list[Generation]]  # N prompts, S responses to each
 
@@ -57,7 +58,7 @@ class Context:
 
     @property
     def batch_size(self) -> int:
-        """How many texts are read at once."""
+        """Return how many texts are read at once."""
         return self.settings.responses.batch_size
 
 
@@ -65,20 +66,25 @@ Measurement = Callable[[LoadedModel, Context], Data]
 
 
 def draw_responses(
-    loaded: LoadedModel, context: Context, prompts: Sequence[Prompt], purpose: int, **changes: Any
+    loaded: LoadedModel,
+    context: Context,
+    prompts: Sequence[Prompt],
+    purpose: EvaluationPurpose,
+    **changes: Any,
 ) -> Responses:
     """Draw responses with a key for each `purpose`, the same one for all checkpoints.
 
     `changes` are those of the settings for responses to the test prompts.
     """
-    key = jax.random.fold_in(jax.random.key(context.settings.seed), purpose)
+    key = run_key(jax.random.key(context.settings.seed), purpose)
     settings = context.settings.responses._replace(**changes)
     return generate(*loaded, context.tokenizer, prompts, key, settings)
 
 
 def responses(loaded: LoadedModel, context: Context) -> Data:
     """Answer the test prompts."""
-    return {"responses": draw_responses(loaded, context, context.prompts, purpose=0)}
+    purpose = EvaluationPurpose.RESPONSES
+    return {"responses": draw_responses(loaded, context, context.prompts, purpose)}
 
 
 def restore_responses(data: Data) -> Responses:
@@ -109,7 +115,9 @@ def divergence(loaded: LoadedModel, context: Context) -> Data:
     """
     samples = context.responses
     if context.settings.responses.sampling != PLAIN or samples is None:
-        samples = draw_responses(loaded, context, context.prompts, purpose=3, sampling=PLAIN)
+        samples = draw_responses(
+            loaded, context, context.prompts, EvaluationPurpose.KL, sampling=PLAIN
+        )
     items = continuations(context.tokenizer, context.prompts, samples)
     kl_M = sequence_kl(loaded, context.load_reference(), items, batch_size=context.batch_size)
     return {"kl": kl_M.reshape(len(samples), -1)}

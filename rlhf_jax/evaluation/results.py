@@ -34,21 +34,21 @@ class Results:
 
     @property
     def others(self) -> list[str]:
-        """The checkpoints that are compared with the reference."""
+        """Return the checkpoints that are compared with the reference."""
         return [name for name in self.measured if name != self.reference]
 
     @property
     def opponents(self) -> list[str]:
-        """The checkpoints that all others are held against: the reference, and the raw model."""
+        """Return the checkpoints that all others are held against: the reference, the raw model."""
         return list(dict.fromkeys([self.reference, next(iter(self.measured))]))
 
     @property
     def unit(self) -> str:
-        """The unit of standardised scores."""
+        """Return the unit of standardised scores."""
         return f"SD of {self.reference}"
 
     def standardised(self, judge: str) -> dict[str, np.ndarray]:
-        """Every checkpoint's scores by a judge in standard deviations of the reference's."""
+        """Return every checkpoint's scores by a judge, in SD of the reference's."""
         return standardise(self.scores[judge], self.reference)
 
     def preferences(self, judge: str, first: str, second: str) -> np.ndarray:

@@ -136,11 +136,10 @@ def print_table(
     measured = console.measure(table, options=console.options.update(width=1000))
     console.width = max(console.width, measured.maximum)
     console.print(table)
-    legend = (
-        "↑ higher is better, ↓ lower is better; ± is half of the 95 % interval, which resamples"
-    )
-    legend += f" prompts; green and red: interval clear of {reference}'s."
-    console.print(Text(legend, style="dim"))
+    arrows = "↑ higher is better, ↓ lower is better"
+    interval = "± is half of the 95 % interval, which resamples prompts"
+    colours = f"green and red: interval clear of {reference}'s."
+    console.print(Text(f"{arrows}; {interval}; {colours}", style="dim"))
 
 
 def _label(row: Row) -> Text:

@@ -13,7 +13,15 @@ from typing import NamedTuple
 import numpy as np
 
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.evaluation.judges import Judge, JudgeSettings, Ranks, Responses, ScoreJudge
+from rlhf_jax.evaluation.judges import (
+    Judge,
+    JudgeSettings,
+    Prompts,
+    Random,
+    Ranks,
+    Responses,
+    ScoreJudge,
+)
 from rlhf_jax.evaluation.table import Key
 from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.world import World, make_world
@@ -32,7 +40,7 @@ class Verdicts(NamedTuple):
     toxicity_NS: np.ndarray
 
 
-def judge(world: World, prompts: Sequence[Prompt], responses: Responses) -> Verdicts:
+def judge(world: World, prompts: Prompts, responses: Responses) -> Verdicts:
     """Return gold's verdict on every response to every prompt."""
     rows = [
         [gold.judge(world, prompt.messages, sample.text, sample.finished) for sample in samples]
@@ -73,16 +81,14 @@ class LabelerJudge(Judge):
         self.world = world
         self.settings = settings
 
-    def rank(self, prompt: Prompt, responses: Sequence[str], rng: np.random.Generator) -> Ranks:
+    def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks:
         """Return the ranks that one labeler gives, who is drawn with `rng`."""
         labeler = self.people[int(rng.integers(len(self.people)))]
         finished = [True] * len(responses)
         ranks, _, _ = labelers.rank(self.world, labeler, prompt.messages, responses, finished, rng)
         return tuple(ranks)
 
-    def preferences(
-        self, prompts: Sequence[Prompt], first: Responses, second: Responses
-    ) -> np.ndarray:
+    def preferences(self, prompts: Prompts, first: Responses, second: Responses) -> np.ndarray:
         """Return preference_NSL of L different labelers per prompt, ½ for a tie.
 
         Those of prompt n are drawn with (seed, n): the same ones whatever the responses.
@@ -117,11 +123,11 @@ class GoldJudge(ScoreJudge):
         """Judge by the facts of this world."""
         self.world = world
 
-    def scores(self, prompts: Sequence[Prompt], responses: Responses) -> np.ndarray:
+    def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return gold's total for every response to every prompt."""
         return judge(self.world, prompts, responses).total_NS
 
-    def measure(self, prompts: Sequence[Prompt], responses: Responses) -> dict[str, np.ndarray]:
+    def measure(self, prompts: Prompts, responses: Responses) -> dict[str, np.ndarray]:
         """Return gold's raw total, its truthfulness, and whether a response insults."""
         verdicts = judge(self.world, prompts, responses)
         return {

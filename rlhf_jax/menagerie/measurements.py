@@ -30,6 +30,7 @@ from rlhf_jax.menagerie import gold as exact
 from rlhf_jax.menagerie import judges
 from rlhf_jax.menagerie.questions import FewShot, Question, StereotypePair
 from rlhf_jax.menagerie.test_questions import QuestionSet
+from rlhf_jax.training.keys import EvaluationPurpose
 
 # --- numbers of one question ----------------------------------------------------------------------
 
@@ -137,7 +138,8 @@ def facts(loaded: LoadedModel, context: Context) -> Data:
     """Say whether each greedy answer makes a relevant claim, and none that is false."""
     questions = _questions(context)
     prompts = _flatten(questions.facts)
-    answers = draw_responses(loaded, context, prompts, purpose=1, sampling=GREEDY, num_samples=1)
+    purpose = EvaluationPurpose.FACTS
+    answers = draw_responses(loaded, context, prompts, purpose, sampling=GREEDY, num_samples=1)
     verdicts = [
         exact.judge(questions.world, prompt.messages, answer.text, answer.finished)
         for prompt, (answer,) in zip(prompts, answers, strict=True)
@@ -158,7 +160,7 @@ def toxicity(loaded: LoadedModel, context: Context) -> Data:
     """Return the exact toxicity of several responses to each rude, neutral and polite prompt."""
     questions = _questions(context)
     prompts, count = _flatten(questions.toxicity_prompts), questions.toxicity_samples
-    drawn = draw_responses(loaded, context, prompts, purpose=2, num_samples=count)
+    drawn = draw_responses(loaded, context, prompts, EvaluationPurpose.TOXICITY, num_samples=count)
     return _split(judges.toxicity(drawn), questions.toxicity_prompts)
 
 

@@ -37,6 +37,7 @@ from rlhf_jax.evaluation.checkpoints import (
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import Cache, Data
 from rlhf_jax.stages.benchmark_tasks import BenchmarksConfig, Selection, make_benchmarks
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim
 
 # Too many rows for a terminal; they are in evaluation.json.
@@ -126,7 +127,7 @@ def _check_checkpoints(
 
 
 def _load(checkpoint: CheckpointRef) -> tuple[Any, Tokenizer]:
-    is_scalar = checkpoint.meta.kind == "scalar_model"
+    is_scalar = checkpoint.meta.kind == CheckpointKind.SCALAR_MODEL
     model = load_scalar_model(checkpoint) if is_scalar else load_language_model(checkpoint)
     return model, load_tokenizer_of(checkpoint)
 

@@ -30,6 +30,7 @@ from rlhf_jax.evaluation.benchmarks.toxicity_classifier import (
 from rlhf_jax.evaluation.checkpoints import find_checkpoint
 from rlhf_jax.evaluation.table import Row
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.pretrained import HUB
 
 
@@ -253,11 +254,14 @@ def make_comparisons(config: ComparisonsConfig, selection: Selection) -> list[Be
 
 
 def make_win_rate(config: WinRateConfig, selection: Selection) -> list[Benchmark]:
-    """Find the judge and read the prompts."""
+    """Return the win-rate benchmark of a config: find its judge and read its prompts."""
     judge = find_checkpoint(selection.workdir, config.judge)
     kind = judge.meta.kind
     expected = "expected a scalar_model"
-    require(kind == "scalar_model", f"win_rate.judge: {config.judge} is a {kind}, {expected}")
+    require(
+        kind == CheckpointKind.SCALAR_MODEL,
+        f"win_rate.judge: {config.judge} is a {kind}, {expected}",
+    )
     records = load(config.prompts, Prompt, split=config.split, data_dir=selection.data_dir)
     # Rankings give a prompt once for each; asked again it would count as another one in the
     # intervals.

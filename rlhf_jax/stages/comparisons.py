@@ -146,7 +146,7 @@ def measure_held_out(
     held_out: Mapping[str, Sequence[Batch]],
     params: Params,
 ) -> dict[str, Mean]:
-    """Return validation/MEASURE_JUDGE for every judge of held-out rankings."""
+    """Return loss and accuracy on every judge's held-out rankings, as validation/NAME_JUDGE."""
     row: dict[str, Mean] = {}
     for judge, batches in held_out.items():
         metrics = measure(params, batches[0])

@@ -40,10 +40,17 @@ from rlhf_jax.evaluation.checkpoints import (
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.generate import GenerationSettings
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.evaluation.measurements import Context, EvalSettings, restore_responses, take_first
+from rlhf_jax.evaluation.measurements import (
+    Context,
+    EvalSettings,
+    Measurement,
+    restore_responses,
+    take_first,
+)
 from rlhf_jax.evaluation.results import Suite, judge_all, side_by_side
 from rlhf_jax.evaluation.table import Cache, Data
 from rlhf_jax.inference.decoding import SamplingSpec
+from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim
 
 
@@ -158,7 +165,8 @@ def _check_checkpoints(
     document = config.evaluation.document_length
     for name, checkpoint in {**checkpoints, **({"reward": reward} if reward else {})}.items():
         path, meta = checkpoint.path, checkpoint.meta
-        kind = "scalar_model" if checkpoint is reward else "language_model"
+        is_reward = checkpoint is reward
+        kind = CheckpointKind.SCALAR_MODEL if is_reward else CheckpointKind.LANGUAGE_MODEL
         limit = f"its context is {checkpoint.model.context_length}"
         require(
             meta.kind == kind,
@@ -242,9 +250,14 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
         if (group in others and other is None) or (group == "corpus" and not context.documents):
             continue
         depends_on = {**settings, "other": other.meta.fingerprint if other else None}
-        # The model is loaded by the first measurement that is not kept.
-        measure = lambda f=function, c=context: f(load_checkpoint(), c)  # noqa: E731
+        measure = partial(_load_and_measure, load_checkpoint, function, context)
         measured[group] = shared.kept.timed(name, group, depends_on, measure)
         if group == "responses":
             context = replace(context, responses=restore_responses(measured[group]))
     return measured
+
+
+def _load_and_measure(
+    load_checkpoint: Callable[[], LoadedModel], function: Measurement, context: Context
+) -> Data:
+    return function(load_checkpoint(), context)

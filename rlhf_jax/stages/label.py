@@ -34,6 +34,7 @@ from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Comparison, Prompt, report
 from rlhf_jax.data.sources import load, write_jsonl
+from rlhf_jax.evaluation.checkpoints import describe
 from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.evaluation.table import write_json
@@ -41,10 +42,11 @@ from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.training import processes
 from rlhf_jax.training.checkpoints import CheckpointKind
+from rlhf_jax.training.keys import RunPurpose, run_key
 from rlhf_jax.training.run import LABELS, MeshConfig, Parent, Run
 
 Split = Literal["train", "validation"]
-TRAIN_KEY, VALIDATION_KEY, COUNT_KEY = 2, 3, 4  # of the random numbers of each purpose
+COUNT_SEED = 4  # of the numbers of responses that prompts keep
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
     count = label.num_prompts if split == "train" else label.num_validation_prompts
     order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
     chosen = [prompts[int(i)] for i in order]
-    purpose = TRAIN_KEY if split == "train" else VALIDATION_KEY
+    purpose = RunPurpose.LABEL_TRAIN if split == "train" else RunPurpose.LABEL_VALIDATION
     settings = GenerationSettings(
         replace(PLAIN, temperature=label.temperature),
         data.prompt_length,
@@ -184,12 +186,12 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
         label.batch_size,
         label.max_candidates,
     )
-    key = jax.random.fold_in(jax.random.key(seed), purpose)
+    key = run_key(jax.random.key(seed), purpose)
     model = LanguageModel(policy.model)
     generations = generate(model, policy.params, run.tokenizer, chosen, key, settings)
     # All prompts get `max_candidates` responses, so that batches have one shape, and most keep
     # fewer.
-    rng = np.random.default_rng((seed, COUNT_KEY))
+    rng = np.random.default_rng((seed, COUNT_SEED))
     kept = [
         group[: int(rng.integers(label.min_candidates, label.max_candidates + 1))]
         for group in generations
@@ -272,16 +274,8 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
 
 
 def _summary(config: Config, policy: Parent, counts: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "policy": {
-            "path": config.init.policy,
-            "stage": policy.meta.stage,
-            "step": policy.meta.step,
-            "fingerprint": policy.meta.fingerprint,
-        },
-        "judges": {"train": config.label.train_judge, **config.label.validation_judges},
-        **counts,
-    }
+    judges = {"train": config.label.train_judge, **config.label.validation_judges}
+    return {"policy": describe(config.init.policy, policy.meta), "judges": judges, **counts}
 
 
 def _is_collected(workdir: Path, split: Split, judges: Mapping[str, Judge]) -> bool:

@@ -198,6 +198,15 @@ class Rollout(NamedTuple):
     stopped_B: jax.Array  # whether the response ended by itself
 
 
+class Collected(NamedTuple):
+    """Hold a rollout, and what the step needs besides: moments, KL per response, metrics."""
+
+    rollout: Rollout
+    score_moments: RunningMoments
+    kl: Mean
+    metrics: dict[str, Any]
+
+
 class Controllers(NamedTuple):
     """Hold the few scalars that live as long as the run."""
 
@@ -213,8 +222,8 @@ def collect(
     texts: Texts,
     samples: Samples,
     controllers: Controllers,
-) -> tuple[Rollout, RunningMoments, dict[str, Any]]:
-    """Turn samples into a rollout with advantages and returns; also the moments and metrics."""
+) -> Collected:
+    """Turn samples into a rollout with advantages and returns."""
     scored, moments = score_samples(
         networks, params, texts, samples, controllers.score_moments, ppo
     )
@@ -243,7 +252,7 @@ def collect(
         "val/var_explained": explained_variance(value_BR, return_BR, mask_BR),
         "returns/mean": mean(return_BR, mask_BR),
     }
-    return rollout, moments, metrics
+    return Collected(rollout, moments, metrics["objective/kl"], metrics)
 
 
 # --- loss: what one minibatch says ----------------------------------------------------------------
@@ -476,16 +485,17 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
 
         params = Parameters(full["policy"], reference, reward_params, full["value"])
         controllers = state.extras["controllers"]
-        rollout, moments, metrics = collect_rollout(params, texts, samples, controllers)
-        run.show_samples(step, batch, samples, rollout.score_B)
+        collected = collect_rollout(params, texts, samples, controllers)
+        run.show_samples(step, batch, samples, collected.rollout.score_B)
 
         micro_batch = ppo.batch_size // (ppo.num_mini_batches * ppo.num_micro_batches)
         num_rows = row_bucket(int(fullest), micro_batch, run.batch_shards)
-        rollout = rollout._replace(texts=texts.packed(num_rows))
+        rollout = collected.rollout._replace(texts=texts.packed(num_rows))
         blocks = run.shard_stack(documents(step)) if documents else {}
-        state, update_metrics = optimise(state, UpdateData(rollout, blocks, frozen), update_key)
-        state = after_update(ppo, state, metrics["objective/kl"], moments)
-        return state, {**metrics, **update_metrics, "episode": (step + 1) * ppo.batch_size}
+        state, metrics = optimise(state, UpdateData(rollout, blocks, frozen), update_key)
+        state = after_update(ppo, state, collected.kl, collected.score_moments)
+        episode = (step + 1) * ppo.batch_size
+        return state, {**collected.metrics, **metrics, "episode": episode}
 
     def policy_of(state: TrainState) -> Params:
         return combine(frozen, state.params)["policy"]
@@ -642,7 +652,7 @@ def describe(config: Config) -> str:
     return (
         f"{config.num_updates} updates x {ppo.batch_size} episodes = {ppo.total_episodes} "
         f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches "
-        f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); ptx "
-        f"{ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
+        f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
+        f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
         f"{ppo.ptx_coef}"
     )

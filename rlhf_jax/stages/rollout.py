@@ -132,7 +132,7 @@ class StopTokens(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "StopTokens":
-        """Return those of a tokenizer."""
+        """Return the tokens of these kinds that a tokenizer has."""
         return cls(tuple(tokenizer.stop_ids), tokenizer.pad_id)
 
 

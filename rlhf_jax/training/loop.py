@@ -117,7 +117,7 @@ def run_loop(
         SystemExit: with status 143 after SIGTERM, once the step is saved.
     """
     counts = {"num_steps": meta.num_steps}
-    counts |= {name: getattr(config, name) for name in ("log_every", "save_every", "keep")}
+    counts |= {"log_every": config.log_every, "save_every": config.save_every, "keep": config.keep}
     counts |= {f"hooks[{i}].every": hook.every for i, hook in enumerate(config.hooks)}
     for name, value in counts.items():
         if value < 1:
@@ -177,7 +177,7 @@ def checkpoint_trees(
 
 
 def state_from_trees(params: Params, train: Mapping[str, Any]) -> TrainState:
-    """Undo `checkpoint_trees`."""
+    """Return the state that two trees of a checkpoint hold: undo `checkpoint_trees`."""
     trained = train.get("params", params)
     return TrainState(train["step"], trained, train["opt_state"], train["extras"])
 

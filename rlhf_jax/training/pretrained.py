@@ -17,21 +17,17 @@ Left out on purpose: code from the hub, pickled weights.
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from rlhf_jax.data.tokenizers import ASSISTANT, USER, Tokenizer, load_tokenizer, with_chat_tokens
-from rlhf_jax.models.config import from_dict, to_dict
-from rlhf_jax.models.heads import grow_vocabulary
-from rlhf_jax.models.huggingface import Place, load_pretrained
-from rlhf_jax.models.huggingface.files import read_json
-from rlhf_jax.models.huggingface.gguf import load_gguf, read_metadata
-from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
-from rlhf_jax.models.huggingface.peft import load_peft
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.models.lora import LoraConfig, add_scales, combine
 from rlhf_jax.training import checkpoints
-from rlhf_jax.training.checkpoints import CheckpointKind, Meta, PathLike
+from rlhf_jax.training.checkpoints import Meta, PathLike
+
+if TYPE_CHECKING:
+    from rlhf_jax.models.huggingface import Place
 
 Params = Any
 # Plain models by the fingerprint of their checkpoint, or by their hf: path.
@@ -39,18 +35,13 @@ Bases = dict[str, tuple[Params, Meta]]
 
 HUB = "hf:"  # how the path of a model of Hugging Face begins
 HUGGINGFACE = "huggingface"  # the stage that its `Meta` names
-_GGUF = ".gguf"
-_PEFT = "adapter_config.json"
-# What a model consists of; weights that are not safetensors are not even downloaded.
-_WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
-_FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
 
 
 # --- models ---------------------------------------------------------------------------------------
 
 
 def load_model(
-    path: PathLike, *, bases: Bases | None = None, place: Place | None = None
+    path: PathLike, *, bases: Bases | None = None, place: "Place | None" = None
 ) -> tuple[Params, Meta]:
     """Load the parameters and `Meta` of what `path` names, with adapters if there are any.
 
@@ -63,7 +54,7 @@ def load_model(
     bases = {} if bases is None else bases
     if str(path).startswith(HUB):
         if str(path) not in bases:
-            bases[str(path)] = _load_foreign(str(path), bases, place)
+            bases[str(path)] = _foreign().load_foreign(str(path), bases, place)
         return bases[str(path)]
     folder = checkpoints.resolve(path)
     meta = checkpoints.read_meta(folder)
@@ -78,6 +69,13 @@ def load_model(
 def read_meta(path: PathLike) -> Meta:
     """Read the `Meta` alone; hf: is loaded for it, as its fingerprint is that of its weights."""
     return load_model(path)[1] if str(path).startswith(HUB) else checkpoints.read_meta(path)
+
+
+def _foreign() -> ModuleType:
+    """Import what reads models of Hugging Face, GGUF and PEFT: only who names one needs it."""
+    from rlhf_jax.training import foreign
+
+    return foreign
 
 
 def _on_base(folder: Path, meta: Meta, base: Params, base_meta: Meta) -> Params:
@@ -115,118 +113,13 @@ def describe_link(
     if not base.startswith(HUB):
         base_folder = checkpoints.resolve(base).absolute()
         base = os.path.relpath(base_folder, checkpoints.checkpoint_folder(workdir, 0).absolute())
-    return _link(base, fingerprint, config)
+    return link_to_base(base, fingerprint, config)
 
 
-def _link(base: str, fingerprint: str, config: LoraConfig) -> dict[str, Any]:
+def link_to_base(base: str, fingerprint: str, config: LoraConfig) -> dict[str, Any]:
+    """Return the entry of meta.extra that names what adapters stand on."""
     link = {"base": base, "fingerprint": fingerprint, "rank": config.rank, "alpha": config.alpha}
     return {"lora": {**link, "modules": list(config.modules)}}
-
-
-# --- models of Hugging Face -----------------------------------------------------------------------
-
-
-def _load_foreign(path: str, bases: Bases, place: Place | None) -> tuple[Params, Meta]:
-    source = local_folder(path)
-    if (source / _PEFT).exists():
-        return _load_adapters(path, source, bases, place)
-    own = _own_tokenizer(source)
-    tokenizer = _with_markers(own)
-    kind = CheckpointKind.LANGUAGE_MODEL
-    if source.suffix == _GGUF:
-        config, params = load_gguf(source, **_FLOAT32, place=place)
-    else:
-        architectures = read_json(source / "config.json").get("architectures") or [""]
-        if architectures[0].endswith("ForSequenceClassification"):
-            kind = CheckpointKind.SCALAR_MODEL
-        config, params = load_pretrained(source, kind=kind, **_FLOAT32, place=place)
-    known = min(own.num_ids, config.vocab_size)
-    _check_rows(path, own, known)
-    config, params = grow_vocabulary(config, params, known, tokenizer.num_ids)
-    meta = Meta(
-        stage=HUGGINGFACE,
-        kind=kind,
-        num_steps=0,
-        model=to_dict(config),
-        tokenizer=tokenizer.fingerprint(),
-        lineage={},
-        fingerprint=checkpoints.json_checksum(checkpoints.tree_checksums(params)),
-        extra={"source": path},
-    )
-    return params, meta
-
-
-def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
-    """Refuse ids beyond the embedding's rows, except special ones (Gemma 3: <image_soft_token>)."""
-    beyond = tokenizer.tokens_from(known)
-    if not all(special for _, special in beyond):
-        raise ValueError(
-            f"{path}: its tokenizer has ids up to {tokenizer.num_ids - 1}, but its model has "
-            f"vocab_size={known}: put the tokenizer of this very model beside it"
-        )
-    if beyond:
-        names = ", ".join(token for token, _ in beyond)
-        problem = "special, but without a row in the embedding; given the mean of all rows"
-        print(f"   {path}: {names}: {problem}", flush=True)
-
-
-def _load_adapters(
-    path: str, folder: Path, bases: Bases, place: Place | None
-) -> tuple[Params, Meta]:
-    """Put adapters in the files of PEFT on the base that they name."""
-    base_name = _base_of_adapters(folder)
-    base, base_meta = load_model(base_name, bases=bases, place=place)
-    has_adapters = "lora" in base_meta.extra
-    if base_meta.kind != CheckpointKind.LANGUAGE_MODEL or has_adapters:
-        raise ValueError(
-            f"{folder / _PEFT}: base_model_name_or_path: {base_name} is a {base_meta.kind}"
-            f"{' with adapters' if has_adapters else ''}, expected a language model"
-        )
-    trained, config = load_peft(folder, from_dict(base_meta.model))
-    params = combine(add_scales(base, trained, config.scale), trained)
-    checksums = {"base": base_meta.fingerprint, "adapters": checkpoints.tree_checksums(trained)}
-    tokenizer = read_tokenizer(path)
-    meta = replace(
-        base_meta,
-        tokenizer=tokenizer.fingerprint(),
-        lineage={},
-        fingerprint=checkpoints.json_checksum(checksums),
-        extra={"source": path, **_link(base_name, base_meta.fingerprint, config)},
-    )
-    check_tokenizer(tokenizer, folder, meta)
-    return params, meta
-
-
-def _base_of_adapters(folder: Path) -> str:
-    base = read_json(folder / _PEFT).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(
-            f"{folder / _PEFT}: base_model_name_or_path = {base!r}: expected the folder or the "
-            "hub's name of the model that these adapters were trained on"
-        )
-    return f"{HUB}{base}"
-
-
-def local_folder(path: PathLike) -> Path:
-    """Return the local folder of hf:NAME: the folder or GGUF file NAME, or a snapshot of the hub's.
-
-    Raises:
-        FileNotFoundError: there is neither; says how to get the model without a network.
-    """
-    name = str(path).removeprefix(HUB)
-    if Path(name).is_dir() or Path(name).suffix == _GGUF:
-        return Path(name)
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_WANTED))
-    except Exception as error:  # A bad name, an unknown model, no network: one type each.
-        reason = (str(error).splitlines() or [""])[0]
-        raise FileNotFoundError(
-            f"{HUB}{name}: no such folder, and the hub does not give it "
-            f"({type(error).__name__}: {reason}); without a network, run `hf download {name} "
-            f"--local-dir FOLDER` elsewhere and name {HUB}FOLDER"
-        ) from error
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -242,10 +135,7 @@ def read_tokenizer(path: PathLike) -> Tokenizer:
     if not str(path).startswith(HUB):
         folder = checkpoints.resolve(path)
         return tokenizer_of(folder.parent.parent, checkpoints.read_meta(folder))
-    source = local_folder(path)
-    if (source / _PEFT).exists() and not (source / "tokenizer.json").exists():
-        return read_tokenizer(_base_of_adapters(source))
-    return _with_markers(_own_tokenizer(source))
+    return _foreign().read_foreign_tokenizer(str(path))
 
 
 def tokenizer_of(run: Path, meta: Meta) -> Tokenizer:
@@ -275,20 +165,3 @@ def check_tokenizer(tokenizer: Tokenizer, folder: Path, meta: Meta) -> None:
             f"{meta.stage} left has vocab_size={meta.model['vocab_size']}: use the model's own "
             "tokenizer, or a model with more embeddings"
         )
-
-
-def _own_tokenizer(source: Path) -> Tokenizer:
-    if source.suffix != _GGUF:
-        return load_tokenizer(source)
-    metadata = read_metadata(source)
-    try:
-        return gguf_tokenizer(metadata)
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _with_markers(tokenizer: Tokenizer) -> Tokenizer:
-    markers = {USER, ASSISTANT}
-    if tokenizer.template is not None or markers <= tokenizer.fast.get_vocab().keys():
-        return tokenizer
-    return with_chat_tokens(tokenizer)

@@ -11,7 +11,7 @@ from tests_support import ROOT, load_experiment
 from experiments.ablations import reproduce
 from rlhf_jax import main
 from rlhf_jax.config import build
-from rlhf_jax.data.public import SHAPES
+from rlhf_jax.data.public.shapes import SHAPES
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Prompt
 from rlhf_jax.data.sources import Source
 from rlhf_jax.evaluation.estimates import Bootstrap

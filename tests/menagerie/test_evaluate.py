@@ -96,7 +96,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
 
 
 def run(config: evaluate.Config, workdir: Path) -> None:
-    evaluate.run(config, str(workdir), **main.evaluation_parts(config))
+    main.run(dataclasses.asdict(config), str(workdir))
 
 
 def load(folder: Path) -> LoadedModel:
@@ -293,10 +293,10 @@ def test_truncated_sampling_still_has_a_divergence(runs):
         ({"corpus_documents": 0}, r"corpus_documents=0: must be positive"),
         ({"toxicity_samples": 0}, r"toxicity_samples=0: must be positive"),
         ({"toxicity_prompts": 99}, r"world.toxicity_prompts=99: there are only"),
-        ({"judges": {"x": "nobody:gold"}}, r"config.judges.x: 'nobody' is not one of menagerie"),
+        ({"judges": {"x": "nobody:gold"}}, r"judge 'nobody:gold': no such kind .* menagerie/SIZE"),
         (
             {"judges": {"x": "menagerie/tiny:silver"}},
-            r"'menagerie/tiny:silver' is not menagerie/tiny:\{gold, train, heldout\}",
+            r"judge menagerie/tiny:silver: 'silver' is no judge .*tiny:labelers",
         ),
         ({"judges": {"score": "menagerie/tiny:gold"}}, r"the name 'score' has another meaning"),
         ({"labelers_per_prompt": 21}, r"labelers_per_prompt: 21, expected 1 to 20"),

@@ -25,7 +25,7 @@ from rlhf_jax.models import (
     to_dict,
 )
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
-from rlhf_jax.models.huggingface.peft import add_peft, is_peft, load_peft, read_base_name, save_peft
+from rlhf_jax.models.huggingface.peft import is_peft, load_peft, read_base_name, save_peft
 from rlhf_jax.models.lora import (
     MODULES,
     LoraConfig,
@@ -260,7 +260,8 @@ def test_a_peft_folder_is_a_parent(parts, tmp_path):
     save_peft(tmp_path, trained, LORA, LLAMA, base_name="some/base")
     assert is_peft(tmp_path)
     assert read_base_name(tmp_path) == "some/base"
-    params, lora = add_peft(tmp_path, LLAMA, plain)
+    loaded, lora = load_peft(tmp_path, LLAMA)
+    params = combine(add_scales(plain, loaded, lora.scale), loaded)
     assert lora == LORA
     assert jax.tree.structure(params) == jax.tree.structure(combine(base, trained))
     logits = logits_of(LLAMA)
@@ -274,7 +275,7 @@ def test_a_peft_folder_that_is_not_whole_is_refused(parts, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"adapter_config\.json: not found"):
         read_base_name(tmp_path)
     save_peft(tmp_path, parts[2], LORA, LLAMA, base_name="")
-    with pytest.raises(ValueError, match=r"base_model_name_or_path = '', expected the name or fol"):
+    with pytest.raises(ValueError, match=r"base_model_name_or_path = '': expected the folder or"):
         read_base_name(tmp_path)
     description = json.loads((tmp_path / "adapter_config.json").read_text())
     del description["r"]

@@ -82,7 +82,3 @@ def test_no_hidden_defaults(path):
     text = path.read_text()
     assert "getattr(config" not in text
     assert "config.get(" not in text
-
-
-def test_main_is_short():
-    assert len((ROOT / "main.py").read_text().splitlines()) <= 140

@@ -373,9 +373,9 @@ def kto_surplus(counts, better_weight):
 def test_kto_has_a_closed_form_at_beta_one():
     """π_i = c √(w_i ρ_i) - ρ_i, w_i the surplus of arm i and c such that they sum to 1.
 
-    1 - σ(r - z) and 1 - σ(z - r) = σ(r - z) add up to a constant less Σ w_i σ(r_i - z). At β = 1 and z = 0,
-    σ(r_i) = π_i/(π_i + ρ_i), and the multiplier of Σ π = 1 is w_i ρ_i/(π_i + ρ_i)². No KL is in it, and no
-    closed form at another β, where it is w_i β σ(r_i) σ(-r_i)/π_i. The reference point is 0 because
+    1 - σ(r - z) and 1 - σ(z - r) = σ(r - z) add up to a constant less Σ w_i σ(r_i - z). At β = 1
+    and z = 0, σ(r_i) = π_i/(π_i + ρ_i), and the multiplier of Σ π = 1 is w_i ρ_i/(π_i + ρ_i)². No
+    KL is in it, and no closed form at another β, where it is w_i β σ(r_i) σ(-r_i)/π_i. The reference point is 0 because
     the foreign arms are in the reference's proportions: their mean of log π/ρ is -KL(ρ ‖ π).
     """
     counts = labels(lambda gap: sigmoid(gap / 2))

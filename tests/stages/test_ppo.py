@@ -118,10 +118,9 @@ def collect(params, sampled, *, reference=None, kl_coef=0.1, **changes):
         value=params["value"],
     )
     controllers = stage.Controllers(jnp.asarray(kl_coef), jnp.asarray(1.0), moments())
-    rollout, _, metrics = compiled_collect(replace(PPO, **changes))(
-        everything, texts, samples, controllers
-    )
-    return rollout, metrics
+    compiled = compiled_collect(replace(PPO, **changes))
+    collected = compiled(everything, texts, samples, controllers)
+    return collected.rollout, collected.metrics
 
 
 @cache

@@ -3,15 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, mean_by_prompt, without_interval
 from rlhf_jax.evaluation.table import Better, Data, Row
+from rlhf_jax.training.checkpoints import CheckpointKind
 
-Kind = Literal["language_model", "scalar_model"]
 Measured = Mapping[str, Data]  # by checkpoint
 
 
@@ -35,7 +35,7 @@ class Benchmark(ABC):
     """
 
     group: ClassVar[str]
-    kind: ClassVar[Kind] = "language_model"
+    kind: ClassVar[CheckpointKind] = CheckpointKind.LANGUAGE_MODEL
 
     @property
     @abstractmethod

@@ -29,7 +29,7 @@ from rlhf_jax.data.chat import render_batch
 from rlhf_jax.data.records import Comparison, Message
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
-from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Kind, Measured, Metric
+from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.questions import measure_groups
 from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, without_interval
 from rlhf_jax.evaluation.likelihood import Continuation, scores
@@ -37,6 +37,7 @@ from rlhf_jax.evaluation.table import Data, Row
 from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.maths import statistics
 from rlhf_jax.models.heads import Params, ScalarModel
+from rlhf_jax.training.checkpoints import CheckpointKind
 
 RELIABILITY = "Reward model by confidence"
 BY_SUBSET = "Reward model by subset"
@@ -113,7 +114,7 @@ class RewardAccuracy(Benchmark):
 
     group: ClassVar[str] = "Reward model on rankings"
     name: ClassVar[str] = "comparisons"
-    kind: ClassVar[Kind] = "scalar_model"
+    kind: ClassVar[CheckpointKind] = CheckpointKind.SCALAR_MODEL
     comparisons: Sequence[Comparison]
     num_bins: int = field(repr=False)
     subsets: Sequence[str] | None = field(repr=False)
@@ -184,7 +185,7 @@ class RewardAccuracy(Benchmark):
         subsets = self.subsets or [""] * len(self.comparisons)
         pairs = reward_model.different_pairs([comparison.responses for comparison in kept])
         difference_M = np.subtract(*pairs.values(data["scores"]))
-        # A better rank is a smaller number.
+        # A better rank is a smaller number, so the second's counts as the first's score.
         preference_M = score_preferences(*pairs.values([item.ranks for item in kept])[::-1])
         subset_M = np.array([subsets[data["kept"][n]] for n in pairs.prompt_M], object)
         prompt_M = prompt_ids(kept)[pairs.prompt_M]

@@ -37,7 +37,7 @@ from scipy import special
 
 from rlhf_jax.config import require
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
-from rlhf_jax.training.pretrained import local_folder
+from rlhf_jax.training.foreign import local_folder
 
 Classifier = Callable[[Sequence[str]], np.ndarray]  # from texts to toxicities in [0, 1]
 NUM_WORDS = 100

@@ -25,6 +25,7 @@ Left out on purpose: BLEURT, a trained model; splitting into sentences for ROUGE
 sentence).
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -237,7 +238,8 @@ class TruthfulQAAnswers(Benchmark):
     def rows(self, measurements: Measured, bootstrap: Bootstrap) -> list[Row]:
         """Return the similarity of the answers to true and to false ones."""
         scores = {name: self._scores(data) for name, data in measurements.items()}
-        metrics = {f"{s} {key}": m for s in SIMILARITIES for key, m in ANSWER_METRICS.items()}
+        kinds = itertools.product(SIMILARITIES, ANSWER_METRICS)
+        metrics = {f"{name} {key}": ANSWER_METRICS[key] for name, key in kinds}
         metrics["empty answers"] = EMPTY
         unit = "questions without room for an answer"
         rows = self.score_rows(metrics, scores, bootstrap, TITLE)
@@ -246,11 +248,13 @@ class TruthfulQAAnswers(Benchmark):
     def _scores(self, data: Data) -> Mapping[str, np.ndarray]:
         """Return one number per kept question for each similarity and each of `ANSWER_METRICS`."""
         scores = {"empty answers": np.array([not text for text in data["texts"]])}
-        questions = [self.questions[number] for number in data["kept"]]
-        answered = list(zip(questions, data["texts"], strict=True))
+        kept = [self.questions[number] for number in data["kept"]]
+        answered = list(zip(kept, data["texts"], strict=True))
         for name, compare in SIMILARITIES.items():
-            true = [max(compare(text, a) for a in {*q.true, NO_COMMENT}) for q, text in answered]
-            false = [max(compare(text, answer) for answer in q.false) for q, text in answered]
+            true, false = [], []
+            for question, reply in answered:
+                true.append(max(compare(reply, good) for good in {*question.true, NO_COMMENT}))
+                false.append(max(compare(reply, bad) for bad in question.false))
             true_N, false_N = np.array(true), np.array(false)
             scores[f"{name} max"] = true_N
             scores[f"{name} diff"] = true_N - false_N

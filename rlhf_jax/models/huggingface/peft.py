@@ -11,11 +11,7 @@ are one of rank 3r on the whole,
 
 and are written so, with `rank_pattern` and `alpha_pattern` saying 3r and 3·alpha.
 
-A folder of these files is read as a parent in three steps:
-
-    base_name = read_base_name(folder)                     where is_peft(folder)
-    config, params = ...                                   load that base
-    params, lora = add_peft(folder, config, params)        its parameters with the adapters
+A folder of these files can be a parent (training/foreign.py).
 
 Left out on purpose: adapters that share one A between query, key and value, which are not three of
 ours; reading adapters of only some of these three from one kernel; heads; PEFT's variants (DoRA,
@@ -38,7 +34,7 @@ from rlhf_jax.models.heads import Params
 from rlhf_jax.models.huggingface.configs import write_config
 from rlhf_jax.models.huggingface.files import read_json, read_safetensors
 from rlhf_jax.models.huggingface.tensors import NAMES, Names, Tensor, tensors
-from rlhf_jax.models.lora import MODULES, LoraConfig, add_scales, combine
+from rlhf_jax.models.lora import MODULES, LoraConfig
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -70,23 +66,10 @@ def read_base_name(folder: str | Path) -> str:
     base_name = read_json(path).get(BASE_FIELD)
     if not isinstance(base_name, str) or not base_name:
         raise ValueError(
-            f"{path}: {BASE_FIELD} = {base_name!r}, expected the name or folder of a model"
+            f"{path}: {BASE_FIELD} = {base_name!r}: expected the folder or the hub's name of the "
+            "model that these adapters were trained on"
         )
     return base_name
-
-
-def add_peft(
-    folder: str | Path, config: TransformerConfig, params: Params
-) -> tuple[Params, LoraConfig]:
-    """Return a base's parameters with the adapters of a folder beside its kernels.
-
-    `config` and `params` are those of the base; its arrays are not copied.
-
-    Raises:
-        As `load_peft`.
-    """
-    trained, lora = load_peft(folder, config)
-    return combine(add_scales(params, trained, lora.scale), trained), lora
 
 
 def save_peft(

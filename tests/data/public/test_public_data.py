@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from rlhf_jax.data.public import ON_HUB, SHAPES
 from rlhf_jax.data.public.preferences import LARGEST, consistent_rankings, ranks_of_pairs
+from rlhf_jax.data.public.shapes import ON_HUB, SHAPES
 from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
 from rlhf_jax.data.sources import load
 
