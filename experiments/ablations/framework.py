@@ -256,8 +256,8 @@ def draw_seeds(
             axes.plot(*end, "x", color=DIVERGED_COLOUR, ms=9, mew=2)
     if mean:
         num_seeds = len(table.values("seed"))
-        places = table.having(x, y).by(x)
-        common = [(k, rows.column(y).mean()) for k, rows in places if len(rows) == num_seeds]
+        rows_at = table.having(x, y).by(x)
+        common = [(k, rows.column(y).mean()) for k, rows in rows_at if len(rows) == num_seeds]
         line = np.array(sorted(common)).reshape(-1, 2).T
         axes.plot(*line, style, color=colour, lw=2, label=label)
 

@@ -176,7 +176,7 @@ def larger_is_lower(table: Table) -> Finding:
     """Judge whether every model's final loss is below the next smaller one's, means over seeds."""
     models = table.where(what="loss").having("loss").by("model")
     final = {
-        model: rows.per_seed(lambda one: one.column("loss")[-1]).mean() for model, rows in models
+        model: rows.per_seed(lambda run: run.column("loss")[-1]).mean() for model, rows in models
     }
     steps = np.diff(list(final.values()))
     text = ", ".join(f"{model} {loss:.3f}" for model, loss in final.items())

@@ -1,9 +1,9 @@
-"""Find the KL penalty that labelers like best, an intermediate one (Ouyang et al. 2022, Fig. 36).
+"""Find the KL penalty that labelers like best, an intermediate one.
 
     python -m experiments.ablations.reproduce instructgpt_kl --seeds=3
 
-PPO with β from 0 to 2, judged by labelers who gave no training label. Most runs are those of
-`instructgpt_ptx`.
+Ouyang et al. 2022, Fig. 36. PPO with β from 0 to 2, judged by labelers who gave no training label.
+Most runs are those of `instructgpt_ptx`.
 """
 
 import matplotlib.pyplot as plt

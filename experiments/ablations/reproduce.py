@@ -477,8 +477,10 @@ def verdict_table(workdir: Path) -> str:
 
 
 def describe(name: str) -> str:
-    """Return the first line of an ablation's notebook."""
-    return (load(name).__doc__ or "").strip().splitlines()[0]
+    """Return the first line of an ablation's notebook, and its paper."""
+    module = load(name)
+    title = (module.__doc__ or "").strip().splitlines()[0]
+    return f"{title} {module.get_ablation('tiny', (0,)).paper}"
 
 
 def _parser() -> argparse.ArgumentParser:

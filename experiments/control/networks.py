@@ -62,8 +62,8 @@ def _gaussian_entropy(outputs: jax.Array) -> jax.Array:
 def _gaussian_kl(outputs: jax.Array, other: jax.Array) -> jax.Array:
     mean, log_std = jnp.split(outputs, 2, axis=-1)
     other_mean, other_log_std = jnp.split(other, 2, axis=-1)
-    z = (mean - other_mean) * jnp.exp(-other_log_std)
-    scaled = jnp.exp(2 * (log_std - other_log_std)) + jnp.square(z)
+    scaled = jnp.exp(2 * (log_std - other_log_std))
+    scaled += jnp.square((mean - other_mean) * jnp.exp(-other_log_std))
     return jnp.sum(other_log_std - log_std + 0.5 * (scaled - 1.0), axis=-1)
 
 

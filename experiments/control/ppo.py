@@ -356,8 +356,13 @@ def iterate(
     raw_ND = segment.raw_observation_BRD.reshape(-1, agent.env.num_observations)
     moments = jax.vmap(update_moments)(learner.moments, raw_ND.T)
     explained = explained_variance(segment.value_BR, return_BR, jnp.ones_like(return_BR))
-    metrics |= {"return": mean(total_BR, done_BR), "kl": kl, "beta": beta}
-    metrics["explained_variance"] = explained
+    row = {
+        **losses,
+        "return": mean(total_BR, done_BR),
+        "kl": kl,
+        "beta": beta,
+        "explained_variance": explained,
+    }
     learner = learner._replace(
         state=state,
         beta=beta,
@@ -367,7 +372,7 @@ def iterate(
         total_B=total_B,
         key=key,
     )
-    return learner, segment, metrics
+    return learner, segment, row
 
 
 def train(

@@ -1,1 +1,1 @@
-"""Settings of published runs that need a pod: to plan, and to run from checkpoints of these sizes."""
+"""Plan published runs that need a pod, and run them from checkpoints of these sizes."""

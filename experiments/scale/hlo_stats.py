@@ -1,8 +1,8 @@
-"""What a compiled program asks of each device: memory, operations, and what it sends, read from XLA's own account.
+"""Read from XLA what a compiled program asks of each device: memory, and what it sends.
 
-    compiled = jax.jit(step).lower(*abstract).compile()        shapes and shardings are enough, no array exists
-    collectives(compiled)   ->  [Collective("all-gather", "f32[64,160]", 40960, times=1, group=8), …]
-    measure(mesh, step, (state,), (batch,))  ->  bytes on a device beside the state, and bytes that it receives
+    compiled = jax.jit(step).lower(*abstract).compile()    shapes and shardings are enough
+    collectives(compiled)  ->  [Collective("all-gather", "f32[64,160]", 40960, times=1, group=8), …]
+    measure(mesh, step, (state,), (batch,))  ->  bytes beside the state, and bytes received
 
 Left out on purpose: loops whose length only the data decide. Their body counts once.
 """
@@ -28,19 +28,8 @@ LIKE_AN_ACCELERATOR = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
-_ITEM_BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-}
+_ITEM_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2}
+_ITEM_BYTES |= {"s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _LINE = re.compile(rf"= (\(?[a-z0-9]+\[.*?) ({_KINDS})(?:-start)?\(")
 _ARRAY = re.compile(r"([a-z0-9]+)\[([0-9,]*)\]")
@@ -56,39 +45,33 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 def bytes_on_a_device(tree: Any) -> float:
-    """Of abstract arrays, with shardings where they are split."""
-    sizes = (
-        x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
-        for x in jax.tree.leaves(tree)
-    )
-    return sum(
-        math.prod(size) * leaf.dtype.itemsize
-        for size, leaf in zip(sizes, jax.tree.leaves(tree), strict=True)
-    )
+    """Return the bytes that abstract arrays take on one device."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        whole, sharding = leaf.shape, leaf.sharding
+        shape = whole if sharding is None else sharding.shard_shape(whole)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
 
 
 def measure(
     mesh: Mesh, function: Any, resident: tuple[Any, ...], passing: tuple[Any, ...]
 ) -> np.ndarray:
-    """[bytes on a device beside the resident arguments, bytes that it receives] of a call of a jitted function."""
+    """Return what a call takes on a device beside its resident arguments, and bytes received."""
     print(".", end="", file=sys.stderr, flush=True)
     with on_mesh(mesh):
         compiled = function.lower(*resident, *passing).compile({**QUICKLY, **LIKE_AN_ACCELERATOR})
     stats = compiled.memory_analysis()
-    held = (
-        stats.temp_size_in_bytes
-        + stats.output_size_in_bytes
-        - stats.alias_size_in_bytes
-        + bytes_on_a_device(passing)
-    )
-    return np.array([held, sum(one.received for one in collectives(compiled))], float)
+    held = stats.temp_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+    held += bytes_on_a_device(passing)
+    received = sum(collective.received for collective in collectives(compiled))
+    return np.array([held, received], float)
 
 
 class Collective(NamedTuple):
-    """One array that devices exchange: the operation, the array's type as a device sees the result, and its bytes.
+    """Describe an array that devices exchange: the operation, and the result as a device sees it.
 
-    It happens `times` times in a call of the program, among `group` devices (a permute: between
-    two).
+    It happens `times` times in a call, among `group` devices (a permute: between two).
     """
 
     kind: str
@@ -99,7 +82,7 @@ class Collective(NamedTuple):
 
     @property
     def received(self) -> float:
-        """Bytes that arrive at each device in a call, passed round a ring (Patarasuk & Yuan 2009)."""
+        """Bytes that arrive at each device in a call, round a ring (Patarasuk & Yuan 2009)."""
         others = {
             "all-reduce": 2 * (self.group - 1) / self.group,
             "reduce-scatter": self.group - 1,
@@ -109,21 +92,19 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled: Any) -> list[Collective]:
-    """Every collective of a compiled program, one entry for every array of those that combine several."""
+    """Return every collective of a compiled program, one for each array of a combined one."""
     computations = _computations(compiled.as_text())
     times = _times(computations)
-    found = []
+    exchanges = []
     for name, lines in computations.items():
         for line in lines:
             if match := _LINE.search(line):
+                kind = match[2]
+                group = 1 if kind == "collective-permute" else _group_size(line)
                 for dtype, shape in _ARRAY.findall(match[1]):
-                    group = 1 if match[2] == "collective-permute" else _group_size(line)
-                    found.append(
-                        Collective(
-                            match[2], f"{dtype}[{shape}]", _size(dtype, shape), times[name], group
-                        )
-                    )
-    return found
+                    array, size = f"{dtype}[{shape}]", _size(dtype, shape)
+                    exchanges.append(Collective(kind, array, size, times[name], group))
+    return exchanges
 
 
 def _group_size(line: str) -> int:
@@ -138,7 +119,7 @@ def _group_size(line: str) -> int:
 
 
 def _computations(text: str) -> dict[str, list[str]]:
-    """The lines of every computation by its name; the program's own, which calls the others, is ""."""
+    """Return the lines of every computation by its name; the program's own is ""."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in text.splitlines():
@@ -149,19 +130,16 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _times(computations: dict[str, list[str]]) -> dict[str, int]:
-    """How often each computation runs; XLA prints one after those that it calls."""
+    """Return how often each computation runs; XLA prints one after those that it calls."""
     times: dict[str, int] = defaultdict(int, {"": 1})
     for name, lines in reversed(computations.items()):
         for line in lines:
             trips = _TRIPS.search(line)
             for _, called in _CALLED.findall(line):
-                for one in called.replace("%", "").split(", "):
-                    times[one] += times[name] * (int(trips[1]) if trips else 1)
+                for callee in called.replace("%", "").split(", "):
+                    times[callee] += times[name] * (int(trips[1]) if trips else 1)
     return times
 
 
 def _size(dtype: str, shape: str) -> int:
-    size = _ITEM_BYTES[dtype]
-    for length in shape.split(",") if shape else []:
-        size *= int(length)
-    return size
+    return math.prod(map(int, shape.split(",") if shape else ())) * _ITEM_BYTES[dtype]

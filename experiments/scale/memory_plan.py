@@ -1,10 +1,11 @@
-"""What a run demands of every device: counted from shapes, without the devices and without a parameter.
+"""Count what a run demands of every device from shapes, without devices and without a parameter.
 
-    state      bytes of every network and of Adam's moments on one device, from their shapes and shardings: exact
-    programs   the very steps that the stage runs, compiled ahead of time for the mesh: what XLA lays out beside the state
-               (activations, gradients, cache), and what the devices send each other
-    depth      a deep model is compiled with two and with three layers (passes without gradients: one and two) and continued in
-               a straight line, because a layer costs what the one before it costs
+    state      bytes of every network and of Adam's moments on one device: exact
+    programs   the very steps that the stage runs, compiled ahead of time for the mesh: what XLA
+               lays out beside the state (activations, gradients, cache), and what devices send
+    depth      a deep model is compiled with two and with three layers (passes without gradients:
+               one and two) and continued in a straight line, because a layer costs what the one
+               before it costs
     flops      2 per weight and token and pass, and attention over half of the row
 
 Rows are taken as full and responses as long as they may be; `fill` says which part of them is real,
@@ -49,19 +50,18 @@ FORWARD, TRAINED = 1, 2  # layers of the shallower of two programs
 
 
 class Phase(NamedTuple):
-    """A part of a step on every device: bytes held beside the state, by name, and bytes that arrive from other devices; and
-    operations of all devices together: useful ones, those that backward passes do again, and bytes read per device."""
+    """Describe a part of a step: memory and traffic of each device, operations of all together."""
 
     name: str
-    memory: dict[str, float]
-    received: float
-    flops: float
-    again: float = 0.0
-    read: float = 0.0
+    memory: dict[str, float]  # bytes beside the state, by name
+    received: float  # bytes from other devices
+    flops: float  # useful ones
+    again: float = 0.0  # flops that backward passes do again
+    read: float = 0.0  # bytes from memory
 
 
 class Plan(NamedTuple):
-    """What lies in a device's memory all the time, by name, and the phases of a step."""
+    """Hold what lies in a device's memory all the time, by name, and the phases of a step."""
 
     resident: dict[str, float]
     phases: list[Phase]
@@ -75,10 +75,13 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> Plan:
-    """Count a run of pretrain, sft or ppo; `shapes` has the model of "policy" and, for ppo, "reward".
+    """Plan a run of pretrain, sft or ppo; `shapes` has "policy" and, for ppo, "reward".
 
-    `fill` is the mean length of an example as a part of the longest. Raises ValueError as the stage
-    itself does for arithmetic that does not come out even, and for adapters.
+    `fill` is the mean length of an example as a part of the longest.
+
+    Raises:
+        ValueError: the arithmetic does not come out even, as in the stage itself, or there are
+            adapters.
     """
     for shape in shapes.values():
         check_model(shape, mesh)
@@ -91,7 +94,7 @@ def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> 
 
 
 def check(config: Any, shards: int) -> None:
-    """Refuse, as the stage would, a batch that does not divide into micro-batches and `shards` parts."""
+    """Refuse, as the stage would, a batch that micro-batches and `shards` do not divide."""
     stage = getattr(config, config.stage)
     if config.stage == "ppo":
         ppo_stage.check(config, shards)
@@ -103,31 +106,31 @@ def check(config: Any, shards: int) -> None:
 
 
 def rows_of(mesh: Mesh, dtype: Any, *shape: int, axis: int = 0) -> Any:
-    """An abstract array whose rows, along `axis`, are split over the mesh."""
-    return jax.ShapeDtypeStruct(
-        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
-    )
+    """Return an abstract array whose rows, along `axis`, are split over the mesh."""
+    sharding = NamedSharding(mesh, PartitionSpec(*[None] * axis, BATCH))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
 
-def with_layers(program: Callable[..., np.ndarray], *layers: int, few: int) -> np.ndarray:
-    """What a program measures at these numbers of layers: compiled with `few` and with one more in one place at a time."""
-    base = [min(few, number) for number in layers]
-    found = total = program(*base)
+def with_layers(program: Callable[..., np.ndarray], *layers: int, shallow: int) -> np.ndarray:
+    """Continue to these numbers of layers what a program measures with `shallow` and one more."""
+    base = [min(shallow, number) for number in layers]
+    measured = total = program(*base)
     for place, number in enumerate(layers):
-        if number > few:
-            slope = program(*base[:place], few + 1, *base[place + 1 :]) - found
-            total = total + (number - few) * np.maximum(slope, 0)
+        if number > shallow:
+            slope = program(*base[:place], shallow + 1, *base[place + 1 :]) - measured
+            total = total + (number - shallow) * np.maximum(slope, 0)
     return total
 
 
 def forward_flops(shape: TransformerConfig, tokens: float, length: int) -> float:
-    """2 per weight and token, and attention over half of a row; a tied or separate output projection counts once."""
-    weights = num_params(shape) - shape.vocab_size * shape.width * (
-        0 if shape.tie_embeddings else 1
-    )
-    return tokens * (
-        2 * weights + 2 * shape.num_layers * shape.num_heads * shape.head_width * length
-    )
+    """Return 2 per weight and token, and attention over half of a row.
+
+    A tied or separate output projection counts once.
+    """
+    embeddings = 0 if shape.tie_embeddings else shape.vocab_size * shape.width
+    weights = num_params(shape) - embeddings
+    attention = shape.num_layers * shape.num_heads * shape.head_width * length
+    return tokens * (2 * weights + 2 * attention)
 
 
 def _again(shape: TransformerConfig, forward: float) -> float:
@@ -139,7 +142,7 @@ def _abstract_params(module: Any) -> Any:
 
 
 class _Run:
-    """A run's sizes on a mesh, and its trees as abstract arrays that lie where the run would put them."""
+    """Hold a run's sizes on a mesh; its trees are abstract arrays where the run would put them."""
 
     def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
         self.config, self.mesh, self.fill = config, mesh, fill
@@ -147,9 +150,8 @@ class _Run:
         self.key = jax.eval_shape(lambda: jax.random.key(0))
 
     def on(self, tree: Any, fsdp_min_size: int = 0) -> Any:
-        shardings = state_shardings(
-            tree, self.mesh, fsdp_min_size or self.config.mesh.fsdp_min_size
-        )
+        min_size = fsdp_min_size or self.config.mesh.fsdp_min_size
+        shardings = state_shardings(tree, self.mesh, min_size)
         return jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, shardings
         )
@@ -171,28 +173,16 @@ class _Supervised(_Run):
         config, shards = self.config, batch_shards(self.mesh)
         stage: Any = getattr(config, config.stage)
         if config.stage == "pretrain":
-            length, dropout, z_loss_coef = (
-                self.policy.context_length,
-                self.policy.dropout_rate,
-                stage.z_loss_coef,
-            )
-            rows = stage.batch_size
+            length, dropout = self.policy.context_length, self.policy.dropout_rate
+            z_loss_coef, rows = stage.z_loss_coef, stage.batch_size
         else:
             length, dropout, z_loss_coef = stage.row_length, stage.dropout_rate, 0.0
-            rows = (
-                math.ceil(stage.batch_size * self.fill * stage.max_length / length)
-                + stage.document_rows
-            )
+            rows = math.ceil(stage.batch_size * self.fill * stage.max_length / length)
+            rows += stage.document_rows
         unit = stage.num_micro_batches * shards
         rows = math.ceil(rows / unit) * unit
-        batch = {
-            name: rows_of(self.mesh, kind, rows, length)
-            for name, kind in (
-                ("tokens_BT", jnp.int32),
-                ("segments_BT", jnp.int32),
-                ("loss_mask_BT", bool),
-            )
-        }
+        dtypes = {"tokens_BT": jnp.int32, "segments_BT": jnp.int32, "loss_mask_BT": bool}
+        batch = {name: rows_of(self.mesh, dtype, rows, length) for name, dtype in dtypes.items()}
         optimizer = make_optimizer(config.optimizer, 10**6)
         keeps_best = config.stage == "sft" and stage.select != "last"
 
@@ -215,20 +205,15 @@ class _Supervised(_Run):
             "Adam": bytes_on_a_device(state.opt_state),
             "best so far": bytes_on_a_device(state.extras),
         }
-        held, received = with_layers(program, self.policy.num_layers, few=TRAINED)
+        held, received = with_layers(program, self.policy.num_layers, shallow=TRAINED)
         forward = forward_flops(self.policy, rows * length, length)
-        update = Phase(
-            "update",
-            {"activations, gradients": held},
-            received,
-            3 * forward,
-            _again(self.policy, forward),
-        )
+        memory, again = {"activations, gradients": held}, _again(self.policy, forward)
+        update = Phase("update", memory, received, 3 * forward, again)
         return Plan({name: size for name, size in resident.items() if size}, [update])
 
 
 class _Ppo(_Run):
-    """PPO: four networks, three phases; sampling, judging and updating are never in memory together."""
+    """PPO: four networks, three phases that are never in memory together."""
 
     def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
         super().__init__(config, shapes, mesh, fill)
@@ -238,8 +223,8 @@ class _Ppo(_Run):
         self.prompt, self.response = config.data.prompt_length, config.ppo.response_length
         require(
             self.prompt + self.response <= self.policy.context_length,
-            f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the policy's context of "
-            f"{self.policy.context_length}; shorten one of them",
+            f"data.prompt_length + ppo.response_length = {self.prompt + self.response} exceeds the "
+            f"policy's context of {self.policy.context_length}; shorten one of them",
         )
         self.optimizer = ppo_stage.make_optimizers(config)
         micro = self.ppo.batch_size // (self.ppo.num_mini_batches * self.ppo.num_micro_batches)
@@ -302,7 +287,7 @@ class _Ppo(_Run):
         return measure(self.mesh, jax.jit(call), (self.params(policy),), (prompts, self.key))
 
     def token(self, policy_layers: int) -> np.ndarray:
-        """One more token for every row, the sampler's step, with parameters that it has gathered over fsdp."""
+        """Draw one more token for every row, with parameters that are gathered over fsdp."""
         model, rows = self.networks(policy_layers, 1).policy, self.sampled_at_once
         cache = jax.eval_shape(lambda: init_cache(model.config, rows, self.prompt + self.response))
         heads = "tensor" if cache.keys[0].shape[1] % self.mesh.shape["tensor"] == 0 else None
@@ -328,7 +313,7 @@ class _Ppo(_Run):
         )
 
     def gathered(self, model: LanguageModel) -> Any:
-        """The policy's parameters as the sampler reads them."""
+        """Return the policy's parameters as the sampler reads them."""
         params = jax.eval_shape(
             partial(cast_for_compute, config=model.config), _abstract_params(model)
         )
@@ -380,41 +365,33 @@ class _Ppo(_Run):
         length, epochs = self.prompt + self.response, ppo.num_ppo_epochs
         read = self.fill * ppo.batch_size * length
         forward = {shape: forward_flops(shape, read, length) for shape in (policy, value, reward)}
-        mixed = (
-            ppo.ptx_batch_size * ppo.num_mini_batches * epochs * policy.context_length
-            if ppo.ptx_coef
-            else 0
-        )
-        trained = {
-            policy: epochs * forward[policy] + forward_flops(policy, mixed, policy.context_length)
-        }
+        num_blocks = ppo.ptx_batch_size * ppo.num_mini_batches * epochs if ppo.ptx_coef else 0
+        context = policy.context_length
+        mixed = forward_flops(policy, num_blocks * context, context)
+        trained = {policy: epochs * forward[policy] + mixed}
         trained[value] = trained.get(value, 0.0) + epochs * forward[value]
-        judged, judge_received = with_layers(self.collect, *depths, few=FORWARD)
-        updated, update_received = with_layers(self.update, *depths, few=TRAINED)
+        judged, judge_received = with_layers(self.collect, *depths, shallow=FORWARD)
+        updated, update_received = with_layers(self.update, *depths, shallow=TRAINED)
         judging = forward[policy] + forward[value] + forward[reward]
-        return Plan(
-            {name: size for name, size in resident.items() if size},
-            [
-                self._rollout_phase(forward[policy]),
-                Phase("judge", {"activations": judged}, judge_received, judging),
-                Phase(
-                    "update",
-                    {"activations, gradients": updated},
-                    update_received,
-                    3 * sum(trained.values()),
-                    sum(_again(shape, flops) for shape, flops in trained.items()),
-                ),
-            ],
-        )
+        again = sum(_again(shape, flops) for shape, flops in trained.items())
+        memory, flops = {"activations, gradients": updated}, 3 * sum(trained.values())
+        phases = [
+            self._rollout_phase(forward[policy]),
+            Phase("judge", {"activations": judged}, judge_received, judging),
+            Phase("update", memory, update_received, flops, again),
+        ]
+        return Plan({name: size for name, size in resident.items() if size}, phases)
 
     def _rollout_phase(self, flops: float) -> Phase:
-        """What the sampler holds, reading prompts or then token by token, whichever is more: of few layers, as compiled,
-        prompts may need more where of all the cache does. It is sent what its program is and, for
-        every token, what one is;
-        every token reads the weights, and the cache so far."""
+        """Take what the sampler holds, reading prompts or then token by token, whichever is more.
+
+        Of few layers, as compiled, prompts may need more where of all the cache does. It is sent
+        what its program is and, for every token, what one is; every token reads the weights, and
+        the cache so far.
+        """
         shape, tensor, steps = self.policy, self.mesh.shape["tensor"], self.fill * self.response
-        held, once = with_layers(self.draw, shape.num_layers, few=FORWARD)
-        stepping, received = with_layers(self.token, shape.num_layers, few=FORWARD)
+        held, received_once = with_layers(self.draw, shape.num_layers, shallow=FORWARD)
+        stepping, received = with_layers(self.token, shape.num_layers, shallow=FORWARD)
         held = max(held, stepping + bytes_on_a_device(self.gathered(LanguageModel(shape))))
         shared = tensor if shape.num_kv_heads % tensor == 0 else 1
         rows = self.sampled_at_once / batch_shards(self.mesh)
@@ -423,4 +400,4 @@ class _Ppo(_Run):
         weights = num_params(shape) * ITEM[shape.compute_dtype] / tensor
         read = self.response * (weights + per_slot * (self.prompt + steps / 2))
         memory = {"cache": cache, "activations, weights": held - cache}
-        return Phase("rollout", memory, once + self.response * received, flops, read=read)
+        return Phase("rollout", memory, received_once + self.response * received, flops, read=read)

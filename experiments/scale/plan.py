@@ -1,8 +1,9 @@
-"""Does a run fit, and how fast can it be: planned without the devices and without a parameter.
+"""Plan whether a run fits and how fast it can be, without the devices and without a parameter.
 
-    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py --mesh=data=8,fsdp=4,tensor=2 --chip=v5p
+    python -m experiments.scale.plan --config=experiments/scale/ppo_instructgpt.py \
+        --mesh=data=8,fsdp=4,tensor=2 --chip=v5p
 
-Prints what lies in the memory of one device (apps/demand.py counts it), what each phase of a step
+Prints what lies in the memory of one device (`memory_plan` counts it), what each phase of a step
 adds to that, and the least time of a step: no phase is faster than its arithmetic, its reading of
 memory or what it receives at the chip's published rates. The model FLOPs utilisation that follows
 is a bound, not a forecast. Exits with 1 when the run does not fit, and says what would: changes of
@@ -35,17 +36,14 @@ from rlhf_jax.training import pretrained
 from rlhf_jax.training.mesh import batch_shards, describe_mesh, make_mesh
 from rlhf_jax.training.processes import enable_persistent_cache
 
+STAGES: dict[str, Any] = {"pretrain": pretrain, "sft": sft, "ppo": ppo}
+# Layers, width, heads.
+GPT3 = {"1.3b": (24, 2048, 16), "6b": (32, 4096, 32), "175b": (96, 12288, 96)}
+GIGA = 1e9
 
-# What makers publish about their chips: memory, memory bandwidth, bfloat16 matrix products, links
-# to other chips.
-#
-# Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, Jouppi et al. 2023 for the links of v4;
-# NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense rates. Links are all of a
-# chip's together in one direction, half of both. Those of GPUs are NVLink, inside one node of
-# eight; between nodes a link is usually an eighth of that, so a mesh that crosses nodes is slower
-# than its bound. So is a TPU whose mesh axis does not use all axes of its torus.
+
 class Chip(NamedTuple):
-    """Bytes, bytes per second, bfloat16 operations per second, bytes per second."""
+    """Hold what a maker publishes: bytes, bytes/s, bfloat16 operations/s, bytes/s of all links."""
 
     memory: float
     bandwidth: float
@@ -53,6 +51,11 @@ class Chip(NamedTuple):
     link: float
 
 
+# Sources: cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, Jouppi et al. 2023 for the links of v4;
+# NVIDIA's data sheets of A100 80GB SXM, H100 SXM and H200 SXM, dense rates. Links are all of a
+# chip's together in one direction, half of both. Those of GPUs are NVLink, inside one node of
+# eight; between nodes a link is usually an eighth of that, so a mesh that crosses nodes is slower
+# than its bound. So is a TPU whose mesh axis does not use all axes of its torus.
 CHIPS = {
     "a100": Chip(80e9, 2.039e12, 312e12, 300e9),
     "h100": Chip(80e9, 3.35e12, 989e12, 450e9),
@@ -62,23 +65,15 @@ CHIPS = {
     "v5p": Chip(95e9, 2.765e12, 459e12, 600e9),
     "v6e": Chip(32e9, 1.638e12, 918e12, 400e9),
 }
-USABLE = 0.92  # of the memory: the rest belongs to the runtime, compiled programs and fragmentation
-
-
-STAGES: dict[str, Any] = {"pretrain": pretrain, "sft": sft, "ppo": ppo}
-GPT3 = {
-    "1.3b": (24, 2048, 16),
-    "6b": (32, 4096, 32),
-    "175b": (96, 12288, 96),
-}  # layers, width, heads
-GIGA = 1e9
+# The rest belongs to the runtime, compiled programs and fragmentation.
+USABLE = 0.92
 
 
 # --- the report -----------------------------------------------------------------------------------
 
 
 def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
-    """The least time that each resource allows a phase."""
+    """Return the least time that each resource allows a phase."""
     arithmetic = (phase.flops + phase.again) / num_devices / chip.flops
     return {
         "arithmetic": arithmetic,
@@ -88,16 +83,11 @@ def seconds(phase: Phase, chip: Chip, num_devices: int) -> dict[str, float]:
 
 
 def report(plan: Plan, chip: Chip, num_devices: int) -> list[str]:
-    """Lines of memory, traffic, operations and time."""
-    sizes = {
-        **plan.resident,
-        **{
-            f"{phase.name}: {name}": size
-            for phase in plan.phases
-            for name, size in phase.memory.items()
-        },
-        f"peak, in {hungriest(plan).name}": plan.peak,
-    }
+    """Return lines of memory, traffic, operations and time."""
+    sizes = dict(plan.resident)
+    for phase in plan.phases:
+        sizes |= {f"{phase.name}: {name}": size for name, size in phase.memory.items()}
+    sizes[f"peak, in {hungriest(plan).name}"] = plan.peak
     lines = [f"memory per device, GB (of {chip.memory / GIGA:.0f})"]
     lines += [f"  {name:36s} {size / GIGA:10.3f}" for name, size in sizes.items()]
     lines += [
@@ -108,22 +98,18 @@ def report(plan: Plan, chip: Chip, num_devices: int) -> list[str]:
         slowest = max(times, key=lambda name: times[name])
         counted = f"{phase.flops / 1e15:15.3f} {phase.received / GIGA:15.3f}"
         lines.append(f"  {phase.name:16s} {times[slowest]:11.3f} {slowest:11s} {counted}")
-    total, useful = (
-        sum(max(times.values()) for times in least),
-        sum(phase.flops for phase in plan.phases),
-    )
+    total = sum(max(times.values()) for times in least)
+    useful = sum(phase.flops for phase in plan.phases)
     received = sum(phase.received for phase in plan.phases)
     lines.append(
         f"  {'in all':16s} {total:11.3f} {'':11s} {useful / 1e15:15.3f} {received / GIGA:15.3f}"
     )
-    return [
-        *lines,
-        f"model FLOPs utilisation at most {100 * useful / (total * num_devices * chip.flops):.1f} %",
-    ]
+    share = 100 * useful / (total * num_devices * chip.flops)
+    return [*lines, f"model FLOPs utilisation at most {share:.1f} %"]
 
 
 def hungriest(plan: Plan) -> Phase:
-    """The phase that decides the peak."""
+    """Return the phase that decides the peak."""
     return max(plan.phases, key=lambda phase: sum(phase.memory.values()))
 
 
@@ -131,15 +117,15 @@ def hungriest(plan: Plan) -> Phase:
 
 
 class Change(NamedTuple):
-    """Another config, or models of another shape, and how to say it."""
+    """Hold another config, or models of another shape, and the words for it."""
 
-    said: str
+    text: str
     config: Any
     shapes: Shapes
 
 
 def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Change]:
-    """What may bring a phase down to 1/cut of its memory, the mildest first.
+    """Yield what may bring a phase down to 1/cut of its memory, the mildest first.
 
     Of an update: blocks rematerialised, more micro-batches, both; these change no result. Of
     sampling and judging: a smaller batch.
@@ -150,12 +136,11 @@ def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Cha
     remat = "" if again == shapes else f"remat=block in the model{'s' if len(shapes) > 1 else ''}"
     if phase == "update" and remat:
         yield Change(remat, config, again)
-    field, values = (
-        "batch_size",
-        [stage.batch_size // power for power in powers if stage.batch_size % power == 0],
-    )
     if phase == "update":
         field, values = "num_micro_batches", [stage.num_micro_batches * power for power in powers]
+    else:
+        field, size = "batch_size", stage.batch_size
+        values = [size // power for power in powers if size % power == 0]
     for value in values:
         changed = replace(config, **{config.stage: replace(stage, **{field: value})})
         yield Change(f"{config.stage}.{field}={value}", changed, shapes)
@@ -164,36 +149,31 @@ def changes(config: Any, shapes: Shapes, phase: str, cut: float) -> Iterator[Cha
 
 
 def room_for(config: Any, shapes: Shapes, mesh: Mesh, times: int) -> str:
-    """The axis of the mesh along which the stage and its models admit so many times the devices; "" if there is none."""
+    """Return the axis of the mesh that admits so many times the devices; "" if none does."""
     try:
         check(config, batch_shards(mesh) * times)
     except ValueError:
         tensor = mesh.shape["tensor"] * times
-        sizes = (
-            size
-            for shape in shapes.values()
-            for size in (shape.num_heads, shape.ffw_width, shape.vocab_size)
-        )
-        return "" if any(size % tensor for size in sizes) else "tensor"
+        sizes = [(x.num_heads, x.ffw_width, x.vocab_size) for x in shapes.values()]
+        return "" if any(size % tensor for row in sizes for size in row) else "tensor"
     return "fsdp"
 
 
 def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, fill: float) -> str:
-    """Why a plan does not fit and what would; "" if it does. One change of the config is enough, so the first is named."""
+    """Say why a plan does not fit and what would, with one change of the config; "" if it fits."""
     room, resident, phase = USABLE * chip.memory, sum(plan.resident.values()), hungriest(plan)
     if plan.peak <= room:
         return ""
     advice = []
     if resident < room:
-        for change in changes(
-            config, shapes, phase.name, sum(phase.memory.values()) / (room - resident)
-        ):
+        cut = sum(phase.memory.values()) / (room - resident)
+        for change in changes(config, shapes, phase.name, cut):
             try:
                 changed = make_plan(change.config, change.shapes, mesh, fill=fill)
             except ValueError:  # the stage would refuse it
                 continue
             if changed.peak <= room:
-                advice.append(f"{change.said} ({changed.peak / GIGA:.3f} GB per device)")
+                advice.append(f"{change.text} ({changed.peak / GIGA:.3f} GB per device)")
                 break
     times = next(2**k for k in range(1, 64) if plan.peak / 2**k <= room)
     if axis := room_for(config, shapes, mesh, times):
@@ -201,9 +181,10 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
     advice += [
         f"--chip={name}" for name, other in CHIPS.items() if plan.peak <= USABLE * other.memory
     ]
+    remedies = "; or ".join(advice) or "nothing that was tried; use a smaller model"
     return (
-        f"does not fit: {plan.peak / GIGA:.3f} GB per device in {phase.name}, {room / GIGA:.3f} GB usable of "
-        f"{chip.memory / GIGA:.3f}. Would fit: {'; or '.join(advice) or 'nothing that was tried; use a smaller model'}"
+        f"does not fit: {plan.peak / GIGA:.3f} GB per device in {phase.name}, {room / GIGA:.3f} GB "
+        f"usable of {chip.memory / GIGA:.3f}. Would fit: {remedies}"
     )
 
 
@@ -211,9 +192,11 @@ def remedy(plan: Plan, chip: Chip, config: Any, shapes: Shapes, mesh: Mesh, *, f
 
 
 def shape_of(name: str) -> TransformerConfig:
-    """A model by name (gpt3:6b) or of a checkpoint, whose parameters are not read.
+    """Return a model by name (gpt3:6b) or of a checkpoint, whose parameters are not read.
 
-    Raises ValueError for an unknown name, FileNotFoundError where there is no checkpoint.
+    Raises:
+        ValueError: the name is unknown, or relative to a workdir.
+        FileNotFoundError: there is no checkpoint.
     """
     known = ", ".join(f"gpt3:{size}" for size in GPT3)
     require(
@@ -241,7 +224,7 @@ def shape_of(name: str) -> TransformerConfig:
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """`data=8,fsdp=32` as numbers; an axis that is not named is 1."""
+    """Return `data=8,fsdp=32` as numbers; an axis that is not named is 1."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for part in text.split(","):
         name, _, number = part.partition("=")
@@ -254,24 +237,25 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def models_of(config: Any) -> Shapes:
-    """The shapes of "policy" and, for ppo, "reward"."""
+    """Return the shapes of "policy" and, for ppo, "reward"."""
     if config.stage == "pretrain":
         return {"policy": config.mesh.run_as(config.model)}
-    names = {
-        "policy": config.init.policy,
-        **({"reward": config.init.reward} if config.stage == "ppo" else {}),
-    }
+    names = {"policy": config.init.policy}
+    if config.stage == "ppo":
+        names["reward"] = config.init.reward
     return {role: config.mesh.run_as(shape_of(name)) for role, name in names.items()}
 
 
 def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> Iterator[str]:
-    """The report, line by line; raises ValueError at its end, with the remedy, if the run does not fit."""
-    require(
-        raw["stage"] in STAGES,
-        f"config.stage: {raw['stage']} is not planned; {', '.join(STAGES)} are",
-    )
+    """Yield the report, line by line.
+
+    Raises:
+        ValueError: at its end, with the remedy, if the run does not fit.
+    """
+    stage = raw["stage"]
+    require(stage in STAGES, f"config.stage: {stage} is not planned; {', '.join(STAGES)} are")
     require(0 < fill <= 1, f"--fill={fill}: expected a part of the longest example, 0 < fill <= 1")
-    config = build(STAGES[raw["stage"]].Config, raw)
+    config = build(STAGES[stage].Config, raw)
     shapes = models_of(config)
     sizes = ", ".join(
         f"{name} of {num_params(shape) / GIGA:.3g} B parameters" for name, shape in shapes.items()
@@ -286,15 +270,14 @@ def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> 
 
 def _main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
-    chosen = flags.FLAGS
+    arguments = flags.FLAGS
     try:
-        sizes = parse_mesh(chosen.mesh)
+        sizes = parse_mesh(arguments.mesh)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", math.prod(sizes.values()))
         enable_persistent_cache()
-        for line in plan_run(
-            chosen.config, make_mesh(**sizes), CHIPS[chosen.chip], fill=chosen.fill
-        ):
+        mesh, chip = make_mesh(**sizes), CHIPS[arguments.chip]
+        for line in plan_run(arguments.config, mesh, chip, fill=arguments.fill):
             print(line, flush=True)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(f"error: {error}")

@@ -22,7 +22,7 @@ from experiments.menagerie.shared import pick
 
 
 def get_config(size: str = "default") -> ConfigDict:
-    """Batch sizes and lengths as published, parents by size."""
+    """Return batch sizes and lengths as published, parents by size."""
     config = ppo_instructgpt.get_config("large")
     config.init.policy = "gpt3:" + pick(size, tiny="1.3b", default="6b", large="175b")
     config.init.reward = "gpt3:6b"

@@ -65,8 +65,8 @@ def test_line_refuses_what_it_cannot_tell_apart():
 
 def test_a_floor_under_a_power_law_is_found():
     x = np.array([1, 2, 4, 8, 16, 32])
-    found = fit_floored_power_law(x, 0.8 + 0.6 * x**-0.5)
-    assert found == pytest.approx((0.8, 0.6, -0.5, 1.0), rel=1e-3)
+    fit = fit_floored_power_law(x, 0.8 + 0.6 * x**-0.5)
+    assert fit == pytest.approx((0.8, 0.6, -0.5, 1.0), rel=1e-3)
     assert fit_power_law(x, 0.8 + 0.6 * x**-0.5).r_squared < 0.99
     with pytest.raises(ValueError, match="expected at least 4 of each, positive"):
         fit_floored_power_law([1, 2, 3], [3, 2, 1])
@@ -85,11 +85,11 @@ def test_bootstrap_of_a_fit_has_the_width_of_the_mean_s():
     d = np.array([0.5, 1.0, 1.5, 2.0])
     alpha_P = rng.normal(1.0, 0.5, 400)
     curve_PN = d * (alpha_P[:, None] - 0.3 * d)
-    found = bootstrap_curve(
+    fit = bootstrap_curve(
         curve_PN, lambda curve_N: fit_best_of_n(d, curve_N).alpha, num_resamples=2000, seed=1
     )
-    assert found.mean == pytest.approx(alpha_P.mean())
-    assert (found.high - found.low) / (2 * 1.96) == pytest.approx(alpha_P.std() / 20, rel=0.1)
+    assert fit.mean == pytest.approx(alpha_P.mean())
+    assert (fit.high - fit.low) / (2 * 1.96) == pytest.approx(alpha_P.std() / 20, rel=0.1)
     with pytest.raises(ValueError, match="prompts x points"):
         bootstrap_curve(d, np.mean, num_resamples=10, seed=0)
 

@@ -93,17 +93,17 @@ def segment(**columns):
 
 def test_a_time_limit_is_bootstrapped_and_an_end_is_not():
     """λ = 0, γ = ½: Â = r + γ V(what followed) − V, where what followed an end is worth nothing."""
-    one = segment(
+    collected = segment(
         value_BR=[1.0, 2.0, 3.0, 4.0],
         next_value_BR=[2.0, 10.0, 20.0, 30.0],
         terminated_BR=[False, False, True, False],
         truncated_BR=[False, True, False, False],
     )
-    advantage, returns = ppo.advantages(one, jnp.ones((1, 4)), gamma=0.5, lam=0.0)
+    advantage, returns = ppo.advantages(collected, jnp.ones((1, 4)), gamma=0.5, lam=0.0)
     np.testing.assert_allclose(advantage, [[1 + 1 - 1, 1 + 5 - 2, 1 + 0 - 3, 1 + 15 - 4]])
-    np.testing.assert_allclose(returns, advantage + one.value_BR)
+    np.testing.assert_allclose(returns, advantage + collected.value_BR)
     # λ = 1: nothing crosses the ends at columns 1 and 2.
-    advantage, _ = ppo.advantages(one, jnp.ones((1, 4)), gamma=0.5, lam=1.0)
+    advantage, _ = ppo.advantages(collected, jnp.ones((1, 4)), gamma=0.5, lam=1.0)
     np.testing.assert_allclose(advantage, [[1 + 0.5 * (1 + 5) - 1, 4, -2, 12]])
 
 
