@@ -346,7 +346,6 @@ def iterate(
     key, update_key = jax.random.split(learner.key)
     now = surrogate._replace(beta=learner.beta)
     state, losses = _optimise(agent, learner.state, batch, now, update_key, penalty)
-    metrics: dict[str, Any] = dict(losses)
 
     outputs_NO, _ = apply(agent.network, state.params, batch.observation_ND)
     kl = jnp.mean(agent.distribution.kl(batch.outputs_NO, outputs_NO))
