@@ -375,8 +375,9 @@ def test_kto_has_a_closed_form_at_beta_one():
 
     1 - σ(r - z) and 1 - σ(z - r) = σ(r - z) add up to a constant less Σ w_i σ(r_i - z). At β = 1
     and z = 0, σ(r_i) = π_i/(π_i + ρ_i), and the multiplier of Σ π = 1 is w_i ρ_i/(π_i + ρ_i)². No
-    KL is in it, and no closed form at another β, where it is w_i β σ(r_i) σ(-r_i)/π_i. The reference point is 0 because
-    the foreign arms are in the reference's proportions: their mean of log π/ρ is -KL(ρ ‖ π).
+    KL is in it, and no closed form at another β, where it is w_i β σ(r_i) σ(-r_i)/π_i. The
+    reference point is 0 because the foreign arms are in the reference's proportions: their mean of
+    log π/ρ is -KL(ρ ‖ π).
     """
     counts = labels(lambda gap: sigmoid(gap / 2))
     root_weight = np.sqrt(kto_surplus(counts, 4.0) * np.exp(REFERENCE))
