@@ -102,12 +102,8 @@ def test_every_config_field_is_read(tour):
         if field.name not in tour.fields_read[f"{cls.__module__}.{cls.__name__}"]
     }
     assert unread == {
-        # What only other settings of the same stage read: selection by a reward model, the adaptive
-        # controller, KTO, a tokenizer from a folder. tests/stages/test_stage_options.py runs those.
-        "sft.SFT.response_length",
-        "sft.Data.prompts",
-        "sft.Data.prompt_length",
-        "sft.Init.reward",
+        # What only other settings of the same stage read: the adaptive controller, KTO, a tokenizer
+        # from a folder. tests/stages/test_stage_options.py runs those.
         "ppo.PPO.kl_target",
         "ppo.PPO.kl_horizon",
         "pretrain.TokenizerConfig.path",

@@ -57,12 +57,12 @@ def beside(tour, tmp_path, stage):
 def die_at(monkeypatch, step):
     honest = run.run_loop
 
-    def run_loop(*, step_fn, **kwargs):
+    def run_loop(workdir, state, step_fn, *rest):
         def mortal(state, number):
             if number == step:
                 raise Death
             return step_fn(state, number)
 
-        return honest(step_fn=mortal, **kwargs)
+        return honest(workdir, state, mortal, *rest)
 
     monkeypatch.setattr(run, "run_loop", run_loop)
