@@ -125,7 +125,7 @@ def comparison_sources(source: str, workdir: Path) -> dict[str, str]:
     )
     if TRAIN not in found:
         raise FileNotFoundError(
-            f"data.comparisons={source}: no rankings in {folder}; run the label stage in "
+            f"data.comparisons={source}: no comparisons in {folder}; run the label stage in "
             f"{folder.parent} first, or name a source such as jsonl:PATH"
         )
     judges = [TRAIN, *(judge for judge in found if judge != TRAIN)]

@@ -135,7 +135,8 @@ def test_comparisons_of_a_stage_that_has_none(tour, tmp_path):
         plan["data"]["comparisons"] = comparisons
         with pytest.raises(
             FileNotFoundError,
-            match=rf"data\.comparisons={re.escape(comparisons)}: no comparisons in .*/label; run",
+            match=rf"data\.comparisons={re.escape(comparisons)}: no comparisons in "
+            ".*/label/comparisons; run the label stage",
         ):
             main.run(plan, str(tmp_path / "dpo"))
 
@@ -185,7 +186,7 @@ def test_sft_says_which_absent_field_it_needs(tour, tmp_path, changes, message):
 def test_ppo_ptx_needs_documents(tour, tmp_path):
     plan = plan_of(tour, "ppo_ptx")
     plan["data"]["documents"] = None
-    with pytest.raises(ValueError, match=r"ppo\.ptx_coef > 0 needs data\.documents"):
+    with pytest.raises(ValueError, match=r"ppo\.ptx_coef=1\.0 needs data\.documents"):
         main.run(plan, str(beside(tour, tmp_path, "ppo_ptx")))
 
 

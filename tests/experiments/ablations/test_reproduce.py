@@ -570,7 +570,8 @@ def test_rankings_of_a_run_that_has_none_are_refused(bases):
     run = reward_run("tiny", 0, "rm/seed0/m-16", trunk="m", num_rankings=16)
     run.config.data.comparisons = "../../../base/seed0/sft"
     with pytest.raises(
-        FileNotFoundError, match=r"no rankings in .*base/seed0/sft/comparisons; run the label stage"
+        FileNotFoundError,
+        match=r"no comparisons in .*base/seed0/sft/comparisons; run the label stage",
     ):
         reproduce.finish(run, bases, {})
 
