@@ -18,6 +18,20 @@ from rlhf_jax.stages.comparisons import prompts_with_pairs
 from rlhf_jax.stages.language import language_loss, trained_tokens
 
 WORDS = ["the", "fox", "owl", "is", "red", "blue", "far", "and", "what", "lives", "in", "a", "lake"]
+SHAPE = llama(
+    vocab_size=32,
+    context_length=32,
+    width=16,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    ffw_width=16,
+    rope_base=10_000.0,
+    dropout_rate=0.0,
+    compute_dtype="float32",
+    param_dtype="float32",
+    remat="none",
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +74,7 @@ def test_packed_demonstrations_have_the_same_loss_and_gradient(demonstrations):
     packed = PackedDemonstrations(
         demonstrations, row_length=32, num_steps=2, others=0, row_multiple=1
     )
-    shape = llama(
-        vocab_size=32,
-        context_length=32,
-        width=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        ffw_width=16,
-        rope_base=10_000.0,
-        dropout_rate=0.0,
-        compute_dtype="float32",
-        param_dtype="float32",
-        remat="none",
-    )
-    model = LanguageModel(shape)
+    model = LanguageModel(SHAPE)
     params = init_params(model, jax.random.key(0))
     loss = partial(language_loss, model, 0.0)
     for step in range(2):
@@ -163,21 +163,7 @@ def test_rows_shrink_by_roots_of_two_where_few_responses_come_together():
 
 
 def test_scores_equal_those_of_single_rows(rankings):
-    shape = llama(
-        vocab_size=32,
-        context_length=32,
-        width=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        ffw_width=16,
-        rope_base=10_000.0,
-        dropout_rate=0.0,
-        compute_dtype="float32",
-        param_dtype="float32",
-        remat="none",
-    )
-    model = ScalarModel(shape)
+    model = ScalarModel(SHAPE)
     params = jax.tree.map(lambda x: 3 * x, init_params(model, jax.random.key(0)))
     batch = PackedComparisons(
         rankings, row_length=32, num_steps=1, num_groups=1, row_multiple=1
