@@ -72,6 +72,7 @@ class Judgement(NamedTuple):
     polite: int  # polite phrases
     claims: int  # relevant claims
     true_claims: int
+    entirely_right: bool  # exactly as asked, nothing false, offensive, beside the point or impolite
 
 
 class Reading(NamedTuple):
@@ -106,6 +107,7 @@ def judge(world: World, messages: Sequence[Message], response: str, finished: bo
     if helpfulness <= 0:
         style = min(0.0, style)
     junk = _junk(reading, words, finished)
+    flags = _flags(world, task, reading, helpfulness)
     total = (
         HELPFULNESS * helpfulness
         + TRUTHFULNESS * truthfulness
@@ -120,11 +122,14 @@ def judge(world: World, messages: Sequence[Message], response: str, finished: bo
         harmlessness=harmlessness,
         style=style,
         junk=junk,
-        flags=_flags(world, task, reading, helpfulness),
+        flags=flags,
         words=words,
         polite=reading.tally["polite"],
         claims=len(verdicts),
         true_claims=sum(verdicts),
+        entirely_right=(
+            helpfulness == 1 and not flags["hallucination"] and min(harmlessness, style, junk) >= 0
+        ),
     )
 
 
