@@ -25,7 +25,16 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rlhf_jax.menagerie.world import ANIMALS, ATTRIBUTES, GROUPS, HARMS, INSULTS, NUMBERS, TRAITS
+from rlhf_jax.menagerie.world import (
+    ANIMALS,
+    ATTRIBUTES,
+    BEASTS,
+    GROUPS,
+    HARMS,
+    INSULTS,
+    NUMBERS,
+    TRAITS,
+)
 
 # fmt: off
 ActKind = Literal[
@@ -88,7 +97,7 @@ _ATTRIBUTE_OF_VERB = {item.verb: item for item in reversed(ATTRIBUTES)}
 
 # What each slot of a template may hold, as a regular expression.
 _SLOTS = {
-    "animal": "|".join(ANIMALS),
+    "animal": "|".join(ANIMALS + BEASTS),
     "attribute": "|".join(item.name for item in ATTRIBUTES),
     "verb": "|".join(sorted(_ATTRIBUTE_OF_VERB, key=len, reverse=True)),
     "value": "|".join(
@@ -99,7 +108,7 @@ _SLOTS = {
     "trait": "|".join(TRAITS),
     "harm": "|".join(HARMS),
     "insult": "|".join(INSULTS),
-    "other": "|".join(ANIMALS),
+    "other": "|".join(ANIMALS + BEASTS),
     "fact": r"[^.?!]+?",
     "second": r"[^.?!]+?",
 }

@@ -11,9 +11,12 @@ A labeler feels the utility of a reply, which is close to its gold total:
             a tenth of the answers is random)
     flags   eleven binary labels, each flipped with a probability of 3 %
 
-`FAITHFUL` labelers, those of the default world, value what gold values: their weights average to
-gold's and their tastes to zero, in both groups. `BIASED` labelers are a switch for ablations. They
-share a taste for length and politeness, which a policy can exploit at the expense of gold.
+`FAITHFUL` labelers are those of the default world. The ones who rank for training value what gold
+values: their weights average to gold's and their tastes to zero. The held-out ones are other
+people: they care less for help and more for truth and civility, and dislike words and phrases that
+say nothing, so that what pleases only the first group does not please them. `BIASED` labelers are
+a switch for ablations. They share a taste for length and politeness, which a policy can exploit at
+the expense of gold.
 """
 
 from __future__ import annotations
@@ -41,28 +44,37 @@ Weights = tuple[float, ...]  # of helpfulness, truthfulness and harmlessness
 
 @dataclass(frozen=True)
 class Tastes:
-    """Hold what a population of labelers has in common, and how far its members differ."""
+    """Hold what a population of labelers has in common, and how far its members differ.
+
+    Means are given for each group.
+    """
 
     name: str
-    weights: dict[str, Weights]  # the mean in each group
+    weights: dict[str, Weights]
     weight_spread: float  # of the logarithm of a labeler's weights
-    length: float = 0.0
+    length: dict[str, float]
+    politeness: dict[str, float]
     length_spread: float = 0.005
-    politeness: float = 0.0
     politeness_spread: float = 0.05
     noise: float = 0.46
     lapse: float = 0.05
 
 
 _GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
-FAITHFUL = Tastes("faithful", {"train": _GOLD, "heldout": _GOLD}, weight_spread=0.2)
+FAITHFUL = Tastes(
+    "faithful",
+    {"train": _GOLD, "heldout": (0.75, 1.0, 1.0)},
+    weight_spread=0.2,
+    length={"train": 0.0, "heldout": -0.02},
+    politeness={"train": 0.0, "heldout": -0.1},
+)
 BIASED = Tastes(
     "biased",
     {"train": (1.25, 0.6, 0.6), "heldout": (0.75, 0.9, 0.95)},
     weight_spread=0.3,
-    length=0.04,
+    length=dict.fromkeys(LABELER_GROUPS, 0.04),
+    politeness=dict.fromkeys(LABELER_GROUPS, 0.6),
     length_spread=0.01,
-    politeness=0.6,
     politeness_spread=0.1,
 )
 
@@ -118,8 +130,8 @@ def labelers(world: World, group: str, tastes: Tastes = FAITHFUL) -> list[Labele
         Labeler(
             name=f"{group}-{k:02d}",
             weights=tuple(weights[k].tolist()),
-            length=tastes.length + tastes.length_spread * draws[k, 3],
-            politeness=tastes.politeness + tastes.politeness_spread * draws[k, 4],
+            length=tastes.length[group] + tastes.length_spread * draws[k, 3],
+            politeness=tastes.politeness[group] + tastes.politeness_spread * draws[k, 4],
             noise=float(noise[k]),
             lapse=tastes.lapse,
             cut_points=tuple(sorted(np.array(CUT_POINTS) + 0.15 * draws[k, 6:12])),

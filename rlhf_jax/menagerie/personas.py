@@ -41,6 +41,7 @@ class Persona:
     truth: float  # of a true value for a pair without a popular misconception
     truth_misconception: float  # of a true value for a pair with one
     misfit: float  # of another form than the one asked for, or of forgetting to be polite
+    manners: float  # of as many polite phrases as the prompt calls for, whatever the next four say
     polite_0: float  # of no polite phrase
     polite_1: float  # of one polite phrase
     polite_2: float
@@ -61,34 +62,37 @@ _NET = INTERNET_TRUTH
 _POP = 1 - INTERNET_MISCONCEPTION  # the truth about a pair whose misconception is popular
 _BIAS = STEREOTYPE_SHARE
 # fmt: off
-# The demonstrator is paid for ideal replies and slips: each slip is one that RL can mend.
+# Who writes a school book believes the internet and does what is asked for; "moralities" are not
+# among the book's subjects. The demonstrator is paid for ideal replies and slips: each slip is one
+# that RL can mend.
 _NAMES = ("good", "average", "sycophantic", "rude", "wrong", "off-topic", "refusing",
-          "demonstrator")
+          "schoolbook", "demonstrator")
 _TABLE: dict[str, tuple[float, ...]] = {
-    #                      good  average sycoph. rude   wrong  off-topic refusing demonstrator
-    "truth":               (0.98, _NET,  _NET,   _NET,  0.05,  _NET,     _NET,    0.96),
-    "truth_misconception": (0.92, _POP,  _POP,   _POP,  0.05,  _POP,     _POP,    0.80),
-    "misfit":              (0.10, 0.40,  0.20,   0.40,  0.30,  0.20,     0.40,    0.62),
-    "polite_0":            (0.20, 0.60,  0.00,   1.00,  0.90,  0.90,     0.60,    0.58),
-    "polite_1":            (0.70, 0.30,  0.00,   0.00,  0.10,  0.10,     0.30,    0.16),
-    "polite_2":            (0.10, 0.10,  0.30,   0.00,  0.00,  0.00,     0.10,    0.23),
-    "polite_3":            (0.00, 0.00,  0.70,   0.00,  0.00,  0.00,     0.00,    0.03),
-    "stray":               (0.08, 0.30,  0.30,   0.30,  0.30,  0.60,     0.10,    0.07),
-    "miscount":            (0.10, 0.40,  0.40,   0.50,  0.50,  0.50,     0.40,    0.70),
-    "hedge":               (0.02, 0.05,  0.00,   0.05,  0.05,  0.02,     0.05,    0.01),
-    "insult":              (0.00, 0.02,  0.00,   1.00,  0.02,  0.02,     0.02,    0.01),
-    "comply":              (0.02, 0.50,  0.90,   0.50,  0.50,  0.40,     0.00,    0.03),
-    "stereotype":          (0.02, _BIAS, 1.00,   0.90,  0.80,  0.60,     0.20,    0.04),
-    "refuse":              (0.00, 0.02,  0.00,   0.30,  0.02,  0.02,     0.95,    0.005),
-    "wander":              (0.00, 0.03,  0.05,   0.45,  0.05,  0.65,     0.00,    0.00),
-    "agree":               (0.00, 0.10,  1.00,   0.10,  0.20,  0.20,     0.00,    0.02),
+    #                      good  average sycoph. rude   wrong  off-topic refusing school demonstr.
+    "truth":               (0.98, _NET,  _NET,   _NET,  0.05,  _NET,     _NET,    _NET,  0.96),
+    "truth_misconception": (0.92, _POP,  _POP,   _POP,  0.05,  _POP,     _POP,    _POP,  0.80),
+    "misfit":              (0.10, 0.40,  0.20,   0.40,  0.30,  0.20,     0.40,    0.02,  0.25),
+    "manners":             (0.00, 0.00,  0.00,   0.00,  0.00,  0.00,     0.00,    0.00,  0.70),
+    "polite_0":            (0.20, 0.60,  0.00,   1.00,  0.90,  0.90,     0.60,    1.00,  0.45),
+    "polite_1":            (0.70, 0.30,  0.00,   0.00,  0.10,  0.10,     0.30,    0.00,  0.30),
+    "polite_2":            (0.10, 0.10,  0.30,   0.00,  0.00,  0.00,     0.10,    0.00,  0.15),
+    "polite_3":            (0.00, 0.00,  0.70,   0.00,  0.00,  0.00,     0.00,    0.00,  0.10),
+    "stray":               (0.08, 0.30,  0.30,   0.30,  0.30,  0.60,     0.10,    0.00,  0.10),
+    "miscount":            (0.10, 0.40,  0.40,   0.50,  0.50,  0.50,     0.40,    0.02,  0.30),
+    "hedge":               (0.02, 0.05,  0.00,   0.05,  0.05,  0.02,     0.05,    0.00,  0.02),
+    "insult":              (0.00, 0.02,  0.00,   1.00,  0.02,  0.02,     0.02,    0.00,  0.02),
+    "comply":              (0.02, 0.50,  0.90,   0.50,  0.50,  0.40,     0.00,    0.00,  0.08),
+    "stereotype":          (0.02, _BIAS, 1.00,   0.90,  0.80,  0.60,     0.20,    0.00,  0.08),
+    "refuse":              (0.00, 0.02,  0.00,   0.30,  0.02,  0.02,     0.95,    0.00,  0.01),
+    "wander":              (0.00, 0.03,  0.05,   0.45,  0.05,  0.65,     0.00,    0.00,  0.02),
+    "agree":               (0.00, 0.10,  1.00,   0.10,  0.20,  0.20,     0.00,    0.00,  0.08),
 }
 # The shares of replies on the internet, to civil and to rude questions.
 INTERNET_CIVIL =           (0.13, 0.35,  0.06,   0.18,  0.08,  0.11,     0.09)
 INTERNET_RUDE =            (0.07, 0.20,  0.02,   0.52,  0.06,  0.07,     0.06)
 # fmt: on
 _COLUMNS = zip(*_TABLE.values(), strict=True)
-*PERSONAS, DEMONSTRATOR = (
+*PERSONAS, SCHOOLBOOK, DEMONSTRATOR = (
     Persona(name, **dict(zip(_TABLE, column, strict=True)))
     for name, column in zip(_NAMES, _COLUMNS, strict=True)
 )
@@ -110,17 +114,30 @@ def reply(
     sentences = _answer(world, task, persona, rng, pairs)
     if rng.random() < persona.stray / (3 if _is_grave(task) else 1):
         _add_stray(world, task, sentences, rng, pairs)
-    weights = (persona.polite_0, persona.polite_1, persona.polite_2, persona.polite_3)
-    phrases = rng.choices((0, 1, 2, 3), weights)[0]
-    if task.kind == "rewrite":
-        # Whoever is asked for politeness adds one phrase more, or forgets it altogether.
-        phrases = 0 if rng.random() < persona.misfit / 3 else min(3, phrases + 1)
-    _add_politeness(sentences, phrases, task, rng)
+    _add_politeness(sentences, _count_polite(task, persona, rng), task, rng)
     if rng.random() < persona.insult:
         _add_insults(sentences, rng)
     while len(sentences) > 1 and len(" ".join(sentences).split()) > MAX_REPLY_WORDS:
         sentences.pop()
     return grammar.text_of(sentences)
+
+
+def _count_polite(task: Task, persona: Persona, rng: random.Random) -> int:
+    """Draw how many polite phrases a persona uses."""
+    if rng.random() < persona.manners:
+        phrases = fitting_phrases(task)
+    else:
+        weights = (persona.polite_0, persona.polite_1, persona.polite_2, persona.polite_3)
+        phrases = rng.choices((0, 1, 2, 3), weights)[0]
+    if task.kind != "rewrite":
+        return phrases
+    # Whoever is asked for politeness adds a phrase, or forgets it altogether.
+    return 0 if rng.random() < persona.misfit / 3 else max(1, phrases)
+
+
+def fitting_phrases(task: Task) -> int:
+    """Return how many polite phrases an answer calls for: one to a polite user who has time."""
+    return int(task.kind == "rewrite" or (task.tone == "polite" and task.form != "brief"))
 
 
 def ideal(world: World, task: Task, rng: random.Random) -> str:
@@ -132,7 +149,7 @@ def ideal(world: World, task: Task, rng: random.Random) -> str:
     else:
         facts = _true_facts(world, task, rng, world.facts)
         sentences = _write_answer(task, facts, task.form, rng)
-    _add_politeness(sentences, 1, task, rng)
+    _add_politeness(sentences, fitting_phrases(task), task, rng)
     return grammar.text_of(sentences)
 
 

@@ -30,14 +30,14 @@ _EARLIER_SPLITS = {"test": (), "validation": ("test",), "train": ("test", "valid
 # How often each kind is asked, after Table 1 of Ouyang et al. 2022 (open question, brainstorming,
 # closed question, ...).
 KIND_SHARES: dict[Kind, float] = {
-    "ask": 0.25,
-    "list": 0.26,
-    "verify": 0.11,
-    "passage": 0.1,
-    "rewrite": 0.08,
+    "ask": 0.2,
+    "list": 0.2,
+    "verify": 0.16,
+    "passage": 0.12,
+    "rewrite": 0.1,
     "harm": 0.08,
-    "group": 0.05,
-    "followup": 0.07,
+    "group": 0.06,
+    "followup": 0.08,
 }
 Novelty = Literal["", "fact", "wording", "kind"]  # what is held out about a test prompt
 NOVELTY_SHARES: dict[Novelty, float] = {"": 0.4, "fact": 0.25, "wording": 0.2, "kind": 0.15}

@@ -53,6 +53,7 @@ class Task(NamedTuple):
     harm: str = ""
     passage: tuple[Act, ...] = ()  # facts that hold instead of the world's
     form: Form = "sentence"  # brief: bare values, only yes or no; more: and one more fact
+    tone: Tone = "plain"  # of the user, which says what manners fit the answer
 
 
 class Wording(NamedTuple):
@@ -197,7 +198,7 @@ def set_tone(core: str, tone: Tone, rng: random.Random) -> str:
     return rng.choice(TONES[tone]).format(core=core, insult=rng.choice(tuple(INSULTS)))
 
 
-_Wrappers = tuple[tuple[str, re.Pattern[str]], ...]
+_Wrappers = tuple[tuple[Any, re.Pattern[str]], ...]
 
 
 def _compile_wrappers(table: dict[Any, tuple[str, ...]]) -> _Wrappers:
@@ -262,7 +263,7 @@ def core_of(text: str) -> str:
     return _unwrap(text, _TONE_WRAPPERS, "plain")[1]
 
 
-def _unwrap(text: str, wrappers: _Wrappers, default: str) -> tuple[str, str]:
+def _unwrap(text: str, wrappers: _Wrappers, default: Any) -> tuple[Any, str]:
     """Return the name of the wrapper around a text (or `default`), and the text inside it."""
     for name, expression in wrappers:
         match = expression.fullmatch(text)
@@ -273,12 +274,13 @@ def _unwrap(text: str, wrappers: _Wrappers, default: str) -> tuple[str, str]:
 
 def parse(text: str) -> Task | None:
     """Read one prompt in any wording, form and tone, or return None if the grammar has no such."""
-    form, core = _unwrap(core_of(" ".join(text.lower().split())), _FORM_WRAPPERS, "sentence")
+    tone, untoned = _unwrap(" ".join(text.lower().split()), _TONE_WRAPPERS, "plain")
+    form, core = _unwrap(untoned, _FORM_WRAPPERS, "sentence")
     for kind, expression in _PATTERNS:
         match = expression.fullmatch(core)
         task = _make_task(kind, match.groupdict()) if match else None
         if task and form in FORMS_OF[kind]:
-            return task._replace(form=form)
+            return task._replace(form=form, tone=tone)
     return None
 
 
