@@ -129,7 +129,10 @@ class ScalarModel(nn.Module):
         def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> Surprise:
             return surprise(apply(language, params, hidden_BUD, method="unembed"), target_BU)
 
-        columns = (hidden_BTD[:, :-1], tokens_BT[:, 1:])
+        # Numbers to read, not ways to learn: a gradient through all logits costs a seventh of a
+        # step and would bend the language model to look surprised.
+        tables = jax.lax.stop_gradient(tables)
+        columns = (jax.lax.stop_gradient(hidden_BTD)[:, :-1], tokens_BT[:, 1:])
         parts = by_columns(read, tables, c.vocab_size, *columns)
         return Surprise(*(jnp.pad(x_BU, ((0, 0), (1, 0))) for x_BU in parts))
 

@@ -96,7 +96,7 @@ def repeated(tokens_BT: jax.Array, segments_BT: jax.Array) -> jax.Array:
     """
     time = tokens_BT.shape[1]
     earlier_TS = jnp.arange(time)[:, None] > jnp.arange(time)[None, :]
-    own_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & earlier_TS
+    own_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & earlier_TS[None]
     same_BTS = (tokens_BT[:, :, None] == tokens_BT[:, None, :]) & own_BTS
     before_BT = jnp.where(follows(segments_BT), _one_later(tokens_BT), -1)
     pair_BTS = same_BTS & (before_BT[:, :, None] == before_BT[:, None, :])
