@@ -232,6 +232,8 @@ def reward_config(size: Size) -> reward.Reward:
         normalise="none",
         normalise_before=False,
         dropout_rate=0.0,
+        read_out="last_token",
+        trained="all",
     )
 
 

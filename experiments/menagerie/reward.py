@@ -45,6 +45,8 @@ def get_config(size: str = "default") -> ConfigDict:
         "normalise": "bias",
         "normalise_before": False,
         "dropout_rate": 0.0,
+        "read_out": "last_token",
+        "trained": "all",
         "eval_every": pick(size, tiny=6, default=60, large=200),
     }
     config.lora = lora(0)

@@ -46,6 +46,8 @@ def reward(
         "normalise": "bias",
         "normalise_before": False,
         "dropout_rate": 0.0,
+        "read_out": "last_token",
+        "trained": "all",
         "eval_every": pick(size, tiny=10, default=100, large=100),
     }
     config.lora = lora(0)

@@ -9,9 +9,8 @@ so everything about responses reads hidden states [P - 1, P + R - 1), and heads 
 only. With `num_rows` > 0 texts are packed into that many rows first, to the same result. All
 functions are differentiable and none is jitted; `dropout_key`, where offered, switches dropout on.
 
-Of logits with more than `MOST_LOGITS` elements a few columns at a time are made, read and
-(backwards) made again; texts whose activations are larger than `MOST_ACTIVATIONS` are read a few
-rows at a time.
+Logits are made a few columns at a time where there are many (models/logits.py); texts whose
+activations are larger than `MOST_ACTIVATIONS` are read a few rows at a time.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,10 +25,9 @@ from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.inference.packing import Packed, Texts, pack
 from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layout import BATCH, TENSOR, map_shards, num_shards
+from rlhf_jax.models.layout import BATCH, TENSOR, num_shards
+from rlhf_jax.models.logits import by_columns
 
-# 128 MB in float32: making logits again costs a quarter of the output projection.
-MOST_LOGITS = 1 << 25
 # 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights.
 MOST_ACTIVATIONS = 1 << 28
 
@@ -70,7 +68,7 @@ def next_token(
         return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
     columns = (hidden_BTD[:, :-1], tokens_BT[:, 1:])
-    log_z_BU, chosen_BU = _by_columns(read, params, model.config.vocab_size, *columns)
+    log_z_BU, chosen_BU = by_columns(read, params, model.config.vocab_size, *columns)
     return _predictions(log_z_BU, chosen_BU, segments_BT)
 
 
@@ -78,34 +76,6 @@ def predicted(segments_BT: jax.Array) -> jax.Array:
     """Mark the tokens that have a predecessor in their own segment; column 0 never has."""
     valid_BU = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
     return jnp.pad(valid_BU, ((0, 0), (1, 0)))
-
-
-def _by_columns(
-    read: Callable[..., tuple[jax.Array, ...]], params: Params, vocab_size: int, *columns: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Call `read(params, hidden_BUD, target_BU)`, which makes logits of its columns, in parts.
-
-    The plain version is `read(params, *columns)`. Its logits (B, T, V) are the largest array of a
-    step by far, so they are made for as many columns at a time as keep those of a device within
-    `MOST_LOGITS`.
-    """
-    batch, time = columns[0].shape[:2]
-    shards = num_shards(batch, BATCH) * num_shards(vocab_size, TENSOR)
-    parts = min(-(-batch * time * vocab_size // (shards * MOST_LOGITS)), time)
-    if parts <= 1:
-        return read(params, *columns)
-    width = -(-time // parts)
-
-    def split(x_BT: jax.Array) -> jax.Array:
-        x_BT = jnp.pad(x_BT, ((0, 0), (0, parts * width - time)) + ((0, 0),) * (x_BT.ndim - 2))
-        return jnp.moveaxis(x_BT.reshape(len(x_BT), parts, width, *x_BT.shape[2:]), 1, 0)
-
-    def read_parts(params: Params, *columns: jax.Array) -> tuple[jax.Array, ...]:
-        parts_of_columns = tuple(map(split, columns))
-        results = jax.lax.map(lambda part: jax.checkpoint(read)(params, *part), parts_of_columns)
-        return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in results)
-
-    return map_shards(read_parts, params, *columns)
 
 
 def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +137,7 @@ def response_logps(
         return decoding.log_prob(logits_BUV, target_BU), decoding.entropy(logits_BUV)
 
     columns = (hidden_BRD, texts.response_BR)
-    logp_BR, entropy_BR = _by_columns(read, params, model.config.vocab_size, *columns)
+    logp_BR, entropy_BR = by_columns(read, params, model.config.vocab_size, *columns)
     mask_BR = texts.mask_BR.astype(bool)
     return jnp.where(mask_BR, logp_BR, 0.0), jnp.where(mask_BR, entropy_BR, 0.0)
 

@@ -23,6 +23,7 @@ CHOICES = {
     "param_dtype": ("float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
     "attention": ("plain", "fused"),
+    "read_out": ("last_token", "pooled"),
 }
 SIZES = (
     "vocab_size",
@@ -88,6 +89,9 @@ class TransformerConfig:
     remat: str  # computed again backwards: nothing, a block but its linear layers ("dots"), a block
     scan_layers: bool  # compiles one layer for all when there is no cache; results are the same
     attention: str  # "fused": without a cache by the machine's kernel (models/attention.py)
+    # How a ScalarModel on this trunk reads a text: its last state, or all of them (read_out.py).
+    # Models from before there was a choice do not name it.
+    read_out: str = "last_token"
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -200,6 +204,7 @@ OFF: dict[str, Any] = {
     "remat": "none",
     "scan_layers": False,
     "attention": "plain",
+    "read_out": "last_token",
 }
 
 
@@ -350,8 +355,10 @@ def from_dict(values: dict[str, Any]) -> TransformerConfig:
     Raises:
         ValueError: lists every missing and every unknown field; nothing is guessed.
     """
-    fields = {field.name for field in dataclasses.fields(TransformerConfig)}
-    missing = sorted(fields - values.keys())
+    described = dataclasses.fields(TransformerConfig)
+    fields = {field.name for field in described}
+    required = {field.name for field in described if field.default is dataclasses.MISSING}
+    missing = sorted(required - values.keys())
     unknown = sorted(values.keys() - fields)
     if missing or unknown:
         raise ValueError(

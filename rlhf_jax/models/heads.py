@@ -4,7 +4,7 @@ Parameter trees share the name "trunk", so a child takes its parent's trunk by c
 dictionary entry:
 
     LanguageModel  {"trunk", ["lm_head"]}              lm_head only where embeddings are not tied
-    ScalarModel    {"trunk", "head"}
+    ScalarModel    {"trunk", "head"}                   pooled: and "read_out", ["lm_head"]
     Classifier     {"trunk", ["lm_head"], "head"}
 
 Modules are frozen, hashable dataclasses without arrays: pass them to jit as static arguments.
@@ -22,12 +22,15 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.attention import softcap
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import Linear
+from rlhf_jax.models.layers import Head, Linear
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
+from rlhf_jax.models.logits import by_columns
+from rlhf_jax.models.read_out import TEXT_FEATURES, ReadOut, Surprise, surprise
 from rlhf_jax.models.transformer import Cache, Transformer
 
 Params = Any
 """A parameter tree: nested dictionaries of arrays."""
+HEADS = ("read_out", "head")  # what stands on a trunk, in float32, and is trained whole
 
 
 class LanguageModel(nn.Module):
@@ -80,41 +83,58 @@ def _unembed(
     return softcap(constrain(project(hidden), *rows, TENSOR), c.logit_softcap)
 
 
-class Head(nn.Module):
-    """Project to a few numbers in float32, with a kernel from N(0, std²) and bias zero."""
-
-    config: TransformerConfig
-    features: int
-    std: float
-
-    @nn.compact
-    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
-        dtype = jnp.dtype(self.config.param_dtype)
-        shape = (hidden_BTD.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
-        kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
-        return jnp.matmul(hidden_BTD, kernel, precision="highest") + bias[None, None]
-
-
 class ScalarModel(nn.Module):
     """Give one number per position: a reward model's score or a value model's value.
 
     A reward model is read at the last token, a value model before each token. The head starts from
-    N(0, 1/(D + 1)) with bias 0 (Ziegler et al. 2019; Stiennon et al. 2020).
+    N(0, 1/(F + 1)) with bias 0, where F features are the state of that token (F = D; Ziegler et al.
+    2019; Stiennon et al. 2020), or with `read_out` "pooled" what all tokens up to it amount to.
     """
 
     config: TransformerConfig
 
     def setup(self) -> None:
-        self.trunk = Transformer(self.config)
-        self.head = Head(self.config, 1, (self.config.width + 1) ** -0.5)
+        c = self.config
+        self.trunk = Transformer(c)
+        num_features = c.width
+        if c.read_out == "pooled":
+            num_features = TEXT_FEATURES
+            self.read_out = ReadOut(c)
+            if not c.tie_embeddings:
+                self.lm_head = Linear(c, c.vocab_size, use_bias=False)
+        self.head = Head(c, 1, (num_features + 1) ** -0.5)
 
     def __call__(
         self, tokens_BT: jax.Array, segments_BT: jax.Array, *, deterministic: bool = True
     ) -> jax.Array:
-        hidden_BTD, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
-        return self.head(hidden_BTD)[..., 0]
+        features_BTF, _ = self.trunk(tokens_BT, segments_BT, deterministic=deterministic)
+        if self.config.read_out == "pooled":
+            embedding_BTD = self.trunk.look_up(tokens_BT)
+            surprise = self._surprise(features_BTF, tokens_BT)
+            features_BTF = self.read_out(
+                features_BTF, embedding_BTD, surprise, tokens_BT, segments_BT
+            )
+        return self.head(features_BTF)[..., 0]
+
+    def _surprise(self, hidden_BTD: jax.Array, tokens_BT: jax.Array) -> Surprise:
+        """Return what the trunk's language model thought of each token; column 0 is 0."""
+        c = self.config
+        if self.is_initializing() and not c.tie_embeddings:
+            self.lm_head(hidden_BTD)  # makes its parameters
+        params = self.variables["params"]
+        tables = {k: x for k, x in params["trunk"].items() if k.endswith("embedding")}
+        tables = {"trunk": tables, **{k: params[k] for k in ("lm_head",) if k in params}}
+        language = LanguageModel(c, parent=None)
+
+        def read(params: Params, hidden_BUD: jax.Array, target_BU: jax.Array) -> Surprise:
+            return surprise(apply(language, params, hidden_BUD, method="unembed"), target_BU)
+
+        # Numbers to read, not ways to learn: a gradient through all logits costs a seventh of a
+        # step and would bend the language model to look surprised.
+        tables = jax.lax.stop_gradient(tables)
+        columns = (jax.lax.stop_gradient(hidden_BTD)[:, :-1], tokens_BT[:, 1:])
+        parts = by_columns(read, tables, c.vocab_size, *columns)
+        return Surprise(*(jnp.pad(x_BU, ((0, 0), (1, 0))) for x_BU in parts))
 
 
 class Classifier(nn.Module):
@@ -175,7 +195,7 @@ def cast_for_compute(params: Params, config: TransformerConfig) -> Params:
     dtype = jnp.dtype(config.compute_dtype)
 
     def cast(path: tuple[Any, ...], x: jax.Array) -> jax.Array:
-        matrix = path[-1].key in ("kernel", "embedding") and path[0].key != "head"
+        matrix = path[-1].key in ("kernel", "embedding") and path[0].key not in HEADS
         return x.astype(dtype) if matrix else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
@@ -188,8 +208,8 @@ def _copy(tree: Params) -> Params:
 
 def scalar_params_from(lm_params: Params, key: jax.Array, config: TransformerConfig) -> Params:
     """Return a reward model's parameters: a copy of a language model's trunk and a fresh head."""
-    head = init_params(ScalarModel(config), key)["head"]
-    return {"trunk": _copy(lm_params["trunk"]), "head": head}
+    fresh = init_params(ScalarModel(config), key)
+    return {name: part if name in HEADS else _copy(lm_params[name]) for name, part in fresh.items()}
 
 
 def classifier_params_from(

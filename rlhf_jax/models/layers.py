@@ -86,6 +86,23 @@ class Linear(nn.Module):
         return y
 
 
+class Head(nn.Module):
+    """Project to a few numbers in float32, with a kernel from N(0, std²) and bias zero."""
+
+    config: TransformerConfig
+    features: int
+    std: float
+
+    @nn.compact
+    def __call__(self, hidden_BTD: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.config.param_dtype)
+        shape = (hidden_BTD.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape, dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
+        kernel, bias = kernel.astype(jnp.float32), bias.astype(jnp.float32)
+        return jnp.matmul(hidden_BTD, kernel, precision="highest") + bias[None, None]
+
+
 class Context(NamedTuple):
     """Tell a block about its rows: who sees whom, rotary angles, and where new keys go."""
 

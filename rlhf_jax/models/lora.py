@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models.heads import Params
+from rlhf_jax.models.heads import HEADS, Params
 
 MODULES = ("query", "key", "value", "out", "gate", "up", "down")
 ADAPTER = ("lora_a", "lora_b")
@@ -103,7 +103,7 @@ def combine(frozen: Params, trained: Params) -> Params:
 def partition(params: Params) -> tuple[Params, Params]:
     """Split parameters with adapters into (frozen, trained); undoes `combine`.
 
-    Adapters and a head are trained.
+    Adapters and heads are trained.
     """
 
     def select(tree: Params, adapters: bool) -> Params:
@@ -116,9 +116,14 @@ def partition(params: Params) -> tuple[Params, Params]:
                 selected[name] = part
         return selected
 
-    headless = {name: part for name, part in params.items() if name != "head"}
-    head = {name: part for name, part in params.items() if name == "head"}
-    return select(headless, False), {**select(headless, True), **head}
+    headless, heads = split_heads(params)
+    return select(headless, False), {**select(headless, True), **heads}
+
+
+def split_heads(params: Params) -> tuple[Params, Params]:
+    """Split parameters into (what lies below the heads, the heads); undone by `combine`."""
+    below = {name: part for name, part in params.items() if name not in HEADS}
+    return below, {name: part for name, part in params.items() if name in HEADS}
 
 
 def merge_adapters(params: Params) -> Params:

@@ -200,13 +200,7 @@ class Transformer(nn.Module):
         self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None
     ) -> jax.Array:
         c = self.config
-        # The plain version indexes `self.embedding`. Over a whole row it pays to gather the table
-        # like any layer's parameters first; for one token of a decode to gather the result instead.
-        table_VD = self.embedding
-        if tokens_BT.shape[1] > 1:
-            table_VD = constrain(table_VD, TENSOR, WHOLE)
-        # Rounded like every other matrix, so that `cast_for_compute` does not change the result.
-        x_BTD = table_VD[tokens_BT].astype(c.compute_dtype).astype(jnp.float32)
+        x_BTD = self.look_up(tokens_BT)
         if c.scale_embeddings:
             x_BTD = x_BTD * c.width**0.5
         if c.positions == "learned":
@@ -219,6 +213,16 @@ class Transformer(nn.Module):
                 )
             x_BTD = x_BTD + self.position_embedding[positions_BT].astype(jnp.float32)
         return x_BTD
+
+    def look_up(self, tokens_BT: jax.Array) -> jax.Array:
+        """Return the rows of the embedding table, as they are."""
+        # The plain version indexes `self.embedding`. Over a whole row it pays to gather the table
+        # like any layer's parameters first; for one token of a decode to gather the result instead.
+        table_VD = self.embedding
+        if tokens_BT.shape[1] > 1:
+            table_VD = constrain(table_VD, TENSOR, WHOLE)
+        # Rounded like every other matrix, so that `cast_for_compute` does not change the result.
+        return table_VD[tokens_BT].astype(self.config.compute_dtype).astype(jnp.float32)
 
     def _contexts(
         self, segments_BT: jax.Array, positions_BT: jax.Array, cache: Cache | None

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches, demonstration_batches
 from rlhf_jax.data.records import Demonstration, as_pairs
 from rlhf_jax.data.sources import load
@@ -30,7 +31,7 @@ from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import plackett_luce, ranking_accuracy, ranking_loss
 from rlhf_jax.models.heads import ScalarModel, scalar_params_from, shift_scores
-from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
+from rlhf_jax.models.lora import LoraConfig, combine, init_adapters, split_heads
 from rlhf_jax.stages.comparisons import (
     TRAIN,
     ComparisonConfig,
@@ -86,6 +87,10 @@ class Reward(ComparisonConfig):
     normalise: Literal["none", "bias", "gain_and_bias"]
     normalise_before: bool  # also before training (Ziegler 2019)
     dropout_rate: float
+    # From the last token's state (Stiennon 2020), or from all tokens (models/read_out.py).
+    read_out: Literal["last_token", "pooled"]
+    # Everything, adapters included, or the head on a trunk that stays as it is.
+    trained: Literal["all", "head"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +115,13 @@ def run(config: Config, workdir: str) -> None:
     check_batches("reward", settings.batch_size, settings.num_micro_batches, run.batch_shards)
     parent = run.parent("policy", config.init.policy, kind=CheckpointKind.LANGUAGE_MODEL)
     check_lengths("reward", settings, parent.model.context_length)
-    model = ScalarModel(replace(parent.model, dropout_rate=settings.dropout_rate))
+    require(
+        settings.trained == "all" or not config.lora.rank,
+        f"reward.trained={settings.trained} with lora.rank={config.lora.rank}: adapters change the "
+        "trunk; set trained=all or rank=0",
+    )
+    shape = replace(parent.model, read_out=settings.read_out)
+    model = ScalarModel(replace(shape, dropout_rate=settings.dropout_rate))
     key = jax.random.key(config.seed)
 
     reader = Reader(run, settings, data.data_dir, config.seed)
@@ -121,8 +132,11 @@ def run(config: Config, workdir: str) -> None:
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
     optimizer = make_optimizer(config.optimizer, num_updates)
-    params = scalar_params_from(parent.params, run_key(key, RunPurpose.HEAD), parent.model)
+    params = scalar_params_from(parent.params, run_key(key, RunPurpose.HEAD), shape)
     frozen, trained = init_adapters(params, config.lora, run_key(key, RunPurpose.REWARD_ADAPTERS))
+    if settings.trained == "head":
+        # The gradient is of the trained parameters alone, so no backward pass enters the trunk.
+        frozen, trained = split_heads(trained)
     frozen = run.place_frozen(frozen)
     state = run.place(init_state(trained, optimizer))
     num_rows = batches.rows_per_group * settings.num_micro_batches
@@ -163,11 +177,13 @@ def run(config: Config, workdir: str) -> None:
 
     lora = run.lora_link("policy", config.lora)
     num_steps = num_updates + 1 + settings.normalise_before
-    meta = run.describe(CheckpointKind.SCALAR_MODEL, num_steps, parent.model, **lora)
+    meta = run.describe(CheckpointKind.SCALAR_MODEL, num_steps, shape, **lora)
     run.train(
         state,
         step_fn,
         meta,
+        # A trunk without adapters has no checkpoint that a head could refer to, so it is saved.
+        export=(lambda s: combine(frozen, s.params)) if settings.trained == "head" else None,
         hooks=[Hook(settings.eval_every, validate)],
         headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
     )

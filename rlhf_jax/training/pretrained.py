@@ -87,7 +87,8 @@ def _on_base(folder: Path, meta: Meta, base: Params, base_meta: Meta) -> Params:
             f"{base_meta.fingerprint}; restore that base"
         )
     if meta.kind != base_meta.kind:
-        base = {"trunk": base["trunk"]}
+        names = ("trunk", "lm_head") if meta.model.get("read_out") == "pooled" else ("trunk",)
+        base = {name: base[name] for name in names if name in base}
     trained, _ = checkpoints.load_params(folder)
     return combine(add_scales(base, trained, link["alpha"] / link["rank"]), trained)
 

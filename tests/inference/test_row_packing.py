@@ -1,5 +1,7 @@
 """Examples packed into shared rows: the same numbers, gradients and updates as one row each."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,10 +61,12 @@ def _batch(rng, batch=6, prompt=5, response=6):
     return Texts(*map(jnp.asarray, (tokens[:, :prompt], mask_BP, tokens[:, prompt:], mask_BR)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_packed_is_unpacked_forwards_and_backwards(seed):
+@pytest.mark.parametrize(
+    ("seed", "read_out"), [(0, "last_token"), (1, "last_token"), (2, "last_token"), (2, "pooled")]
+)
+def test_packed_is_unpacked_forwards_and_backwards(seed, read_out):
     texts = _batch(np.random.default_rng(seed))
-    policy, value = LanguageModel(SHAPE), ScalarModel(SHAPE)
+    policy, value = LanguageModel(SHAPE), ScalarModel(replace(SHAPE, read_out=read_out))
     trained = {
         "policy": init_params(policy, jax.random.key(0)),
         "value": init_params(value, jax.random.key(1)),

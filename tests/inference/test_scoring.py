@@ -268,7 +268,7 @@ def _read_everything(params):
 @pytest.mark.parametrize("most", [1, 60, 100])
 def test_logits_in_parts_are_the_whole_ones_forwards_and_backwards(params, monkeypatch, most):
     grads, parts = jax.jit(jax.grad(_read_everything, has_aux=True))(params)
-    monkeypatch.setattr(scoring, "MOST_LOGITS", most)
+    monkeypatch.setattr("rlhf_jax.models.logits.MOST_LOGITS", most)
     read = jax.grad(lambda params: _read_everything(params), has_aux=True)
     split_grads, split_parts = jax.jit(read)(params)
     for a, b in zip(
@@ -313,7 +313,7 @@ def test_rows_in_parts_are_the_whole_ones(params, scalar, monkeypatch, num_rows,
 
 
 def test_large_logits_are_never_whole(params, monkeypatch):
-    monkeypatch.setattr(scoring, "MOST_LOGITS", 60)
+    monkeypatch.setattr("rlhf_jax.models.logits.MOST_LOGITS", 60)
     program = jax.make_jaxpr(jax.grad(_read_everything, has_aux=True))(params).jaxpr
     logits = [shape for shape in shapes_in(program) if shape[2:] == (CONFIG.vocab_size,)]
     assert logits

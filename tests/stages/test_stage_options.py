@@ -76,6 +76,36 @@ def test_ppo_with_an_adaptive_penalty_for_moving(tour, tmp_path):
     assert [row["policy/kl_penalty_coef"] for row in rows(folder)] == [1.0, 0.5]
 
 
+def test_ppo_s_value_starts_from_a_pooled_head_that_was_trained_alone(tour, tmp_path):
+    folder, plan = beside(tour, tmp_path, "reward"), plan_of(tour, "reward")
+    plan["reward"] |= {"read_out": "pooled", "trained": "head", "normalise": "gain_and_bias"}
+    main.run(plan, str(folder))
+    assert abs(rows(folder)[-1]["rm/bias"]) > 0
+    policy, _ = pretrained.load_model(tour.workdir / "sft")
+    reward, meta = pretrained.load_model(folder)
+    assert meta.model["read_out"] == "pooled"
+    assert set(reward) == {"trunk", "read_out", "head"}
+    jax.tree.map(np.testing.assert_array_equal, reward["trunk"], policy["trunk"])
+
+    plan = plan_of(tour, "ppo")
+    plan["init"] |= {"reward": str(folder), "value": "reward"}
+    plan["ppo"]["total_episodes"] = 2 * plan["ppo"]["batch_size"]
+    (tmp_path / "ppo_run").mkdir()
+    ppo = beside(tour, tmp_path / "ppo_run", "ppo")
+    main.run(plan, str(ppo))
+    assert all(np.isfinite(row["loss/value"]) for row in rows(ppo) if "loss/value" in row)
+    with pytest.raises(ValueError, match="only last_token has a place"):
+        export(str(folder), tmp_path / "exported", max_shard_bytes=10**9)
+
+
+def test_a_head_alone_and_adapters_are_not_trained_together(tour, tmp_path):
+    plan = plan_of(tour, "reward")
+    plan["reward"]["trained"] = "head"
+    plan["lora"]["rank"] = 2
+    with pytest.raises(ValueError, match=r"reward\.trained=head with lora\.rank=2"):
+        main.run(plan, str(beside(tour, tmp_path, "reward")))
+
+
 @pytest.mark.parametrize("name", ["online_dpo", "expert_iteration"])
 def test_algorithms_that_choose_among_responses(tour, tmp_path, name):
     plan = load_experiment(f"experiments/menagerie/{name}.py", "tiny").to_dict()

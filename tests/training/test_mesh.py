@@ -359,7 +359,7 @@ def test_waiting_prompts_stay_on_their_device(axes):
 
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(axes, monkeypatch):
-    monkeypatch.setattr(scoring, "MOST_LOGITS", 16 * 24 * 128 // math.prod(axes) // 4)
+    monkeypatch.setattr("rlhf_jax.models.logits.MOST_LOGITS", 16 * 24 * 128 // math.prod(axes) // 4)
 
     def gradients(axes):
         mesh = make_mesh(*axes)

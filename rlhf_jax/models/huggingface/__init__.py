@@ -172,6 +172,11 @@ def save_pretrained(
             f"kind = {kind!r}, token_ids = {dict(token_ids)}: expected one of {list(MODULES)}, "
             f"{list(TOKEN_IDS)}"
         )
+    if kind == "scalar_model" and config.read_out != "last_token":
+        raise ValueError(
+            f"read_out = {config.read_out}: a ...ForSequenceClassification scores the last token's "
+            "state alone; only last_token has a place in these files"
+        )
     family, values = write_config(config)
     causal, scoring = family.classes
     values |= {
