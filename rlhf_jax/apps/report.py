@@ -220,17 +220,21 @@ def reliability_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
 
 
 def over_kl_figures(models: Mapping[str, Workdir], styles: Styles) -> list[Markup]:
-    """Draw proxy reward and gold over the KL during training, as Gao et al. (2022) do."""
+    """Draw proxy reward and what judges say over the KL during training.
+
+    As Gao et al. (2022) do with their gold reward model.
+    """
     drawings = []
-    for metric in ("objective/scores", "gold/total"):
+    logged = {metric for workdir in models.values() for metric in workdir.metrics}
+    for metric in ("objective/scores", *figures.judged(logged)):
         lines = []
         for name, workdir in models.items():
             kl = workdir.metrics.get("objective/kl", {})
             reward = workdir.metrics.get(metric, {})
-            # Gold is measured now and then, the rest at every step.
+            # Judges are asked now and then, the rest is measured at every step.
             steps = [step for step in reward if step in kl]
             lines.append(Line(name, [kl[s] for s in steps], [reward[s] for s in steps]))
-        drawings.append(figures.draw_lines(lines, styles, _KL, AXES[metric]))
+        drawings.append(figures.draw_lines(lines, styles, _KL, AXES.get(metric, Axis(metric))))
     return [drawing for drawing in drawings if drawing]
 
 

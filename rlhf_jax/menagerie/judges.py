@@ -117,6 +117,7 @@ class GoldJudge(ScoreJudge):
     name = "gold"
     description = "the exact judge of the world"
     score_description = "the exact judge's total"
+    main_number = "total"
     row_key: Key = "win_rate_gold"
 
     def __init__(self, world: World) -> None:

@@ -169,7 +169,7 @@ def run(config: Config, workdir: str) -> None:
         step_fn,
         meta,
         hooks=[Hook(settings.eval_every, validate)],
-        headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
+        headline=("loss", "rm/accuracy", *(f"validation/accuracy_{judge}" for judge in held_out)),
     )
 
 
