@@ -67,6 +67,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
         "evaluation": evaluate.Evaluation(
             num_prompts=22,
             samples_per_prompt=2,
+            best_of=3,
             labelers_per_prompt=2,
             response_length=6,
             corpus_documents=4,
@@ -76,7 +77,11 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
             num_side_by_side=3,
         ),
         "world": evaluate.WorldConfig(
-            name="menagerie/tiny", toxicity_prompts=3, toxicity_samples=4, few_shot_questions=3
+            name="menagerie/tiny",
+            toxicity_prompts=3,
+            toxicity_samples=4,
+            few_shot_questions=3,
+            constant_suffix=True,
         ),
     }
     for name, group in groups.items():
