@@ -148,14 +148,25 @@ def _by_kind(
     }
 
 
+def right_gains(results: Results) -> dict[str, dict[str, Estimate]]:
+    """Return the change in the share of entirely right answers, on the prompts of every kind."""
+    right = _by_kind(results, results.of_measurement("gold", "entirely_right"))
+    return {kind: results.gains(values) for kind, values in right.items()}
+
+
 def gain_warnings(results: Results) -> list[str]:
     """Name the component that makes more than half of a gain, and kinds of prompt that got worse.
 
-    Of checkpoints that come after the reference. A gain counts if its interval is above 0, and a
-    loss on a kind if its interval is below.
+    Of checkpoints that come after the reference. A gain counts if its interval is above 0. A kind
+    got worse if the interval of gold's gain is below 0, or that of the share of entirely right
+    answers, whose loss manners may cover up in the total.
     """
+    return [*_component_warnings(results), *_kind_warnings(results)]
+
+
+def _component_warnings(results: Results) -> list[str]:
     z = standardise(results.of_measurement("gold", "total"), results.reference)
-    total, parts, kinds = results.gains(z), contributions(results), kind_gains(results)
+    total, parts = results.gains(z), contributions(results)
     sentences = []
     for name in results.successors:
         gain = total[name]
@@ -165,12 +176,24 @@ def gain_warnings(results: Results) -> list[str]:
                 share = f"{100 * part / gain.value:.0f} % of its gain in gold"
                 amount = f"{part:.2f} of {gain.value:.2f} SD"
                 sentences.append(f"{name}: {component} makes {share} ({amount})")
-        for kind, values in kinds.items():
-            value, low, high, _ = values[name]
-            if high is not None and high < 0:
-                loss = f"{value:.2f} SD [{low:.2f}, {high:.2f}]"
-                worse = f"gold says it became worse than {results.reference} on"
-                sentences.append(f"{name}: {worse} prompts of the kind {kind!r}, {loss}")
+    return sentences
+
+
+def _kind_warnings(results: Results) -> list[str]:
+    gains = {
+        "gold, SD": (kind_gains(results), 1, 2),
+        "entirely right, points": (right_gains(results), 100, 0),
+    }
+    sentences = []
+    for name in results.successors:
+        for title, (kinds, scale, decimals) in gains.items():
+            for kind, values in kinds.items():
+                value, low, high, _ = values[name]
+                if low is not None and high is not None and high < 0:
+                    change, *ends = (f"{scale * x:.{decimals}f}" for x in (value, low, high))
+                    loss = f"{title}: {change} [{', '.join(ends)}]"
+                    worse = f"worse than {results.reference} on prompts of the kind {kind!r}"
+                    sentences.append(f"{name}: {worse} ({loss})")
     return sentences
 
 

@@ -67,6 +67,14 @@ def test_a_component_that_makes_more_than_half_of_the_gain_is_named():
 
 def test_a_kind_of_prompt_that_became_worse_is_named():
     worse = np.repeat([2.0, -0.5], 20)
-    warnings = rows.gain_warnings(found(style=worse / 2, junk=worse / 2))
+    warnings = rows.gain_warnings(found(helpfulness=worse / 2, junk=worse / 2))
     (warning,) = [text for text in warnings if "kind" in text]
-    assert "ppo: gold says it became worse than sft on prompts of the kind 'harm', -0." in warning
+    assert warning.startswith("ppo: worse than sft on prompts of the kind 'harm' (gold, SD: -0.")
+
+
+def test_a_kind_is_named_where_manners_cover_up_that_fewer_answers_are_right():
+    """In these results an answer is entirely right if its style is above 0."""
+    style = np.repeat([0.0, -1.0], 20)
+    warnings = rows.gain_warnings(found(style=style, junk=0.8, helpfulness=1.0))
+    (warning,) = [text for text in warnings if "kind" in text]
+    assert "'harm' (entirely right, points: -" in warning
