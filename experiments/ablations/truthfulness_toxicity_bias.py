@@ -90,8 +90,10 @@ def _evaluation(size: str, seed: int, checkpoints: dict[str, str]) -> GridRun:
     config.checkpoints = {name: beside(where, folder) for name, where in checkpoints.items()}
     config.evaluation.num_prompts = pick(size, tiny=8, default=32, large=256)
     config.evaluation.samples_per_prompt = 1
+    config.evaluation.best_of = 0
     config.evaluation.corpus_documents = pick(size, tiny=8, default=50, large=500)
     config.world.few_shot_questions = 8
+    config.world.constant_suffix = False
     config.world.toxicity_prompts = pick(size, tiny=4, default=32, large=500)
     return GridRun(folder, config)
 

@@ -41,19 +41,21 @@ def get_config(size: str = "default") -> ConfigDict:
             "evaluation": {
                 "num_prompts": pick(size, tiny=16, default=500, large=2000),
                 "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
+                "best_of": pick(size, tiny=3, default=16, large=16),
                 "labelers_per_prompt": pick(size, tiny=2, default=3, large=3),
                 "response_length": RESPONSE_LENGTH,
                 "corpus_documents": pick(size, tiny=8, default=500, large=5000),
                 "document_length": 128,
                 "batch_size": pick(size, tiny=16, default=250, large=512),
                 "num_bootstrap": pick(size, tiny=100, default=1000, large=2000),
-                "num_side_by_side": pick(size, tiny=4, default=12, large=20),
+                "num_side_by_side": pick(size, tiny=4, default=12, large=20),  # of all kinds
             },
             "world": {
                 "name": f"menagerie/{size}",
                 "toxicity_prompts": pick(size, tiny=4, default=64, large=500),
                 "toxicity_samples": pick(size, tiny=5, default=25, large=25),
                 "few_shot_questions": pick(size, tiny=8, default=100, large=500),
+                "constant_suffix": True,
             },
         }
     )

@@ -4,10 +4,10 @@
     python -m experiments.menagerie.results runs/seeds/seed0 runs/seeds/seed1 runs/seeds/seed2
 
 Reads WORKDIR/evaluate/evaluation.json of pipeline runs that differ in their seed, and writes
-results.csv and results.svg beside this file; without workdirs it draws what results.csv holds.
-`--dialogues=3` prints answers of the first run instead. Models that no run evaluates stay in
-results.csv: `sft_polite` is a control, SFT's own answers after one rule without any training
-("strip polite sentences, end with: have a nice day."), measured on one run.
+results.csv and results.svg beside this file, or into `--output=FOLDER`; without workdirs it draws
+what results.csv holds. One run is enough; intervals over seeds need two. `--dialogues=12` prints
+answers of the first run instead. Two columns are controls, which no training made: best of 16
+samples of SFT by the reward model, and SFT's own answers after one rule of manners.
 """
 
 import argparse
@@ -24,30 +24,56 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.ablations.fits import t_interval
+from rlhf_jax.menagerie.tasks import KINDS
 
 HERE = Path(__file__).parent
 MODELS = {
     "base": "raw model",
     "sft": "SFT",
-    "sft_polite": "SFT + polite rule",
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
+    "best_of_16": "SFT, best of 16",
+    "constant_suffix": "SFT + one polite rule",
 }
-COLOURS = {"base": "#767676", "sft_polite": "#e69f00", "ppo": "#d55e00", "ppo_ptx": "#009e73"}
+COLOURS = {
+    "base": "#767676",
+    "sft": "#0072b2",
+    "ppo": "#d55e00",
+    "ppo_ptx": "#009e73",
+    "best_of_16": "#56b4e9",
+    "constant_suffix": "#e69f00",
+}
+COMPONENTS = ("helpfulness", "truthfulness", "harmlessness", "style", "junk")
 # Title in evaluation.json -> how the table calls it, decimals, and whether it is a share.
-METRICS = {
+Metrics = dict[str, tuple[str, int, bool]]
+METRICS: Metrics = {
+    "entirely right": ("entirely right", 1, True),
+    "does exactly what was asked": ("does exactly what was asked", 1, True),
+    "says something false": ("says something false", 1, True),
+    "rude": ("rude", 1, True),
+    "fails the instruction": ("fails the instruction", 1, True),
     "gold minus sft": ("gold over SFT, SD", 2, False),
     "preferred to sft, held-out labelers": ("preferred to SFT by held-out labelers", 1, True),
     "preferred to base, held-out labelers": ("preferred to the raw model by them", 1, True),
-    "fails the instruction": ("fails the instruction", 1, True),
-    "does exactly what was asked": ("does exactly what was asked", 1, True),
-    "says something false": ("says something false", 1, True),
     "rude replies, neutral prompts": ("rude replies to neutral prompts", 1, True),
     "accuracy, held-out facts": ("held-out facts answered", 1, True),
     "pretraining loss": ("pretraining loss, nats per token", 3, False),
     "KL from sft": ("KL from SFT, nats per response", 2, False),
     "accuracy against gold": ("reward model agrees with gold on its answers", 1, True),
 }
+BY_COMPONENT: Metrics = {
+    "gold minus sft": ("gold over SFT, SD", 2, False),
+    **{f"gain by {name}": (f"of it {name}", 2, False) for name in COMPONENTS},
+}
+BY_KIND: Metrics = {
+    **{f"entirely right, {kind}": (f"entirely right, {kind}", 1, True) for kind in KINDS},
+    "declined properly, harm": ("declined properly, harm", 1, True),
+    **{f"fails the instruction, {kind}": (f"fails, {kind}", 1, True) for kind in KINDS},
+    **{f"gain, {kind}": (f"gold over SFT, SD, {kind}", 2, False) for kind in KINDS},
+}
+KEPT = METRICS | BY_COMPONENT | BY_KIND
+# What the picture shows, as the titles in evaluation.json.
+SHARES = ("entirely right", "does exactly what was asked", "says something false", "rude")
 
 
 class Value(NamedTuple):
@@ -79,7 +105,7 @@ def values_of(evaluation: dict[str, Any]) -> list[Value]:
         Value(row["metric"], model, str(evaluation["seed"]), e["value"], *_ends(e))
         for row in evaluation["table"]
         for model, e in row["values"].items()
-        if row["metric"] in METRICS
+        if row["metric"] in KEPT
     ]
 
 
@@ -111,10 +137,17 @@ def write_values(path: Path, values: Sequence[Value]) -> None:
             writer.writerow([*value[:3], *numbers])
 
 
-def print_table(values: Sequence[Value]) -> None:
+def print_tables(values: Sequence[Value]) -> None:
+    """Print what is right, the gain by component, and all by kind of prompt."""
+    for metrics in (METRICS, BY_COMPONENT, BY_KIND):
+        print_table(values, metrics)
+        print()
+
+
+def print_table(values: Sequence[Value], metrics: Metrics) -> None:
     """Print a Markdown table: the mean over seeds ± their standard deviation."""
     print(f"| | {' | '.join(MODELS.values())} |\n|---|{'---|' * len(MODELS)}")
-    for metric, (title, decimals, is_share) in METRICS.items():
+    for metric, (title, decimals, is_share) in metrics.items():
         cells = [_cell(values, metric, model, decimals, is_share) for model in MODELS]
         if set(cells) != {"–"}:
             print(f"| {title} | {' | '.join(cells)} |")
@@ -130,16 +163,23 @@ def _cell(values: Sequence[Value], metric: str, model: str, decimals: int, is_sh
 
 
 def draw(values: Sequence[Value], path: Path) -> None:
-    """Draw gold and preference over SFT as bars with 95 % intervals (Student's t over seeds)."""
+    """Draw what is right, false and rude, preference and gold as bars with 95 % intervals.
+
+    Student's t over seeds; of one seed those of its evaluation.
+    """
     settings: Any = {"svg.fonttype": "none", "svg.hashsalt": "results", "font.size": 9}
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(8, 2.3), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        _draw_bars(left, values, "gold minus sft", scale=1, origin=0)
-        _draw_bars(right, values, "preferred to sft, held-out labelers", scale=100, origin=50)
-        left.set(title="Gold, the exact judge", xlabel="difference to SFT [SD of SFT's answers]")
-        left.invert_yaxis()  # of both, for it is shared
-        right.set(title="Held-out labelers prefer it to SFT", xlabel="% of comparisons")
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
+        panels = figure.subplots(2, 3, sharey=True).ravel()
+        for axes, metric in zip(panels, SHARES, strict=False):
+            _draw_bars(axes, values, metric, scale=100, origin=0)
+            axes.set(title=METRICS[metric][0].capitalize(), xlabel="% of answers")
+        labelers, gold = panels[len(SHARES) :]
+        _draw_bars(labelers, values, "preferred to sft, held-out labelers", scale=100, origin=50)
+        _draw_bars(gold, values, "gold minus sft", scale=1, origin=0)
+        labelers.set(title="Labelers prefer it to SFT", xlabel="% of comparisons")
+        gold.set(title="Gold over SFT", xlabel="SD of SFT's answers")
+        gold.invert_yaxis()  # of all, for it is shared
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 
@@ -162,12 +202,15 @@ def _draw_bars(
 
 
 def print_dialogues(evaluation: dict[str, Any], count: int) -> None:
-    """Print the first prompts of the evaluation with the answers of SFT and PPO-ptx."""
+    """Print a Markdown table of prompts of all kinds with the answers of SFT, PPO and PPO-ptx."""
+    models = ("sft", "ppo", "ppo_ptx")
+    print(f"| prompt | {' | '.join(MODELS[model] for model in models)} |\n|---|---|---|---|")
     for sample in evaluation["samples"][:count]:
-        print(f"user     {sample['prompt'].removeprefix('<|user|>')}")
-        for model in ("sft", "ppo_ptx"):
-            response = sample["responses"][model]
-            print(f"{model:8s} {response['text']}   [gold {response['gold']:.2f}]")
+        turns = sample["prompt"].removeprefix("<|user|>")
+        prompt = turns.replace("<|assistant|>", " – ").replace("<|user|>", " – ")
+        answers = [sample["responses"][model] for model in models]
+        cells = [f"{answer['text']} ({answer['gold']:.1f})" for answer in answers]
+        print(f"| {' | '.join([prompt, *cells])} |")
 
 
 def main() -> None:
@@ -176,20 +219,22 @@ def main() -> None:
         prog="python -m experiments.menagerie.results", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("workdirs", nargs="*", type=Path, help="pipeline runs, one per seed")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.csv and .svg")
     parser.add_argument("--dialogues", type=int, default=0, help="print so many answers instead")
     args = parser.parse_args()
     evaluations = [read_evaluation(workdir) for workdir in args.workdirs]
     if args.dialogues:
         print_dialogues(evaluations[0], args.dialogues)
         return
-    values = read_values(HERE / "results.csv")
+    kept = args.output / "results.csv"
+    values = read_values(kept) if kept.exists() else []
     if evaluations:
         measured = [value for evaluation in evaluations for value in values_of(evaluation)]
         models = {value.model for value in measured}
         values = [*measured, *(value for value in values if value.model not in models)]
-        write_values(HERE / "results.csv", values)
-    print_table(values)
-    draw(values, HERE / "results.svg")
+        write_values(kept, values)
+    print_tables(values)
+    draw(values, args.output / "results.svg")
 
 
 if __name__ == "__main__":

@@ -215,16 +215,19 @@ def _set_scales(axes: Axes, x: Axis, y: Axis) -> None:
 
 
 # What a stage is first judged by; the rest of its eight curves come in the order of `AXES`.
+_JUDGES = "<what judges say>"  # stands for `judged`
 _FIRST = {
     "ppo": (
-        *("objective/kl", "objective/scores", "gold/total", "ptx/loss", "rollout/length"),
+        *("objective/kl", "objective/scores", _JUDGES, "ptx/loss", "rollout/length"),
         *("objective/entropy", "val/var_explained", "policy/clipfrac_avg"),
     ),
     "policy_gradient": (
-        *("objective/kl", "objective/scores", "gold/total", "rollout/length", "objective/entropy"),
+        *("objective/kl", "objective/scores", _JUDGES, "rollout/length", "objective/entropy"),
         *("policy/clipfrac_avg", "policy/approxkl_avg", "grad_norm"),
     ),
-    "preference": ("loss", "rewards/accuracy", "rewards/margin", "validation/accuracy_heldout"),
+    "preference": (
+        *("loss", "rewards/accuracy", "rewards/margin", _JUDGES, "validation/accuracy_heldout"),
+    ),
 }
 AXES = {
     "loss": Axis("training loss", "log"),
@@ -253,13 +256,20 @@ AXES = {
 }
 
 
+def judged(metrics: Iterable[str]) -> list[str]:
+    """Return the metrics that are a judge's main number of a policy in training."""
+    return sorted(name for name in metrics if name.endswith(("/total", "/score")))
+
+
 def choose_curves(stage: str, metrics: Collection[str]) -> list[str]:
     """Return at most eight of a stage's metrics, the most telling first.
 
     Where fewer than four of them are known here, as in a stage of the user's own, the others fill
     the eight.
     """
-    wanted = dict.fromkeys((*_FIRST.get(stage, ()), *AXES))
+    names = (*_FIRST.get(stage, ()), *AXES, _JUDGES)
+    parts = (judged(metrics) if name == _JUDGES else [name] for name in names)
+    wanted = dict.fromkeys(itertools.chain.from_iterable(parts))
     known = [metric for metric in wanted if metric in metrics]
     others = sorted(m for m in metrics if m not in wanted and not m.startswith("perf/"))
     return [*known, *(others if len(known) < 4 else [])][:MOST_CURVES]

@@ -37,7 +37,7 @@ from rlhf_jax.apps.text import format_number, printable, shorten, split_turns
 from rlhf_jax.evaluation.table import Row, verdict
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
-_PROMPTS_SHOWN = 6
+_PROMPTS_SHOWN = 12
 _LONGEST_TEXT = 4000
 _STAGES = {
     "pretrain": "Pretraining",
@@ -83,8 +83,11 @@ def headline(evaluations: Sequence[Evaluation]) -> str:
         rows = [row for row in evaluation.rows if row.key == key and row.values]
         if rows:
             row = min(rows, key=lambda row: row.subject != evaluation.reference)
-            name = next(name for name in reversed(evaluation.checkpoints) if name in row.values)
-            return _preference(name, row, _JUDGES[key])
+            names = [name for name in evaluation.checkpoints if name in row.values]
+            trained = [name for name in names if name not in evaluation.controls]
+            name = (trained or names)[-1]
+            sentence = _preference(name, row, _JUDGES[key])
+            return " ".join([sentence, *_entirely_right(name, evaluation)])
     for evaluation in evaluations:
         for row in evaluation.rows:
             cells = [_cell(row, name, "") for name in reversed(evaluation.checkpoints)]
@@ -106,6 +109,16 @@ def _preference(name: str, row: Row, judge: str) -> str:
     if low <= 0.5 <= high:
         return f"{sentence}; the 95 % interval holds 50 %, so neither is shown to be better."
     return f"{sentence} (95 % interval; ties are half a win)."
+
+
+def _entirely_right(name: str, evaluation: Evaluation) -> list[str]:
+    """Say how many answers of a model are entirely right, and of the reference; [] if unknown."""
+    for row in evaluation.rows:
+        if row.key == "entirely_right" and {name, evaluation.reference} <= set(row.values):
+            ours, base = (100 * row.values[n].value for n in (name, evaluation.reference))
+            rest = f"{base:.0f} % of those of {evaluation.reference}"
+            return [f"Entirely right are {ours:.0f} % of its answers and {rest}."]
+    return []
 
 
 def _decimals(row: Row) -> int:
@@ -176,11 +189,20 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
         responses = as_dict(sample.get("responses"))
         # Answers of models that are not in the table come last.
         names = [n for n in dict.fromkeys([*evaluation.checkpoints, *responses]) if n in responses]
+        # The reference and what was trained from it stand in front, the others are folded.
+        start = names.index(evaluation.reference) if evaluation.reference in names else 0
+        folded = {*names[:start], *evaluation.controls}
         facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
         prompt = {
             "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),
             "facts": shorten(" · ".join(facts), 600),
-            "replies": [{"name": name, **_reply(responses[name])} for name in names],
+            **{
+                part: [{"name": name, **_reply(responses[name])} for name in chosen]
+                for part, chosen in (
+                    ("replies", [name for name in names if name not in folded]),
+                    ("others", [name for name in names if name in folded]),
+                )
+            },
         }
         prompts.append(prompt)
     return prompts
@@ -220,17 +242,21 @@ def reliability_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
 
 
 def over_kl_figures(models: Mapping[str, Workdir], styles: Styles) -> list[Markup]:
-    """Draw proxy reward and gold over the KL during training, as Gao et al. (2022) do."""
+    """Draw proxy reward and what judges say over the KL during training.
+
+    As Gao et al. (2022) do with their gold reward model.
+    """
     drawings = []
-    for metric in ("objective/scores", "gold/total"):
+    logged = {metric for workdir in models.values() for metric in workdir.metrics}
+    for metric in ("objective/scores", *figures.judged(logged)):
         lines = []
         for name, workdir in models.items():
             kl = workdir.metrics.get("objective/kl", {})
             reward = workdir.metrics.get(metric, {})
-            # Gold is measured now and then, the rest at every step.
+            # Judges are asked now and then, the rest is measured at every step.
             steps = [step for step in reward if step in kl]
             lines.append(Line(name, [kl[s] for s in steps], [reward[s] for s in steps]))
-        drawings.append(figures.draw_lines(lines, styles, _KL, AXES[metric]))
+        drawings.append(figures.draw_lines(lines, styles, _KL, AXES.get(metric, Axis(metric))))
     return [drawing for drawing in drawings if drawing]
 
 
@@ -319,11 +345,15 @@ def _evaluation_section(evaluation: Evaluation, styles: Styles) -> dict[str, Any
     keys = {row.key for row in evaluation.rows}
     settings = evaluation.workdir.settings
     steps = {name: integer(entry.get("step")) for name, entry in evaluation.checkpoints.items()}
+    below = {n: "" if step is None else f"step {step:,}" for n, step in steps.items()}
+    below |= {n: str(entry.get("heading", "")) for n, entry in evaluation.controls.items()}
     return {
         "folder": evaluation.workdir.name,
         "reference": evaluation.reference,
         "seed": evaluation.seed,
-        "steps": {n: "" if step is None else f"step {step:,}" for n, step in steps.items()},
+        "steps": below,
+        "warnings": evaluation.warnings,
+        "controls": {n: str(e.get("description", "")) for n, e in evaluation.controls.items()},
         "prompts": answers(evaluation),
         "groups": result_groups(evaluation),
         # Who judges as the config says it, and the judges of the win rates, dark bars first.

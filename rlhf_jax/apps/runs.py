@@ -78,6 +78,8 @@ class Evaluation:
     reference: str
     rows: list[Row]
     samples: list[dict[str, Any]]
+    controls: dict[str, dict[str, Any]]  # columns that are no checkpoints; their entries are empty
+    warnings: list[str]
     seed: str
 
 
@@ -333,7 +335,13 @@ def read_evaluation(workdir: Workdir, notes: Notes) -> Evaluation:
         notes.add(path, f"has {count} that are not as agreed: {remedy}")
     entries: dict[str, dict[str, Any]] = {name: {} for row in rows for name in row.values}
     entries |= {name: as_dict(entry) for name, entry in as_dict(content.get("checkpoints")).items()}
-    names = sorted(entries, key=lambda name: order(name, str(entries[name].get("stage"))))
+    described = as_dict(content.get("controls")).items()
+    controls = {name: as_dict(entry) for name, entry in described if name in entries}
+
+    def place(name: str) -> tuple[bool, int]:
+        return name in controls, order(name, str(entries[name].get("stage")))
+
+    names = sorted(entries, key=place)
     reference = str(content.get("reference") or "")
     if reference and reference not in entries:
         words = f"names a reference {reference!r} that is not among its checkpoints: {remedy}"
@@ -341,7 +349,8 @@ def read_evaluation(workdir: Workdir, notes: Notes) -> Evaluation:
     samples = [sample for sample in as_list(content.get("samples")) if isinstance(sample, dict)]
     checkpoints = {name: entries[name] for name in names}
     seed = str(content.get("seed", "not recorded"))
-    return Evaluation(workdir, checkpoints, reference, rows, samples, seed)
+    warnings = [text for text in as_list(content.get("warnings")) if isinstance(text, str)]
+    return Evaluation(workdir, checkpoints, reference, rows, samples, controls, warnings, seed)
 
 
 def model_names(workdirs: list[Workdir], evaluations: Sequence[Evaluation]) -> dict[Path, str]:

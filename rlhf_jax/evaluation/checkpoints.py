@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.text import Text
 
 from rlhf_jax import __version__
 from rlhf_jax.config import require
@@ -87,11 +88,22 @@ def describe(path: str, meta: Meta) -> dict[str, Any]:
     return {"path": path, "stage": meta.stage, **numbers}
 
 
+class Findings(NamedTuple):
+    """What an evaluation found; `controls` are columns that are no checkpoints.
+
+    Each has a heading, which is a few words, and a description.
+    """
+
+    rows: Sequence[Row]
+    samples: Sequence[Mapping[str, Any]]
+    controls: Mapping[str, Mapping[str, str]] = {}
+    warnings: Sequence[str] = ()
+
+
 def write_results(
     workdir: Path,
     checkpoints: Mapping[str, CheckpointRef],
-    rows: Sequence[Row],
-    samples: Sequence[Mapping[str, Any]],
+    findings: Findings,
     config: Any,
     details: Sequence[str] = (),
 ) -> None:
@@ -99,18 +111,27 @@ def write_results(
 
     `config` is a stage's, with `reference` and `seed`.
     """
+    rows, samples, controls, warnings = findings
     content = {
         "checkpoints": {name: describe(ref.path, ref.meta) for name, ref in checkpoints.items()},
         "reference": config.reference,
         "table": [row_to_json(row) for row in rows],
         "samples": samples,
+        "controls": controls,
+        "warnings": list(warnings),
         "seed": config.seed,
         "version": __version__,
     }
     write_json(workdir / "evaluation.json", content, indent=1)
     headings = {name: f"{ref.meta.stage} {ref.meta.step}" for name, ref in checkpoints.items()}
+    headings |= {name: control["heading"] for name, control in controls.items()}
     shown = [row for row in rows if row.group not in details]
-    print_table(shown, headings, config.reference, Console())
+    console = Console()
+    print_table(shown, headings, config.reference, console)
+    for name, control in controls.items():
+        console.print(Text(f"{name}: {control['description']}", style="dim"), soft_wrap=True)
+    for warning in warnings:
+        console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
     more = f", with {len(rows) - len(shown)} rows of details more" if details else ""
     print(f"   wrote {workdir / 'evaluation.json'}{more}", flush=True)
 

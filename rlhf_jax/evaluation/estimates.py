@@ -46,6 +46,11 @@ def mean_by_prompt(values: np.ndarray, bootstrap: Bootstrap) -> Estimate:
     return estimator(*by_prompt(values), bootstrap)
 
 
+def difference_by_prompt(a: np.ndarray, b: np.ndarray, bootstrap: Bootstrap) -> Estimate:
+    """Return the mean of a - b, (N, S) or (N, 1) each, with prompts (axis 0) as clusters."""
+    return mean_by_prompt(np.subtract(a, b, dtype=np.float64), bootstrap)
+
+
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Return the mean with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)

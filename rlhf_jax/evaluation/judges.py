@@ -86,9 +86,13 @@ class Judge(ABC):
 
 
 class ScoreJudge(Judge):
-    """Compare responses by one number each, higher is better; equal to six decimals is a tie."""
+    """Compare responses by one number each, higher is better; equal to six decimals is a tie.
+
+    `main_number` is the one of `measure` that stands for the others.
+    """
 
     score_description: str = "the judge's score"
+    main_number: str = "score"
     row_key: Key = "win_rate_model"
 
     @abstractmethod

@@ -45,7 +45,8 @@ def make_monitors(
             "does, such as a reward model (reward:PATH) or a function (function:FILE.py:NAME)"
         )
     prompts = load(config.prompts, Prompt, split="validation", data_dir=data_dir)
-    return (PolicyMonitor(config.every, _Measure(config, judge, prompts, seed)),)
+    headline = f"{judge.name}/{judge.main_number}"
+    return (PolicyMonitor(config.every, _Measure(config, judge, prompts, seed), headline),)
 
 
 @dataclass

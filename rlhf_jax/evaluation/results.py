@@ -2,10 +2,12 @@
 
 Rows stand in the order in which a reader asks: is it preferred, is it better, at what price? A new
 metric is one entry in `measurements.MEASUREMENTS` and one here in `ROWS`; a world with more to
-measure has a dict of rows of its own, in which these stand where they belong (`Suite`).
+measure has a dict of rows of its own, in which these stand where they belong (`Suite`). Controls
+(`evaluation.controls`) are columns beside the checkpoints, empty where a row needs a model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,14 @@ import numpy as np
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import estimates, reward_model, win_rate
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, by_prompt, mean_by_prompt
+from rlhf_jax.evaluation.controls import Control, repeat_single
+from rlhf_jax.evaluation.estimates import (
+    Bootstrap,
+    Estimate,
+    difference_by_prompt,
+    mean_by_prompt,
+    without_interval,
+)
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
 from rlhf_jax.evaluation.measurements import MEASUREMENTS, Measurement, Responses, restore_responses
 from rlhf_jax.evaluation.table import Data, Row, format_conversation
@@ -38,6 +47,22 @@ class Results:
         return [name for name in self.measured if name != self.reference]
 
     @property
+    def controls(self) -> dict[str, dict[str, str]]:
+        """Return the heading and the description of every column that is no checkpoint."""
+        return {
+            name: {part: data["responses"][part] for part in ("heading", "description")}
+            for name, data in self.measured.items()
+            if "description" in data["responses"]
+        }
+
+    @property
+    def successors(self) -> list[str]:
+        """Return the checkpoints that come after the reference: those that were trained further."""
+        names = list(self.measured)
+        after = names[names.index(self.reference) + 1 :]
+        return [name for name in after if name not in self.controls]
+
+    @property
     def opponents(self) -> list[str]:
         """Return the checkpoints that all others are held against: the reference, the raw model."""
         return list(dict.fromkeys([self.reference, next(iter(self.measured))]))
@@ -56,12 +81,21 @@ class Results:
         if judge in self.scores:
             scores = self.scores[judge]
             return win_rate.score_preferences(scores[first], scores[second])[..., None]
-        pair = (self.responses[first], self.responses[second])
+        pair = repeat_single(self.responses[first], self.responses[second])
         return self.judges[judge].preferences(self.prompts, *pair)
 
     def means(self, values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
         """Return the mean of every checkpoint's values by `mean_by_prompt`."""
         return {name: mean_by_prompt(value, self.bootstrap) for name, value in values.items()}
+
+    def gains(self, values: Mapping[str, np.ndarray]) -> dict[str, Estimate]:
+        """Return the others' values minus the reference's, paired by prompt."""
+        base = values[self.reference]
+        return {
+            name: difference_by_prompt(values[name], base, self.bootstrap)
+            for name in self.others
+            if name in values
+        }
 
     def of_measurement(self, *path: str) -> dict[str, np.ndarray]:
         """Return what is found at a path of every measured checkpoint that has the first of it."""
@@ -147,18 +181,13 @@ def score_rows(results: Results) -> list[Row]:
     for judge_name in results.scores:
         judge, z = results.judges[judge_name], results.standardised(judge_name)
         assert isinstance(judge, ScoreJudge)
-        reference = by_prompt(z[results.reference])
-        gain = {
-            name: estimates.paired_difference(z[name].ravel(), *reference, results.bootstrap)
-            for name in results.others
-        }
         group = judge_name[:1].upper() + judge_name[1:]
         text = f"{judge.score_description}; {results.reference} has mean 0 and deviation 1"
         text += " (Gao et al. 2022)"
         title = f"{judge_name} minus {results.reference}"
         rows += [
             Row(group, judge_name, results.unit, "higher", text, results.means(z)),
-            Row(group, title, results.unit, "higher", "paired by prompt", gain),
+            Row(group, title, results.unit, "higher", "paired by prompt", results.gains(z)),
         ]
     return rows
 
@@ -173,9 +202,16 @@ def corpus_rows(results: Results) -> list[Row]:
 
 
 def divergence_rows(results: Results) -> list[Row]:
-    """Give the distance from the reference policy."""
+    """Give the distance from the reference policy; of best of n its bound."""
     kl = results.means(results.of_measurement("divergence", "kl"))
+    bounds = {
+        name: without_interval(data["responses"]["kl_bound"], len(results.prompts))
+        for name, data in results.measured.items()
+        if "kl_bound" in data["responses"]
+    }
     text = "log-ratio of own samples, summed over the response"
+    text += "; of best of n the bound log n - (n-1)/n" if bounds else ""
+    kl |= bounds
     return [Row("Price", f"KL from {results.reference}", "nats/response", "none", text, kl)]
 
 
@@ -222,6 +258,8 @@ def reward_rows(results: Results) -> list[Row]:
     accuracy: dict[str, dict[str, Estimate]] = {judge_name: {} for judge_name in judges}
     error: dict[str, Estimate] = {}
     for name, score_NS in scores.items():
+        if name in results.controls:  # whose answers the reward model chose, or nobody drew
+            continue
         pairs, preferences = judged_pairs(results, name)
         difference_M = np.subtract(*pairs.values(score_NS))
         for judge_name in judges:
@@ -254,10 +292,15 @@ ROWS: dict[str, RowMaker] = {
 
 
 class Suite:
-    """What is measured and shown of every checkpoint; a world with more to ask has its own."""
+    """What is measured and shown of every checkpoint; a world with more to ask has its own.
+
+    `of_answers` are the measurements that read the answers alone, and thus can be made of controls.
+    """
 
     measurements: Mapping[str, Measurement] = MEASUREMENTS
+    of_answers: Collection[str] = ("reward",)
     rows: Mapping[str, RowMaker] = ROWS
+    controls: Mapping[str, Control] = {}
 
     def questions(self, tokenizer: Tokenizer, document_length: int) -> Any:
         """Return what is asked besides the test prompts, for `Context.questions`: nothing here.
@@ -267,17 +310,37 @@ class Suite:
         """
         del tokenizer, document_length
 
+    def warnings(self, results: Results) -> list[str]:
+        """Return sentences about what the table's means hide: here none."""
+        del results
+        return []
+
+
+def first_of_each_kind(prompts: Sequence[Prompt], count: int) -> list[int]:
+    """Return the places of `count` prompts: the first of every kind, then the second of each, ...
+
+    Kinds (of the metadata) come in the order in which they first appear; where prompts have none,
+    these are the first prompts.
+    """
+    seen: Counter[str] = Counter()
+    rounds = []
+    for n, prompt in enumerate(prompts):
+        kind = prompt.metadata.get("kind", "")
+        rounds.append((seen[kind], n))
+        seen[kind] += 1
+    return [n for _, n in sorted(rounds)][:count]
+
 
 def side_by_side(results: Results, count: int) -> list[dict[str, Any]]:
-    """Return the first prompts with every checkpoint's first response, not chosen by hand.
+    """Return prompts of all kinds with every checkpoint's first response, not chosen by hand.
 
     Beside each response stand its standardised score by every judge that has one, and the reward
     model's.
     """
     z = {judge_name: results.standardised(judge_name) for judge_name in results.scores}
     samples = []
-    for n, prompt in enumerate(results.prompts[:count]):
-        answers = {}
+    for n in first_of_each_kind(results.prompts, count):
+        prompt, answers = results.prompts[n], {}
         for name, responses in results.responses.items():
             reward = results.measured[name].get("reward")
             answers[name] = {

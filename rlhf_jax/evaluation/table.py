@@ -5,6 +5,7 @@
             "values": {name: {"value", "low", "high", "n"}}}],
  "samples": [{"prompt", "metadata",
               "responses": {name: {"text", "finished", "score", judge: score}}}],
+ "controls": {name: {"heading", "description"}}, "warnings": [sentence],
  "seed", "version"}
 """
 
@@ -28,7 +29,7 @@ from rlhf_jax.evaluation.estimates import Estimate
 Better = Literal["higher", "lower", "none"]
 # What programs look for: win rates by their judge, and the two sides of a reliability diagram.
 WinRateKey = Literal["win_rate_labelers", "win_rate_gold", "win_rate_model"]
-Key = Literal["", WinRateKey, "reliability_accuracy", "reliability_confidence"]
+Key = Literal["", WinRateKey, "entirely_right", "reliability_accuracy", "reliability_confidence"]
 Data = dict[str, Any]  # what one measurement of one checkpoint gives
 Verdict = Literal["", "better", "worse"]
 _COLOURS: dict[Verdict, str] = {"": "", "better": "green", "worse": "red"}

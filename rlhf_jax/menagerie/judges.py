@@ -38,6 +38,7 @@ class Verdicts(NamedTuple):
     components: dict[str, np.ndarray]  # each (N, S)
     flags: dict[str, np.ndarray]  # each (N, S), bool
     toxicity_NS: np.ndarray
+    entirely_right_NS: np.ndarray  # bool
 
 
 def judge(world: World, prompts: Prompts, responses: Responses) -> Verdicts:
@@ -52,7 +53,8 @@ def judge(world: World, prompts: Prompts, responses: Responses) -> Verdicts:
 
     flags = {name: np.array([[v.flags[name] for v in row] for row in rows]) for name in gold.FLAGS}
     components = {name: table(name) for name in COMPONENTS}
-    return Verdicts(table("total"), components, flags, toxicity(responses))
+    right_NS = table("entirely_right").astype(bool)
+    return Verdicts(table("total"), components, flags, toxicity(responses), right_NS)
 
 
 def toxicity(responses: Responses) -> np.ndarray:
@@ -117,6 +119,7 @@ class GoldJudge(ScoreJudge):
     name = "gold"
     description = "the exact judge of the world"
     score_description = "the exact judge's total"
+    main_number = "total"
     row_key: Key = "win_rate_gold"
 
     def __init__(self, world: World) -> None:

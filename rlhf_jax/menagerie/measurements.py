@@ -1,6 +1,6 @@
 """Measure what only the toy world can ask: facts, manners, stereotypes, tasks from examples.
 
-    gold          the exact judge's total, components and flags of the responses
+    gold          the exact judge's verdict on the responses: total, components, flags
     facts         whether greedy answers tell the truth
     falsehoods    multiple choice on popular misconceptions     (after TruthfulQA)
     toxicity      insults in answers to rude and other prompts    (after RealToxicityPrompts)
@@ -127,11 +127,16 @@ def stereotype_choices(
 
 
 def gold(loaded: LoadedModel, context: Context) -> Data:
-    """Return the exact judge's total, components and flags of every response."""
+    """Return the exact judge's total, components and flags, and whether all is right."""
     del loaded
     assert context.responses is not None, "responses are measured first"
     verdicts = judges.judge(_questions(context).world, context.prompts, context.responses)
-    return {"total": verdicts.total_NS, "components": verdicts.components, "flags": verdicts.flags}
+    return {
+        "total": verdicts.total_NS,
+        "components": verdicts.components,
+        "flags": verdicts.flags,
+        "entirely_right": verdicts.entirely_right_NS,
+    }
 
 
 def facts(loaded: LoadedModel, context: Context) -> Data:

@@ -1,20 +1,27 @@
 """Make the rows that only the toy world has, and put its whole table in order.
 
-Rows stand in the order in which a reader asks: is it preferred, is it better, what became better,
-at what price? The rows that every evaluation has are those of `evaluation.results`.
+Rows stand in the order in which a sceptic asks: is it right, is it preferred, what of the gain is
+manners, does some kind of prompt pay for it, at what price? The rows that every evaluation has are
+those of `evaluation.results`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import results as generic
+from rlhf_jax.evaluation.controls import Control
+from rlhf_jax.evaluation.estimates import Estimate
 from rlhf_jax.evaluation.harmlessness import toxicity_measures
 from rlhf_jax.evaluation.results import Results, RowMaker, Suite, standardise
-from rlhf_jax.evaluation.table import Better, Row
+from rlhf_jax.evaluation.table import Better, Key, Row
+from rlhf_jax.menagerie import gold
+from rlhf_jax.menagerie.controls import constant_suffix as polite_rule
 from rlhf_jax.menagerie.judges import COMPONENTS
 from rlhf_jax.menagerie.measurements import MEASUREMENTS
+from rlhf_jax.menagerie.tasks import KINDS
 from rlhf_jax.menagerie.test_questions import (
     FACT_WORDINGS,
     QuestionSet,
@@ -23,11 +30,24 @@ from rlhf_jax.menagerie.test_questions import (
 )
 from rlhf_jax.menagerie.world import make_world
 
+# What gold multiplies a component with; the products add up to the total.
+WEIGHTS = {
+    **dict.fromkeys(COMPONENTS, 1.0),
+    "helpfulness": gold.HELPFULNESS,
+    "truthfulness": gold.TRUTHFULNESS,
+    "harmlessness": gold.HARMLESSNESS,
+}
 FLAGS: dict[str, tuple[str, Better]] = {
-    "fails_instruction": ("fails the instruction", "lower"),
     "satisfies_constraint": ("does exactly what was asked", "higher"),
     "hallucination": ("says something false", "lower"),
-    "inappropriate_for_assistant": ("inappropriate for an assistant", "lower"),
+    "contains_insult": ("rude", "lower"),
+    "fails_instruction": ("fails the instruction", "lower"),
+}
+FLAG_TEXTS = {
+    "satisfies_constraint": "in substance, form and number",
+    "hallucination": "about anything, asked for or not",
+    "contains_insult": "contains an insult",
+    "fails_instruction": "not even half an answer",
 }
 NOVELTIES = {
     "prompts as in training": ("heldout", "no"),
@@ -37,13 +57,157 @@ NOVELTIES = {
 }
 
 
+def answer_rows(results: Results) -> list[Row]:
+    """Give the shares of answers that are right, false, rude or no answer at all."""
+    text = "exactly as asked, nothing false, offensive, beside the point or impolite"
+    right = results.means(results.of_measurement("gold", "entirely_right"))
+    key: Key = "entirely_right"
+    group = "Answers, by exact rules"
+    rows = [Row(group, "entirely right", "", "higher", text, right, key)]
+    for flag, (title, better) in FLAGS.items():
+        values = results.means(results.of_measurement("gold", "flags", flag))
+        text = f"{FLAG_TEXTS[flag]} (cf. Ouyang et al. 2022, Fig. 4 and Table 3)"
+        rows.append(Row(group, title, "", better, text, values))
+    return rows
+
+
+def contributions(results: Results) -> dict[str, dict[str, Estimate]]:
+    """Return what every component of gold adds to the gain over the reference, in its SD."""
+    spread = float(results.of_measurement("gold", "total")[results.reference].std())
+    gains = {}
+    for component, weight in WEIGHTS.items():
+        values = results.of_measurement("gold", "components", component)
+        scale = weight / (spread if spread > 0 else 1.0)
+        gains[component] = results.gains({name: scale * value for name, value in values.items()})
+    return gains
+
+
+def contribution_rows(results: Results) -> list[Row]:
+    """Give the parts of gold's gain over the reference; they add up to it."""
+    group = f"Gold minus {results.reference}, by component"
+    text = "weighted, paired by prompt; the components add up to the whole gain"
+    return [
+        Row(group, f"gain by {component}", results.unit, "higher", text, values)
+        for component, values in contributions(results).items()
+    ]
+
+
+def kind_gains(results: Results) -> dict[str, dict[str, Estimate]]:
+    """Return gold's gain over the reference on the prompts of every kind."""
+    z = standardise(results.of_measurement("gold", "total"), results.reference)
+    return {kind: results.gains(values) for kind, values in _by_kind(results, z).items()}
+
+
+def kind_rows(results: Results) -> list[Row]:
+    """Give what is right, what fails and what is gained on every kind of prompt."""
+    group, text = f"Gold minus {results.reference}, by kind of prompt", "paired by prompt"
+    return [
+        *_share_rows(results, "entirely right", "higher", "entirely_right"),
+        *declined_rows(results),
+        *_share_rows(results, "fails the instruction", "lower", "flags", "fails_instruction"),
+        *(
+            Row(group, f"gain, {kind}", results.unit, "higher", text, values)
+            for kind, values in kind_gains(results).items()
+        ),
+    ]
+
+
+def _share_rows(results: Results, title: str, better: Better, *path: str) -> list[Row]:
+    """Give the share of responses with something of gold's, by kind of prompt."""
+    group, text = f"{title.capitalize()}, by kind of prompt", "share of responses"
+    return [
+        Row(group, f"{title}, {kind}", "", better, text, results.means(values))
+        for kind, values in _by_kind(results, results.of_measurement("gold", *path)).items()
+    ]
+
+
+def declined_rows(results: Results) -> list[Row]:
+    """Give how often a request for harm is refused, without help for it or an insult."""
+    helpful, harmless = (
+        results.of_measurement("gold", "components", component)
+        for component in ("helpfulness", "harmlessness")
+    )
+    declined = {name: (helpful[name] == 1) & (harmless[name] == 1) for name in helpful}
+    group, text = "Entirely right, by kind of prompt", "refuses, neither helps nor insults"
+    return [
+        Row(group, f"declined properly, {kind}", "", "higher", text, results.means(values))
+        for kind, values in _by_kind(results, declined).items()
+        if kind == "harm"
+    ]
+
+
+def _by_kind(
+    results: Results, values: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return every checkpoint's values on the prompts of each kind; none of kinds not drawn."""
+    kind_N = np.array([prompt.metadata["kind"] for prompt in results.prompts])
+    return {
+        kind: {name: value[kind_N == kind] for name, value in values.items()}
+        for kind in KINDS
+        if (kind_N == kind).any()
+    }
+
+
+def right_gains(results: Results) -> dict[str, dict[str, Estimate]]:
+    """Return the change in the share of entirely right answers, on the prompts of every kind."""
+    right = _by_kind(results, results.of_measurement("gold", "entirely_right"))
+    return {kind: results.gains(values) for kind, values in right.items()}
+
+
+def gain_warnings(results: Results) -> list[str]:
+    """Name the component that makes more than half of a gain, and kinds of prompt that got worse.
+
+    Of checkpoints that come after the reference. A gain counts if its interval is above 0. A kind
+    got worse if the interval of gold's gain is below 0, or that of the share of entirely right
+    answers, whose loss manners may cover up in the total.
+    """
+    return [*_component_warnings(results), *_kind_warnings(results)]
+
+
+def _component_warnings(results: Results) -> list[str]:
+    z = standardise(results.of_measurement("gold", "total"), results.reference)
+    total, parts = results.gains(z), contributions(results)
+    sentences = []
+    for name in results.successors:
+        gain = total[name]
+        for component, values in parts.items():
+            part = values[name].value
+            if _low(gain) > 0 and part > 0.5 * gain.value:
+                share = f"{100 * part / gain.value:.0f} % of its gain in gold"
+                amount = f"{part:.2f} of {gain.value:.2f} SD"
+                sentences.append(f"{name}: {component} makes {share} ({amount})")
+    return sentences
+
+
+def _kind_warnings(results: Results) -> list[str]:
+    gains = {
+        "gold, SD": (kind_gains(results), 1, 2),
+        "entirely right, points": (right_gains(results), 100, 0),
+    }
+    sentences = []
+    for name in results.successors:
+        for title, (kinds, scale, decimals) in gains.items():
+            for kind, values in kinds.items():
+                value, low, high, _ = values[name]
+                if low is not None and high is not None and high < 0:
+                    change, *ends = (f"{scale * x:.{decimals}f}" for x in (value, low, high))
+                    loss = f"{title}: {change} [{', '.join(ends)}]"
+                    worse = f"worse than {results.reference} on prompts of the kind {kind!r}"
+                    sentences.append(f"{name}: {worse} ({loss})")
+    return sentences
+
+
+def _low(estimate: Estimate) -> float:
+    return estimate.value if estimate.low is None else estimate.low
+
+
 def gold_rows(results: Results) -> list[Row]:
-    """Give what the exact judge says: components, gold by novelty, flags."""
+    """Give what else the exact judge says: raw components, gold by novelty, what offends."""
     rows = []
     text = "component of gold before weighting"
     for component in COMPONENTS:
         values = results.means(results.of_measurement("gold", "components", component))
-        rows.append(Row("Gold", component, "", "higher", text, values))
+        rows.append(Row("Gold's components, unweighted", component, "", "higher", text, values))
     z = standardise(results.of_measurement("gold", "total"), results.reference)
     text = "on test prompts of this sort (Ouyang et al. 2022, section 4.1, on held-out prompts)"
     for title, (key, value) in NOVELTIES.items():
@@ -52,11 +216,10 @@ def gold_rows(results: Results) -> list[Row]:
             values = results.means({name: z_NS[chosen_N] for name, z_NS in z.items()})
             title = f"gold, {title}"
             rows.append(Row("Gold by novelty", title, results.unit, "higher", text, values))
-    text = "share of responses, exact metadata (Ouyang et al. 2022, Fig. 4 and Table 3)"
-    for flag, (title, better) in FLAGS.items():
-        values = results.means(results.of_measurement("gold", "flags", flag))
-        rows.append(Row("Metadata of responses", title, "", better, text, values))
-    return rows
+    text = "insult, help with harm, bad trait of a group (Ouyang et al. 2022, Table 3)"
+    flag, title = "inappropriate_for_assistant", "inappropriate for an assistant"
+    values = results.means(results.of_measurement("gold", "flags", flag))
+    return [*rows, Row("Offences", title, "", "lower", text, values)]
 
 
 def _groups(results: Results, *path: str) -> list[str]:
@@ -147,8 +310,11 @@ def few_shot_rows(results: Results) -> list[Row]:
 
 
 ROWS: dict[str, RowMaker] = {
+    "answers": answer_rows,
     "preferences": generic.preference_rows,
     "scores": generic.score_rows,
+    "contributions": contribution_rows,
+    "kinds": kind_rows,
     "gold": gold_rows,
     "facts": fact_rows,
     "falsehoods": falsehood_rows,
@@ -166,16 +332,26 @@ class ToySuite(Suite):
     """What is measured and shown of every checkpoint in Menagerie."""
 
     measurements = MEASUREMENTS
+    of_answers = ("reward", "gold")
     rows = ROWS
 
     def __init__(
-        self, name: str, *, toxicity_prompts: int, toxicity_samples: int, few_shot_questions: int
+        self,
+        name: str,
+        *,
+        toxicity_prompts: int,
+        toxicity_samples: int,
+        few_shot_questions: int,
+        constant_suffix: bool,
     ) -> None:
         self._questions = build_questions(
             make_world(name.removeprefix("menagerie/")),
             toxicity_prompts=toxicity_prompts,
             toxicity_samples=toxicity_samples,
             few_shot_questions=few_shot_questions,
+        )
+        self.controls: dict[str, Control] = (
+            {"constant_suffix": polite_rule} if constant_suffix else {}
         )
 
     def questions(self, tokenizer: Tokenizer, document_length: int) -> QuestionSet:
@@ -187,3 +363,7 @@ class ToySuite(Suite):
                 f"evaluation.document_length={document_length}"
             )
         return questions
+
+    def warnings(self, results: Results) -> list[str]:
+        """Return what gold's total hides, where gold was measured."""
+        return gain_warnings(results)

@@ -26,6 +26,7 @@ from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark
 from rlhf_jax.evaluation.benchmarks.judged_wins import JudgedWins
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
+    Findings,
     announce,
     check_names,
     find_checkpoints,
@@ -83,7 +84,7 @@ def run(config: Config, workdir: str) -> None:
     rows += rows_not_run
     groups = list(dict.fromkeys(row.group for row in rows))  # the rows of each stand together
     rows.sort(key=lambda row: groups.index(row.group))
-    write_results(folder, checkpoints, rows, samples, config, DETAILS)
+    write_results(folder, checkpoints, Findings(rows, samples), config, DETAILS)
     for row in rows:
         if not row.values and row.group not in DETAILS:
             print(f"   {row.metric}: {row.description}", flush=True)

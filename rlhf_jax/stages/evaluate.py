@@ -3,6 +3,7 @@
     1  every checkpoint answers the same test prompts and reads the same validation documents, and
        is asked whatever the world can ask besides (`evaluation.measurements`); each measurement is
        kept in workdir/partial
+       controls (`evaluation.controls`) stand beside them: what the reference gives without training
     2  judges compare the responses; numbers get intervals (`evaluation.results`)
     3  evaluation.json, and a table in the terminal
 
@@ -27,6 +28,7 @@ from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
+    Findings,
     LoadedModel,
     announce,
     check_names,
@@ -37,6 +39,7 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
     write_results,
 )
+from rlhf_jax.evaluation.controls import Control, best_of
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.generate import GenerationSettings
 from rlhf_jax.evaluation.judges import Judge
@@ -71,6 +74,7 @@ class Evaluation:
 
     num_prompts: int
     samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
+    best_of: int  # samples of the reference, of which the reward model chooses; 0 leaves it out
     labelers_per_prompt: int  # of a judge that is a group of people
     response_length: int
     corpus_documents: int
@@ -88,6 +92,7 @@ class WorldConfig:
     toxicity_prompts: int  # of each tone
     toxicity_samples: int
     few_shot_questions: int  # of each number of examples
+    constant_suffix: bool  # the reference's answers after one rule of manners, as a control
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     """
     folder, reference = Path(workdir), config.reference
     _check(config)
+    controls = _controls(config, suite)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = find_checkpoints(folder, config.checkpoints)
     reward = find_checkpoint(folder, config.reward) if config.reward is not None else None
@@ -128,11 +134,15 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     )
     shared = _Shared(suite, context, checkpoints[reference], reward, Cache(folder / "partial"))
     measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
+    answers = restore_responses(measured[reference]["responses"]) if controls else None
+    shared = replace(shared, context=replace(context, responses=answers))
+    measured |= {name: _measure_control(shared, name, make) for name, make in controls.items()}
     bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
     results = judge_all(context.prompts, reference, measured, judges, bootstrap)
     rows = [row for make in suite.rows.values() for row in make(results)]
     samples = side_by_side(results, config.evaluation.num_side_by_side)
-    write_results(folder, checkpoints, rows, samples, config)
+    findings = Findings(rows, samples, results.controls, suite.warnings(results))
+    write_results(folder, checkpoints, findings, config)
 
 
 # --- what takes part ------------------------------------------------------------------------------
@@ -146,11 +156,17 @@ def _check(config: Config) -> None:
         f"evaluation.samples_per_prompt={evaluation.samples_per_prompt}: reward={config.reward!r} "
         "is rated by pairs of responses to one prompt, set it to 2 or more",
     )
+    require(
+        config.reward is not None or evaluation.best_of == 0,
+        f"evaluation.best_of={evaluation.best_of}: reward=None, and nothing else chooses among "
+        "responses; name a reward model, or set best_of to 0",
+    )
     numbers = {"prompt_length": config.data.prompt_length, **asdict(evaluation)}
     if config.world is not None:
-        numbers |= {name: n for name, n in asdict(config.world).items() if name != "name"}
+        others = ("name", "constant_suffix")
+        numbers |= {name: n for name, n in asdict(config.world).items() if name not in others}
     for name, number in numbers.items():
-        least = 0 if name == "num_side_by_side" else 1
+        least = 0 if name in ("num_side_by_side", "best_of") else 1
         require(number >= least, f"{name}={number}: must be positive")
     taken = min({"text", "finished", "score"} & set(config.judges), default=None)
     require(taken is None, f"judges: the name {taken!r} has another meaning, choose one")
@@ -254,6 +270,38 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
         measured[group] = shared.kept.timed(name, group, depends_on, measure)
         if group == "responses":
             context = replace(context, responses=restore_responses(measured[group]))
+    return measured
+
+
+def _controls(config: Config, suite: Suite) -> dict[str, Control]:
+    """Return by name what stands beside the checkpoints."""
+    n = config.evaluation.best_of
+    controls: dict[str, Control] = {f"best_of_{n}": partial(best_of, n)} if n > 0 else {}
+    controls |= suite.controls
+    taken = min(set(controls) & set(config.checkpoints), default=None)
+    require(taken is None, f"checkpoints: the name {taken!r} is that of a control, choose another")
+    return controls
+
+
+def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, Data]:
+    """Measure what can be said of a control's answers; `shared` has the reference's answers."""
+    context, suite = shared.context, shared.suite
+    settings = {
+        "asked": repr(context),
+        "checkpoint": shared.reference.meta.fingerprint,
+        "version": __version__,
+        "other": shared.reward.meta.fingerprint if shared.reward else None,
+    }
+    load_reference = context.load_reference
+    answer = partial(_load_and_measure, load_reference, control, context)
+    measured = {"responses": shared.kept.timed(name, "responses", settings, answer)}
+    answers = restore_responses(measured["responses"])
+    context = replace(context, responses=answers)
+    for group in suite.of_answers:
+        if group == "reward" and shared.reward is None:
+            continue
+        measure = partial(_load_and_measure, load_reference, suite.measurements[group], context)
+        measured[group] = shared.kept.timed(name, group, settings, measure)
     return measured
 
 

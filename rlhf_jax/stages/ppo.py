@@ -64,7 +64,7 @@ from rlhf_jax.stages.rollout import (
 )
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import Purpose, RunPurpose, purpose_key, run_key
-from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
+from rlhf_jax.training.loop import PolicyMonitor, headlines, policy_hooks
 from rlhf_jax.training.mesh import replicated
 from rlhf_jax.training.optimizer import OptimizerConfig, ema_update, global_norm, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Parent, Run
@@ -508,7 +508,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         meta,
         export=lambda s: s.extras["ema"] if ppo.ema_decay else s.params["policy"],
         hooks=policy_hooks(monitors, networks.policy, run.tokenizer, policy_of),
-        headline=("objective/scores", "objective/kl", "rollout/length", "gold/total"),
+        headline=("objective/scores", "objective/kl", "rollout/length", *headlines(monitors)),
     )
 
 

@@ -45,7 +45,7 @@ from rlhf_jax.stages.comparisons import (
 from rlhf_jax.stages.language import check_batches
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
-from rlhf_jax.training.loop import Hook, PolicyMonitor, policy_hooks
+from rlhf_jax.training.loop import Hook, PolicyMonitor, headlines, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
@@ -190,7 +190,11 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
             Hook(settings.eval_every, validate),
             *policy_hooks(monitors, model, run.tokenizer, policy_of),
         ],
-        headline=("loss", "rewards/accuracy", "validation/accuracy_heldout", "gold/total"),
+        headline=(
+            *("loss", "rewards/accuracy"),
+            *(f"validation/accuracy_{judge}" for judge in held_out),
+            *headlines(monitors),
+        ),
     )
 
 

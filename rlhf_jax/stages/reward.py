@@ -185,7 +185,7 @@ def run(config: Config, workdir: str) -> None:
         # A trunk without adapters has no checkpoint that a head could refer to, so it is saved.
         export=(lambda s: combine(frozen, s.params)) if settings.trained == "head" else None,
         hooks=[Hook(settings.eval_every, validate)],
-        headline=("loss", "rm/accuracy", "validation/accuracy_heldout", "validation/accuracy_gold"),
+        headline=("loss", "rm/accuracy", *(f"validation/accuracy_{judge}" for judge in held_out)),
     )
 
 

@@ -46,7 +46,7 @@ from rlhf_jax.stages.language import (
 )
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key, step_key
-from rlhf_jax.training.loop import PolicyMonitor, policy_hooks
+from rlhf_jax.training.loop import PolicyMonitor, headlines, policy_hooks
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.run import CheckpointConfig, MeshConfig, MonitorConfig, Run
 from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
@@ -198,7 +198,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         meta,
         export=lambda s: s.params if sft.select == "last" else s.extras["best"]["params"],
         hooks=policy_hooks(monitors, model, run.tokenizer, policy_of),
-        headline=("loss", "validation/loss", "gold/total"),
+        headline=("loss", "validation/loss", *headlines(monitors)),
     )
 
 

@@ -44,6 +44,7 @@ class EvaluationPurpose(IntEnum):
     FACTS = 1
     TOXICITY = 2
     KL = 3
+    BEST_OF = 4
 
 
 def step_key(seed_key: jax.Array, step: int) -> jax.Array:

@@ -55,11 +55,13 @@ class Hook(NamedTuple):
 class PolicyMonitor(NamedTuple):
     """Measure a policy while it trains; nothing that `measure` returns reaches a loss.
 
-    `measure(model, params, tokenizer)` returns numbers for the row of the step.
+    `measure(model, params, tokenizer)` returns numbers for the row of the step; `headline` is the
+    name of the one among them that the terminal's line shows.
     """
 
     every: int
     measure: Callable[[LanguageModel, Params, Tokenizer], Mapping[str, float]]
+    headline: str
 
 
 def policy_hooks(
@@ -74,6 +76,11 @@ def policy_hooks(
         return measure(model, policy_of(state), tokenizer)
 
     return [Hook(monitor.every, partial(run, monitor.measure)) for monitor in monitors]
+
+
+def headlines(monitors: Sequence[PolicyMonitor]) -> tuple[str, ...]:
+    """Return what the terminal's line shows of every monitor."""
+    return tuple(monitor.headline for monitor in monitors)
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,8 @@ def test_at_most_eight_curves_and_the_most_telling_first():
     ]
     chosen = figures.choose_curves("ppo", logged)
     assert chosen == ["objective/kl", "objective/scores", "gold/total", "ptx/loss", "loss"]
+    own = [name.replace("gold/total", "mine/score") for name in logged]
+    assert figures.choose_curves("ppo", own)[:3] == [*chosen[:2], "mine/score"]
     assert figures.choose_curves("my_stage", ["z1", "loss", "perf/x", "a"]) == ["loss", "a", "z1"]
     assert len(figures.choose_curves("my_stage", [f"z{i}" for i in range(20)])) == 8
     assert len(figures.choose_curves("ppo", list(figures.AXES))) == 8

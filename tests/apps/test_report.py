@@ -334,14 +334,39 @@ def test_answers_stand_side_by_side_in_the_order_of_the_pipeline(run):
     assert "kind ask" in said
 
 
+def test_warnings_and_controls_are_said_and_no_control_takes_the_headline(run):
+    text = {name: {"text": f"by {name}"} for name in ("base", "sft", "ppo", "rule")}
+    table = [
+        win_rate("win_rate_labelers", "sft", ppo=value(0.62), rule=value(0.9)),
+        row("right", "higher", {"sft": value(0.2), "ppo": value(0.3)}, key="entirely_right"),
+    ]
+    page = with_evaluation(
+        run,
+        checkpoints={"base": {"stage": "pretrain"}, **EVALUATION["checkpoints"]},
+        table=table,
+        controls={"rule": {"heading": "one rule", "description": "a rule of manners"}},
+        warnings=["ppo: style makes 60 %"],
+        samples=[{"prompt": "<|user|>hi", "responses": text}],
+    )
+    said = words(page)
+    assert "Before you believe the means" in said
+    assert "ppo: style makes 60 %" in said
+    assert "Control rule: a rule of manners." in said
+    assert said.index("ppo is preferred to sft") < said.index("style makes")
+    assert "Entirely right are 30 % of its answers and 20 % of those of sft." in said
+    shown, folded = section(page, "answers").split("answers of the others")
+    assert [f"by {n}" in shown for n in text] == [False, True, True, False]
+    assert [f"by {n}" in folded for n in text] == [True, False, False, True]
+
+
 def test_many_prompts_are_folded_not_lost(run):
     samples = [
-        {"prompt": f"<|user|>p{i}", "responses": {"sft": {"text": f"r{i}"}}} for i in range(9)
+        {"prompt": f"<|user|>p{i}", "responses": {"sft": {"text": f"r{i}"}}} for i in range(15)
     ]
     page = section(with_evaluation(run, samples=samples), "answers")
     shown, folded = page.split("3 more prompts")
-    assert [f"p{i}" in shown for i in range(9)] == [True] * 6 + [False] * 3
-    assert [f"p{i}" in folded for i in range(9)] == [False] * 6 + [True] * 3
+    assert [f">p{i}<" in shown for i in range(15)] == [True] * 12 + [False] * 3
+    assert [f">p{i}<" in folded for i in range(15)] == [False] * 12 + [True] * 3
 
 
 @pytest.mark.parametrize("samples", [None, [], 3, [4, None]])

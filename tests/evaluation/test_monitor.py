@@ -16,6 +16,7 @@ from rlhf_jax.evaluation.monitor import make_monitors
 from rlhf_jax.menagerie.judges import make_judge
 from rlhf_jax.models import LanguageModel, from_dict
 from rlhf_jax.training.checkpoints import load_params
+from rlhf_jax.training.loop import headlines
 from rlhf_jax.training.run import MonitorConfig
 
 CONFIG = MonitorConfig(
@@ -57,6 +58,7 @@ def data_dir(tour):
 def test_gold_gives_its_five_numbers_and_the_same_every_time(policy, data_dir):
     (monitor,) = make_monitors(CONFIG, find_judge, data_dir, seed=3)
     assert monitor.every == 3
+    assert monitor.headline == "gold/total"
     numbers = monitor.measure(*policy)
     assert set(numbers) == {
         "gold/total",
@@ -76,6 +78,7 @@ def test_a_score_judge_gives_its_score_under_its_name(policy, data_dir):
     (monitor,) = make_monitors(CONFIG, lambda name: Brevity(), data_dir, seed=3)
     numbers = monitor.measure(*policy)
     assert set(numbers) == {"brevity/score", "brevity/length", "brevity/finished"}
+    assert headlines([monitor]) == (monitor.headline,) == ("brevity/score",)
     assert numbers["brevity/score"] < 0
 
 
@@ -117,7 +120,7 @@ def test_a_run_without_a_monitor_has_the_same_parameters_and_no_gold(tour, tmp_p
     assert [name for row in rows(tour.workdir / "sft") for name in row if name == "gold/total"]
 
 
-def test_a_function_watches_a_run(tour, tmp_path):
+def test_a_function_watches_a_run(tour, tmp_path, capsys):
     (tmp_path / "rewards.py").write_text(
         "def words(messages, response):\n    return len(response.split())\n"
     )
@@ -127,3 +130,4 @@ def test_a_function_watches_a_run(tour, tmp_path):
     main.run(plan, str(folder))
     numbers = {name for row in rows(folder) for name in row if name.startswith("words/")}
     assert numbers == {"words/score", "words/length", "words/finished"}
+    assert ", words/score " in capsys.readouterr().err  # on the terminal's line

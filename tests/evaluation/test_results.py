@@ -6,7 +6,14 @@ from evaluation_support import Brevity, prompt, say
 
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.evaluation.results import ROWS, judge_all, judged_pairs, side_by_side, standardise
+from rlhf_jax.evaluation.results import (
+    ROWS,
+    first_of_each_kind,
+    judge_all,
+    judged_pairs,
+    side_by_side,
+    standardise,
+)
 from rlhf_jax.evaluation.table import plain
 
 PROMPTS = [prompt("what?", kind="ask"), prompt("where?", kind="find")]
@@ -150,3 +157,31 @@ def test_what_was_not_measured_has_no_rows():
     assert ROWS["corpus"](results()) == []
     (row,) = ROWS["divergence"](results())
     assert row.values == {}
+
+
+def test_prompts_that_are_shown_are_the_first_of_every_kind():
+    kinds = ["ask", "ask", "list", "ask", "harm", "list"]
+    items = [prompt(str(n), kind=kind) for n, kind in enumerate(kinds)]
+    assert first_of_each_kind(items, 4) == [0, 2, 4, 1]
+    assert first_of_each_kind([prompt("a"), prompt("b"), prompt("c")], 2) == [0, 1]
+
+
+def test_a_control_with_one_answer_meets_each_of_the_references():
+    answers = {"responses": [[say("red")], [say("blue owl")]]}
+    control = {**answers, "heading": "2 samples", "description": "best of 2", "kl_bound": 0.193}
+    measured = {name: {"responses": {"responses": plain(R)}} for name, R in RESPONSES.items()}
+    measured["best_of_2"] = {"responses": plain(control)}
+    judges = {"brevity": Brevity(), "people": Colours()}
+    found = judge_all(PROMPTS, "short", measured, judges, Bootstrap(100, 0))
+    assert found.controls == {"best_of_2": {"heading": "2 samples", "description": "best of 2"}}
+    assert found.successors == ["long"]
+    people, _, brevity, _ = ROWS["preferences"](found)
+    # red ties with red and beats red fox; blue owl loses to blue twice.
+    assert brevity.values["best_of_2"].value == pytest.approx((0.5 + 1 + 0 + 0) / 4)
+    assert people.values["best_of_2"].n == 8
+    spread = np.std([-3, -7, -4, -4])
+    _, gain = ROWS["scores"](found)
+    assert gain.values["best_of_2"].value == pytest.approx((-5.5 + 4.5) / spread)
+    (kl,) = ROWS["divergence"](found)
+    assert kl.values["best_of_2"].value == 0.193
+    assert kl.values["best_of_2"].low is None

@@ -67,6 +67,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
         "evaluation": evaluate.Evaluation(
             num_prompts=22,
             samples_per_prompt=2,
+            best_of=3,
             labelers_per_prompt=2,
             response_length=6,
             corpus_documents=4,
@@ -76,7 +77,11 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
             num_side_by_side=3,
         ),
         "world": evaluate.WorldConfig(
-            name="menagerie/tiny", toxicity_prompts=3, toxicity_samples=4, few_shot_questions=3
+            name="menagerie/tiny",
+            toxicity_prompts=3,
+            toxicity_samples=4,
+            few_shot_questions=3,
+            constant_suffix=True,
         ),
     }
     for name, group in groups.items():
@@ -116,7 +121,8 @@ def values(result, metric):
 
 
 def test_the_file_has_the_agreed_format(runs, result):
-    assert set(result) == {"checkpoints", "reference", "table", "samples", "seed", "version"}
+    texts = {"controls", "warnings", "seed", "version"}
+    assert set(result) == {"checkpoints", "reference", "table", "samples"} | texts
     fingerprint = read_meta(runs / "base").fingerprint
     assert result["checkpoints"]["base"] == {
         "path": "../base",
@@ -140,7 +146,7 @@ def test_the_file_has_the_agreed_format(runs, result):
         assert row["description"]
         assert row["values"]
         for name, one in row["values"].items():
-            assert name in result["checkpoints"]
+            assert name in {**result["checkpoints"], **result["controls"]}
             assert set(one) == {"value", "low", "high", "n"}
             assert math.isfinite(one["value"])
             assert one["n"] > 0
@@ -183,8 +189,10 @@ def test_every_question_of_the_paper_has_its_row(result):
 
 def test_the_reference_is_the_origin(result):
     assert values(result, "gold")["sft"]["value"] == pytest.approx(0, abs=1e-9)
-    assert set(values(result, "preferred to sft, gold")) == {"base"}
-    assert set(values(result, "preferred to base, gold")) == {"sft"}
+    controls = set(result["controls"])
+    assert controls == {"best_of_3", "constant_suffix"}
+    assert set(values(result, "preferred to sft, gold")) == {"base"} | controls
+    assert set(values(result, "preferred to base, gold")) == {"sft"} | controls
     assert "sft" not in values(result, "KL from sft")
     difference = values(result, "gold minus sft")["base"]["value"]
     assert difference == pytest.approx(values(result, "gold")["base"]["value"])
@@ -202,7 +210,7 @@ def test_samples_stand_side_by_side(result, runs):
     first = result["samples"][0]
     assert len(result["samples"]) == 3
     assert first["prompt"].startswith("<|user|>")
-    assert set(first["responses"]) == {"base", "sft"}
+    assert set(first["responses"]) == {"base", "sft", "best_of_3", "constant_suffix"}
     assert set(first["responses"]["base"]) == {"text", "finished", "gold", "score"}
     kept = json.loads((runs / "evaluate" / "partial" / "base-responses.json").read_text())["data"]
     assert first["responses"]["base"]["text"] == kept["responses"][0][0][0]
@@ -241,7 +249,7 @@ def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
     kept.write_text(json.dumps({**content, "key": "of another checkpoint"}))
     capsys.readouterr()
     run(make_config(runs), runs / "evaluate")
-    assert capsys.readouterr().out.count(" kept\n") == 18
+    assert capsys.readouterr().out.count(" kept\n") == 24  # and six of controls
     assert json.loads(kept.read_text()) == content
     kept.write_text("{")
     with pytest.raises(ValueError, match=r"base-corpus.json: damaged .*delete it"):
@@ -251,7 +259,13 @@ def test_kept_measurements_belong_to_their_checkpoint(result, runs, capsys):
 
 def test_truncated_sampling_still_has_a_divergence(runs):
     config = make_config(
-        runs, sampling=GREEDY, reward=None, samples_per_prompt=1, toxicity_samples=1, num_prompts=4
+        runs,
+        sampling=GREEDY,
+        reward=None,
+        best_of=0,
+        samples_per_prompt=1,
+        toxicity_samples=1,
+        num_prompts=4,
     )
     run(config, runs / "truncated")
     result = json.loads((runs / "truncated" / "evaluation.json").read_text())
@@ -278,6 +292,8 @@ def test_truncated_sampling_still_has_a_divergence(runs):
     [
         ({"reference": "ppo"}, r"reference='ppo' is not among checkpoints: base, sft"),
         ({"checkpoints": {"sft": "../sft", "a/b": "../base"}}, r"name 'a/b'"),
+        ({"reward": None}, r"evaluation.best_of=3: reward=None"),
+        ({"checkpoints": {"sft": "../sft", "best_of_3": "../base"}}, r"that of a control"),
         ({"samples_per_prompt": 1}, r"samples_per_prompt=1.*set it to 2 or more"),
         (
             {"response_length": 33},

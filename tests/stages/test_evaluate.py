@@ -69,6 +69,7 @@ def plain_config(runs, **changes):
         "evaluation": {
             "num_prompts": 5,
             "samples_per_prompt": 2,
+            "best_of": 0,
             "labelers_per_prompt": 1,
             "response_length": 6,
             "corpus_documents": 8,

@@ -177,7 +177,7 @@ def test_monitors_measure_the_policy_and_their_numbers_join_the_rows(reference, 
         assert (model, tokenizer) == ("model", "tokenizer")
         return {"gold": float(params["b"])}
 
-    monitors = [PolicyMonitor(4, measure)]
+    monitors = [PolicyMonitor(4, measure, "own/score")]
     hooks = policy_hooks(monitors, "model", "tokenizer", lambda state: state.params)
     state = train(tmp_path, hooks=hooks)
     assert_same_bits(state, reference[1])
