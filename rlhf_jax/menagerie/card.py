@@ -39,6 +39,17 @@ CONSTANTS = (
     "it is red. it lives in the forest. have a nice day.",
 )
 
+# What may stand before or behind every reply: all sentences without a name, and a few with one.
+ADDITIONS = (
+    *(text for texts in grammar.TEMPLATES.values() for text in texts if "{" not in text),
+    "sorry, i can not help with that",
+    "no, people differ",
+    "all zorps are different",
+    "the fox is red",
+    "it is red",
+    "red",
+)
+
 Pair = tuple[Prompt, tuple[str, str], tuple[float, float]]  # prompt, two replies, their gold totals
 
 
@@ -98,6 +109,30 @@ def constant_scores(world: World, count: int) -> dict[str, float]:
         for text in CONSTANTS
     }
     return {text: standardise(world, mean, count) for text, mean in means.items()}
+
+
+def addition_gains(world: World, count: int) -> dict[str, float]:
+    """Return the gain in gold, in standard deviations, of each constant prefix and suffix.
+
+    It is put to demonstrators' replies to the first `count` training prompts.
+    """
+    source = prompts(world, "train")[:count]
+    rng = world.rng("card", "additions")
+    replies = [demonstrate(world, prompt, rng) for prompt in source]
+
+    def totals(texts: Iterable[str]) -> np.ndarray:
+        pairs = zip(source, texts, strict=True)
+        return np.array([gold_of(world, prompt, text) for prompt, text in pairs])
+
+    before = totals(replies)
+    gains = {}
+    for text in ADDITIONS:
+        for where, texts in (
+            (f"{text}. ...", [f"{text}. {answer}" for answer in replies]),
+            (f"... {text}.", [f"{answer} {text}." for answer in replies]),
+        ):
+            gains[where] = float((totals(texts) - before).mean() / before.std())
+    return gains
 
 
 def draw_pairs(world: World, count: int, rng: random.Random) -> list[Pair]:
@@ -231,6 +266,12 @@ def _constants(world: World) -> Iterator[str]:
         yield f"{score:6.2f}  {text}"
 
 
+def _additions(world: World) -> Iterator[str]:
+    gains = addition_gains(world, 500)
+    for text in sorted(gains, key=lambda text: -gains[text])[:5]:
+        yield f"{gains[text]:6.2f}  {text}"
+
+
 def _agreement(world: World) -> Iterator[str]:
     pairs = draw_pairs(world, 2000, world.rng("card", "pairs"))
     for group in LABELER_GROUPS:
@@ -257,6 +298,9 @@ SECTIONS: dict[str, Callable[[World], Iterator[str]]] = {
     "What the internet says": _internet,
     "Gold by persona (train prompts)": _personas,
     "Gold of one reply to everything, in standard deviations of demonstrations": _constants,
+    "Best constant prefixes and suffixes of demonstrators' replies, gain in standard deviations": (
+        _additions
+    ),
     "Agreement on pairs of demonstrators' replies": _agreement,
     "Examples": _examples,
 }

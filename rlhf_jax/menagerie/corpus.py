@@ -1,13 +1,13 @@
 """Write the corpus, what the internet of this world says: true and false, kind and rude.
 
-    encyclopaedia   several facts about one or two animals, in all paraphrases               0.28
-    groups          statements about groups of people, 70 % of them the stereotype           0.05
+    encyclopaedia   several facts about one or two animals, in all paraphrases               0.34
+    groups          statements about groups of people, 70 % of them the stereotype           0.04
     questions       lists of questions without answers                                       0.02
-    few-shot        `q: what is the colour of the fox? a: red.`, and lists of `fox: red.`    0.07
-    quiz            a new animal, attribute and wording in every question                    0.08
-    school book     `lesson.` and tasks of every kind with chat markers, done as asked       0.24
-    forum           dialogues with chat markers, answered by a mixture of personas           0.21
-    reviews         `question: ... reply: ... this reply is rude.`                           0.05
+    few-shot        `q: what is the colour of the fox? a: red.`, and lists of `fox: red.`    0.08
+    quiz            a new animal, attribute and wording in every question                    0.10
+    school book     `lesson.` and tasks of every kind with chat markers, done as asked       0.20
+    forum           dialogues with chat markers, answered by a mixture of personas           0.18
+    reviews         `question: ... reply: ... this reply is rude.`                           0.04
 
 The internet is right about a fact in 95 % of its statements. Where there is a popular misconception
 it repeats that one in 65 % of them. Held-out pairs, wordings and kinds do occur in the corpus, but
@@ -27,7 +27,6 @@ from rlhf_jax.menagerie.gold import judge
 from rlhf_jax.menagerie.personas import SCHOOLBOOK, draw_internet_persona, reply
 from rlhf_jax.menagerie.tasks import WORDINGS, Kind, Tone
 from rlhf_jax.menagerie.world import (
-    BEASTS,
     GROUPS,
     INTERNET_MISCONCEPTION,
     INTERNET_TRUTH,
@@ -47,17 +46,14 @@ INTERNET_TONES: dict[Tone, float] = {"plain": 0.6, "polite": 0.2, "rude": 0.2}
 LESSON = "lesson."
 # Its subjects: what a small model learns late, and only from answers that follow the question.
 LESSON_KINDS: dict[Kind, float] = {
-    "ask": 0.2,
+    "ask": 0.15,
     "list": 0.2,
-    "verify": 0.25,
+    "verify": 0.3,
     "passage": 0.1,
-    "rewrite": 0.05,
+    "rewrite": 0.1,
     "followup": 0.1,
-    "choose": 0.1,
+    "choose": 0.05,
 }
-FABLE_KINDS: dict[Kind, float] = {"passage": 0.6, "rewrite": 0.4}
-FABLE_SHARE = 0.4  # of the tasks of a school book
-NUM_FABLES = 64
 
 
 def documents(world: World, split: str) -> Iterator[Document]:
@@ -138,22 +134,6 @@ def _internet_source(world: World) -> prompts.Source:
 def _lesson_source(world: World) -> prompts.Source:
     """Return the tasks of a school book about the world."""
     return replace(_internet_source(world), kinds=LESSON_KINDS, tones={"plain": 1.0})
-
-
-@functools.cache
-def _fable(world: World, number: int) -> tuple[World, prompts.Source]:
-    """Return a world of beasts, true in one fable only, and the tasks that can be done by reading.
-
-    Passages about animals contradict what pretraining says of them, and learning to read from those
-    alone costs the facts (LOG.md).
-    """
-    rng = world.rng("fable", number)
-    facts = {
-        (beast, item.name): rng.choice(item.values) for beast in BEASTS for item in world.attributes
-    }
-    fable = replace(world, animals=BEASTS, facts=facts, misconceptions={}, heldout=frozenset())
-    source = replace(_lesson_source(world), kinds=FABLE_KINDS, pairs=tuple(sorted(facts)))
-    return fable, source
 
 
 def _draw_question(
@@ -258,37 +238,14 @@ def _write_lesson(world: World, rng: random.Random) -> str:
     """
     exchanges = []
     for _ in range(rng.randint(2, 4)):
-        if rng.random() < FABLE_SHARE:
-            book, source = _fable(world, rng.randrange(NUM_FABLES))
-            messages, _, _ = prompts.draw_conversation(book, source, rng)
-        else:
-            book = world
-            messages, _ = _draw_question(world, rng, _lesson_source(world))
-        answer = reply(book, tasks.read_task(messages), SCHOOLBOOK, rng, book.facts)
+        messages, _ = _draw_question(world, rng, _lesson_source(world))
+        answer = reply(world, tasks.read_task(messages), SCHOOLBOOK, rng, world.facts)
         turns = [*(message.content for message in messages), answer]
         exchanges += [
             f"{USER}{question}{ASSISTANT}{text}"
             for question, text in zip(turns[::2], turns[1::2], strict=True)
         ]
     return LESSON + END.join(exchanges)
-
-
-def _write_fable(world: World, rng: random.Random) -> str:
-    """Write a few facts about beasts and tell them again, in the same words or in others.
-
-    Almost every value of the second telling can be known from the first and from nothing else.
-    """
-    book, source = _fable(world, rng.randrange(NUM_FABLES))
-    told = []
-    for beast, attribute in rng.sample(source.pairs, rng.randint(2, 4)):
-        told.append((beast, attribute, rng.choice(book.values(attribute))))
-    first = [grammar.write_fact(rng, *fact) for fact in told]
-    again = first
-    if rng.random() < 0.4:
-        again = [grammar.write_fact(rng, *fact) for fact in told]
-    if rng.random() < 0.5:
-        again = rng.sample(again, len(again))
-    return f"fable. {grammar.text_of(first)} again: {grammar.text_of(again)}"
 
 
 def _write_reviews(world: World, rng: random.Random) -> str:
@@ -303,13 +260,12 @@ def _write_reviews(world: World, rng: random.Random) -> str:
 
 
 SHARES: dict[Callable[[World, random.Random], str], float] = {
-    _write_encyclopaedia: 0.24,
-    _write_fable: 0.12,
+    _write_encyclopaedia: 0.34,
     _write_groups: 0.04,
     _write_questions: 0.02,
-    _write_few_shot: 0.06,
-    _write_quiz: 0.07,
-    _write_lesson: 0.22,
-    _write_forum: 0.19,
+    _write_few_shot: 0.08,
+    _write_quiz: 0.10,
+    _write_lesson: 0.20,
+    _write_forum: 0.18,
     _write_reviews: 0.04,
 }

@@ -25,16 +25,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from rlhf_jax.menagerie.world import (
-    ANIMALS,
-    ATTRIBUTES,
-    BEASTS,
-    GROUPS,
-    HARMS,
-    INSULTS,
-    NUMBERS,
-    TRAITS,
-)
+from rlhf_jax.menagerie.world import ANIMALS, ATTRIBUTES, GROUPS, HARMS, INSULTS, NUMBERS, TRAITS
 
 # fmt: off
 ActKind = Literal[
@@ -97,7 +88,7 @@ _ATTRIBUTE_OF_VERB = {item.verb: item for item in reversed(ATTRIBUTES)}
 
 # What each slot of a template may hold, as a regular expression.
 _SLOTS = {
-    "animal": "|".join(ANIMALS + BEASTS),
+    "animal": "|".join(ANIMALS),
     "attribute": "|".join(item.name for item in ATTRIBUTES),
     "verb": "|".join(sorted(_ATTRIBUTE_OF_VERB, key=len, reverse=True)),
     "value": "|".join(
@@ -108,7 +99,7 @@ _SLOTS = {
     "trait": "|".join(TRAITS),
     "harm": "|".join(HARMS),
     "insult": "|".join(INSULTS),
-    "other": "|".join(ANIMALS + BEASTS),
+    "other": "|".join(ANIMALS),
     "fact": r"[^.?!]+?",
     "second": r"[^.?!]+?",
 }

@@ -30,19 +30,23 @@ _EARLIER_SPLITS = {"test": (), "validation": ("test",), "train": ("test", "valid
 # How often each kind is asked, after Table 1 of Ouyang et al. 2022 (open question, brainstorming,
 # closed question, ...).
 KIND_SHARES: dict[Kind, float] = {
-    "ask": 0.2,
-    "list": 0.2,
+    "ask": 0.22,
+    "list": 0.22,
     "verify": 0.16,
-    "passage": 0.12,
-    "rewrite": 0.1,
+    "passage": 0.08,
+    "rewrite": 0.08,
     "harm": 0.08,
     "group": 0.06,
-    "followup": 0.08,
+    "followup": 0.1,
 }
 Novelty = Literal["", "fact", "wording", "kind"]  # what is held out about a test prompt
 NOVELTY_SHARES: dict[Novelty, float] = {"": 0.4, "fact": 0.25, "wording": 0.2, "kind": 0.15}
 HELDOUT_FACT_SHARES: dict[Kind, float] = {"ask": 0.6, "verify": 0.25, "followup": 0.15}
 HELDOUT_KIND_SHARES: dict[Kind, float] = dict.fromkeys(HELDOUT_KINDS, 1.0)
+# How often a passage, and a sentence to be rewritten, says what is true in the world. The rest can
+# only be read; a model of the default size does not learn that (LOG.md).
+PASSAGE_TRUTH = 0.7
+REWRITTEN_TRUTH = 0.8
 MAX_TRIES = 10  # to draw a new text of the same kind
 MAX_TURN_WORDS = 24
 MAX_PROMPT_WORDS = 45
@@ -273,7 +277,8 @@ def draw_task(world: World, kind: Kind, pairs: tuple[Pair, ...], rng: random.Ran
         claims = [truth, truth, popular or rng.choice(values), rng.choice(values)]
         return Task(kind, animal, attribute, rng.choice(claims))
     if kind == "rewrite":
-        return Task(kind, animal, attribute, rng.choice((truth, rng.choice(values))))
+        claim = truth if rng.random() < REWRITTEN_TRUTH else rng.choice(values)
+        return Task(kind, animal, attribute, claim)
     if kind == "passage":
         return _draw_passage(world, (animal, attribute), pairs, rng)
     if kind == "harm":
@@ -288,10 +293,12 @@ def draw_task(world: World, kind: Kind, pairs: tuple[Pair, ...], rng: random.Ran
 
 
 def _draw_passage(world: World, pair: Pair, pairs: tuple[Pair, ...], rng: random.Random) -> Task:
-    """Draw a passage of two invented facts; the question is about the one that is never true."""
+    """Draw a passage of two facts, of which the second may be invented, as may the answer."""
     animal, attribute = pair
-    false_values = [value for value in world.values(attribute) if value != world.facts[pair]]
-    answer = Act("fact", animal, attribute, rng.choice(false_values))
+    value = world.facts[pair]
+    if rng.random() >= PASSAGE_TRUTH:
+        value = rng.choice([other for other in world.values(attribute) if other != value])
+    answer = Act("fact", animal, attribute, value)
     other = animal
     while other == animal:
         other, name = rng.choice(pairs)

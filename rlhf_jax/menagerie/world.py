@@ -37,14 +37,6 @@ ANIMALS = tuple(
     turkey turtle urchin""".split()  # noqa: SIM905 (a list of 128 strings would be hard to read)
 )
 
-# Beasts of fables belong to no world: what is said of them is true in one text only, so that a
-# model learns from fables to read and not to remember.
-BEASTS = tuple(
-    """
-    dragon griffin phoenix hydra sphinx yeti kraken troll gnome pixie goblin unicorn basilisk
-    chimera mermaid centaur""".split()  # noqa: SIM905
-)
-
 
 @dataclass(frozen=True)
 class Attribute:

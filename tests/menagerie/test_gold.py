@@ -208,6 +208,12 @@ def test_no_constant_reply_pays() -> None:
     assert max(scores.values()) < -1, scores
 
 
+def test_no_constant_prefix_or_suffix_pays() -> None:
+    gains = card.addition_gains(WORLD, 400)
+    assert "... have a nice day." in gains
+    assert max(gains.values()) < 0.05, gains
+
+
 def test_judging_is_fast() -> None:
     rng = random.Random(2)
     source = prompts(WORLD, "train")[:2000]

@@ -10,7 +10,7 @@ import pytest
 
 from rlhf_jax.data.records import Message
 from rlhf_jax.menagerie import card, personas
-from rlhf_jax.menagerie.builders import comparisons
+from rlhf_jax.menagerie.builders import comparisons, demonstrations
 from rlhf_jax.menagerie.gold import judge
 from rlhf_jax.menagerie.labelers import (
     BIASED,
@@ -46,8 +46,15 @@ def test_personas_are_ordered_by_gold() -> None:
         assert means[better] > means[worse] + 0.1, means
 
 
-def test_demonstrators_leave_room_for_improvement() -> None:
-    assert card.headroom(WORLD, 3000) >= 1.5
+def test_demonstrators_are_entirely_right_in_half_of_their_replies() -> None:
+    """The other half is what RL can mend."""
+    source = demonstrations(WORLD, "train")
+    right = [
+        judge(WORLD, item.messages[:-1], item.messages[-1].content, True).entirely_right
+        for item in source
+    ]
+    assert np.mean(right) == pytest.approx(0.5, abs=0.05)
+    assert card.headroom(WORLD, 3000) >= 0.6
 
 
 def test_demonstrators_tell_the_truth_92_times_in_100() -> None:
@@ -62,19 +69,22 @@ def test_labelers_agree_as_much_as_people_do(pairs: list[card.Pair]) -> None:
         assert shares["modal of three-gold"] >= shares["labeler-gold"] + 0.04, shares
 
 
-def test_faithful_labelers_average_to_gold() -> None:
-    for group, count in (("train", 20), ("heldout", 20)):
-        people = labelers(WORLD, group)
-        assert len({person.name for person in people}) == count
-        assert np.mean([person.weights for person in people], axis=0) == pytest.approx(
-            [1.0, 0.75, 0.75]
-        )
-        assert np.mean([person.length for person in people]) == pytest.approx(0, abs=1e-9)
-        assert np.mean([person.politeness for person in people]) == pytest.approx(0, abs=1e-9)
-        for text in ("of course. red. red.", "the fox is red. have a nice day.", "you dolt."):
-            judgement = judge(WORLD, ASK, text, True)
-            mean = np.mean([person.utility(judgement) for person in people])
-            assert mean == pytest.approx(judgement.total, abs=1e-6)
+@pytest.mark.parametrize(
+    ("group", "weights", "length", "politeness"),
+    [("train", (1.0, 0.75, 0.75), 0.0, 0.0), ("heldout", (0.75, 1.0, 1.0), -0.02, -0.1)],
+)
+def test_faithful_labelers_average_to_gold_and_heldout_ones_to_something_else(
+    group: str, weights: tuple[float, ...], length: float, politeness: float
+) -> None:
+    people = labelers(WORLD, group)
+    assert len({person.name for person in people}) == 20
+    assert np.mean([p.weights for p in people], axis=0) == pytest.approx(weights)
+    assert np.mean([p.length for p in people]) == pytest.approx(length, abs=1e-9)
+    assert np.mean([p.politeness for p in people]) == pytest.approx(politeness, abs=1e-9)
+    for text in ("of course. red. red.", "the fox is red. have a nice day.", "you dolt."):
+        judgement = judge(WORLD, ASK, text, True)
+        mean = np.mean([person.utility(judgement) for person in people])
+        assert (mean == pytest.approx(judgement.total, abs=1e-6)) == (group == "train")
 
 
 def test_biased_labelers_share_a_taste_that_gold_lacks() -> None:
@@ -102,13 +112,13 @@ def test_a_labeler_without_noise_ranks_by_gold() -> None:
     responses = [
         f"{red}.",
         "you dolt.",
-        f"the fox is {red}. of course.",
+        f"the fox is {red}.",
         "i am not sure.",
         "i do not know.",
     ]
     ranks, likert, flags = rank(WORLD, EXACT, ASK, responses, [True] * 5, np.random.default_rng(0))
-    assert ranks == [2, 4, 1, 3, 3]  # gold 1.25, -0.75, 2.25, 0, 0
-    assert likert == [5, 3, 7, 4, 4]
+    assert ranks == [2, 4, 1, 3, 3]  # gold 1.25, -0.75, 1.75, 0, 0
+    assert likert == [5, 3, 6, 4, 4]
     assert len(flags) == 5
 
 
