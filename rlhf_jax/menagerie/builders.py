@@ -40,10 +40,9 @@ def demonstrations(world: World, split: str) -> list[Demonstration]:
     """Return the demonstrations of a split: what people wrote as ideal replies, slips included.
 
     The slips are deliberate. Perfect demonstrations would leave nothing for RL to improve; as they
-    are, the ideal reply is 1.5 standard deviations or more above their mean. About 92 % of the
-    claims are true. The frequent faults are the wrong form, one fact too many or too few in a list,
-    and too little or too much politeness. Rare ones are a popular falsehood, a fact beside the
-    point, an insult, help with harm and a stereotype.
+    are, half of them are entirely right. About 92 % of the claims are true. The frequent faults are
+    the wrong form and one fact too many or too few in a list. Rare ones are a popular falsehood, a
+    fact beside the point, manners that do not fit, an insult, help with harm and a stereotype.
 
     No fault shows in the words alone, because what is too long for one prompt is too short for
     another. Therefore a bag of words is no reward model: it agrees with gold on at most 65 % of
@@ -108,8 +107,13 @@ _MESSAGES = tfds.features.Sequence({"role": _TEXT, "content": _TEXT})
 class _Menagerie(tfds.core.GeneratorBasedBuilder):
     """Share what the five builders have in common; abstract, so that TFDS does not list it."""
 
-    VERSION = tfds.core.Version("1.1.0")
-    RELEASE_NOTES = {"1.0.0": "First release.", "1.1.0": "Quizzes in the corpus."}  # noqa: RUF012 (TFDS declares it so)
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {  # noqa: RUF012 (TFDS declares it so)
+        "1.0.0": "First release.",
+        "1.1.0": "Quizzes in the corpus.",
+        "2.0.0": "Manners that fit the prompt instead of a phrase that pays, a school book in the "
+        "corpus, better demonstrations, held-out labelers of other tastes.",
+    }
     # TFDS would look this up by `importlib_resources`, which it does not require on this Python.
     code_path = Path(__file__)
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=size) for size in SIZES]  # noqa: RUF012
