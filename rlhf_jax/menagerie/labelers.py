@@ -56,7 +56,7 @@ class Tastes:
     politeness: dict[str, float]
     length_spread: float = 0.005
     politeness_spread: float = 0.05
-    noise: float = 0.46
+    noise: float = 0.7
     lapse: float = 0.05
 
 
