@@ -13,7 +13,7 @@ SFT at 0.9 nats of KL (PPO: 0.44 at 4.0); held-out labels ranked in 0.635 (the r
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie import reward
+from experiments.menagerie import reward_last_token
 from experiments.menagerie.shared import adam, monitor, pick
 
 # Settings of the reward stage: the accuracies of both are on the same batches.
@@ -31,7 +31,7 @@ SHARED_SETTINGS = (
 
 def get_config(size: str = "default") -> ConfigDict:
     """Take the reward stage's batches, all pairs of a prompt, and a policy's learning rate."""
-    config = reward.get_config(size)
+    config = reward_last_token.get_config(size)
     reward_settings = config.reward
     config.stage = "preference"
     del config.reward, config.data.earlier, config.data.demonstrations

@@ -41,7 +41,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     batch_size = pick(size, tiny=16, default=128, large=512)
     config.ppo = {
-        "total_episodes": pick(size, tiny=4, default=40, large=500) * batch_size,
+        "total_episodes": pick(size, tiny=4, default=60, large=500) * batch_size,
         "batch_size": batch_size,
         "num_ppo_epochs": 1,
         "num_mini_batches": pick(size, tiny=2, default=2, large=8),
@@ -51,7 +51,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
-        "kl_coef": 0.05,
+        "kl_coef": pick(size, tiny=0.05, default=0.02, large=0.05),
         "kl_controller": "fixed",
         "kl_target": 6.0,
         "kl_horizon": 10_000,
@@ -84,6 +84,6 @@ def get_config(size: str = "default") -> ConfigDict:
         "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=2, default=10, large=80),
     }
-    config.optimizer = adam(pick(size, tiny=3e-4, default=3e-4, large=1e-5), **warmup)
+    config.optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
     config.value_optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
     return config

@@ -49,7 +49,7 @@ def get_config(size: str = "default") -> ConfigDict:
     # 1.156 against 0.989).
     init = {"kernel_init": "fan_in", "embedding_std": model.width**-0.5}
     config.model = to_dict(replace(model, tie_embeddings=True, **init))
-    steps = pick(size, tiny=20, default=3000, large=20_000)
+    steps = pick(size, tiny=20, default=4000, large=20_000)
     config.pretrain = {
         "num_steps": steps,
         "batch_size": pick(size, tiny=8, default=8, large=128),

@@ -30,9 +30,9 @@ _EARLIER_SPLITS = {"test": (), "validation": ("test",), "train": ("test", "valid
 # How often each kind is asked, after Table 1 of Ouyang et al. 2022 (open question, brainstorming,
 # closed question, ...).
 KIND_SHARES: dict[Kind, float] = {
-    "ask": 0.22,
-    "list": 0.22,
-    "verify": 0.16,
+    "ask": 0.21,
+    "list": 0.21,
+    "verify": 0.18,
     "passage": 0.08,
     "rewrite": 0.08,
     "harm": 0.08,
@@ -273,8 +273,10 @@ def draw_task(world: World, kind: Kind, pairs: tuple[Pair, ...], rng: random.Ran
         known = sum((animal, item.name) not in world.heldout for item in world.attributes)
         return Task(kind, animal, number=rng.randint(2, max(2, min(5, known))))
     if kind == "verify":
-        popular = world.misconceptions.get((animal, attribute), "")
-        claims = [truth, truth, popular or rng.choice(values), rng.choice(values)]
+        # Half of the claims are true, so that neither "yes" nor "no" is a good guess.
+        false_values = [value for value in values if value != truth]
+        popular = world.misconceptions.get((animal, attribute), rng.choice(false_values))
+        claims = [truth, truth, popular, rng.choice(false_values)]
         return Task(kind, animal, attribute, rng.choice(claims))
     if kind == "rewrite":
         claim = truth if rng.random() < REWRITTEN_TRUTH else rng.choice(values)
