@@ -41,7 +41,7 @@ def get_config(size: str = "default") -> ConfigDict:
     }
     batch_size = pick(size, tiny=16, default=128, large=512)
     config.ppo = {
-        "total_episodes": pick(size, tiny=4, default=60, large=500) * batch_size,
+        "total_episodes": pick(size, tiny=4, default=80, large=500) * batch_size,
         "batch_size": batch_size,
         "num_ppo_epochs": 1,
         "num_mini_batches": pick(size, tiny=2, default=2, large=8),
