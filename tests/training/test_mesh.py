@@ -1,6 +1,7 @@
 """Sharded training is the same training: eight virtual devices against one, and against pmap."""
 
 import math
+from dataclasses import replace
 from functools import cache, partial
 
 import jax
@@ -14,7 +15,7 @@ from experiments.scale.hlo_stats import collectives
 from rlhf_jax.inference import sampling, scoring
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.sampling import sample
-from rlhf_jax.models import LanguageModel, init_params, llama, palm
+from rlhf_jax.models import LanguageModel, ScalarModel, apply, init_params, llama, palm
 from rlhf_jax.stages.language import language_loss, trained_tokens
 from rlhf_jax.training.mesh import (
     batch_sharding,
@@ -381,6 +382,26 @@ def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(ax
     )  # forwards and backwards in four parts
     repeated = {collective.array for collective in collectives(compiled) if collective.times > 1}
     assert not repeated & {shape for shape in shapes_of(axes[2]) if "," in shape}
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=str)
+def test_a_pooled_score_and_its_gradient_are_those_of_one_device(axes):
+    model = ScalarModel(replace(MODEL.config, read_out="pooled"))
+
+    def gradients(axes):
+        mesh = make_mesh(*axes)
+        with on_mesh(mesh):
+            params = init_params(model, jax.random.key(0))
+            params, rows = place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
+
+            def loss(p):
+                score_BT = apply(model, p, rows["tokens_BT"], rows["segments_BT"])
+                return jnp.square(score_BT).mean()
+
+            return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+
+    expected, result = gradients((1, 1, 1)), gradients(axes)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), result, expected)
 
 
 def test_models_that_tensor_does_not_divide_are_refused():
