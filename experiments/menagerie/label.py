@@ -9,7 +9,7 @@ by held-out labelers and by gold; label.json counts what was left out. Other jud
     --config.label.train_judge=function:rewards.py:brevity  a function (messages, response) -> float
     --config.label.train_judge=file:rankings.jsonl          rankings that were made elsewhere
 
-Two CPU cores: 2.4 minutes together with reward.py, which reads the result as ../label.
+Two CPU cores: half a minute; reward.py reads the result as ../label.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m rlhf_jax.main --config=experiments/menagerie/pretrain.py \
         --workdir=runs/menagerie/pretrain
 
-Two CPU cores: 4 minutes; validation loss 0.84 nats per token, held-out facts answered 100 %.
+Two CPU cores: 3 minutes; validation loss 0.81 nats per token, held-out facts answered 100 %.
 """
 
 from dataclasses import replace
