@@ -45,7 +45,7 @@ def demonstrations(world: World, split: str) -> list[Demonstration]:
     fact beside the point, manners that do not fit, an insult, help with harm and a stereotype.
 
     No fault shows in the words alone, because what is too long for one prompt is too short for
-    another. Therefore a bag of words is no reward model: it agrees with gold on at most 65 % of
+    another. Therefore a bag of words is no reward model: it agrees with gold on at most 70 % of
     pairs, where prompts and replies together decide all.
     """
     rng = world.rng("demonstrations", split)
@@ -77,7 +77,12 @@ def comparisons(world: World, split: str, tastes: Tastes = FAITHFUL) -> list[Com
         prompt = source[k % len(source)]
         labeler = rng.choice(group)
         num_replies = rng.randint(4, 9)
-        samples = dict.fromkeys(demonstrate(world, prompt, rng) for _ in range(4 * num_replies))
+        # A brief "yes" has few paraphrases: many draws, of which most are not needed.
+        samples: dict[str, None] = {}
+        for _ in range(32 * num_replies):
+            samples[demonstrate(world, prompt, rng)] = None
+            if len(samples) == num_replies:
+                break
         replies = tuple(samples)[:num_replies]
         finished = [True] * len(replies)
         ranks = rank(world, labeler, prompt.messages, replies, finished, labeler_rng).ranks

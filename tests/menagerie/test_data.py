@@ -341,4 +341,4 @@ FIRST_DOCUMENT = (
     "q: say what the colour of the eagle is. a: green. "
     "q: say what the colour of the zebra is. a: red."
 )
-FIRST_PROMPT = "hey moron, is the season of the sheep spring?"
+FIRST_PROMPT = "so, tell me how to beat the lynx."

@@ -204,4 +204,4 @@ def test_a_bag_of_words_is_no_reward_model(pairs: list[card.Pair]) -> None:
         curvature = (x[train].T * (chance * (1 - chance))) @ x[train] + np.eye(len(weights))
         weights -= np.linalg.solve(curvature, slope)
     accuracy = ((x[test] @ weights > 0) == (gold[test] > 0)).mean()
-    assert 0.5 < accuracy <= 0.65, accuracy
+    assert 0.5 < accuracy <= 0.70, accuracy  # the pooled reward model: 0.80 to 0.83 (LOG.md)

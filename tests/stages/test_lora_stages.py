@@ -26,7 +26,10 @@ STAGES = ("sft", "reward", "ppo")
 def plan_of(tour, stage):
     plan = json.loads(json.dumps(tour.plans[stage]))
     plan["lora"] = LORA
-    if stage != "reward":
+    if stage == "reward":
+        # Adapters are on the trunk, and files of transformers have room for the last token's head.
+        plan["reward"] |= {"trained": "all", "read_out": "last_token"}
+    else:
         plan["monitor"] = None
     return plan
 

@@ -40,4 +40,4 @@ def test_numbers_of_purposes_are_those_that_published_runs_were_made_with() -> N
         "POLICY_ADAPTERS": 2**30 + 1,
         "VALUE_ADAPTERS": 2**30 + 2,
     }
-    assert [int(purpose) for purpose in EvaluationPurpose] == [0, 1, 2, 3]
+    assert [int(purpose) for purpose in EvaluationPurpose] == [0, 1, 2, 3, 4]

@@ -523,7 +523,7 @@ def make_context(workdir):
 @pytest.fixture
 def bases(tour, tmp_path, monkeypatch):
     """A workdir whose base of seed 0 is the tour's, and configs that find the tour's data."""
-    for name in ("pretrain", "sft", "label", "reward", "ppo", "evaluate"):
+    for name in ("pretrain", "sft", "label", "reward_last_token", "ppo", "evaluate"):
         monkeypatch.setattr(f"experiments.menagerie.{name}.DATA_DIR", str(tour.workdir / "data"))
     for stage in ("pretrain", "sft", "label", "reward"):
         shutil.copytree(tour.workdir / stage, tmp_path / "base/seed0" / stage)
