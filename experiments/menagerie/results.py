@@ -33,7 +33,7 @@ MODELS = {
     "ppo": "PPO",
     "ppo_ptx": "PPO-ptx",
     "best_of_16": "SFT, best of 16",
-    "constant_suffix": "SFT + one polite rule",
+    "constant_suffix": "SFT + best suffix",
 }
 COLOURS = {
     "base": "#767676",
