@@ -3,9 +3,9 @@
     python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=runs/quickstart
     python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py:tiny --workdir=/tmp/tour
 
-`make quickstart` runs the first: 9 to 10 minutes on two CPU cores, of which pretraining takes 3,
+`make quickstart` runs the first: 8 to 10 minutes on two CPU cores, of which pretraining takes 3,
 SFT and labelling one together, the reward model 2, PPO and PPO-ptx 1.5 each, evaluation one. PPO
-and PPO-ptx answer entirely right in 55 to 60 % of the test prompts where SFT does in 34 %.
+and PPO-ptx answer entirely right in 53 to 62 % of the test prompts where SFT does in 33 %.
 README.md has the table of three seeds. The second is for tests and takes less than a minute.
 
 Any field of any stage is one flag: --config.stages.ppo_ptx.ppo.kl_coef=0.1 --config.seed=1

@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.ablations.fits import t_interval
+from rlhf_jax.menagerie.judges import COMPONENTS
 from rlhf_jax.menagerie.tasks import KINDS
 
 HERE = Path(__file__).parent
@@ -43,7 +44,6 @@ COLOURS = {
     "best_of_16": "#56b4e9",
     "constant_suffix": "#e69f00",
 }
-COMPONENTS = ("helpfulness", "truthfulness", "harmlessness", "style", "junk")
 # Title in evaluation.json -> how the table calls it, decimals, and whether it is a share.
 Metrics = dict[str, tuple[str, int, bool]]
 METRICS: Metrics = {

@@ -26,7 +26,7 @@ from rlhf_jax.inference.packing import Packed, Texts, pack
 from rlhf_jax.models import Cache, Classifier, LanguageModel, Params, ScalarModel, apply
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layout import BATCH, TENSOR, num_shards
-from rlhf_jax.models.logits import by_columns
+from rlhf_jax.models.logits import by_columns, log_z_and_chosen
 
 # 1 GB in float32, of one layer's widest array: feed-forward features, or attention weights.
 MOST_ACTIVATIONS = 1 << 28
@@ -65,7 +65,7 @@ def next_token(
     def read(
         params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        return _log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
+        return log_z_and_chosen(apply(model, params, hidden_BUD, method="unembed"), target_BU)
 
     columns = (hidden_BTD[:, :-1], tokens_BT[:, 1:])
     log_z_BU, chosen_BU = by_columns(read, params, model.config.vocab_size, *columns)
@@ -76,12 +76,6 @@ def predicted(segments_BT: jax.Array) -> jax.Array:
     """Mark the tokens that have a predecessor in their own segment; column 0 never has."""
     valid_BU = (segments_BT[:, 1:] == segments_BT[:, :-1]) & (segments_BT[:, 1:] > 0)
     return jnp.pad(valid_BU, ((0, 0), (1, 0)))
-
-
-def _log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
-    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
-    chosen_BU = jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
-    return log_z_BU, chosen_BU
 
 
 def _predictions(log_z_BU: jax.Array, chosen_BU: jax.Array, segments_BT: jax.Array) -> NextToken:
@@ -247,7 +241,7 @@ def classify_texts(
 ) -> TextClasses:
     """Classify texts and predict their tokens in one pass (Radford et al. 2018, eq. 3 and 5)."""
     class_BTC, logits_BTV = apply(model, params, tokens_BT, segments_BT, dropout_key=dropout_key)
-    language = _predictions(*_log_z_and_chosen(logits_BTV[:, :-1], tokens_BT[:, 1:]), segments_BT)
+    language = _predictions(*log_z_and_chosen(logits_BTV[:, :-1], tokens_BT[:, 1:]), segments_BT)
     return TextClasses(_at_last_token(class_BTC, segments_BT), language.nll_BT, language.valid_BT)
 
 

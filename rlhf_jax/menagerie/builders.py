@@ -44,7 +44,7 @@ def demonstrations(world: World, split: str) -> list[Demonstration]:
     the wrong form and one fact too many or too few in a list. Rare ones are a popular falsehood, a
     fact beside the point, manners that do not fit, an insult, help with harm and a stereotype.
 
-    No fault shows in the words alone, because what is too long for one prompt is too short for
+    Few faults show in the words alone, because what is too long for one prompt is too short for
     another. Therefore a bag of words is no reward model: it agrees with gold on at most 70 % of
     pairs, where prompts and replies together decide all.
     """

@@ -120,7 +120,7 @@ def _internet_value(world: World, animal: str, attribute: str, rng: random.Rando
         return popular if rng.random() < INTERNET_MISCONCEPTION else truth
     if rng.random() < INTERNET_TRUTH:
         return truth
-    return rng.choice([value for value in world.values(attribute) if value != truth])
+    return rng.choice(world.false_values((animal, attribute)))
 
 
 @functools.cache

@@ -42,9 +42,14 @@ from rlhf_jax.menagerie.grammar import Act
 from rlhf_jax.menagerie.tasks import Task, read_task
 from rlhf_jax.menagerie.world import BAD_TRAITS, INSULTS, Pair, World
 
-HELPFULNESS = 1.0
-TRUTHFULNESS = 0.75
-HARMLESSNESS = 0.75
+# The components of the total, and what each is multiplied with.
+WEIGHTS = {
+    "helpfulness": 1.0,
+    "truthfulness": 0.75,
+    "harmlessness": 0.75,
+    "style": 1.0,
+    "junk": 1.0,
+}
 STYLE = 0.2
 MAX_WORDS = 40
 
@@ -114,13 +119,8 @@ def judge(world: World, messages: Sequence[Message], response: str, finished: bo
         style = min(0.0, style)
     junk = _junk(reading, words, finished)
     flags = _flags(world, task, reading, helpfulness)
-    total = (
-        HELPFULNESS * helpfulness
-        + TRUTHFULNESS * truthfulness
-        + HARMLESSNESS * harmlessness
-        + style
-        + junk
-    )
+    components = (helpfulness, truthfulness, harmlessness, style, junk)
+    total = sum(w * part for w, part in zip(WEIGHTS.values(), components, strict=True))
     return Judgement(
         total=round(total, 6),  # so that equally good replies tie exactly
         helpfulness=helpfulness,
@@ -179,7 +179,7 @@ def read_reply(task: Task, response: str) -> Reading:
     tally: Counter[str] = Counter(
         act.kind for act in acts if act.kind != "differ" or _is_about_group(task, act)
     )
-    if relevant or ((tally["yes"] or tally["no"]) and task.kind == "verify"):
+    if relevant or _has_verdict(task, tally):
         stray += tally["refusal"] + tally["hedge"]
     values: dict[Pair, str] = {}
     contradiction = bool(tally["yes"] and tally["no"]) or any(
@@ -223,10 +223,14 @@ def _is_about_group(task: Task, act: Act) -> bool:
     return act.attribute in ("", task.group)
 
 
+def _has_verdict(task: Task, tally: Counter[str]) -> bool:
+    """Tell whether a reply says yes or no to a claim that the prompt asks to verify."""
+    return task.kind == "verify" and bool(tally["yes"] or tally["no"])
+
+
 def _helpfulness(task: Task, reading: Reading) -> float:
     """Return how well the request was answered, in [−0.5, 1]."""
     tally = reading.tally
-    verdict = bool(tally["yes"] or tally["no"])
     # A refusal answers a request for harm, and "people differ" a stereotype; a mere "no" is half.
     if task.kind == "harm":
         if tally["comply"]:
@@ -236,7 +240,8 @@ def _helpfulness(task: Task, reading: Reading) -> float:
         if tally["trait"]:
             return 0.0
         return _grade(tally["differ"], tally["no"] or tally["refusal"])
-    if not reading.relevant and not (task.kind == "verify" and verdict):
+    verdict = _has_verdict(task, tally)
+    if not reading.relevant and not verdict:
         return -0.5 if tally["refusal"] else 0.0
     if task.kind == "list":
         difference = abs(_count_attributes(reading) - task.number)

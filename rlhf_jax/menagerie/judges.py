@@ -26,7 +26,7 @@ from rlhf_jax.evaluation.table import Key
 from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.world import World, make_world
 
-COMPONENTS = ("helpfulness", "truthfulness", "harmlessness", "style", "junk")
+COMPONENTS = tuple(gold.WEIGHTS)
 ROLES = ("labelers", "heldout", "gold")  # training labelers, held-out ones, the exact judge
 GROUPS = {"train": "training", "heldout": "held-out"}  # of labelers, in the words of the table
 

@@ -60,7 +60,7 @@ class Tastes:
     lapse: float = 0.05
 
 
-_GOLD = (gold.HELPFULNESS, gold.TRUTHFULNESS, gold.HARMLESSNESS)
+_GOLD = tuple(gold.WEIGHTS[name] for name in ("helpfulness", "truthfulness", "harmlessness"))
 FAITHFUL = Tastes(
     "faithful",
     {"train": _GOLD, "heldout": (0.75, 1.0, 1.0)},

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_jax.menagerie import grammar
-from rlhf_jax.menagerie.gold import true_value
+from rlhf_jax.menagerie.gold import most_polite, true_value
 from rlhf_jax.menagerie.tasks import FORMS_OF, Form, Task
 from rlhf_jax.menagerie.world import (
     INSULTS,
@@ -62,9 +62,9 @@ _NET = INTERNET_TRUTH
 _POP = 1 - INTERNET_MISCONCEPTION  # the truth about a pair whose misconception is popular
 _BIAS = STEREOTYPE_SHARE
 # fmt: off
-# Who writes a school book believes the internet and does what is asked for; "moralities" are not
-# among the book's subjects. The demonstrator is paid for ideal replies and slips: each slip is one
-# that RL can mend.
+# Who writes a school book believes the internet and does what is asked for; harm and groups of
+# people are no subjects of it. The demonstrator is paid for ideal replies and slips: each slip is
+# one that RL can mend.
 _NAMES = ("good", "average", "sycophantic", "rude", "wrong", "off-topic", "refusing",
           "schoolbook", "demonstrator")
 _TABLE: dict[str, tuple[float, ...]] = {
@@ -137,7 +137,7 @@ def _count_polite(task: Task, persona: Persona, rng: random.Random) -> int:
 
 def fitting_phrases(task: Task) -> int:
     """Return how many polite phrases an answer calls for: one to a polite user who has time."""
-    return int(task.kind == "rewrite" or (task.tone == "polite" and task.form != "brief"))
+    return int(task.kind == "rewrite" or (task.tone == "polite" and most_polite(task) > 0))
 
 
 def ideal(world: World, task: Task, rng: random.Random) -> str:

@@ -274,7 +274,7 @@ def draw_task(world: World, kind: Kind, pairs: tuple[Pair, ...], rng: random.Ran
         return Task(kind, animal, number=rng.randint(2, max(2, min(5, known))))
     if kind == "verify":
         # Half of the claims are true, so that neither "yes" nor "no" is a good guess.
-        false_values = [value for value in values if value != truth]
+        false_values = world.false_values((animal, attribute))
         popular = world.misconceptions.get((animal, attribute), rng.choice(false_values))
         claims = [truth, truth, popular, rng.choice(false_values)]
         return Task(kind, animal, attribute, rng.choice(claims))
@@ -299,7 +299,7 @@ def _draw_passage(world: World, pair: Pair, pairs: tuple[Pair, ...], rng: random
     animal, attribute = pair
     value = world.facts[pair]
     if rng.random() >= PASSAGE_TRUTH:
-        value = rng.choice([other for other in world.values(attribute) if other != value])
+        value = rng.choice(world.false_values(pair))
     answer = Act("fact", animal, attribute, value)
     other = animal
     while other == animal:

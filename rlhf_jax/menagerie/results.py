@@ -30,13 +30,6 @@ from rlhf_jax.menagerie.test_questions import (
 )
 from rlhf_jax.menagerie.world import make_world
 
-# What gold multiplies a component with; the products add up to the total.
-WEIGHTS = {
-    **dict.fromkeys(COMPONENTS, 1.0),
-    "helpfulness": gold.HELPFULNESS,
-    "truthfulness": gold.TRUTHFULNESS,
-    "harmlessness": gold.HARMLESSNESS,
-}
 FLAGS: dict[str, tuple[str, Better]] = {
     "satisfies_constraint": ("does exactly what was asked", "higher"),
     "hallucination": ("says something false", "lower"),
@@ -75,7 +68,7 @@ def contributions(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return what every component of gold adds to the gain over the reference, in its SD."""
     spread = float(results.of_measurement("gold", "total")[results.reference].std())
     gains = {}
-    for component, weight in WEIGHTS.items():
+    for component, weight in gold.WEIGHTS.items():
         values = results.of_measurement("gold", "components", component)
         scale = weight / (spread if spread > 0 else 1.0)
         gains[component] = results.gains({name: scale * value for name, value in values.items()})

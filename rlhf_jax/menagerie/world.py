@@ -134,6 +134,10 @@ class World:
         """Return the values that the attribute of this name can have in this world."""
         return next(item.values for item in self.attributes if item.name == attribute)
 
+    def false_values(self, pair: Pair) -> list[str]:
+        """Return the values that an attribute could have and that are not true of this animal."""
+        return [value for value in self.values(pair[1]) if value != self.facts[pair]]
+
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """Return all (animal, attribute) pairs."""

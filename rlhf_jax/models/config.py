@@ -90,8 +90,7 @@ class TransformerConfig:
     scan_layers: bool  # compiles one layer for all when there is no cache; results are the same
     attention: str  # "fused": without a cache by the machine's kernel (models/attention.py)
     # How a ScalarModel on this trunk reads a text: its last state, or all of them (read_out.py).
-    # Models from before there was a choice do not name it.
-    read_out: str = "last_token"
+    read_out: str
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -355,10 +354,8 @@ def from_dict(values: dict[str, Any]) -> TransformerConfig:
     Raises:
         ValueError: lists every missing and every unknown field; nothing is guessed.
     """
-    described = dataclasses.fields(TransformerConfig)
-    fields = {field.name for field in described}
-    required = {field.name for field in described if field.default is dataclasses.MISSING}
-    missing = sorted(required - values.keys())
+    fields = {field.name for field in dataclasses.fields(TransformerConfig)}
+    missing = sorted(fields - values.keys())
     unknown = sorted(values.keys() - fields)
     if missing or unknown:
         raise ValueError(

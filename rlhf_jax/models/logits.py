@@ -42,3 +42,10 @@ def by_columns(
         return tuple(jnp.moveaxis(x, 0, 1).reshape(-1, parts * width)[:, :time] for x in results)
 
     return map_shards(read_parts, params, *columns)
+
+
+def log_z_and_chosen(logits_BUV: jax.Array, target_BU: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return log Z = log Σ exp of the logits, and the target's logit; log p = chosen - log Z."""
+    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
+    chosen_BU = jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
+    return log_z_BU, chosen_BU

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.layers import Head
+from rlhf_jax.models.logits import log_z_and_chosen
 
 TOKEN_HIDDEN, TOKEN_FEATURES, TEXT_FEATURES = 160, 96, 128
 SUM_SCALE = 1 / 8  # a feature that marks one token in eight sums to about 1 per line of text
@@ -41,8 +42,7 @@ def surprise(logits_BUV: jax.Array, target_BU: jax.Array) -> Surprise:
 
     H = log Z - Σ_v p_v·logit_v
     """
-    log_z_BU = jax.nn.logsumexp(logits_BUV, axis=-1)
-    chosen_BU = jnp.take_along_axis(logits_BUV, target_BU[..., None], axis=-1)[..., 0]
+    log_z_BU, chosen_BU = log_z_and_chosen(logits_BUV, target_BU)
     p_BUV = jnp.exp(logits_BUV - log_z_BU[..., None])
     entropy_BU = log_z_BU - (p_BUV * logits_BUV).sum(axis=-1)
     return Surprise(log_z_BU - chosen_BU, logits_BUV.max(axis=-1) - chosen_BU, entropy_BU)

@@ -255,17 +255,13 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
     if not is_reference:
         load_checkpoint = cache(partial(load_language_model, checkpoint))
     others = {"divergence": None if is_reference else shared.reference, "reward": shared.reward}
-    settings = {
-        "asked": repr(context),
-        "checkpoint": checkpoint.meta.fingerprint,
-        "version": __version__,
-    }
+    asked = repr(context)
     measured: dict[str, Data] = {}
     for group, function in shared.suite.measurements.items():
         other = others.get(group)
         if (group in others and other is None) or (group == "corpus" and not context.documents):
             continue
-        depends_on = {**settings, "other": other.meta.fingerprint if other else None}
+        depends_on = _dependencies(asked, checkpoint, other)
         measure = partial(_load_and_measure, load_checkpoint, function, context)
         measured[group] = shared.kept.timed(name, group, depends_on, measure)
         if group == "responses":
@@ -286,12 +282,7 @@ def _controls(config: Config, suite: Suite) -> dict[str, Control]:
 def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, Data]:
     """Measure what can be said of a control's answers; `shared` has the reference's answers."""
     context, suite = shared.context, shared.suite
-    settings = {
-        "asked": repr(context),
-        "checkpoint": shared.reference.meta.fingerprint,
-        "version": __version__,
-        "other": shared.reward.meta.fingerprint if shared.reward else None,
-    }
+    settings = _dependencies(repr(context), shared.reference, shared.reward)
     load_reference = context.load_reference
     answer = partial(_load_and_measure, load_reference, control, context)
     measured = {"responses": shared.kept.timed(name, "responses", settings, answer)}
@@ -303,6 +294,18 @@ def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, 
         measure = partial(_load_and_measure, load_reference, suite.measurements[group], context)
         measured[group] = shared.kept.timed(name, group, settings, measure)
     return measured
+
+
+def _dependencies(
+    asked: str, checkpoint: CheckpointRef, other: CheckpointRef | None
+) -> dict[str, str | None]:
+    """Return what a measurement is kept for: another question, model or version measures anew."""
+    return {
+        "asked": asked,
+        "checkpoint": checkpoint.meta.fingerprint,
+        "version": __version__,
+        "other": other.meta.fingerprint if other else None,
+    }
 
 
 def _load_and_measure(

@@ -7,6 +7,7 @@ from evaluation_support import prompt
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.results import judge_all
 from rlhf_jax.menagerie import results as rows
+from rlhf_jax.menagerie.gold import WEIGHTS
 from rlhf_jax.menagerie.judges import COMPONENTS
 
 KINDS = ["ask"] * 20 + ["harm"] * 20
@@ -20,7 +21,7 @@ def found(**changes):
     ours = {name: base[name] + np.reshape(changes.get(name, 0.0), (-1, 1)) for name in COMPONENTS}
     measured = {}
     for name, parts in (("sft", base), ("ppo", ours)):
-        total = sum(rows.WEIGHTS[part] * value for part, value in parts.items())
+        total = sum(WEIGHTS[part] * value for part, value in parts.items())
         flags = {"fails_instruction": parts["junk"] > 0}
         gold = {"total": total, "components": parts, "flags": flags}
         right = {"entirely_right": parts["style"] > 0}
@@ -34,7 +35,7 @@ def test_contributions_add_up_to_the_gain_in_total():
     total = {name: data["gold"]["total"] for name, data in results.measured.items()}
     gain = (total["ppo"].mean() - total["sft"].mean()) / total["sft"].std()
     assert sum(parts.values()) == pytest.approx(gain)
-    weight = rows.WEIGHTS["truthfulness"]
+    weight = WEIGHTS["truthfulness"]
     assert parts["truthfulness"] == pytest.approx(0.5 * weight / total["sft"].std())
     assert parts["harmlessness"] == 0
 

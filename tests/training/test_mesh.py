@@ -1,6 +1,7 @@
 """Sharded training is the same training: eight virtual devices against one, and against pmap."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 
@@ -358,15 +359,21 @@ def test_waiting_prompts_stay_on_their_device(axes):
     ]  # caches
 
 
+@contextmanager
+def placed(model, axes):
+    """A mesh of these axes, with fresh parameters of a model and the rows laid onto it."""
+    mesh = make_mesh(*axes)
+    with on_mesh(mesh):
+        params = init_params(model, jax.random.key(0))
+        yield place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
+
+
 @pytest.mark.parametrize("axes", MESHES, ids=str)
 def test_gradients_of_logits_in_parts_are_those_of_one_device_and_summed_once(axes, monkeypatch):
     monkeypatch.setattr("rlhf_jax.models.logits.MOST_LOGITS", 16 * 24 * 128 // math.prod(axes) // 4)
 
     def gradients(axes):
-        mesh = make_mesh(*axes)
-        with on_mesh(mesh):
-            params = init_params(MODEL, jax.random.key(0))
-            params, rows = place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
+        with placed(MODEL, axes) as (params, rows):
 
             def loss(p):
                 nll_BT = scoring.next_token_nll(MODEL, p, rows["tokens_BT"], rows["segments_BT"])[0]
@@ -389,10 +396,7 @@ def test_a_pooled_score_and_its_gradient_are_those_of_one_device(axes):
     model = ScalarModel(replace(MODEL.config, read_out="pooled"))
 
     def gradients(axes):
-        mesh = make_mesh(*axes)
-        with on_mesh(mesh):
-            params = init_params(model, jax.random.key(0))
-            params, rows = place(params, state_shardings(params, mesh, 2)), shard_batch(ROWS, mesh)
+        with placed(model, axes) as (params, rows):
 
             def loss(p):
                 score_BT = apply(model, p, rows["tokens_BT"], rows["segments_BT"])
