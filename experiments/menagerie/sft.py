@@ -37,6 +37,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "num_epochs": pick(size, tiny=1.0, default=4.0, large=2.0),
         "batch_size": pick(size, tiny=16, default=28, large=56),
         "num_micro_batches": 1,
+        "train_on": "all",
         "max_length": prompt_length(size) + RESPONSE_LENGTH,
         "row_length": 128,
         "document_rows": pick(size, tiny=1, default=3, large=6),

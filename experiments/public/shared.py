@@ -86,6 +86,7 @@ def sft(
         "num_epochs": num_epochs,
         "batch_size": pick(size, tiny=8, default=batch_size, large=batch_size),
         "num_micro_batches": pick(size, tiny=1, default=4, large=8),
+        "train_on": "all",
         "max_length": pick(size, tiny=128, default=max_length, large=max_length),
         "row_length": pick(size, tiny=128, default=1024, large=2048),
         "document_rows": 0,

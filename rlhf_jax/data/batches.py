@@ -26,7 +26,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from rlhf_jax.data.chat import Rendered, render_batch
+from rlhf_jax.data.chat import Rendered, TrainOn, render_batch
 from rlhf_jax.data.records import (
     Comparison,
     Demonstration,
@@ -200,14 +200,16 @@ def demonstration_batches(
     context_length: int,
     batch_size: int,
     seed: int,
+    train_on: TrainOn = "all",
 ) -> Batches:
     """Render conversations, padded on the right: `tokens_BT`, `segments_BT`, `loss_mask_BT`.
 
-    `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn.
+    `loss_mask_BT[b,t]` says that token t is a target: it belongs to the assistant or ends its turn,
+    in all replies of a conversation or in the last one alone.
     """
     _check(demonstrations, "demonstrations", "context_length", context_length)
     conversations = [demonstration.messages for demonstration in demonstrations]
-    rendered = render_batch(tokenizer, conversations, generation_prompt=False)
+    rendered = render_batch(tokenizer, conversations, generation_prompt=False, train_on=train_on)
     rows = [item.ids for item in rendered]
     keep = _fitting("demonstrations", rows, "context_length", context_length)
     tokens_BT, segments_BT = _pad([rows[i] for i in keep], tokenizer.pad_id, context_length)
@@ -275,7 +277,9 @@ def _render_candidates(
         for ranking in comparisons
         for response in ranking.responses
     ]
-    rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
+    rendered = iter(
+        render_batch(tokenizer, conversations, generation_prompt=False, train_on="last")
+    )
     return [list(islice(rendered, len(ranking.responses))) for ranking in comparisons]
 
 

@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rlhf_jax.data.records import Message
 from rlhf_jax.data.templates import ChatTemplate
 from rlhf_jax.data.tokenizers import Tokenizer
 
 Conversation = Sequence[Message]
+TrainOn = Literal["all", "last"]  # every reply of a conversation, or its last one
 
 
 class Rendered(NamedTuple):
@@ -40,9 +41,16 @@ def render(tokenizer: Tokenizer, messages: Conversation, *, generation_prompt: b
 
 
 def render_batch(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation], *, generation_prompt: bool
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    *,
+    generation_prompt: bool,
+    train_on: TrainOn = "all",
 ) -> list[Rendered]:
     """Render many conversations with one call of the tokenizer.
+
+    With `train_on="last"` only the last reply of each is marked, and a template need not keep the
+    earlier ones as they were.
 
     Raises:
         ValueError: if a conversation that already ends with the assistant is to get a generation
@@ -57,8 +65,20 @@ def render_batch(
     if tokenizer.template is None:
         rendered = _render_with_markers(tokenizer, conversations, generation_prompt)
     else:
-        rendered = _render_with_template(tokenizer.template, conversations, generation_prompt)
+        rendered = _render_with_template(
+            tokenizer.template, conversations, generation_prompt, train_on
+        )
+    if train_on == "last":
+        rendered = [_mark_last(conversation) for conversation in rendered]
     return [_prepend_begin_of_text(conversation, tokenizer) for conversation in rendered]
+
+
+def _mark_last(rendered: Rendered) -> Rendered:
+    """Keep the marks of the last run of trained tokens, which is the last reply."""
+    trained = rendered.trained
+    end = max((i + 1 for i, mark in enumerate(trained) if mark), default=0)
+    start = max((i + 1 for i in range(end) if not trained[i]), default=0)
+    return Rendered(rendered.ids, [start <= i < end for i in range(len(trained))])
 
 
 def _prepend_begin_of_text(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:
@@ -103,36 +123,46 @@ def _turn(tokenizer: Tokenizer, role: str, content_ids: list[int]) -> tuple[list
 
 
 def _render_with_template(
-    template: ChatTemplate, conversations: Sequence[Conversation], generation_prompt: bool
+    template: ChatTemplate,
+    conversations: Sequence[Conversation],
+    generation_prompt: bool,
+    train_on: TrainOn,
 ) -> list[Rendered]:
-    """Render every conversation whole, and up to the start and the end of each of its replies."""
+    """Render every conversation whole, and up to the start and the end of its trained replies."""
     texts: list[str] = []
     for number, messages in enumerate(conversations):
         views = [(messages, generation_prompt)]
-        for k in _reply_indices(messages):
+        for k in _reply_indices(messages, train_on):
             views += [(messages[:k], True), (messages[: k + 1], False)]
         try:
             texts += [template.text(view, generation_prompt=prompt) for view, prompt in views]
         except ValueError as error:
             raise ValueError(f"conversation {number}: {error}") from error
     ids = iter(template.encode_batch(texts))
-    return [_mark_replies(template, messages, next(ids), ids) for messages in conversations]
+    return [
+        _mark_replies(template, messages, _reply_indices(messages, train_on), ids)
+        for messages in conversations
+    ]
 
 
 def _mark_replies(
-    template: ChatTemplate, messages: Conversation, whole: list[int], views: Iterator[list[int]]
+    template: ChatTemplate,
+    messages: Conversation,
+    replies: Sequence[int],
+    views: Iterator[list[int]],
 ) -> Rendered:
-    """Mark the replies in `whole`, the ids of a conversation; `views` yields two per reply."""
+    """Mark the trained replies; `views` yields the whole conversation, then two per reply."""
+    whole = next(views)
     trained = [False] * len(whole)
-    for k in _reply_indices(messages):
+    for k in replies:
         prompt = next(views)
         turn = next(views)
         end = template.reply_end(prompt, turn)
         if whole[:end] != turn[:end]:
             raise ValueError(
                 f"chat template: what follows messages[{k}] (assistant) changes how it is written, "
-                "so its tokens cannot be determined; expected a template that only appends, or "
-                "conversations of one exchange"
+                "so its tokens cannot be determined; expected a template that only appends, "
+                "conversations of one exchange, or sft.train_on=last"
             )
         trained[len(prompt) : end] = [True] * (end - len(prompt))
         if k == len(messages) - 1:
@@ -140,5 +170,6 @@ def _mark_replies(
     return Rendered(whole, trained)
 
 
-def _reply_indices(messages: Conversation) -> list[int]:
-    return [k for k, message in enumerate(messages) if message.role == "assistant"]
+def _reply_indices(messages: Conversation, train_on: TrainOn) -> list[int]:
+    replies = [k for k, message in enumerate(messages) if message.role == "assistant"]
+    return replies if train_on == "all" else replies[-1:]

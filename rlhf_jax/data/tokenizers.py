@@ -10,7 +10,9 @@ that hands the turn to the assistant.
 chat template, every token that its model stops at, and the begin-of-text token that it puts before
 plain text. Where it has no padding token, end of text serves: masks never depend on ids.
 
-Left out on purpose: truncation and padding, which are explicit in `batches.py`.
+Left out on purpose: truncation and padding, which are explicit in `batches.py`, and BPE dropout. A
+file that stores any of them (`tokenizer(..., truncation=True)` and then saving leaves the first two
+behind) is read without: texts are neither cut nor padded, and have the same ids every time.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
         self.template = ChatTemplate(fast) if fast.chat_template else None
         self._more_stops = sorted({*more_stops} - {self.eos_id})
-        self._trusted: tokenizers.Tokenizer = fast.backend_tokenizer
+        self._trusted: tokenizers.Tokenizer = _without_side_effects(fast.backend_tokenizer)
         self._untrusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())
         self._untrusted.encode_special_tokens = True
         added = self._trusted.get_added_tokens_decoder()
@@ -293,6 +295,18 @@ def with_chat_tokens(tokenizer: Tokenizer) -> Tokenizer:
     backend.add_special_tokens([AddedToken(token, special=True) for token in markers])
     fast = tokenizer.fast
     return _wrap(backend, pad=fast.pad_token, eos=fast.eos_token, more_stops=tokenizer.stop_ids)
+
+
+def _without_side_effects(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Switch off what a tokenizer's file may store besides its tokens, and return the tokenizer.
+
+    In place, so that the tokenizer that `save` and the export write is the one that was used.
+    """
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None
+    return backend
 
 
 def _wrap(

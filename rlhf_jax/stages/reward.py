@@ -240,6 +240,7 @@ def normalisation_batches(config: Config, run: Run) -> list[Batch]:
         context_length=config.reward.max_length,
         batch_size=config.reward.batch_size,
         seed=config.seed,
+        train_on="last",
     )
     full_batches = demonstrations.num_examples // config.reward.batch_size
     count = max(1, min(full_batches, MOST_DEMONSTRATION_BATCHES))

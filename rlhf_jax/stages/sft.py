@@ -4,12 +4,13 @@
 
 Leaving the prompt's tokens out of the loss is our choice.
 
-The end-of-turn token is trained like any other, or the model would never stop. Demonstrations are
-packed several to a row. `document_rows` rows of pretraining documents, all of whose tokens count,
-are added to every batch: InstructGPT's initial policy for PPO had 10 % of them. The exported
-parameters are the last ones, those with the lowest held-out loss, or those whose samples a reward
-model scores highest (Ouyang 2022 App. C.1: validation loss overfits after one epoch while
-preference still rises).
+The end-of-turn token is trained like any other, or the model would never stop. A conversation of
+several turns trains all its replies, or with `train_on=last` the last one alone, which also is the
+way out where a chat template rewrites earlier replies. Demonstrations are packed several to a row.
+`document_rows` rows of pretraining documents, all of whose tokens count, are added to every batch:
+InstructGPT's initial policy for PPO had 10 % of them. The exported parameters are the last ones,
+those with the lowest held-out loss, or those whose samples a reward model scores highest (Ouyang
+2022 App. C.1: validation loss overfits after one epoch while preference still rises).
 
 Left out on purpose: curricula, weighting of labelers.
 """
@@ -25,6 +26,7 @@ import numpy as np
 
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches, demonstration_batches, prompt_batches
+from rlhf_jax.data.chat import TrainOn
 from rlhf_jax.data.packing import PackedDemonstrations
 from rlhf_jax.data.records import Demonstration, Prompt
 from rlhf_jax.data.sources import load
@@ -81,6 +83,7 @@ class SFT:
     num_epochs: float
     batch_size: int  # demonstrations
     num_micro_batches: int  # parts of a batch that are in memory at once
+    train_on: TrainOn  # all replies of a demonstration, or the last one alone
     max_length: int  # tokens of a demonstration; longer ones are left out and counted
     row_length: int  # tokens; several demonstrations are packed into a row
     document_rows: int  # rows of pretraining documents in every batch
@@ -210,6 +213,7 @@ def _demonstrations(config: Config, run: Run, split: str) -> Batches:
         context_length=sft.max_length,
         batch_size=sft.batch_size,
         seed=config.seed,
+        train_on=sft.train_on,
     )
 
 

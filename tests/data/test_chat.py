@@ -30,6 +30,19 @@ def test_several_turns_train_every_reply_and_its_end(words):
     assert [int(x) for x in rendered.trained] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
 
 
+def test_only_the_last_reply_is_trained_on_request(words):
+    conversation = [ASK, TELL, ASK, Message("assistant", "a")]
+    whole = render(words, conversation, generation_prompt=False)
+    rows = render_batch(
+        words, [conversation, [ASK, TELL]], generation_prompt=False, train_on="last"
+    )
+    assert rows[0].ids == whole.ids
+    assert [int(x) for x in rows[0].trained] == [0] * 12 + [1, 1]
+    assert rows[1] == render(words, [ASK, TELL], generation_prompt=False)
+    (waiting,) = render_batch(words, [[ASK, TELL, ASK]], generation_prompt=True, train_on="last")
+    assert [int(x) for x in waiting.trained] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
+
+
 def test_generation_prompt_opens_the_assistants_turn(words):
     assert render(words, [ASK], generation_prompt=True) == Rendered([2, 9, 5, 3], [False] * 4)
     assert render(words, [ASK], generation_prompt=False) == Rendered([2, 9, 5], [False] * 3)

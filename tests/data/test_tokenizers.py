@@ -194,6 +194,39 @@ def test_stops_are_read_where_transformers_reads_them(foreign, tmp_path, generat
     assert load_tokenizer(tmp_path).stop_ids == stops
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda backend: backend.enable_truncation(max_length=3),
+        lambda backend: backend.enable_truncation(max_length=3, direction="left"),
+        lambda backend: backend.enable_padding(length=60, pad_id=0, pad_token="<|pad|>"),
+        lambda backend: backend.enable_padding(length=60, direction="left", pad_id=0),
+        lambda backend: setattr(backend.model, "dropout", 0.5),
+    ],
+    ids=["truncation", "left truncation", "padding", "left padding", "dropout"],
+)
+def test_what_a_file_stores_besides_tokens_does_not_act(bpe, tmp_path, spoil):
+    bpe.save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    spoil(backend)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    for special in (True, False):
+        assert loaded.encode_batch(TEXTS, special=special) == bpe.encode_batch(
+            TEXTS, special=special
+        )
+    assert loaded.prefix_ids == []
+    assert loaded.start_ids == bpe.start_ids
+    assert loaded.fingerprint() == bpe.fingerprint()
+    assert with_chat_tokens(loaded).encode(TEXTS[0], special=False) == bpe.encode(
+        TEXTS[0], special=False
+    )
+    # What is written for others does not cut either.
+    loaded.save(tmp_path / "again")
+    stored = json.loads((tmp_path / "again" / "tokenizer.json").read_text())
+    assert (stored["truncation"], stored["padding"], stored["model"]["dropout"]) == (None,) * 3
+
+
 def test_errors(tmp_path):
     with pytest.raises(ValueError, match="vocab_size: 259, expected at least 260"):
         train_bpe(TEXTS, 259)
