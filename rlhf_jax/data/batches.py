@@ -275,7 +275,9 @@ def _render_candidates(
         for ranking in comparisons
         for response in ranking.responses
     ]
-    rendered = iter(render_batch(tokenizer, conversations, generation_prompt=False))
+    rendered = iter(
+        render_batch(tokenizer, conversations, generation_prompt=False, train_on="last")
+    )
     return [list(islice(rendered, len(ranking.responses))) for ranking in comparisons]
 
 
