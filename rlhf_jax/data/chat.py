@@ -12,20 +12,25 @@ prompt that leads to it. Ids are never searched for markers, so neither a paddin
 Either way a conversation that ends with the assistant ends with its last trained token, begins with
 exactly one begin-of-text token if the tokenizer puts one before plain text, and begins with its
 prompt.
+
+Templates of reasoning models (Qwen 3, R1) take the thinking out of every reply but the last. The
+earlier replies then are not what the model would say, so only the last can be trained on:
+`train_on="last"`, which is all that prompts, rankings and rewards need.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Literal, NamedTuple
 
 from rlhf_jax.data.records import Message
-from rlhf_jax.data.templates import ChatTemplate
+from rlhf_jax.data.templates import LAST_ALONE, ChatTemplate
 from rlhf_jax.data.tokenizers import Tokenizer
 
 Conversation = Sequence[Message]
-TrainOn = Literal["all", "last"]  # every reply of a conversation, or its last one
+TrainOn = Literal["all", "last"]  # the replies of a conversation that training predicts
 
 
 class Rendered(NamedTuple):
@@ -35,9 +40,17 @@ class Rendered(NamedTuple):
     trained: list[bool]
 
 
-def render(tokenizer: Tokenizer, messages: Conversation, *, generation_prompt: bool) -> Rendered:
+def render(
+    tokenizer: Tokenizer,
+    messages: Conversation,
+    *,
+    generation_prompt: bool,
+    train_on: TrainOn = "all",
+) -> Rendered:
     """Render one conversation; `generation_prompt` adds the marker that opens the reply."""
-    return render_batch(tokenizer, [messages], generation_prompt=generation_prompt)[0]
+    return render_batch(
+        tokenizer, [messages], generation_prompt=generation_prompt, train_on=train_on
+    )[0]
 
 
 def render_batch(
@@ -49,8 +62,8 @@ def render_batch(
 ) -> list[Rendered]:
     """Render many conversations with one call of the tokenizer.
 
-    With `train_on="last"` only the last reply of each is marked, and a template need not keep the
-    earlier ones as they were.
+    `train_on` says which replies are marked: all, or only the one that ends a conversation. With a
+    generation prompt none is.
 
     Raises:
         ValueError: if a conversation that already ends with the assistant is to get a generation
@@ -62,23 +75,25 @@ def render_batch(
             role = repr(messages[-1].role) if messages else "no message"
             expected = "expected 'user' before a generation prompt"
             raise ValueError(f"messages: the last turn is {role}, {expected}")
+    trained = [
+        [] if generation_prompt else _trained_replies(messages, train_on)
+        for messages in conversations
+    ]
     if tokenizer.template is None:
-        rendered = _render_with_markers(tokenizer, conversations, generation_prompt)
+        rendered = _render_with_markers(tokenizer, conversations, trained, generation_prompt)
+    elif generation_prompt:
+        rendered = _render_prompts(tokenizer.template, conversations)
     else:
-        rendered = _render_with_template(
-            tokenizer.template, conversations, generation_prompt, train_on
-        )
-    if train_on == "last":
-        rendered = [_mark_last(conversation) for conversation in rendered]
+        rendered = _render_with_template(tokenizer.template, conversations, trained)
     return [_prepend_begin_of_text(conversation, tokenizer) for conversation in rendered]
 
 
-def _mark_last(rendered: Rendered) -> Rendered:
-    """Keep the marks of the last run of trained tokens, which is the last reply."""
-    trained = rendered.trained
-    end = max((i + 1 for i, mark in enumerate(trained) if mark), default=0)
-    start = max((i + 1 for i in range(end) if not trained[i]), default=0)
-    return Rendered(rendered.ids, [start <= i < end for i in range(len(trained))])
+def _trained_replies(messages: Conversation, train_on: TrainOn) -> list[int]:
+    """Return the indices of the assistant's messages that training predicts."""
+    if train_on == "last":
+        last = len(messages) - 1
+        return [last] if messages and messages[last].role == "assistant" else []
+    return [k for k, message in enumerate(messages) if message.role == "assistant"]
 
 
 def _prepend_begin_of_text(rendered: Rendered, tokenizer: Tokenizer) -> Rendered:
@@ -92,17 +107,23 @@ def _prepend_begin_of_text(rendered: Rendered, tokenizer: Tokenizer) -> Rendered
 
 
 def _render_with_markers(
-    tokenizer: Tokenizer, conversations: Sequence[Conversation], generation_prompt: bool
+    tokenizer: Tokenizer,
+    conversations: Sequence[Conversation],
+    trained: Sequence[Sequence[int]],
+    generation_prompt: bool,
 ) -> list[Rendered]:
     contents = [message.content for messages in conversations for message in messages]
     content_ids = iter(tokenizer.encode_batch(contents, special=False))
     opening = [tokenizer.assistant_id] if generation_prompt else []
     rendered = []
-    for messages in conversations:
+    for messages, replies in zip(conversations, trained, strict=True):
         turns = [_turn(tokenizer, message.role, next(content_ids)) for message in messages]
         turns.append((opening, []))
         ids = [i for given, reply in turns for i in (*given, *reply)]
-        marks = ([False] * len(given) + [True] * len(reply) for given, reply in turns)
+        marks = (
+            [False] * len(given) + [k in replies] * len(reply)
+            for k, (given, reply) in enumerate(turns)
+        )
         rendered.append(Rendered(ids, list(chain.from_iterable(marks))))
     return rendered
 
@@ -122,37 +143,59 @@ def _turn(tokenizer: Tokenizer, role: str, content_ids: list[int]) -> tuple[list
 # The tokenizer's own template.
 
 
+def _render_prompts(
+    template: ChatTemplate, conversations: Sequence[Conversation]
+) -> list[Rendered]:
+    texts = []
+    for number, messages in enumerate(conversations):
+        with _numbered(number):
+            texts.append(template.text(messages, generation_prompt=True))
+    return [Rendered(ids, [False] * len(ids)) for ids in template.encode_batch(texts)]
+
+
 def _render_with_template(
-    template: ChatTemplate,
-    conversations: Sequence[Conversation],
-    generation_prompt: bool,
-    train_on: TrainOn,
+    template: ChatTemplate, conversations: Sequence[Conversation], trained: Sequence[Sequence[int]]
 ) -> list[Rendered]:
     """Render every conversation whole, and up to the start and the end of its trained replies."""
     texts: list[str] = []
-    for number, messages in enumerate(conversations):
-        views = [(messages, generation_prompt)]
-        for k in _reply_indices(messages, train_on):
-            views += [(messages[:k], True), (messages[: k + 1], False)]
-        try:
-            texts += [template.text(view, generation_prompt=prompt) for view, prompt in views]
-        except ValueError as error:
-            raise ValueError(f"conversation {number}: {error}") from error
+    for number, (messages, replies) in enumerate(zip(conversations, trained, strict=True)):
+        with _numbered(number):
+            views = [template.reply_texts(messages[: k + 1]) for k in replies]
+            last = len(messages) - 1
+            if replies and replies[-1] == last:
+                template.check_quoted(messages, replies[:-1])
+                whole = views[-1][1]
+            else:
+                template.check_quoted(messages, replies)
+                whole = template.text(messages, generation_prompt=False)
+            texts += chain([whole], *views)
     ids = iter(template.encode_batch(texts))
-    return [
-        _mark_replies(template, messages, _reply_indices(messages, train_on), ids)
-        for messages in conversations
-    ]
+    rendered = []
+    for number, (messages, replies) in enumerate(zip(conversations, trained, strict=True)):
+        with _numbered(number):
+            last = len(messages) - 1
+            rendered.append(_mark_replies(template, next(ids), replies, ids, last=last))
+    return rendered
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Say in an error which conversation it is about."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"conversation {number}: {error}") from error
 
 
 def _mark_replies(
     template: ChatTemplate,
-    messages: Conversation,
+    whole: list[int],
     replies: Sequence[int],
     views: Iterator[list[int]],
+    *,
+    last: int,
 ) -> Rendered:
-    """Mark the trained replies; `views` yields the whole conversation, then two per reply."""
-    whole = next(views)
+    """Mark the replies in `whole`, the ids of a conversation; `views` yields two per reply."""
     trained = [False] * len(whole)
     for k in replies:
         prompt = next(views)
@@ -161,15 +204,9 @@ def _mark_replies(
         if whole[:end] != turn[:end]:
             raise ValueError(
                 f"chat template: what follows messages[{k}] (assistant) changes how it is written, "
-                "so its tokens cannot be determined; expected a template that only appends, "
-                "conversations of one exchange, or sft.train_on=last"
+                f"so its tokens cannot be determined; {LAST_ALONE}"
             )
         trained[len(prompt) : end] = [True] * (end - len(prompt))
-        if k == len(messages) - 1:
+        if k == last:
             del whole[end:], trained[end:]
     return Rendered(whole, trained)
-
-
-def _reply_indices(messages: Conversation, train_on: TrainOn) -> list[int]:
-    replies = [k for k, message in enumerate(messages) if message.role == "assistant"]
-    return replies if train_on == "all" else replies[-1:]

@@ -9,6 +9,10 @@ are replaced by secret names of those tokens, and the words by the letters they 
 text typed by anyone can end a turn, and a text without such spellings gets the ids that its model
 was trained on. A template that asks for the date gets `DATE`: no run depends on the day.
 
+Templates of reasoning models take the thinking, everything up to `</think>`, out of earlier replies
+(Qwen 3) or out of all (R1), and R1's generation prompt opens the thinking itself. The last reply is
+then written as a policy samples it: behind the generation prompt, and ended as a turn ends.
+
 Left out on purpose: tools, documents, switches of single templates (`enable_thinking`).
 """
 
@@ -31,6 +35,14 @@ DATE = datetime.date(2024, 7, 26)
 CHUNK = 10_000  # texts encoded at once: `tokenizers` keeps ten times the weight of the ids
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
+# What to do where a template writes a reply in another way as soon as more follows.
+LAST_ALONE = (
+    "expected a template that only appends, conversations of one exchange, or training on the last "
+    "reply alone (sft.train_on: last)"
+)
+THINK, END_OF_THINK = "<think>", "</think>"
+_MARKER = re.compile(r"<\S+>|\[\S+\]")
+_OPENED_THINKING = re.compile(rf"{THINK}\s*\Z")
 
 
 def encode_texts(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int]]:
@@ -59,7 +71,12 @@ class ChatTemplate:
             problem = "calls strftime_now with a computed format"
             raise ValueError(f"chat template: {problem}, expected a constant one")
         content = json.loads(fast.backend_tokenizer.to_str())
-        special = [token for token in content["added_tokens"] if token["special"]]
+        markers = self._turn_markers()
+        special = [
+            token
+            for token in content["added_tokens"]
+            if token["special"] or token["content"] in markers
+        ]
         self.special_ids = frozenset(int(token["id"]) for token in special)
         # Where two spellings match, the longer one wins.
         spellings = sorted((token["content"] for token in special), key=len, reverse=True)
@@ -77,29 +94,49 @@ class ChatTemplate:
         Raises:
             ValueError: if the template refuses the messages, or rewrites one of them.
         """
-
-        def shield(content: str) -> str:
-            return self._spelling_pattern.sub(lambda match: self._words[match[0]], content)
-
-        chat = [{"role": turn.role, "content": shield(turn.content)} for turn in messages]
-        try:
-            text: str = self._fast.apply_chat_template(
-                chat,
-                chat_template=self._jinja,
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                date_string=DATE.strftime("%d %b %Y"),
-            )
-        # A template may raise anything, from an error of its own to a TypeError.
-        except Exception as error:
-            raise ValueError(f"chat template: {error}") from error
-        for number, turn in enumerate(chat):
-            if turn["content"].strip() not in text:
+        text, shielded = self._apply_shielded(messages, generation_prompt)
+        for number, (turn, content) in enumerate(zip(messages, shielded, strict=True)):
+            if turn.role == "assistant" and content.strip() not in text:
+                content = content.rpartition(END_OF_THINK)[2]
+            if content.strip() not in text:
                 raise ValueError(
-                    f"chat template: messages[{number}] ({turn['role']}) is left out or rewritten, "
+                    f"chat template: messages[{number}] ({turn.role}) is left out or rewritten, "
                     "expected a template that quotes every turn as it is"
                 )
-        return self._restored_pattern.sub(lambda match: self._restored[match[0]], text)
+        return self._restore(text)
+
+    def check_quoted(self, messages: Sequence[Message], replies: Sequence[int]) -> None:
+        """Raise a ValueError if the conversation lacks the thinking of the `replies`."""
+        text, shielded = self._apply_shielded(messages, False) if replies else ("", [])
+        for k in replies:
+            if shielded[k].strip() not in text:
+                raise ValueError(
+                    f"chat template: messages[{k}] (assistant) is left out or rewritten as soon as "
+                    f"more follows; {LAST_ALONE}"
+                )
+
+    def reply_texts(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Render the prompt that leads to the last reply, and the conversation with that reply.
+
+        Where the template takes thinking out of the reply, or its generation prompt opens thinking
+        that it does not write itself, the reply stands behind the generation prompt as it is. An
+        opening tag that both have is written once.
+
+        Raises:
+            ValueError: as `text`.
+        """
+        prompt = self.text(messages[:-1], generation_prompt=True)
+        turn = self.text(messages, generation_prompt=False)
+        reply = self._restore(self._shield(messages[-1].content))
+        opened = _OPENED_THINKING.search(prompt)
+        appended = turn.startswith(prompt)
+        thinks = THINK in reply or END_OF_THINK in reply
+        quoted = appended and turn[len(prompt) :].lstrip().startswith(reply.strip())
+        if (appended or not opened) and (quoted or not thinks):
+            return prompt, turn
+        if opened:
+            reply = reply.lstrip().removeprefix(THINK).lstrip("\n")
+        return prompt, prompt + reply + self._turn_end
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of rendered texts.
@@ -152,8 +189,59 @@ class ChatTemplate:
         """Return the id of the special token that ends the assistant's turn in a rendered one."""
         prompt = self.text(_PROBE[:1], generation_prompt=True)
         turn = self.text(_PROBE, generation_prompt=False)
+        if not turn.startswith(prompt):  # R1's prompt opens thinking that its turn does not have
+            prompt = _OPENED_THINKING.sub("", prompt)
         prompt_ids, turn_ids = self.encode_batch([prompt, turn])
         return turn_ids[self.reply_end(prompt_ids, turn_ids) - 1]
+
+    @cached_property
+    def _turn_end(self) -> str:
+        """Return the secret name of the token that ends the assistant's turn."""
+        return self._names[self._fast.convert_ids_to_tokens(self.turn_end_id)]
+
+    def _apply_shielded(
+        self, messages: Sequence[Message], generation_prompt: bool
+    ) -> tuple[str, list[str]]:
+        """Return what the template writes, and the contents of the messages as it got them."""
+        shielded = [self._shield(turn.content) for turn in messages]
+        roles = [turn.role for turn in messages]
+        chat = [{"role": r, "content": c} for r, c in zip(roles, shielded, strict=True)]
+        try:
+            return self._apply(chat, generation_prompt), shielded
+        # A template may raise anything, from an error of its own to a TypeError.
+        except Exception as error:
+            raise ValueError(f"chat template: {error}") from error
+
+    def _apply(self, chat: Sequence[dict[str, str]], generation_prompt: bool) -> str:
+        text: str = self._fast.apply_chat_template(
+            chat,
+            chat_template=self._jinja,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            date_string=DATE.strftime("%d %b %Y"),
+        )
+        return text
+
+    def _turn_markers(self) -> set[str]:
+        """Return the added tokens by which the template marks turns, special by name or not.
+
+        R1's files call `<｜User｜>` an ordinary token, though it hands the turn to the user. Added
+        tokens without brackets (Gemma's runs of line breaks) are letters.
+        """
+        chat = [{"role": turn.role, "content": turn.content} for turn in _PROBE]
+        try:
+            text = self._apply(chat, False) + self._apply(chat[:1], True)
+        except Exception:  # `text` reports what the template says against every message
+            return set()
+        added = (token.content for token in self._fast.added_tokens_decoder.values())
+        markers = {token for token in added if _MARKER.fullmatch(token) and token in text}
+        return markers - {THINK, END_OF_THINK}
+
+    def _shield(self, content: str) -> str:
+        return self._spelling_pattern.sub(lambda match: self._words[match[0]], content)
+
+    def _restore(self, text: str) -> str:
+        return self._restored_pattern.sub(lambda match: self._restored[match[0]], text)
 
     @cached_property
     def _renamed_backend(self) -> tuple[tokenizers.Tokenizer, dict[int, int]]:

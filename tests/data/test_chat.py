@@ -30,17 +30,13 @@ def test_several_turns_train_every_reply_and_its_end(words):
     assert [int(x) for x in rendered.trained] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1]
 
 
-def test_only_the_last_reply_is_trained_on_request(words):
-    conversation = [ASK, TELL, ASK, Message("assistant", "a")]
-    whole = render(words, conversation, generation_prompt=False)
-    rows = render_batch(
-        words, [conversation, [ASK, TELL]], generation_prompt=False, train_on="last"
-    )
-    assert rows[0].ids == whole.ids
-    assert [int(x) for x in rows[0].trained] == [0] * 12 + [1, 1]
-    assert rows[1] == render(words, [ASK, TELL], generation_prompt=False)
-    (waiting,) = render_batch(words, [[ASK, TELL, ASK]], generation_prompt=True, train_on="last")
-    assert [int(x) for x in waiting.trained] == [0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0]
+def test_only_the_last_reply_may_be_trained(words):
+    messages = [ASK, TELL, ASK, Message("assistant", "a")]
+    rendered = render(words, messages, generation_prompt=False, train_on="last")
+    assert rendered.ids == [2, 9, 5, 3, 9, 6, 7, 1, 2, 9, 5, 3, 9, 1]
+    assert [int(x) for x in rendered.trained] == [0] * 12 + [1, 1]
+    prompt = render(words, messages[:3], generation_prompt=True)
+    assert prompt == Rendered(rendered.ids[:12], [False] * 12)
 
 
 def test_generation_prompt_opens_the_assistants_turn(words):
@@ -84,10 +80,11 @@ def test_the_mask_does_not_depend_on_the_values_of_ids(words):
         def encode_batch(self, texts, *, special):
             return [[7] * len(text.split()) for text in texts]
 
-    expected = render(words, [ASK, TELL, ASK], generation_prompt=True)
-    assert render(OneId(), [ASK, TELL, ASK], generation_prompt=True) == Rendered(
-        [7] * 12, expected.trained
-    )
+    for messages, prompt in ([ASK, TELL, ASK], True), ([ASK, TELL, ASK, TELL], False):
+        expected = render(words, messages, generation_prompt=prompt)
+        assert render(OneId(), messages, generation_prompt=prompt) == Rendered(
+            [7] * len(expected.ids), expected.trained
+        )
 
 
 def test_batches_agree_with_single_conversations(words):

@@ -59,6 +59,27 @@ FORGETFUL = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# Qwen 3: an empty block of thoughts where the last answer has none, thoughts as they are in it, and
+# none in the answers before.
+QWEN3 = (
+    "{% for m in messages %}{% set text = m['content'] %}"
+    "{% if m['role'] == 'assistant' %}{% set thoughts = '' %}{% if '</think>' in text %}"
+    "{% set thoughts = text.split('</think>')[0].split('<think>')[-1].strip('\\n') %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\\n') %}{% endif %}{% if loop.last %}"
+    "{% set text = '<think>\\n' + thoughts + '\\n</think>\\n\\n' + text %}{% endif %}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + text + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# DeepSeek R1 and what is distilled from it: thoughts are taken out of every answer, and the
+# generation prompt opens them.
+R1 = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ m['content'] }}"
+    "{% elif m['role'] == 'user' %}{{ '<｜User｜>' + m['content'] }}"
+    "{% else %}{{ '<｜Assistant｜>' + m['content'].split('</think>')[-1] + eos_token }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜><think>\\n' }}{% endif %}"
+)
+
 
 def byte_level(
     special: list[str],
@@ -69,6 +90,7 @@ def byte_level(
     pad: str | None = None,
     adds_bos: bool = False,
     more_stops: tuple[int, ...] = (),
+    ordinary: tuple[str, ...] = (),
 ) -> Tokenizer:
     """GPT-2's kind; the special tokens come after the vocabulary, as in Llama 3 and Qwen."""
     backend = Backend(models.BPE())
@@ -78,6 +100,7 @@ def byte_level(
     backend.train_from_iterator(
         CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     )
+    backend.add_tokens([AddedToken(token, normalized=False) for token in ordinary])
     return _finish(
         backend,
         special,
@@ -187,6 +210,21 @@ def gemma() -> Tokenizer:
 def mistral(scheme: str = "always") -> Tokenizer:
     """Turns are marked by ordinary letters; the prompt needs no generation prompt."""
     return metaspace(["<s>", "</s>"], MISTRAL, eos="</s>", bos="<s>", scheme=scheme, adds_bos=True)
+
+
+def qwen3() -> Tokenizer:
+    """The tags of thoughts are added tokens, and not special."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    thoughts = ("<think>", "</think>")
+    return byte_level(special, QWEN3, eos="<|im_end|>", pad="<|endoftext|>", ordinary=thoughts)
+
+
+def r1() -> Tokenizer:
+    """The markers of turns are added tokens, and not special either."""
+    special = ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"]
+    ordinary = ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>")
+    begin, end = special
+    return byte_level(special, R1, eos=end, bos=begin, pad=end, adds_bos=True, ordinary=ordinary)
 
 
 FAMILIES = {"chatml": chatml, "llama3": llama3, "gemma": gemma, "mistral": mistral}
