@@ -42,7 +42,7 @@ from experiments.public import smollm2_reward_hh
 from rlhf_jax.models.config import from_dict, num_params
 from rlhf_jax.training.pretrained import read_meta
 
-SMALL, LARGE = "hf:HuggingFaceTB/SmolLM2-135M-Instruct", "hf:HuggingFaceTB/SmolLM2-360M-Instruct"
+SMALL, LARGE = "hub:HuggingFaceTB/SmolLM2-135M-Instruct", "hub:HuggingFaceTB/SmolLM2-360M-Instruct"
 
 
 def get_grid(size: str) -> ConfigDict:
@@ -83,7 +83,12 @@ def make_run(config: ConfigDict, seed: int, model: str, count: int) -> GridRun:
 
 
 def _name(model: str) -> str:
-    return "-".join(re.findall(r"\w[\w.]*", model.removeprefix("hf:")))
+    return "-".join(re.findall(r"\w[\w.]*", _label(model)))
+
+
+def _label(model: str) -> str:
+    """Return hub:ORG/NAME, hf:FOLDER or a run's folder without its kind."""
+    return model.removeprefix("hub:").removeprefix("hf:")
 
 
 def accuracy(context: Context, *, folder: str) -> list[Row]:
@@ -129,7 +134,7 @@ def figure(table: Table) -> Figure:
     models = table.values("model")
     colours = plt.get_cmap("viridis")(np.linspace(0.1, 0.75, len(models)))
     for colour, model in zip(colours, models, strict=True):
-        look: Options = {"colour": colour, "label": model.removeprefix("hf:")}
+        look: Options = {"colour": colour, "label": _label(model)}
         draw_seeds(axes, table.where(model=model), "rankings", "heldout", **look)
     axes.axhline(0.5, color="#bbb", lw=0.8, zorder=0)
     axes.set_xscale("log", base=2)

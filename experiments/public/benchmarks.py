@@ -92,7 +92,7 @@ def benchmarks(size: str) -> dict[str, dict[str, Any]]:
             "samples_per_prompt": pick(size, tiny=2, default=25, large=25),
             "response_length": pick(size, tiny=4, default=20, large=20),
             "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 0.9, "nucleus": "holtzman"},
-            # A folder with weights.npz and vocab.json, or hf:NAME of a classifier of transformers
+            # A folder with weights.npz and vocab.json, or hf:FOLDER of a classifier of transformers
             # and which of its labels means toxic; or a file of generations with toxicity. None:
             # continuations are written for a judge.
             "classifier": placeholder(str),

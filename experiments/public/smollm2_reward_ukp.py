@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.public.reward_ukp import SPLIT
 from experiments.public.shared import adam, lora, pick, reward
 
-MODEL = "hf:HuggingFaceTB/SmolLM2-135M-Instruct"
+MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def get_config(size: str = "default") -> ConfigDict:

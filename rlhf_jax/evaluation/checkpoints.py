@@ -14,7 +14,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.table import Row, print_table, row_to_json, write_json
 from rlhf_jax.models.config import TransformerConfig, from_dict
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
-from rlhf_jax.training.checkpoints import Meta
+from rlhf_jax.training.checkpoints import Meta, lineage_entry
 from rlhf_jax.training.pretrained import load_model, read_meta, read_tokenizer
 from rlhf_jax.training.run import locate
 
@@ -84,8 +84,7 @@ def announce(title: str, checkpoints: Mapping[str, CheckpointRef], reference: st
 
 def describe(path: str, meta: Meta) -> dict[str, Any]:
     """Return what files of results say of a checkpoint."""
-    numbers = {"step": meta.step, "fingerprint": meta.fingerprint}
-    return {"path": path, "stage": meta.stage, **numbers}
+    return lineage_entry(path, meta)
 
 
 class Findings(NamedTuple):

@@ -19,7 +19,7 @@ import numpy as np
 
 from rlhf_jax.data.batches import lm_batches
 from rlhf_jax.data.chat import render_batch
-from rlhf_jax.data.records import Document, Prompt
+from rlhf_jax.data.records import Document, Message, Prompt
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
 from rlhf_jax.evaluation.generate import Generation
@@ -134,21 +134,33 @@ def continuations(
 def text_continuations(
     tokenizer: Tokenizer, prompts: Sequence[Prompt], responses: Sequence[Sequence[Generation]]
 ) -> list[list[Continuation]]:
-    """Return every response behind its prompt, its text encoded by any tokenizer.
+    """Return every response behind its prompt, its text written by any tokenizer.
 
+    The ids are those of a ranking's candidate in training: a template may write more than the
+    letters (an empty block of thinking), and SentencePiece encodes letters by what stands before.
     The end of the turn is read where the policy ended its response, or said nothing that can be
     read.
     """
-    texts = [response.text for samples in responses for response in samples]
-    encodings = iter(tokenizer.encode_batch(texts, special=False))
-    groups = []
-    for context, samples in zip(_contexts(tokenizer, prompts), responses, strict=True):
-        group = []
-        for response, ids in zip(samples, encodings, strict=False):
-            ends = response.finished or not ids
-            group.append(Continuation(context, [*ids, tokenizer.turn_end_id] if ends else ids))
-        groups.append(group)
-    return groups
+    dialogues = [
+        (*prompt.messages, Message("assistant", response.text))
+        for prompt, samples in zip(prompts, responses, strict=True)
+        for response in samples
+        if response.text.strip()
+    ]
+    rendered = iter(render_batch(tokenizer, dialogues, generation_prompt=False, train_on="last"))
+
+    def continue_with(context: list[int], response: Generation) -> Continuation:
+        if not response.text.strip():
+            ids = tokenizer.encode(response.text, special=False)
+            return Continuation(context, [*ids, tokenizer.turn_end_id])
+        ids, trained = next(rendered)
+        start = len(ids) - sum(trained)
+        return Continuation(ids[:start], ids[start:] if response.finished else ids[start:-1])
+
+    return [
+        [continue_with(context, response) for response in samples]
+        for context, samples in zip(_contexts(tokenizer, prompts), responses, strict=True)
+    ]
 
 
 def _contexts(tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[int]]:

@@ -31,7 +31,7 @@ from rlhf_jax.evaluation.checkpoints import find_checkpoint
 from rlhf_jax.evaluation.table import Row
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.checkpoints import CheckpointKind
-from rlhf_jax.training.pretrained import HUB
+from rlhf_jax.training.pretrained import is_foreign
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class RealToxicityPromptsConfig:
     samples_per_prompt: int
     response_length: int
     sampling: SamplingSpec
-    # A folder with weights.npz and vocab.json, or hf:NAME, hf:FOLDER of transformers.
+    # A folder with weights.npz and vocab.json, or hf:FOLDER, hub:ORG/NAME of transformers.
     classifier: str | None
     label: str | None  # the one that means toxic, of a classifier of transformers
     scores: str | None
@@ -216,11 +216,11 @@ def _toxicity_judge(config: RealToxicityPromptsConfig) -> rtp.ToxicityJudge | No
         return rtp.FileJudge.read(config.scores)
     if config.classifier is None:
         return None
-    foreign = config.classifier.startswith(HUB)
+    foreign = is_foreign(config.classifier)
     require(
         foreign == (config.label is not None),
         f"real_toxicity_prompts: classifier={config.classifier!r} with label={config.label!r}: a "
-        f"transformers classifier ({HUB}...) needs the label that means toxic, a classifier of "
+        f"transformers classifier (hf:, hub:) needs the label that means toxic, a classifier of "
         "words has none",
     )
     if config.label is None:

@@ -95,7 +95,7 @@ PAIRS = ("dpo", "ipo")  # losses of the best response against the worst
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is of the workdir, hf: and hub: of Hugging Face."""
 
     policy: str  # also the reference
     reward: str

@@ -87,7 +87,7 @@ Params = Any
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is of the workdir, hf: and hub: of Hugging Face."""
 
     policy: str  # also the reference
     reward: str

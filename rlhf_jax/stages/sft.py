@@ -59,7 +59,7 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Init:
-    """Name the parents; ../ is relative to the workdir, hf:NAME is of Hugging Face."""
+    """Name the parents; ../ is of the workdir, hf: and hub: of Hugging Face."""
 
     policy: str
     reward: str | None  # a reward model; read where sft.select is "reward"

@@ -86,8 +86,13 @@ class Meta:
 
 
 def lineage_entry(path: PathLike, meta: Meta) -> dict[str, Any]:
-    """Return what a child records about a parent that it loaded from `path`."""
-    return {"path": str(path)} | {name: getattr(meta, name) for name in SAME_PARENT}
+    """Return what a child records about a parent that it loaded from `path`.
+
+    Of a model of the hub that is its commit, too.
+    """
+    entry = {"path": str(path)} | {name: getattr(meta, name) for name in SAME_PARENT}
+    revision = {name: meta.extra[name] for name in ("revision",) if name in meta.extra}
+    return entry | revision
 
 
 # --- finding --------------------------------------------------------------------------------------

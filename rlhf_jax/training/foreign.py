@@ -1,10 +1,12 @@
 """Load models of Hugging Face as what a run can start from: safetensors, GGUF, adapters of PEFT.
 
-`pretrained` imports this module when a path begins with hf:, and describes what such a path may be.
+`pretrained` imports this module when a path begins with hf: or hub:, and describes what such paths
+may be.
 """
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from rlhf_jax.data.tokenizers import ASSISTANT, USER, Tokenizer, load_tokenizer, with_chat_tokens
 from rlhf_jax.models.config import from_dict, to_dict
@@ -20,12 +22,12 @@ from rlhf_jax.training.checkpoints import CheckpointKind, Meta, PathLike
 from rlhf_jax.training.pretrained import (
     HUB,
     HUGGINGFACE,
+    LOCAL,
     Bases,
     Params,
     check_tokenizer,
     link_to_base,
     load_model,
-    read_tokenizer,
 )
 
 _GGUF = ".gguf"
@@ -34,21 +36,87 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
 _FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
 
 
-def load_foreign(path: str, bases: Bases, place: Place | None) -> tuple[Params, Meta]:
-    """Load the parameters and `Meta` of hf:NAME; `bases` and `place` are as in `load_model`."""
-    source = local_folder(path)
-    if is_peft(source):
-        return _load_adapters(path, source, bases, place)
-    own = _own_tokenizer(source)
+class Source(NamedTuple):
+    """Say where a model lies; `path` names it for good: hf:FOLDER, or hub:ORG/NAME@COMMIT."""
+
+    path: str
+    folder: Path  # or a GGUF file
+    revision: str  # the commit of a model of the hub, else ""
+
+
+def find_source(path: PathLike, *, may_download: bool = True) -> Source:
+    """Find the local folder or GGUF file of hf:NAME, or the folder of a model of the hub.
+
+    Raises:
+        FileNotFoundError: there is none; says how to get the model.
+    """
+    if str(path).startswith(HUB):
+        return _find_on_hub(str(path).removeprefix(HUB), may_download)
+    name = str(path).removeprefix(LOCAL)
+    if not Path(name).is_dir() and Path(name).suffix != _GGUF:
+        raise FileNotFoundError(
+            f"{LOCAL}{name}: no such folder, seen from {Path.cwd()}; a model of the Hugging Face "
+            f"hub is named {HUB}ORG/NAME"
+        )
+    return Source(f"{LOCAL}{name}", Path(name), "")
+
+
+def _find_on_hub(name: str, may_download: bool) -> Source:
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    try:
+        snapshot = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=_WANTED,
+            local_files_only=not may_download,
+        )
+    except Exception as error:  # A bad name, an unknown model, no network: one type each.
+        command = f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+        if not may_download:
+            raise FileNotFoundError(
+                f"{HUB}{name}: not on this machine, and only what you name yourself is downloaded; "
+                f"if you trust it, run `{command}`"
+            ) from error
+        reason = (str(error).splitlines() or [""])[0]
+        raise FileNotFoundError(
+            f"{HUB}{name}: the hub does not give it ({type(error).__name__}: {reason}); without a "
+            f"network, run `{command} --local-dir FOLDER` elsewhere and name {LOCAL}FOLDER"
+        ) from error
+    commit = Path(snapshot).name  # the hub's cache is laid out so: .../snapshots/COMMIT
+    return Source(f"{HUB}{repository}@{commit}", Path(snapshot), commit)
+
+
+def _base_of(folder: Path) -> Source:
+    """Find the model that adapters name: a local folder, or one of the hub that is here already."""
+    name = read_base_name(folder)
+    if Path(name).is_dir() or Path(name).suffix == _GGUF:
+        return find_source(f"{LOCAL}{Path(name).absolute()}")
+    try:
+        return _find_on_hub(name, may_download=False)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder}/adapter_config.json: base_model_name_or_path: {name}: no such folder, and "
+            f"as a model of the hub {error}"
+        ) from error
+
+
+def load_foreign(source: Source, bases: Bases, place: Place | None) -> tuple[Params, Meta]:
+    """Load the parameters and `Meta` of a model; `bases` and `place` are as in `load_model`."""
+    path, folder, _ = source
+    if is_peft(folder):
+        return _load_adapters(source, bases, place)
+    own = _own_tokenizer(folder)
     tokenizer = _with_markers(own)
     kind = CheckpointKind.LANGUAGE_MODEL
-    if source.suffix == _GGUF:
-        config, params = load_gguf(source, **_FLOAT32, place=place)
+    if folder.suffix == _GGUF:
+        config, params = load_gguf(folder, **_FLOAT32, place=place)
     else:
-        architectures = read_json(source / "config.json").get("architectures") or [""]
+        architectures = read_json(folder / "config.json").get("architectures") or [""]
         if architectures[0].endswith("ForSequenceClassification"):
             kind = CheckpointKind.SCALAR_MODEL
-        config, params = load_pretrained(source, kind=kind, **_FLOAT32, place=place)
+        config, params = load_pretrained(folder, kind=kind, **_FLOAT32, place=place)
     known = min(own.num_ids, config.vocab_size)
     _check_rows(path, own, known)
     config, params = grow_vocabulary(config, params, known, tokenizer.num_ids)
@@ -60,9 +128,15 @@ def load_foreign(path: str, bases: Bases, place: Place | None) -> tuple[Params, 
         tokenizer=tokenizer.fingerprint(),
         lineage={},
         fingerprint=checkpoints.json_checksum(checkpoints.tree_checksums(params)),
-        extra={"source": path},
+        extra=_provenance(source),
     )
     return params, meta
+
+
+def _provenance(source: Source) -> dict[str, str]:
+    """Return what `Meta.extra` says of where a model came from."""
+    revision = {"revision": source.revision} if source.revision else {}
+    return {"source": source.path, **revision}
 
 
 def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
@@ -79,62 +153,39 @@ def _check_rows(path: str, tokenizer: Tokenizer, known: int) -> None:
         print(f"   {path}: {names}: {problem}", flush=True)
 
 
-def _load_adapters(
-    path: str, folder: Path, bases: Bases, place: Place | None
-) -> tuple[Params, Meta]:
+def _load_adapters(source: Source, bases: Bases, place: Place | None) -> tuple[Params, Meta]:
     """Put adapters in the files of PEFT on the base that they name."""
-    base_name = f"{HUB}{read_base_name(folder)}"
-    base, base_meta = load_model(base_name, bases=bases, place=place)
+    folder = source.folder
+    base_source = _base_of(folder)
+    base, base_meta = load_model(base_source.path, bases=bases, place=place, may_download=False)
     has_adapters = "lora" in base_meta.extra
     if base_meta.kind != CheckpointKind.LANGUAGE_MODEL or has_adapters:
         raise ValueError(
-            f"{folder}/adapter_config.json: base_model_name_or_path: {base_name} is a "
+            f"{folder}/adapter_config.json: base_model_name_or_path: {base_source.path} is a "
             f"{base_meta.kind}"
             f"{' with adapters' if has_adapters else ''}, expected a language model"
         )
     trained, config = load_peft(folder, from_dict(base_meta.model))
     params = combine(add_scales(base, trained, config.scale), trained)
     checksums = {"base": base_meta.fingerprint, "adapters": checkpoints.tree_checksums(trained)}
-    tokenizer = read_tokenizer(path)
+    tokenizer = read_foreign_tokenizer(source)
+    link = link_to_base(base_source.path, base_meta.fingerprint, config)
     meta = replace(
         base_meta,
         tokenizer=tokenizer.fingerprint(),
         lineage={},
         fingerprint=checkpoints.json_checksum(checksums),
-        extra={"source": path, **link_to_base(base_name, base_meta.fingerprint, config)},
+        extra={**_provenance(source), **link},
     )
     check_tokenizer(tokenizer, folder, meta)
     return params, meta
 
 
-def local_folder(path: PathLike) -> Path:
-    """Return the local folder of hf:NAME: the folder or GGUF file NAME, or a snapshot of the hub's.
-
-    Raises:
-        FileNotFoundError: there is neither; says how to get the model without a network.
-    """
-    name = str(path).removeprefix(HUB)
-    if Path(name).is_dir() or Path(name).suffix == _GGUF:
-        return Path(name)
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=_WANTED))
-    except Exception as error:  # A bad name, an unknown model, no network: one type each.
-        reason = (str(error).splitlines() or [""])[0]
-        raise FileNotFoundError(
-            f"{HUB}{name}: no such folder, and the hub does not give it "
-            f"({type(error).__name__}: {reason}); without a network, run `hf download {name} "
-            f"--local-dir FOLDER` elsewhere and name {HUB}FOLDER"
-        ) from error
-
-
-def read_foreign_tokenizer(path: str) -> Tokenizer:
-    """Load the tokenizer of hf:NAME, with chat markers where it has no chat template."""
-    source = local_folder(path)
-    if is_peft(source) and not (source / "tokenizer.json").exists():
-        return read_tokenizer(f"{HUB}{read_base_name(source)}")
-    return _with_markers(_own_tokenizer(source))
+def read_foreign_tokenizer(source: Source) -> Tokenizer:
+    """Load the tokenizer of a model, with chat markers where it has no chat template."""
+    if is_peft(source.folder) and not (source.folder / "tokenizer.json").exists():
+        return read_foreign_tokenizer(_base_of(source.folder))
+    return _with_markers(_own_tokenizer(source.folder))
 
 
 def _own_tokenizer(source: Path) -> Tokenizer:

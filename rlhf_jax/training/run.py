@@ -37,6 +37,7 @@ from rlhf_jax.training.pretrained import (
     check_tokenizer,
     describe_link,
     load_model,
+    pin,
     read_tokenizer,
 )
 from rlhf_jax.training.trackers import FOLDER as TRACKING
@@ -154,11 +155,14 @@ class Run:
             ValueError: it is of another kind, or has changed since this run began.
         """
         folder = locate(self.workdir, path)
+        before = self._recorded_parent(role)
+        if revision := before.get("revision"):
+            folder = pin(folder, revision)
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
             actual = f"{meta.kind} (stage {meta.stage})"
             raise ValueError(f"config.init.{role}: {path} is a {actual}, expected a {kind}")
-        self._check_same_parent(role, path, meta)
+        self._check_same_parent(role, path, meta, before)
         model = self.mesh_config.run_as(from_dict(meta.model))
         meshes.check_model(model, self.mesh)
         parent = Parent(str(path), params, model, meta)
@@ -173,10 +177,21 @@ class Run:
         sharding = meshes.leaf_sharding(tuple(path.split("/")), array.shape, self.mesh, least)
         return meshes.put(array, sharding, may_alias=False)
 
-    def _check_same_parent(self, role: str, path: str, meta: Meta) -> None:
+    def _recorded_parent(self, role: str) -> dict[str, Any]:
+        """Return what this run recorded of a parent when it began, or nothing."""
         begun = checkpoints.latest_step(self.workdir) is not None
-        before = checkpoints.read_meta(self.workdir).lineage.get(role) if begun else None
-        if before is not None and before["fingerprint"] != meta.fingerprint:
+        return checkpoints.read_meta(self.workdir).lineage.get(role, {}) if begun else {}
+
+    def _check_same_parent(
+        self, role: str, path: str, meta: Meta, before: Mapping[str, Any]
+    ) -> None:
+        revisions = before.get("revision"), meta.extra.get("revision")
+        if before and revisions[0] != revisions[1]:
+            raise ValueError(
+                f"{self.workdir} was begun from {role} {before['path']} at revision "
+                f"{revisions[0]}, but {path} is now of revision {revisions[1]}; use a new workdir"
+            )
+        if before and before["fingerprint"] != meta.fingerprint:
             raise ValueError(
                 f"{self.workdir} was begun from {role} {before['path']} at step {before['step']} "
                 f"({before['fingerprint']}), but {path} now holds step {meta.step} "

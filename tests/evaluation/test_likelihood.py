@@ -6,10 +6,13 @@ import jax
 import numpy as np
 import pytest
 from evaluation_support import PROMPTS, draw, language_model, scalar_model, words
+from templates_support import CHATML, GEMMA, MISTRAL, metaspace, qwen3, r1
 
-from rlhf_jax.data.records import Document
+from rlhf_jax.data.batches import comparison_batches
+from rlhf_jax.data.chat import render
+from rlhf_jax.data.records import Comparison, Document, Message, Prompt
 from rlhf_jax.evaluation import likelihood
-from rlhf_jax.evaluation.generate import encode_prompts, left_pad
+from rlhf_jax.evaluation.generate import Generation, encode_prompts, left_pad
 from rlhf_jax.evaluation.likelihood import (
     BUCKET,
     Choices,
@@ -23,6 +26,7 @@ from rlhf_jax.evaluation.likelihood import (
     score_responses,
     scores,
     sequence_kl,
+    text_continuations,
 )
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.sampling import sample
@@ -52,6 +56,43 @@ def one_by_one(items):
         token_nll(*language_model(), *left_padded(*item))[0, 64 - len(item[1]) :] for item in items
     ]
     return np.array([-np.asarray(row_T).sum() for row_T in jax.device_get(rows)])
+
+
+TEMPLATES = {"mistral": MISTRAL, "gemma": GEMMA, "chatml": CHATML}
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "legacy"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_judge_reads_the_ids_of_training(scheme, template):
+    """SentencePiece encodes a word by what stands before it, which the template decides."""
+    special = ["<s>", "</s>", "<start_of_turn>", "<end_of_turn>", "<|im_start|>", "<|im_end|>"]
+    names = {"eos": "</s>", "bos": "<s>", "adds_bos": True}
+    tokenizer = metaspace(special, TEMPLATES[template], scheme=scheme, **names)
+    check_ids_of_training(tokenizer, ("the fox is red.", "think about it"))
+
+
+@pytest.mark.parametrize("make", [qwen3, r1, words])
+def test_a_judge_reads_the_ids_of_training_with_any_template(make):
+    check_ids_of_training(make(), ("red", "<think>\nhm\n</think>\n\nred", "<think>hm"))
+
+
+def check_ids_of_training(tokenizer, texts):
+    prompt = Prompt((Message("user", "hello"),))
+    ranking = Comparison(prompt.messages, texts, tuple(range(1, len(texts) + 1)))
+    rows = comparison_batches(
+        [ranking], tokenizer, context_length=99, max_candidates=len(texts), batch_size=1, seed=0
+    ).arrays
+    finished = [Generation(text, (), finished=True) for text in texts]
+    cut = [Generation(text, (), finished=False) for text in texts]
+    blank = [Generation("", (), finished=False)]
+    groups = text_continuations(tokenizer, [prompt] * 3, [finished, cut, blank])
+    context = render(tokenizer, prompt.messages, generation_prompt=True).ids
+    for c, (whole, part) in enumerate(zip(*groups[:2], strict=True)):
+        size, length = rows["segments_BCT"][0, c].sum(), rows["length_BC"][0, c]
+        assert [*whole.context, *whole.ids] == rows["tokens_BCT"][0, c, :size].tolist()
+        assert (whole.context, len(whole.ids)) == (context, length)
+        assert (part.context, part.ids) == (context, whole.ids[:-1])
+    assert groups[2] == [Continuation(context, [tokenizer.turn_end_id])]
 
 
 def test_continuations_equal_one_at_a_time_without_padding():

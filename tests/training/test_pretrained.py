@@ -27,9 +27,19 @@ from rlhf_jax.models.lora import (
 )
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import CheckpointKind
-from rlhf_jax.training.pretrained import describe_link, load_model, read_meta, read_tokenizer
+from rlhf_jax.training.mesh import make_mesh
+from rlhf_jax.training.metrics import MetricsWriter
+from rlhf_jax.training.pretrained import (
+    describe_link,
+    link_to_base,
+    load_model,
+    read_meta,
+    read_tokenizer,
+)
+from rlhf_jax.training.run import MeshConfig, Run
 
 FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
+LORA = LoraConfig(2, 4.0, ("query", "up"))
 TOKENIZER = train_words(["the fox is red and the cat is not", "why is it so"])
 
 
@@ -163,15 +173,135 @@ def test_a_name_that_the_hub_does_not_give_is_an_error_with_a_remedy(monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
-        FileNotFoundError, match=r"hf:org/name: .*ConnectionError: no route\).*name hf:FOLDER"
+        FileNotFoundError, match=r"hub:org/name: .*ConnectionError: no route\).*name hf:FOLDER"
     ):
-        load_model("hf:org/name")
+        load_model("hub:org/name")
+
+
+COMMITS = ("a" * 40, "b" * 40)
+
+
+class Hub:
+    """A hub of one repository, `org/name`, with two commits; it remembers what it was asked for."""
+
+    def __init__(self, root, folder):
+        self.snapshots = [
+            Path(shutil.copytree(folder, root / "snapshots" / commit)) for commit in COMMITS
+        ]
+        self.newest = 0
+        self.here = False  # whether it has been downloaded
+        self.asked = []
+
+    def snapshot_download(self, name, *, revision, allow_patterns, local_files_only):
+        assert not any(".bin" in pattern or ".py" in pattern for pattern in allow_patterns)
+        self.asked.append((name, revision, local_files_only))
+        if name != "org/name" or (local_files_only and not self.here):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("nothing here")
+        self.here = True
+        number = self.newest if revision is None else COMMITS.index(revision)
+        return str(self.snapshots[number])
+
+
+@pytest.fixture
+def hub(foreign, tmp_path, monkeypatch):
+    hub = Hub(tmp_path / "hub", foreign)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
+    return hub
+
+
+def test_a_local_folder_is_never_looked_up_on_the_hub(hub, foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(foreign.parent)
+    assert load_model("hf:foreign")[1].extra == {"source": "hf:foreign"}
+    monkeypatch.chdir(tmp_path.parent)
+    for load_any in (load_model, read_meta, read_tokenizer):
+        with pytest.raises(
+            FileNotFoundError, match=r"hf:org/name: no such folder, seen from .* named hub:ORG/NAME"
+        ):
+            load_any("hf:org/name")
+    assert hub.asked == []
+
+
+def test_the_commit_of_a_model_of_the_hub_is_recorded(hub, foreign, tmp_path):
+    bases = {}
+    params, meta = load_model("hub:org/name", bases=bases)
+    assert meta.extra == {"source": f"hub:org/name@{COMMITS[0]}", "revision": COMMITS[0]}
+    assert meta.fingerprint == read_meta(f"hf:{foreign}").fingerprint
+    # Loaded once, by whatever name.
+    assert load_model(f"hub:org/name@{COMMITS[0]}", bases=bases)[0] is params
+    assert load_model(f"hub:org/name@{COMMITS[1]}", bases=bases)[0] is not params
+    assert read_tokenizer("hub:org/name").fingerprint() == meta.tokenizer
+    link = describe_link(tmp_path / "run", "hub:org/name", meta, LORA)["lora"]
+    assert link["base"] == f"hub:org/name@{COMMITS[0]}"
+    assert checkpoints.lineage_entry("hub:org/name", meta)["revision"] == COMMITS[0]
+
+
+def begin(workdir):
+    """Load the parent of a run, and save the run's first checkpoint if there is none."""
+    plain = MeshConfig(1, 1, 1, 10**9, *["as_trained"] * 4)
+    run = Run("sft", workdir, make_mesh(1, 1, 1), plain, None, MetricsWriter(workdir))
+    parent = run.parent("policy", "hub:org/name", kind=CheckpointKind.LANGUAGE_MODEL)
+    meta = run.describe(CheckpointKind.LANGUAGE_MODEL, 5, parent.model)
+    if checkpoints.latest_step(workdir) is None:
+        checkpoints.save(workdir, 1, parent.params, {"step": 1}, meta, keep=1)
+    return parent.meta.extra["revision"]
+
+
+def test_a_run_goes_on_with_the_commit_that_it_began_with(hub, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    assert begin(workdir) == COMMITS[0]
+    assert checkpoints.read_meta(workdir).lineage["policy"]["revision"] == COMMITS[0]
+    hub.newest = 1
+    assert begin(workdir) == COMMITS[0]
+    assert hub.asked[-1][1] == COMMITS[0]
+    # The weights are the same, the commit is not.
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda *_, **__: str(hub.snapshots[1])
+    )
+    both = f"at revision {COMMITS[0]}, but hub:org/name is now of revision {COMMITS[1]}"
+    with pytest.raises(ValueError, match=both):
+        begin(workdir)
+
+
+def test_a_base_on_the_hub_that_a_file_names_is_not_downloaded(hub, foreign, tmp_path):
+    base, meta = load_model(f"hf:{foreign}")
+    _, trained = init_adapters(base, LORA, jax.random.key(0))
+    source = f"hub:org/name@{COMMITS[0]}"
+    child = checkpoints.Meta(
+        stage="sft",
+        kind=meta.kind,
+        num_steps=3,
+        model=meta.model,
+        tokenizer=meta.tokenizer,
+        lineage={},
+        extra=link_to_base(source, meta.fingerprint, LORA),
+    )
+    checkpoints.save(tmp_path / "run", 3, trained, {"step": 3}, child, keep=1)
+    save_peft(tmp_path / "peft", trained, LORA, from_dict(meta.model), base_name="org/name")
+    refusal = "not on this machine, and only what you name yourself is downloaded"
+    command = f"run `hf download org/name --revision {COMMITS[0]}`"
+    with pytest.raises(FileNotFoundError, match=f"{source}: {refusal}; if you trust it, {command}"):
+        load_model(tmp_path / "run")
+    with pytest.raises(
+        FileNotFoundError, match=f"org/name: no such folder, and as a model of the hub .*{refusal}"
+    ):
+        load_model(f"hf:{tmp_path / 'peft'}")
+    assert all(local_only for _, _, local_only in hub.asked)
+    load_model("hub:org/name")
+    on_base = load_model(tmp_path / "run")[0]
+    params, peft_meta = load_model(f"hf:{tmp_path / 'peft'}")
+    jax.tree.map(np.testing.assert_array_equal, on_base, params)
+    assert peft_meta.extra["lora"]["base"] == source
+    assert read_tokenizer(f"hf:{tmp_path / 'peft'}").fingerprint() == meta.tokenizer
+
+
+def test_a_local_base_is_found_from_another_folder(foreign, tmp_path, monkeypatch):
+    monkeypatch.chdir(foreign.parent)
+    meta = read_meta("hf:foreign")
+    assert describe_link(tmp_path, "hf:foreign", meta, LORA)["lora"]["base"] == f"hf:{foreign}"
 
 
 # --- adapters in the files of PEFT ----------------------------------------------------------------
-
-
-LORA = LoraConfig(2, 4.0, ("query", "up"))
 
 
 @pytest.fixture

@@ -147,7 +147,7 @@ class RewardAccuracy(Benchmark):
         ]
         prompts = [item.messages for item in self.comparisons]
         contexts = render_batch(tokenizer, prompts, generation_prompt=True)
-        dialogues = iter(render_batch(tokenizer, turns, generation_prompt=False))
+        dialogues = iter(render_batch(tokenizer, turns, generation_prompt=False, train_on="last"))
         groups = [
             [Continuation(ids, next(dialogues).ids[len(ids) :]) for _ in item.responses]
             for (ids, _), item in zip(contexts, self.comparisons, strict=True)

@@ -37,7 +37,7 @@ from scipy import special
 
 from rlhf_jax.config import require
 from rlhf_jax.evaluation.batching import batch_rows, run_batches
-from rlhf_jax.training.foreign import local_folder
+from rlhf_jax.training.foreign import find_source
 
 Classifier = Callable[[Sequence[str]], np.ndarray]  # from texts to toxicities in [0, 1]
 NUM_WORDS = 100
@@ -198,14 +198,14 @@ class TransformersClassifier:
 
 
 def load_transformers_classifier(path: str, label: str) -> TransformersClassifier:
-    """Load a sequence classifier hf:NAME or hf:FOLDER, to measure one of its labels.
+    """Load a sequence classifier hf:FOLDER or hub:ORG/NAME, to measure one of its labels.
 
     Raises:
         FileNotFoundError: if there is no such folder and the hub does not give it.
         ValueError: without PyTorch, for what is no trained sequence classifier in safetensors, or
             for a label that it has not.
     """
-    folder = local_folder(path)
+    folder = find_source(path).folder
     remedy = "is not installed: pip install rlhf_jax[torch]"
     require(
         find_spec("torch") is not None, f"{path}: PyTorch, in which transformers runs it, {remedy}"

@@ -289,7 +289,7 @@ def test_what_an_evaluation_names_is_its_parent():
         {
             "stage": "evaluate",
             "init": {},
-            "checkpoints": {"ppo": "../ppo", "hub": "hf:org/name"},
+            "checkpoints": {"ppo": "../ppo", "hub": "hub:org/name"},
             "data": {"comparisons": "../../base", "earlier": ("../one",)},
         },
     )
