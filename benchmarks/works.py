@@ -32,7 +32,8 @@ from rlhf_jax.models import LanguageModel, ScalarModel, TransformerConfig, gpt, 
 from rlhf_jax.stages import ppo, reward
 from rlhf_jax.stages.comparisons import prompts_with_pairs
 from rlhf_jax.stages.language import language_loss, trained_tokens
-from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
+from rlhf_jax.stages.rewards import Reward
+from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, read_samples, sample_texts
 from rlhf_jax.training.optimizer import OptimizerConfig, make_optimizer
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.updates import Objective, init_state, supervised_update
@@ -263,8 +264,6 @@ def ppo_config(size: Size) -> ppo.PPO:
         entropy_coef=0.0,
         missing_eos_penalty=0.0,
         missing_eos_mode="none",
-        score_clip=0.0,
-        score_normalisation="none",
         whiten_rewards=False,
         whiten_advantages="batch",
         target_kl=0.0,
@@ -281,16 +280,20 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
     """Measure an iteration of PPO: generate, score, update, with four separate networks."""
     config, settings = shape(size, dtype), ppo_config(size)
     networks = Networks(
-        policy=LanguageModel(config), reward=ScalarModel(config), value=ScalarModel(config)
+        policy=LanguageModel(config),
+        rewards={"model": ScalarModel(config)},
+        value=ScalarModel(config),
     )
     policy = init_params(networks.policy, jax.random.key(0))
-    reward_params = init_params(networks.reward, jax.random.key(1))
+    reward_params = init_params(ScalarModel(config), jax.random.key(1))
+    rewards = {"model": Reward("reward:NONE", weight=1.0, clip=0.0, normalisation="none")}
     adam = optimizer(10**6)
     trained = {"policy": policy, "value": reward_params}
-    start = ppo.initial_state(cast(Any, _Coefficient(settings)), trained, adam)
+    start = ppo.initial_state(cast(Any, _Coefficient(settings, rewards)), trained, adam)
     state = jax.tree.map(jnp.copy, start)
     draw = jax.jit(partial(sample_texts, networks.policy, settings, StopTokens((), PAD)))
-    collect = jax.jit(partial(ppo.collect, settings, networks))
+    read = jax.jit(partial(read_samples, networks, settings.spec))
+    collect = jax.jit(partial(ppo.collect, settings, rewards))
     update = jax.jit(partial(ppo.update, settings, networks, adam), donate_argnums=0)
     prompts = _prompts(size)
 
@@ -299,9 +302,12 @@ def ppo_iteration(size: Size, dtype: str) -> Work:
         key = jax.random.fold_in(jax.random.key(2), int(state.step))
         sampling_key, update_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)
         (texts, samples), drawing = timed(draw, state.params["policy"], prompts, sampling_key)
-        params = Parameters(state.params["policy"], policy, reward_params, state.params["value"])
+        policy_now, value_now = state.params["policy"], state.params["value"]
+        params = Parameters(policy_now, policy, {"model": reward_params}, value_now)
+        readings, scoring = timed(read, params, texts)
         controllers = state.extras["controllers"]
-        collected, scoring = timed(collect, params, texts, samples, controllers)
+        collected, collecting = timed(collect, texts, samples, readings, controllers)
+        scoring += collecting
         data = ppo.UpdateData(collected.rollout, {}, {})
         (state, _), updating = timed(update, state, data, update_key)
         return {
@@ -318,6 +324,7 @@ class _Coefficient(NamedTuple):
     """Hold as much of a config as the initial state reads."""
 
     ppo: Any
+    rewards: Any
 
 
 def ppo_flops(size: Size) -> float:

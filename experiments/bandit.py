@@ -30,7 +30,8 @@ from rlhf_jax.maths.returns import empty_moments
 from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages import policy_gradient, ppo
-from rlhf_jax.stages.rollout import Networks, Parameters
+from rlhf_jax.stages.rewards import Reward, start_moments
+from rlhf_jax.stages.rollout import Networks, Parameters, read_samples
 from rlhf_jax.training.updates import TrainState, init_state
 
 EPISODES = 512  # per update
@@ -48,7 +49,9 @@ SHAPE = gpt(
     remat="none",
 )
 POLICY, SCALAR = LanguageModel(SHAPE), ScalarModel(SHAPE)
-NETWORKS = Networks(policy=POLICY, reward=SCALAR, value=SCALAR)
+NETWORKS = Networks(policy=POLICY, rewards={"arm": SCALAR}, value=SCALAR)
+GROUP_NETWORKS = NETWORKS._replace(value=None)
+REWARDS = {"arm": Reward("reward:bandit", weight=1.0, clip=0.0, normalisation="none")}
 # Probabilities after each update (U, 3), and the metrics of each update.
 Play = tuple[jax.Array, dict[str, Any]]
 
@@ -170,7 +173,7 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
     parts = {"policy": only("final_norm']['bias", falling), "value": only("head']['bias", falling)}
     optimizer = optax.multi_transform(parts, {"policy": "policy", "value": "value"})
     start = ppo.Controllers(
-        jnp.asarray(settings.kl_coef), jnp.asarray(settings.kl_penalty_coef), empty_moments()
+        jnp.asarray(settings.kl_coef), jnp.asarray(settings.kl_penalty_coef), start_moments(REWARDS)
     )
     trained = {"policy": tabular_policy(), "value": bare(SCALAR)}
     state = init_state(trained, optimizer, {"controllers": start})
@@ -178,8 +181,10 @@ def play_ppo(settings: ppo.PPO, *, updates: int, learning_rate: float) -> Play:
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
         policy = state.params["policy"]
         texts, samples = draw(policy, jax.random.fold_in(key, 0))
-        params = Parameters(policy, tabular_policy(), arm_reward(), state.params["value"])
-        collected = ppo.collect(settings, NETWORKS, params, texts, samples, start)
+        rewards = {"arm": arm_reward()}
+        params = Parameters(policy, tabular_policy(), rewards, state.params["value"])
+        readings = read_samples(NETWORKS, settings.spec, params, texts)
+        collected = ppo.collect(settings, REWARDS, texts, samples, readings, start)
         data = ppo.UpdateData(collected.rollout, blocks={}, frozen={})
         state, metrics = ppo.update(
             settings, NETWORKS, optimizer, state, data, jax.random.fold_in(key, 1)
@@ -195,14 +200,15 @@ def play_groups(
     """Learn a policy by an algorithm without a value network, as `play_ppo` does."""
     falling = optax.cosine_decay_schedule(learning_rate, updates, alpha=0.02)
     optimizer = only("final_norm']['bias", falling)
-    moments = policy_gradient.Moments(empty_moments(), empty_moments())
+    moments = policy_gradient.Moments(start_moments(REWARDS), empty_moments())
     state = init_state(tabular_policy(), optimizer, {"moments": moments})
 
     def iterate(state: TrainState, key: jax.Array) -> tuple[TrainState, Play]:
         texts, samples = draw(state.params, jax.random.fold_in(key, 0))
-        params = Parameters(state.params, tabular_policy(), arm_reward())
+        params = Parameters(state.params, tabular_policy(), {"arm": arm_reward()})
+        readings = read_samples(GROUP_NETWORKS, settings.spec, params, texts)
         groups, moments, _, metrics = policy_gradient.collect(
-            settings, NETWORKS, params, texts, samples, state.extras["moments"]
+            settings, REWARDS, texts, samples, readings, state.extras["moments"]
         )
         data = policy_gradient.UpdateData(groups, frozen={})
         state, update_metrics = policy_gradient.update(

@@ -16,12 +16,15 @@ from ml_collections import config_flags
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.evaluation import rules
+from rlhf_jax.evaluation.classifier_judge import ClassifierJudge
 from rlhf_jax.evaluation.judges import (
     FileJudge,
     FunctionJudge,
     Judge,
     JudgeSettings,
     RewardModelJudge,
+    hugging_face_judge,
 )
 from rlhf_jax.evaluation.monitor import make_monitors
 from rlhf_jax.evaluation.results import Suite
@@ -39,6 +42,7 @@ from rlhf_jax.stages import (
     reward,
     sft,
 )
+from rlhf_jax.stages.rewards import judge_names
 from rlhf_jax.training import processes, trackers
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.run import is_complete
@@ -59,9 +63,16 @@ STAGES: dict[str, Any] = {
 JUDGES: dict[str, Callable[[str, JudgeSettings], Judge]] = {
     "menagerie": menagerie.make_judge,  # menagerie/SIZE:labelers, ...:heldout, ...:gold
     "reward": RewardModelJudge,  # reward:CHECKPOINT
+    "hf": hugging_face_judge,  # hf:FOLDER, a ...ForSequenceClassification with one label
+    "classifier": ClassifierJudge,  # classifier:FOLDER?label=NAME&sign=-
     "function": FunctionJudge,  # function:FILE.py:NAME, function:package.module:NAME
     "file": FileJudge,  # file:COMPARISONS.jsonl
+    "answer": rules.answer_judge,  # answer:number, answer:text, against metadata["answer"]
+    "regex": rules.regex_judge,  # regex:PATTERN, somewhere in the response
+    "format": rules.format_judge,  # format:think_answer, format:PATTERN of the whole response
+    "length": rules.length_judge,  # length:WORDS
 }
+REWARDED = ("ppo", "policy_gradient")  # they maximise a sum of rewards
 MONITORED = ("sft", "ppo", "policy_gradient", "preference")  # what they train is a policy
 EVALUATIONS = ("evaluate", "benchmark")  # they run in one process and write evaluation.json
 
@@ -97,7 +108,11 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
     elif stage in MONITORED:
         data_dir, seed = settings.data.data_dir, settings.seed
         monitors = make_monitors(settings.monitor, find_judge, data_dir, seed)
-        module.run(settings, workdir, monitors)
+        if stage in REWARDED:  # judges on the host; reward models are read inside the stage
+            judged = {n: find_judge(name) for n, name in judge_names(settings.rewards).items()}
+            module.run(settings, workdir, monitors, judged)
+        else:
+            module.run(settings, workdir, monitors)
     elif stage == "evaluate":
         labelers = settings.evaluation.labelers_per_prompt
         find_judge = partial(find_judge, labelers_per_prompt=labelers, seed=settings.seed)
@@ -136,7 +151,9 @@ def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int
     parts = re.fullmatch(r"(\w+)[:/](.+)", name)
     if parts is None or parts[1] not in JUDGES:
         known = (
-            "menagerie/SIZE:NAME, reward:CHECKPOINT, function:FILE.py:NAME, file:COMPARISONS.jsonl"
+            "menagerie/SIZE:NAME, reward:CHECKPOINT, hf:FOLDER, classifier:FOLDER?label=NAME, "
+            "function:FILE.py:NAME, file:COMPARISONS.jsonl, answer:number, answer:text, "
+            "regex:PATTERN, format:NAME, length:WORDS"
         )
         raise ValueError(f"judge {name!r}: no such kind of judge, expected one of {known}")
     return JUDGES[parts[1]](parts[2], JudgeSettings(workdir, labelers_per_prompt, seed))

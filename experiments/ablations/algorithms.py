@@ -125,7 +125,7 @@ def make_run(size: str, seed: int, name: str) -> GridRun:
     if name in OFFLINE:
         config.data.comparisons = beside(base(seed, "label"), folder)
         return GridRun(folder, config)
-    config.init.reward = beside(base(seed, "reward"), folder)
+    config.rewards.reward.source = f"reward:{beside(base(seed, 'reward'), folder)}"
     _keep_half_way(config, config.ppo if name == "PPO" else config.policy_gradient)
     return GridRun(folder, config)
 

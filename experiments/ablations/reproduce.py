@@ -60,6 +60,7 @@ from experiments.ablations.framework import (
 )
 from rlhf_jax import __version__, main
 from rlhf_jax.evaluation.table import Cache, write_json
+from rlhf_jax.stages.rewards import CHECKPOINT
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.pretrained import read_meta
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
@@ -254,8 +255,9 @@ def finish(run: GridRun, workdir: Path, states: Mapping[str, str]) -> str:
 def _parents(config: Any) -> Iterator[str]:
     """Yield the folders that a config names beside its own: parents, data, what it evaluates."""
     if isinstance(config, str):
-        if config.startswith(".."):
-            yield config
+        path = config.removeprefix(CHECKPOINT)
+        if path.startswith(".."):
+            yield path
     elif isinstance(config, Mapping | ConfigDict | list | tuple):
         for part in config if isinstance(config, list | tuple) else config.values():
             yield from _parents(part)

@@ -105,7 +105,7 @@ def ppo_run(
     config = (ppo_ptx if ptx else ppo).get_config(size)
     config.seed = seed
     config.init.policy = beside(base(seed, "sft"), folder)
-    config.init.reward = beside(reward_folder or base(seed, "reward"), folder)
+    config.rewards.reward.source = f"reward:{beside(reward_folder or base(seed, 'reward'), folder)}"
     config.monitor = None
     return GridRun(folder, config)
 

@@ -20,6 +20,7 @@ from experiments.menagerie.shared import (
     monitor,
     pick,
     prompt_length,
+    reward,
 )
 
 
@@ -32,7 +33,8 @@ def get_config(size: str = "default") -> ConfigDict:
         save_every=pick(size, tiny=2, default=20, large=50),
         sample_every=10,
     )
-    config.init = {"policy": "../sft", "reward": "../reward", "value": "reward"}
+    config.init = {"policy": "../sft", "value": "reward"}
+    config.rewards = {"reward": reward("reward:../reward")}
     config.data = {
         "data_dir": DATA_DIR,
         "prompts": f"tfds:menagerie_prompts/{size}",
@@ -67,8 +69,6 @@ def get_config(size: str = "default") -> ConfigDict:
         "kl_penalty_target": 0.01,
         "missing_eos_penalty": 3.0,
         "missing_eos_mode": "replace",
-        "score_clip": 0.0,
-        "score_normalisation": "none",
         "whiten_rewards": False,
         "whiten_advantages": "batch",
         "target_kl": 0.0,

@@ -43,8 +43,6 @@ def get_config(size: str = "default") -> ConfigDict:
         "kl_estimator": "k1",
         "missing_eos_penalty": ppo_settings.missing_eos_penalty,
         "missing_eos_mode": ppo_settings.missing_eos_mode,
-        "score_clip": 0.0,
-        "score_normalisation": "none",
     }
     config.optimizer.learning_rate = pick(size, tiny=3e-4, default=3e-4, large=1e-5)
     return config

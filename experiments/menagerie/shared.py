@@ -85,6 +85,13 @@ def lora(rank: int) -> dict[str, Any]:
     }
 
 
+def reward(
+    source: str, weight: float = 1.0, *, clip: float = 0.0, normalisation: str = "none"
+) -> dict[str, Any]:
+    """Return one of the rewards whose weighted sum is maximised."""
+    return {"source": source, "weight": weight, "clip": clip, "normalisation": normalisation}
+
+
 def prompt_length(size: str) -> int:
     """Return room for the longest prompt; a small vocabulary needs more tokens per word."""
     return pick(size, tiny=64, default=48, large=64)

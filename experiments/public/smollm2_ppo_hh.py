@@ -19,7 +19,8 @@ from experiments.public.smollm2_reward_ukp import MODEL
 def get_config(size: str = "default") -> ConfigDict:
     """KL coefficient 0.05, one epoch of two minibatches, adapters of the reward model's kind."""
     config = ppo.get_config(size)
-    config.init = {"policy": MODEL, "reward": "../reward_hh", "value": "reward"}
+    config.init.policy = MODEL
+    config.rewards.reward.source = "reward:../reward_hh"
     config.data = {
         "data_dir": DATA_DIR,
         "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",

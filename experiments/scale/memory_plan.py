@@ -31,15 +31,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from experiments.scale.hlo_stats import bytes_on_a_device, measure
 from rlhf_jax.config import require
 from rlhf_jax.inference.packing import Texts, row_bucket
-from rlhf_jax.inference.sampling import Samples, rows_at_once
-from rlhf_jax.maths.returns import empty_moments
+from rlhf_jax.inference.sampling import rows_at_once
 from rlhf_jax.models import apply, cast_for_compute, init_cache
 from rlhf_jax.models.config import TransformerConfig, num_params
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.layout import BATCH
 from rlhf_jax.stages import ppo as ppo_stage
 from rlhf_jax.stages.language import check_batches, language_loss, trained_tokens
-from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
+from rlhf_jax.stages.rewards import checkpoint_paths
+from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, read_samples, sample_texts
 from rlhf_jax.training.mesh import batch_shards, check_model, jit_step, state_shardings
 from rlhf_jax.training.optimizer import make_optimizer
 from rlhf_jax.training.updates import Objective, TrainState, init_state, supervised_update
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(config: Any, shapes: Shapes, mesh: Mesh, *, fill: float = 1.0) -> Plan:
-    """Plan a run of pretrain, sft or ppo; `shapes` has "policy" and, for ppo, "reward".
+    """Plan a run of pretrain, sft or ppo; `shapes` has "policy" and, for ppo, its reward models.
 
     `fill` is the mean length of an example as a part of the longest.
 
@@ -218,8 +218,10 @@ class _Ppo(_Run):
     def __init__(self, config: Any, shapes: Shapes, mesh: Mesh, fill: float) -> None:
         super().__init__(config, shapes, mesh, fill)
         shards = batch_shards(mesh)
-        self.ppo, self.reward = config.ppo, shapes["reward"]
-        self.value = self.reward if config.init.value == "reward" else self.policy
+        self.ppo = config.ppo
+        self.rewards = {name: shapes[name] for name in checkpoint_paths(config.rewards)}
+        from_reward = config.init.value == "reward"
+        self.value = next(iter(self.rewards.values())) if from_reward else self.policy
         self.prompt, self.response = config.data.prompt_length, config.ppo.response_length
         require(
             self.prompt + self.response <= self.policy.context_length,
@@ -239,10 +241,13 @@ class _Ppo(_Run):
         return rows_at_once(self.ppo.batch_size, self.ppo.sampling_rows, batch_shards(self.mesh))
 
     def networks(self, policy_layers: int, value_layers: int) -> Networks:
-        reward = replace(self.reward, num_layers=min(value_layers, self.reward.num_layers))
+        rewards = {
+            name: ScalarModel(replace(shape, num_layers=min(value_layers, shape.num_layers)))
+            for name, shape in self.rewards.items()
+        }
         return Networks(
             policy=LanguageModel(replace(self.policy, num_layers=policy_layers)),
-            reward=ScalarModel(reward),
+            rewards=rewards,
             value=ScalarModel(replace(self.value, num_layers=value_layers)),
         )
 
@@ -319,22 +324,13 @@ class _Ppo(_Run):
         )
         return self.on(params, fsdp_min_size=sys.maxsize)
 
-    def collect(self, policy_layers: int, value_layers: int) -> np.ndarray:
+    def read(self, policy_layers: int, value_layers: int) -> np.ndarray:
         networks = self.networks(policy_layers, value_layers)
         policy = self.params(networks.policy)
-        reward = self.params(networks.reward)
-        params = Parameters(policy, policy, reward, self.params(networks.value))
-        rollout = self.rollout(self.collect_rows)
-        samples = Samples(
-            tokens_BR=rollout.texts.response_BR,
-            logp_BR=rollout.logp_BR,
-            length_B=rows_of(self.mesh, jnp.int32, self.ppo.batch_size),
-            stopped_B=rollout.stopped_B,
-        )
-        zero = jax.eval_shape(lambda: jnp.zeros(()))
-        controllers = ppo_stage.Controllers(zero, zero, jax.eval_shape(empty_moments))
-        call = jax.jit(partial(ppo_stage.collect, self.ppo, networks))
-        return measure(self.mesh, call, (params,), (rollout.texts, samples, controllers))
+        rewards = {name: self.params(model) for name, model in networks.rewards.items()}
+        params = Parameters(policy, policy, rewards, self.params(networks.value))
+        call = jax.jit(partial(read_samples, networks, self.ppo.spec))
+        return measure(self.mesh, call, (params,), (self.texts(self.collect_rows),))
 
     def update(self, policy_layers: int, value_layers: int) -> np.ndarray:
         ppo, networks = self.ppo, self.networks(policy_layers, value_layers)
@@ -351,9 +347,11 @@ class _Ppo(_Run):
         return measure(self.mesh, self.step(update, state), (state,), (data, self.key))
 
     def plan(self) -> Plan:
-        policy, value, reward, ppo = self.policy, self.value, self.reward, self.ppo
+        policy, value, ppo = self.policy, self.value, self.ppo
+        rewards = list(self.rewards.values())
         depths = (policy.num_layers, value.num_layers)
-        state, reading = self.state(self.networks(*depths)), self.params(ScalarModel(reward))
+        state = self.state(self.networks(*depths))
+        reading = [self.params(ScalarModel(shape)) for shape in rewards]
         sizes = {name: bytes_on_a_device(tree) for name, tree in state.params.items()}
         resident = {
             **sizes,
@@ -364,15 +362,15 @@ class _Ppo(_Run):
         }
         length, epochs = self.prompt + self.response, ppo.num_ppo_epochs
         read = self.fill * ppo.batch_size * length
-        forward = {shape: forward_flops(shape, read, length) for shape in (policy, value, reward)}
+        forward = {shape: forward_flops(shape, read, length) for shape in (policy, value, *rewards)}
         num_blocks = ppo.ptx_batch_size * ppo.num_mini_batches * epochs if ppo.ptx_coef else 0
         context = policy.context_length
         mixed = forward_flops(policy, num_blocks * context, context)
         trained = {policy: epochs * forward[policy] + mixed}
         trained[value] = trained.get(value, 0.0) + epochs * forward[value]
-        judged, judge_received = with_layers(self.collect, *depths, shallow=FORWARD)
+        judged, judge_received = with_layers(self.read, *depths, shallow=FORWARD)
         updated, update_received = with_layers(self.update, *depths, shallow=TRAINED)
-        judging = forward[policy] + forward[value] + forward[reward]
+        judging = sum(forward[shape] for shape in (policy, value, *rewards))
         again = sum(_again(shape, flops) for shape, flops in trained.items())
         memory, flops = {"activations, gradients": updated}, 3 * sum(trained.values())
         phases = [

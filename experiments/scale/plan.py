@@ -32,6 +32,7 @@ from experiments.scale.memory_plan import Phase, Plan, Shapes, check, make_plan
 from rlhf_jax.config import build, require
 from rlhf_jax.models.config import TransformerConfig, from_dict, gpt, num_params
 from rlhf_jax.stages import ppo, pretrain, sft
+from rlhf_jax.stages.rewards import checkpoint_paths
 from rlhf_jax.training import pretrained
 from rlhf_jax.training.mesh import batch_shards, describe_mesh, make_mesh
 from rlhf_jax.training.processes import enable_persistent_cache
@@ -237,12 +238,12 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def models_of(config: Any) -> Shapes:
-    """Return the shapes of "policy" and, for ppo, "reward"."""
+    """Return the shapes of "policy" and, for ppo, of reward models by the names of rewards."""
     if config.stage == "pretrain":
         return {"policy": config.mesh.run_as(config.model)}
     names = {"policy": config.init.policy}
     if config.stage == "ppo":
-        names["reward"] = config.init.reward
+        names |= checkpoint_paths(config.rewards)
     return {role: config.mesh.run_as(shape_of(name)) for role, name in names.items()}
 
 

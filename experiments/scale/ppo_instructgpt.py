@@ -11,7 +11,7 @@ Published (Ouyang et al. 2022, App. C.4): 256,000 episodes in batches of 512, 8 
 epoch, 8 pretraining examples per episode, prompts and responses of up to 1,024 tokens in a context
 of 2,048, reward model and value function of 6B for every policy. The rest is as in
 experiments/menagerie/ppo_instructgpt.py. Ours: the number of micro-batches, which changes memory
-and nothing else. To run it, point init.policy and init.reward at checkpoints of these sizes, and
+and nothing else. To run it, point init.policy and rewards.reward at checkpoints of these sizes, and
 data at your prompts and documents.
 """
 
@@ -25,7 +25,7 @@ def get_config(size: str = "default") -> ConfigDict:
     """Return batch sizes and lengths as published, parents by size."""
     config = ppo_instructgpt.get_config("large")
     config.init.policy = "gpt3:" + pick(size, tiny="1.3b", default="6b", large="175b")
-    config.init.reward = "gpt3:6b"
+    config.rewards.reward.source = "reward:gpt3:6b"
     config.data.prompt_length = config.ppo.response_length = 1024
     config.ppo.update({"total_episodes": 256_000, "batch_size": 512, "num_mini_batches": 8})
     # Minibatches have 64 episodes, so data x fsdp x num_micro_batches is at most 64.

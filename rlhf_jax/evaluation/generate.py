@@ -136,12 +136,13 @@ def complete(
 
     rows = batch_rows(len(contexts), max(1, settings.batch_size // num_samples))
     samples = run_batches(draw, list(enumerate(rows)), "responses")
-    flat = [generation for batch in samples for generation in _decode(tokenizer, batch)]
+    flat = [generation for batch in samples for generation in decode_samples(tokenizer, batch)]
     # The rows that filled up the last batch are left behind.
     return [flat[row * num_samples : (row + 1) * num_samples] for row in range(len(contexts))]
 
 
-def _decode(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
+def decode_samples(tokenizer: Tokenizer, samples: Samples) -> list[Generation]:
+    """Return samples, whose arrays are on the host, as text."""
     generations = []
     rows = zip(samples.tokens_BR, samples.length_B, samples.stopped_B, strict=True)
     for tokens_R, length, stopped in rows:

@@ -3,6 +3,7 @@
     labelers    a person is drawn, who ranks with noise                         -> `Judge`
     file        rankings that others made: people, another program              -> `FileJudge`
     gold, a reward model, a function: one number per response                   -> `ScoreJudge`
+    rules for answers that can be checked, classifiers     evaluation/rules.py, classifier_judge.py
 
 Labelling, monitors and evaluation ask them.
 
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,8 +131,8 @@ class ScoreJudge(Judge):
 class RewardModelJudge(ScoreJudge):
     """Score responses with a reward model, as `reward:PATH`; PATH is written as in `init`.
 
-    The model reads text with its own tokenizer. The checkpoint is looked for at once and loaded
-    when the first score is wanted.
+    The model, of a run or of Hugging Face, reads text with its own tokenizer and chat template. The
+    checkpoint is looked for at once and loaded when the first score is wanted.
     """
 
     def __init__(self, path: str, settings: JudgeSettings) -> None:
@@ -167,17 +168,25 @@ class RewardModelJudge(ScoreJudge):
         return score_M.reshape(len(prompts), -1)
 
 
+def hugging_face_judge(folder: str, settings: JudgeSettings) -> RewardModelJudge:
+    """Return the judge hf:FOLDER, a sequence classifier of Hugging Face with one label."""
+    return RewardModelJudge(f"hf:{folder}", settings)
+
+
 # --- a Python function --------------------------------------------------------------------------
 
-RewardFunction = Callable[[list[dict[str, str]], str], float]
+Messages = list[dict[str, str]]
+# From prompts, responses and what is known of each prompt to one finite number a response.
+RewardFunction = Callable[[list[Messages], list[str], list[dict[str, str]]], Sequence[float]]
 
 
 class FunctionJudge(ScoreJudge):
     """Score responses with a Python function, as `function:FILE.py:NAME`.
 
-    Or, of an installed module, as `function:package.module:NAME`. The function gets the prompt's
-    messages, a list of {"role": ..., "content": ...}, and the text of the response, and returns a
-    finite number, higher for a better response.
+    Or, of an installed module, as `function:package.module:NAME`. The function is called as
+    f(prompts, responses, metadata) with three lists of one entry a response: the prompt's messages,
+    a list of {"role": ..., "content": ...}; the text of the response; the prompt's metadata, a
+    dict. It returns as many finite numbers, higher for a better response.
     """
 
     def __init__(self, location: str, settings: JudgeSettings) -> None:
@@ -192,29 +201,66 @@ class FunctionJudge(ScoreJudge):
         self.name = location.rpartition(":")[2]
 
     def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
-        """Return score_NS.
+        """Return score_NS of one call of the function.
 
         Raises:
-          ValueError: the function fails, or returns no finite number; names the prompt.
+          ValueError: the function fails, or does not return one finite number a response; shows
+            prompt and response.
         """
-        scores = [
-            [self._score(number, prompt, response.text) for response in samples]
-            for number, (prompt, samples) in enumerate(zip(prompts, responses, strict=True))
+        asked = [
+            prompt for prompt, samples in zip(prompts, responses, strict=True) for _ in samples
         ]
-        return np.array(scores, np.float64)
-
-    def _score(self, number: int, prompt: Prompt, text: str) -> float:
-        messages = [asdict(message) for message in prompt.messages]
-        place = f"prompt {number} ({prompt.messages[-1].content[:40]!r}), response {text[:40]!r}"
-        where = f"judge function:{self._location}: {place}"
+        texts = [response.text for samples in responses for response in samples]
         try:
-            score = self._function(messages, text)
+            returned = self._call(asked, texts)
         except Exception as error:
-            raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
-        with suppress(TypeError, ValueError):
-            if math.isfinite(float(score)):
-                return float(score)
-        raise ValueError(f"{where}: returned {score!r}, expected a finite number")
+            raise ValueError(self._explain(asked, texts, error)) from error
+        try:
+            values = list(returned)
+        except TypeError:
+            values = [returned]
+        if len(values) != len(texts) or isinstance(returned, str | bytes):
+            raise ValueError(
+                f"judge function:{self._location}: returned {_shorten(returned)} for {len(texts)} "
+                "responses, expected a list of as many numbers"
+            )
+        numbers = [
+            _finite(value, partial(self._place, n, asked[n], texts[n]))
+            for n, value in enumerate(values)
+        ]
+        return np.array(numbers, np.float64).reshape(len(prompts), -1)
+
+    def _call(self, prompts: Prompts, texts: Sequence[str]) -> Any:
+        messages = [[asdict(message) for message in prompt.messages] for prompt in prompts]
+        return self._function(messages, list(texts), [dict(prompt.metadata) for prompt in prompts])
+
+    def _explain(self, prompts: Prompts, texts: Sequence[str], error: Exception) -> str:
+        """Name the first response on which the function fails alone, too, else the first of all."""
+        culprit = 0
+        for n, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+            try:
+                self._call([prompt], [text])
+            except Exception as alone:
+                culprit, error = n, alone
+                break
+        place = self._place(culprit, prompts[culprit], texts[culprit])
+        return f"{place}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+    def _place(self, number: int, prompt: Prompt, text: str) -> str:
+        place = f"prompt {number} ({prompt.messages[-1].content[:40]!r}), response {text[:200]!r}"
+        return f"judge function:{self._location}: {place}"
+
+
+def _finite(value: Any, place: Callable[[], str]) -> float:
+    with suppress(TypeError, ValueError):
+        if math.isfinite(float(value)) and not isinstance(value, str):
+            return float(value)
+    raise ValueError(f"{place()}: returned {_shorten(value)}, expected a finite number")
+
+
+def _shorten(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _import_function(location: str, workdir: Path) -> RewardFunction:
@@ -228,7 +274,7 @@ def _import_function(location: str, workdir: Path) -> RewardFunction:
     function = getattr(module, name, None)
     if not callable(function):
         what = f"no {name!r}" if function is None else f"{name!r}, which is no function"
-        raise ValueError(f"{where}: {source} has {what}; expected a function (messages, response)")
+        raise ValueError(f"{where}: {source} has {what}; expected a function")
     return function
 
 

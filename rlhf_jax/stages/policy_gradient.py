@@ -25,7 +25,7 @@ Left out on purpose: truncated sampling, PPO-ptx, DAPO's filtering and resamplin
 responses all tie.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -39,6 +39,7 @@ from rlhf_jax.config import require, require_divides
 from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
+from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.inference.packing import Texts, row_bucket, rows_needed
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.inference.scoring import response_logps
@@ -55,15 +56,27 @@ from rlhf_jax.maths.returns import (
 )
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
+from rlhf_jax.stages.rewards import (
+    HostRewards,
+    Reward,
+    Rewards,
+    ScoreMoments,
+    check_rewards,
+    describe_rewards,
+    reward_metrics,
+    start_moments,
+)
 from rlhf_jax.stages.rollout import (
     Networks,
     Parameters,
+    Readings,
     RolloutConfig,
     ScoredSamples,
     StopTokens,
     check_rollout,
     load_parents,
     objective_metrics,
+    read_samples,
     sample_texts,
     sampler_gap,
     score_samples,
@@ -98,7 +111,6 @@ class Init:
     """Name the parents; ../ is of the workdir, hf: and hub: of Hugging Face."""
 
     policy: str  # also the reference
-    reward: str
 
 
 @dataclass(frozen=True)
@@ -152,6 +164,7 @@ class Config:
     seed: int
     init: Init
     data: Data
+    rewards: dict[str, Reward]  # their weighted sum is maximised
     policy_gradient: PolicyGradient
     lora: LoraConfig
     monitor: MonitorConfig | None
@@ -195,25 +208,25 @@ class Groups:
 
 
 class Moments(NamedTuple):
-    """Hold what lives as long as the run: moments of all scores and of all rewards seen."""
+    """Hold what lives as long as the run: moments of all scores and of all returns seen."""
 
-    scores: RunningMoments
+    scores: ScoreMoments
     rewards: RunningMoments
 
 
 def collect(
     settings: PolicyGradient,
-    networks: Networks,
-    params: Parameters,
+    rewards: Rewards,
     texts: Texts,
     samples: Samples,
+    readings: Readings,
     moments: Moments,
 ) -> tuple[Groups, Moments, jax.Array, dict[str, Any]]:
     """Turn samples into groups with advantages, or with the responses that were chosen.
 
-    Also returned are the moments, all raw scores and the metrics.
+    Also returned are the moments, the weighted sums of raw scores and the metrics.
     """
-    scored, scores = score_samples(networks, params, texts, samples, moments.scores, settings)
+    scored, scores = score_samples(settings, rewards, texts, samples, readings, moments.scores)
     reward_BN, advantage_BN = advantages(scored, moments.rewards, settings)
     count, length = settings.samples_per_prompt, texts.response_BR.shape[1]
     groups = Groups(
@@ -226,6 +239,7 @@ def collect(
         advantage_BN=advantage_BN,
     )
     metrics = objective_metrics(texts, samples, scored, jnp.asarray(settings.kl_coef))
+    metrics |= reward_metrics(readings.scores)
     metrics["rollout/tied_groups"] = (reward_BN.max(axis=1) == reward_BN.min(axis=1)).mean()
     moments = Moments(scores, update_moments(moments.rewards, reward_BN))
     return choose(groups, settings), moments, scored.raw_score_B, metrics
@@ -400,36 +414,53 @@ def update(
 # --- run ------------------------------------------------------------------------------------------
 
 
-def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
-    """Train a policy on groups of its own responses."""
+def run(
+    config: Config,
+    workdir: str,
+    monitors: Sequence[PolicyMonitor] = (),
+    judges: Mapping[str, Judge] | None = None,
+) -> None:
+    """Train a policy on groups of its own responses.
+
+    `judges` are those of the rewards that are judged on the host, by name.
+    """
     settings, data = config.policy_gradient, config.data
     run = Run.open(config, workdir)
     check(settings, run.batch_shards)
+    check_rewards(config.rewards)
     row_length = data.prompt_length + settings.response_length
-    policy, reward = load_parents(run, config.init.policy, config.init.reward, row_length)
-    networks = Networks(policy=LanguageModel(policy.model), reward=ScalarModel(reward.model))
+    policy, rewards = load_parents(run, config.init.policy, config.rewards, row_length)
+    networks = Networks(
+        policy=LanguageModel(policy.model),
+        rewards={name: ScalarModel(parent.model) for name, parent in rewards.items()},
+    )
     key = jax.random.key(config.seed)
     frozen, trained = init_adapters(policy.params, config.lora, run_key(key, RunPurpose.ADAPTERS))
     # One placement, so that what the networks have in common lies in memory once.
-    reference, reward_params, frozen = run.place_frozen((policy.params, reward.params, frozen))
+    reward_params = {name: parent.params for name, parent in rewards.items()}
+    reference, reward_params, frozen = run.place_frozen((policy.params, reward_params, frozen))
     num_updates = settings.total_episodes // settings.batch_size
     num_steps = num_updates * settings.num_epochs * settings.num_mini_batches
     optimizer = make_optimizer(config.optimizer, num_steps)
-    extras = {"moments": Moments(empty_moments(), empty_moments())}
+    extras = {"moments": Moments(start_moments(config.rewards), empty_moments())}
     state = run.place(init_state(trained, optimizer, extras))
+    records = load(data.prompts, Prompt, split="train", data_dir=data.data_dir)
+    host = HostRewards.of(judges or {}, records, run.tokenizer, run.mesh)
     prompts = prompt_batches(
-        load(data.prompts, Prompt, split="train", data_dir=data.data_dir),
+        records,
         run.tokenizer,
         prompt_length=data.prompt_length,
         batch_size=settings.num_prompts,
         seed=config.seed,
     )
-    run.announce(config, {"policy": trained, "frozen": frozen}, describe(settings))
+    arithmetic = f"{describe(settings)}; {describe_rewards(config.rewards)}"
+    run.announce(config, {"policy": trained, "frozen": frozen}, arithmetic)
 
-    # Three programs as in PPO, compiled for few numbers of packed rows; which ones is known only
+    # Four programs as in PPO, compiled for few numbers of packed rows; which ones is known only
     # from the samples.
     draw = jax.jit(partial(sample_texts, networks.policy, settings, StopTokens.of(run.tokenizer)))
-    collect_groups = jax.jit(partial(collect, settings, networks))
+    read = jax.jit(partial(read_samples, networks, settings.spec))
+    collect_groups = jax.jit(partial(collect, settings, config.rewards))
     optimise = run.compile_update(partial(update, settings, networks.policy, optimizer), state)
     count_whole = jax.jit(
         lambda texts: rows_needed(texts.length_B, row_length), out_shardings=replicated(run.mesh)
@@ -439,18 +470,21 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     )
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
-        batch = {name: prompts.batch(step)[name] for name in ("prompt_BP", "prompt_mask_BP")}
+        batch = prompts.batch(step)
+        index_B = batch.pop("index_B")
         full = combine(frozen, state.params)
         sampling_key = purpose_key(key, step, Purpose.SAMPLING)
         texts, samples = draw(full, run.shard(batch), sampling_key)
         whole = jax.device_get(count_whole(texts))
-        texts = texts.packed(row_bucket(int(whole), settings.batch_size, run.batch_shards))
-        params = Parameters(full, reference, reward_params)
+        packed = texts.packed(row_bucket(int(whole), settings.batch_size, run.batch_shards))
+        readings = read(Parameters(full, reference, reward_params), packed)
+        # The devices are busy reading while the host judges.
+        readings = readings.with_scores(host.score(index_B, samples))
         moments = state.extras["moments"]
-        groups, moments, score_B, metrics = collect_groups(params, texts, samples, moments)
+        groups, moments, score_B, metrics = collect_groups(texts, samples, readings, moments)
         repeats = settings.samples_per_prompt
         repeated = {name: np.repeat(x, repeats, axis=0) for name, x in batch.items()}
-        run.show_samples(step, repeated, samples, score_B)
+        run.show_samples(step, repeated, samples, score_B, readings.scores)
 
         update_key = purpose_key(key, step, Purpose.UPDATE)
         # The update permutes with the same key, so these are its micro-batches.

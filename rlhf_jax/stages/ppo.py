@@ -1,4 +1,4 @@
-"""Train a policy with PPO against a reward model, with a pretraining mix (PPO-ptx).
+"""Train a policy with PPO against rewards, with a pretraining mix (PPO-ptx).
 
     for each update:
       sample         responses from the policy to a batch of prompts
@@ -10,10 +10,11 @@
         ptx_loss     ptx_coef * the language model's loss on pretraining documents
       after_update   the KL controller and the average of weights move once
 
-Policy and value are separate networks (Stiennon 2020 App. G.1); the value network starts from the
-reward model. The reference and the reward model are read, never trained. With lora.rank > 0 policy
-and value train adapters on frozen kernels, which the update takes as an argument; all four networks
-then cost one copy of the model. Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler
+Rewards are reward models or any other judges (rewards.py). Policy and value are separate networks
+(Stiennon 2020 App. G.1); the value network starts from a reward model, or from the policy where
+there is none. The reference and reward models are read, never trained. With lora.rank > 0 policy
+and value train adapters on frozen kernels, which the update takes as an argument; all networks then
+cost one copy of the model. Sources: Ouyang 2022 §3.5 and App. C.4, Stiennon 2020, Ziegler
 2019, Schulman 2017.
 
 Left out on purpose: truncated sampling (refused: the loss would need to replay the truncation), a
@@ -21,7 +22,7 @@ shared trunk, dropout (it makes the ratio differ from 1), asynchronous rollouts.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -34,6 +35,7 @@ from rlhf_jax.config import require, require_divides
 from rlhf_jax.data.batches import prompt_batches
 from rlhf_jax.data.records import Prompt
 from rlhf_jax.data.sources import load
+from rlhf_jax.evaluation.judges import Judge
 from rlhf_jax.inference.decoding import SamplingSpec, truncates
 from rlhf_jax.inference.packing import Texts, row_bucket, rows_needed
 from rlhf_jax.inference.sampling import Samples
@@ -46,18 +48,31 @@ from rlhf_jax.maths.losses import (
     ppo_value_loss,
 )
 from rlhf_jax.maths.masking import Mean, mean, value, whiten
-from rlhf_jax.maths.returns import RunningMoments, empty_moments, gae, token_rewards
+from rlhf_jax.maths.returns import gae, token_rewards
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
 from rlhf_jax.stages.language import corpus_batches
+from rlhf_jax.stages.rewards import (
+    HostRewards,
+    Reward,
+    Rewards,
+    ScoreMoments,
+    check_rewards,
+    checkpoint_paths,
+    describe_rewards,
+    reward_metrics,
+    start_moments,
+)
 from rlhf_jax.stages.rollout import (
     Networks,
     Parameters,
+    Readings,
     RolloutConfig,
     StopTokens,
     check_rollout,
     load_parents,
     objective_metrics,
+    read_samples,
     sample_texts,
     sampler_gap,
     score_samples,
@@ -90,8 +105,8 @@ class Init:
     """Name the parents; ../ is of the workdir, hf: and hub: of Hugging Face."""
 
     policy: str  # also the reference
-    reward: str
-    # Where the value network starts; reward: Ouyang 2022 App. C.4.
+    # Where the value network starts; reward: from the reward model, the first by name of several
+    # (Ouyang 2022 App. C.4).
     value: Literal["reward", "policy", "random"]
 
 
@@ -169,6 +184,7 @@ class Config:
     seed: int
     init: Init
     data: Data
+    rewards: dict[str, Reward]  # their weighted sum is maximised
     ppo: PPO
     lora: LoraConfig
     monitor: MonitorConfig | None
@@ -194,7 +210,7 @@ class Rollout(NamedTuple):
     value_BR: jax.Array
     advantage_BR: jax.Array
     return_BR: jax.Array
-    score_B: jax.Array  # as the reward model gave it
+    score_B: jax.Array  # the weighted sum of what the judges gave
     stopped_B: jax.Array  # whether the response ended by itself
 
 
@@ -202,7 +218,7 @@ class Collected(NamedTuple):
     """Hold a rollout, and what the step needs besides: moments, KL per response, metrics."""
 
     rollout: Rollout
-    score_moments: RunningMoments
+    score_moments: ScoreMoments
     kl: Mean
     metrics: dict[str, Any]
 
@@ -212,23 +228,23 @@ class Controllers(NamedTuple):
 
     kl_coef: jax.Array
     kl_penalty_coef: jax.Array
-    score_moments: RunningMoments
+    score_moments: ScoreMoments
 
 
 def collect(
     ppo: PPO,
-    networks: Networks,
-    params: Parameters,
+    rewards: Rewards,
     texts: Texts,
     samples: Samples,
+    readings: Readings,
     controllers: Controllers,
 ) -> Collected:
-    """Turn samples into a rollout with advantages and returns."""
+    """Turn samples and what was read of them into a rollout with advantages and returns."""
     scored, moments = score_samples(
-        networks, params, texts, samples, controllers.score_moments, ppo
+        ppo, rewards, texts, samples, readings, controllers.score_moments
     )
-    value_BR = response_values(networks.value, params.value, texts)
-    mask_BR = texts.mask_BR
+    value_BR, mask_BR = readings.value_BR, texts.mask_BR
+    assert value_BR is not None
 
     reward_BR = token_rewards(scored.score_B, scored.kl_BR, mask_BR, controllers.kl_coef)
     if ppo.whiten_rewards:
@@ -247,6 +263,7 @@ def collect(
         stopped_B=samples.stopped_B,
     )
     metrics = objective_metrics(texts, samples, scored, controllers.kl_coef)
+    metrics |= reward_metrics(readings.scores)
     metrics |= {
         "val/mean": mean(value_BR, mask_BR),
         "val/var_explained": explained_variance(value_BR, return_BR, mask_BR),
@@ -406,7 +423,7 @@ def _adapt_penalty(
     return state, {"policy/kl_penalty_coef": coef, "policy/kl_moved": moved}
 
 
-def after_update(ppo: PPO, state: TrainState, kl: Mean, moments: RunningMoments) -> TrainState:
+def after_update(ppo: PPO, state: TrainState, kl: Mean, moments: ScoreMoments) -> TrainState:
     """Move the KL controller and the average of weights once.
 
     The rewards of this batch used β from before (Ziegler 2019).
@@ -431,29 +448,40 @@ def after_update(ppo: PPO, state: TrainState, kl: Mean, moments: RunningMoments)
 # --- run ------------------------------------------------------------------------------------------
 
 
-def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) -> None:
-    """Train a policy with PPO; with `ema_decay` the checkpoint has the average of its weights."""
+def run(
+    config: Config,
+    workdir: str,
+    monitors: Sequence[PolicyMonitor] = (),
+    judges: Mapping[str, Judge] | None = None,
+) -> None:
+    """Train a policy with PPO; with `ema_decay` the checkpoint has the average of its weights.
+
+    `judges` are those of the rewards that are judged on the host, by name.
+    """
     ppo, data = config.ppo, config.data
     run = Run.open(config, workdir)
     check(config, run.batch_shards)
-    policy, reward = load_parents(
-        run, config.init.policy, config.init.reward, data.prompt_length + ppo.response_length
+    policy, rewards = load_parents(
+        run, config.init.policy, config.rewards, data.prompt_length + ppo.response_length
     )
-    value_shape = reward.model if config.init.value == "reward" else policy.model
+    value_parent = next(iter(rewards.values())) if config.init.value == "reward" else policy
     networks = Networks(
         policy=LanguageModel(policy.model),
-        reward=ScalarModel(reward.model),
-        value=ScalarModel(value_shape),
+        rewards={name: ScalarModel(parent.model) for name, parent in rewards.items()},
+        value=ScalarModel(value_parent.model),
     )
     key = jax.random.key(config.seed)
-    frozen, trained = init_trained(config, networks, policy, reward, key)
-    # One placement, so that what the four networks have in common lies in memory once.
-    reference, reward_params, frozen = run.place_frozen((policy.params, reward.params, frozen))
+    frozen, trained = init_trained(config, networks, policy, value_parent, key)
+    # One placement, so that what the networks have in common lies in memory once.
+    reward_params = {name: parent.params for name, parent in rewards.items()}
+    reference, reward_params, frozen = run.place_frozen((policy.params, reward_params, frozen))
     optimizer = make_optimizers(config)
     state = run.place(initial_state(config, trained, optimizer))
 
+    records = load(data.prompts, Prompt, split="train", data_dir=data.data_dir)
+    host = HostRewards.of(judges or {}, records, run.tokenizer, run.mesh)
     prompts = prompt_batches(
-        load(data.prompts, Prompt, split="train", data_dir=data.data_dir),
+        records,
         run.tokenizer,
         prompt_length=data.prompt_length,
         batch_size=ppo.batch_size,
@@ -462,11 +490,12 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     documents = ptx_blocks(config, run, policy.model.context_length)
     run.announce(config, {**trained, "frozen": frozen}, describe(config))
 
-    # Three programs: sampling, everything else about a rollout, the update. The last two are
-    # compiled once for every number of packed rows that the texts of a batch need, which is known
-    # only when they have been sampled.
+    # Four programs: sampling, what networks read, what follows from it, the update. The second and
+    # the last are compiled once for every number of packed rows that the texts of a batch need,
+    # which is known only when they have been sampled.
     draw = jax.jit(partial(sample_texts, networks.policy, ppo, StopTokens.of(run.tokenizer)))
-    collect_rollout = jax.jit(partial(collect, ppo, networks))
+    read = jax.jit(partial(read_samples, networks, ppo.spec))
+    collect_rollout = jax.jit(partial(collect, ppo, config.rewards))
     optimise = run.compile_update(partial(update, ppo, networks, optimizer), state)
     count_rows = jax.jit(partial(count_packed_rows, ppo), out_shardings=replicated(run.mesh))
 
@@ -481,12 +510,13 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
         # integers waits for the sampler: the price of not reading padding, which is most of a batch
         # (LOG.md).
         whole, fullest = jax.device_get(count_rows(texts, jax.random.clone(update_key)))
-        texts = texts.packed(row_bucket(int(whole), ppo.batch_size, run.batch_shards))
-
+        packed = texts.packed(row_bucket(int(whole), ppo.batch_size, run.batch_shards))
         params = Parameters(full["policy"], reference, reward_params, full["value"])
-        controllers = state.extras["controllers"]
-        collected = collect_rollout(params, texts, samples, controllers)
-        run.show_samples(step, batch, samples, collected.rollout.score_B)
+        readings = read(params, packed)
+        # The devices are busy reading while the host judges.
+        readings = readings.with_scores(host.score(batch["index_B"], samples))
+        collected = collect_rollout(texts, samples, readings, state.extras["controllers"])
+        run.show_samples(step, batch, samples, collected.rollout.score_B, readings.scores)
 
         micro_batch = ppo.batch_size // (ppo.num_mini_batches * ppo.num_micro_batches)
         num_rows = row_bucket(int(fullest), micro_batch, run.batch_shards)
@@ -516,6 +546,12 @@ def check(config: Config, num_devices: int) -> None:
     """Refuse impossible arithmetic before anything compiles; the error names the field."""
     ppo = config.ppo
     check_rollout("ppo", ppo)
+    check_rewards(config.rewards)
+    require(
+        config.init.value != "reward" or bool(checkpoint_paths(config.rewards)),
+        "init.value=reward: there is no reward model among config.rewards "
+        f"({', '.join(reward.source for reward in config.rewards.values())}); use policy or random",
+    )
     require_divides(
         ppo.num_mini_batches,
         ppo.batch_size,
@@ -573,11 +609,11 @@ def check(config: Config, num_devices: int) -> None:
 
 
 def init_trained(
-    config: Config, networks: Networks, policy: Parent, reward: Parent, key: jax.Array
+    config: Config, networks: Networks, policy: Parent, value: Parent, key: jax.Array
 ) -> tuple[Params, Params]:
     """Return what stays frozen and what is trained, of policy and value."""
     if config.init.value == "reward":
-        value_params = reward.params  # head included (Ouyang 2022 App. C.4)
+        value_params = value.params  # head included (Ouyang 2022 App. C.4)
     else:
         value_params = init_params(networks.value, run_key(key, RunPurpose.VALUE_MODEL))
         if config.init.value == "policy":
@@ -606,7 +642,8 @@ def initial_state(
 ) -> TrainState:
     """Return the state before the first update, with its controllers."""
     coefs = jnp.asarray([config.ppo.kl_coef, config.ppo.kl_penalty_coef], jnp.float32)
-    extras: dict[str, Any] = {"controllers": Controllers(coefs[0], coefs[1], empty_moments())}
+    moments = start_moments(config.rewards)
+    extras: dict[str, Any] = {"controllers": Controllers(coefs[0], coefs[1], moments)}
     if config.ppo.ema_decay:
         extras["ema"] = params["policy"]
     return init_state(params, optimizer, extras)
@@ -654,5 +691,5 @@ def describe(config: Config) -> str:
         f"episodes; each update {ppo.num_ppo_epochs} epochs x {ppo.num_mini_batches} minibatches "
         f"of {rows} ({ppo.num_micro_batches} micro-batches of {rows // ppo.num_micro_batches}); "
         f"ptx {ppo.ptx_batch_size if ppo.ptx_coef else 0} blocks per minibatch, coefficient "
-        f"{ppo.ptx_coef}"
+        f"{ppo.ptx_coef}; {describe_rewards(config.rewards)}"
     )

@@ -1,8 +1,9 @@
 """Sample responses and score them, once: what PPO and its kin share.
 
     1  y ~ π(.|x)                      sampling; log π is of the distribution really sampled from
-    2  s = r_θ(x, y)                   the reward model's score, normalised, clipped, and
-                                       penalised where the response did not end
+    2  s = Σ_k w_k s_k(x, y)           scores of reward models and other judges (rewards.py), each
+                                       normalised and clipped; the sum is penalised where the
+                                       response did not end
     3  k_t = k(log π - log π_ref)_t    the distance to the reference, per token (Ziegler 2019,
                                        Ouyang 2022 §3.5)
 
@@ -13,6 +14,7 @@ recomputed with new parameters, which would make every ratio 1.
 Left out on purpose: a second inference engine, off-policy correction, stale rollouts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -24,11 +26,18 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.inference.decoding import PLAIN, SamplingSpec
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import Samples, sample
-from rlhf_jax.inference.scoring import response_logps, response_scores
+from rlhf_jax.inference.scoring import response_logps, response_scores, response_values
 from rlhf_jax.maths import kl
 from rlhf_jax.maths.masking import Mean, length_mask, mean
-from rlhf_jax.maths.returns import RunningMoments, moments_std, penalise_missing_eos, update_moments
+from rlhf_jax.maths.returns import penalise_missing_eos
 from rlhf_jax.models.heads import LanguageModel, ScalarModel
+from rlhf_jax.stages.rewards import (
+    Rewards,
+    ScoreMoments,
+    add_scores,
+    checkpoint_paths,
+    shape_scores,
+)
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import Parent, Run
 
@@ -51,9 +60,6 @@ class RolloutConfig:
     # Score of, or taken off, a response that was cut (Huang 2024, detail 23).
     missing_eos_penalty: float
     missing_eos_mode: Literal["replace", "subtract", "none"]
-    score_clip: float  # scores beyond ± this are cut; 0: never
-    # Divide by the std of all scores seen (Zheng 2023).
-    score_normalisation: Literal["none", "running_std"]
 
     @property
     def num_samples(self) -> int:
@@ -89,7 +95,7 @@ class Networks(NamedTuple):
     """Hold the modules, which are static and have no arrays."""
 
     policy: LanguageModel
-    reward: ScalarModel
+    rewards: Mapping[str, ScalarModel]  # of the rewards that are reward models
     value: Any = None  # a ScalarModel; algorithms without a value network leave it out
 
 
@@ -98,30 +104,50 @@ class Parameters(NamedTuple):
 
     policy: Params
     reference: Params  # read by the policy's module, never trained
-    reward: Params  # never trained
+    rewards: Mapping[str, Params]  # never trained
     value: Params | None = None
 
 
+class Readings(NamedTuple):
+    """Hold what reference, value network and rewards say of responses."""
+
+    ref_logp_BR: jax.Array
+    value_BR: jax.Array | None  # of algorithms that have a value network
+    scores: dict[str, jax.Array]  # score_B of every reward, as its judge gave it
+
+    def with_scores(self, scores: Mapping[str, jax.Array]) -> "Readings":
+        """Return the same with the scores of more rewards."""
+        return self._replace(scores={**self.scores, **scores})
+
+
 class ScoredSamples(NamedTuple):
-    """Hold what reference and reward model say of responses."""
+    """Hold the distance of responses to the reference, and their scores."""
 
     ref_logp_BR: jax.Array
     kl_BR: jax.Array  # nats per token, 0 where masked
-    raw_score_B: jax.Array  # as the reward model gave it
-    score_B: jax.Array  # normalised, clipped, penalised
+    raw_score_B: jax.Array  # the weighted sum of what the judges gave
+    score_B: jax.Array  # the weighted sum of scores normalised and clipped; penalised
 
 
-def load_parents(run: Run, policy: str, reward: str, length: int) -> tuple[Parent, Parent]:
-    """Load policy and reward model, which share a tokenizer and have room for `length` tokens."""
+def load_parents(
+    run: Run, policy: str, rewards: Rewards, length: int
+) -> tuple[Parent, dict[str, Parent]]:
+    """Load the policy, and the reward models among the rewards.
+
+    They share a tokenizer, and the policy has room for `length` tokens.
+    """
     parent = run.parent("policy", policy, kind=CheckpointKind.LANGUAGE_MODEL)
-    judge = run.parent("reward", reward, kind=CheckpointKind.SCALAR_MODEL)
-    run.same_tokenizer("policy", "reward")
+    reward_models = {}
+    for name, path in checkpoint_paths(rewards).items():
+        role, field = f"rewards.{name}", f"config.rewards.{name}.source"
+        reward_models[name] = run.parent(role, path, kind=CheckpointKind.SCALAR_MODEL, field=field)
+        run.same_tokenizer("policy", role)
     require(
         length <= parent.model.context_length,
         f"data.prompt_length + {run.stage}.response_length = {length} exceeds the policy's context "
         f"of {parent.model.context_length}; shorten one of them",
     )
-    return parent, judge
+    return parent, reward_models
 
 
 class StopTokens(NamedTuple):
@@ -168,39 +194,43 @@ def sample_texts(
     return texts, samples
 
 
+def read_samples(
+    networks: Networks, spec: SamplingSpec, params: Parameters, texts: Texts
+) -> Readings:
+    """Return what the networks say of samples; the host's rewards are not among the scores yet."""
+    ref_logp_BR, _ = response_logps(networks.policy, params.reference, texts, spec=spec)
+    scores = {
+        name: response_scores(model, params.rewards[name], texts)
+        for name, model in networks.rewards.items()
+    }
+    has_value = networks.value is not None
+    value_BR = response_values(networks.value, params.value, texts) if has_value else None
+    return Readings(ref_logp_BR, value_BR, scores)
+
+
 def score_samples(
-    networks: Networks,
-    params: Parameters,
+    settings: RolloutConfig,
+    rewards: Rewards,
     texts: Texts,
     samples: Samples,
-    moments: RunningMoments,
-    settings: RolloutConfig,
-) -> tuple[ScoredSamples, RunningMoments]:
-    """Return what reference and reward model say of samples, and the moments of all scores."""
-    ref_logp_BR, _ = response_logps(networks.policy, params.reference, texts, spec=settings.spec)
-    raw_score_B = response_scores(networks.reward, params.reward, texts)
-    score_B, moments = shape_scores(raw_score_B, samples.stopped_B, moments, settings)
-    kl_BR = kl.estimate(settings.kl_estimator, samples.logp_BR, ref_logp_BR)
-    kl_BR = jnp.where(texts.mask_BR, kl_BR, 0.0)
-    return ScoredSamples(ref_logp_BR, kl_BR, raw_score_B, score_B), moments
+    readings: Readings,
+    moments: ScoreMoments,
+) -> tuple[ScoredSamples, ScoreMoments]:
+    """Return samples with their scores and their distance to the reference; and the moments.
 
-
-def shape_scores(
-    score_B: jax.Array, stopped_B: jax.Array, moments: RunningMoments, settings: RolloutConfig
-) -> tuple[jax.Array, RunningMoments]:
-    """Return scores normalised and clipped, with those of cut responses penalised.
-
-    Huang 2024, detail 23, sets these to -1.
+    Huang 2024, detail 23, sets the scores of responses that were cut to -1.
     """
-    moments = update_moments(moments, score_B)
-    if settings.score_normalisation == "running_std":
-        score_B = score_B / (moments_std(moments) + 1e-8)
-    if settings.score_clip > 0:
-        score_B = jnp.clip(score_B, -settings.score_clip, settings.score_clip)
+    shaped, moments = shape_scores(rewards, readings.scores, moments)
     score_B = penalise_missing_eos(
-        score_B, stopped_B, penalty=settings.missing_eos_penalty, mode=settings.missing_eos_mode
+        add_scores(rewards, shaped),
+        samples.stopped_B,
+        penalty=settings.missing_eos_penalty,
+        mode=settings.missing_eos_mode,
     )
-    return score_B, moments
+    kl_BR = kl.estimate(settings.kl_estimator, samples.logp_BR, readings.ref_logp_BR)
+    kl_BR = jnp.where(texts.mask_BR, kl_BR, 0.0)
+    raw_score_B = add_scores(rewards, readings.scores)
+    return ScoredSamples(readings.ref_logp_BR, kl_BR, raw_score_B, score_B), moments
 
 
 def objective_metrics(

@@ -145,10 +145,13 @@ class Run:
 
     # --- parents and tokenizer -------------------------------------------------------------------
 
-    def parent(self, role: str, path: str, *, kind: CheckpointKind) -> Parent:
+    def parent(
+        self, role: str, path: str, *, kind: CheckpointKind, field: str | None = None
+    ) -> Parent:
         """Load a parent; its tokenizer becomes this run's if it has none yet.
 
-        `path` is as in training/pretrained.py.
+        `path` is as in training/pretrained.py, `field` the one of the config that has it, where
+        that is not config.init.ROLE.
 
         Raises:
             FileNotFoundError: there is no checkpoint.
@@ -161,7 +164,8 @@ class Run:
         params, meta = load_model(folder, bases=self._bases, place=self._place_leaf)
         if meta.kind != kind:
             actual = f"{meta.kind} (stage {meta.stage})"
-            raise ValueError(f"config.init.{role}: {path} is a {actual}, expected a {kind}")
+            field = field or f"config.init.{role}"
+            raise ValueError(f"{field}: {path} is a {actual}, expected a {kind}")
         self._check_same_parent(role, path, meta, before)
         model = self.mesh_config.run_as(from_dict(meta.model))
         meshes.check_model(model, self.mesh)
@@ -283,20 +287,30 @@ class Run:
         print(f"   {arithmetic}; seed {config.seed}; devices {devices}", flush=True)
 
     def show_samples(
-        self, step: int, batch: Mapping[str, Any], samples: Samples, score_B: jax.Array
+        self,
+        step: int,
+        batch: Mapping[str, Any],
+        samples: Samples,
+        score_B: jax.Array,
+        rewards: Mapping[str, jax.Array],
     ) -> None:
-        """Write some prompts, responses and scores, every `sample_every` steps."""
+        """Write some prompts, responses and scores, every `sample_every` steps.
+
+        `rewards` are the scores by reward of which `score_B` is the weighted sum.
+        """
         assert self.checkpoint is not None
         if not self.checkpoint.sample_every or step % self.checkpoint.sample_every:
             return
         samples = jax.tree.map(processes.fetch, samples)
         scores = processes.fetch(score_B)
+        parts = {name: processes.fetch(rewards[name]) for name in sorted(rewards)}
         rows: list[dict[str, Any]] = []
         for b in range(_NUM_SHOWN):
             prompt = batch["prompt_BP"][b][batch["prompt_mask_BP"][b].astype(bool)]
             response = samples.tokens_BR[b, : samples.length_B[b]]
             texts = [self.tokenizer.decode(ids.tolist()) for ids in (prompt, response)]
             row = {"prompt": texts[0], "response": texts[1], "score": float(scores[b])}
+            row["rewards"] = {name: float(part[b]) for name, part in parts.items()}
             rows.append({**row, "finished": bool(samples.stopped_B[b])})
         self.writer.samples(step + 1, rows)
 

@@ -147,12 +147,22 @@ def test_a_reward_model_that_is_none(tour, tmp_path):
 def rewards(tmp_path):
     (tmp_path / "rewards.py").write_text(
         "LIMIT = 3\n"
-        "def words(messages, response):\n"
-        "    assert messages[-1] == {'role': 'user', 'content': 'What does the cow eat?'}\n"
-        "    return len(response.split())\n"
-        "def nan(messages, response):\n    return float('nan')\n"
-        "def text(messages, response):\n    return 'good'\n"
-        "def fails(messages, response):\n    return {}['key']\n"
+        "def words(prompts, responses, metadata):\n"
+        "    user = {'role': 'user', 'content': 'What does the cow eat?'}\n"
+        "    assert [prompt[-1] for prompt in prompts] == [user] * len(responses)\n"
+        "    assert metadata == [{}] * len(responses)\n"
+        "    return [len(response.split()) for response in responses]\n"
+        "def nan(prompts, responses, metadata):\n    return [1.0, float('nan')]\n"
+        "def text(prompts, responses, metadata):\n    return [1.0, 'good']\n"
+        "def digits(prompts, responses, metadata):\n    return [1.0, '2']\n"
+        "def number(prompts, responses, metadata):\n    return 3\n"
+        "def short(prompts, responses, metadata):\n    return [1.0]\n"
+        "def string(prompts, responses, metadata):\n    return 'ab'\n"
+        "def fails(prompts, responses, metadata):\n"
+        "    return [{'a': 1.0}[text] for text in responses]\n"
+        "def together(prompts, responses, metadata):\n"
+        "    if len(responses) > 1:\n        raise RuntimeError('no\\nbatches')\n"
+        "    return [1.0]\n"
     )
     return tmp_path / "rewards.py"
 
@@ -176,17 +186,16 @@ def test_a_function_of_a_module(tmp_path):
     [
         ("nan", r"prompt 1 \('And the fox\?'\), response 'b': returned nan, expected a finite"),
         ("text", r"prompt 1 .*: returned 'good', expected a finite number"),
-        ("fails", r"prompt 1 .*: KeyError: 'key'"),
+        ("digits", r"prompt 1 .*: returned '2', expected a finite number"),
+        ("number", r"returned 3 for 2 responses, expected a list of as many numbers"),
+        ("short", r"returned \[1\.0\] for 2 responses, expected a list of as many numbers"),
+        ("string", r"returned 'ab' for 2 responses, expected a list of as many numbers"),
+        ("fails", r"prompt 1 \('And the fox\?'\), response 'b': KeyError: 'b'"),
+        ("together", r"prompt 0 .*, response 'a': RuntimeError: no batches"),
     ],
 )
 def test_what_a_function_may_not_return(rewards, name, message):
-    (rewards.parent / "first.py").write_text(
-        f"from importlib.util import module_from_spec, spec_from_file_location as spec\n"
-        f"s = spec('r', {str(rewards)!r})\nm = module_from_spec(s)\ns.loader.exec_module(m)\n"
-        f"def {name}(messages, response):\n"
-        f"    return 1 if 'cow' in messages[0]['content'] else m.{name}(messages, response)\n"
-    )
-    judge = FunctionJudge(f"{rewards.parent}/first.py:{name}", JudgeSettings(rewards))
+    judge = FunctionJudge(f"{rewards}:{name}", JudgeSettings(rewards))
     with pytest.raises(ValueError, match=message) as error:
         judge.scores([QUESTION, OTHER], [*finished("a"), *finished("b")])
     assert "\n" not in str(error.value)

@@ -122,7 +122,8 @@ def test_a_run_without_a_monitor_has_the_same_parameters_and_no_gold(tour, tmp_p
 
 def test_a_function_watches_a_run(tour, tmp_path, capsys):
     (tmp_path / "rewards.py").write_text(
-        "def words(messages, response):\n    return len(response.split())\n"
+        "def words(prompts, responses, metadata):\n"
+        "    return [len(response.split()) for response in responses]\n"
     )
     plan = {**tour.plans["sft"]}
     plan["monitor"] = {**plan["monitor"], "judge": f"function:{tmp_path}/rewards.py:words"}

@@ -21,7 +21,15 @@ from tests_support import load_experiment
 
 from experiments import bandit
 from experiments.ablations.fits import best_of_n as best_of_n_of_pool
-from experiments.bandit import NETWORKS, POLICY, REFERENCE, SHAPE, arms, tabular_policy
+from experiments.bandit import (
+    GROUP_NETWORKS,
+    POLICY,
+    REFERENCE,
+    REWARDS,
+    SHAPE,
+    arms,
+    tabular_policy,
+)
 from rlhf_jax.config import build
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
@@ -29,7 +37,8 @@ from rlhf_jax.maths.returns import RunningMoments, empty_moments
 from rlhf_jax.models.heads import LanguageModel, init_params
 from rlhf_jax.stages import policy_gradient, preference
 from rlhf_jax.stages.policy_gradient import check
-from rlhf_jax.stages.rollout import Parameters, ScoredSamples
+from rlhf_jax.stages.rewards import start_moments
+from rlhf_jax.stages.rollout import Parameters, ScoredSamples, read_samples
 from rlhf_jax.training.updates import (
     Objective,
     accumulated_gradients,
@@ -69,10 +78,12 @@ def test_the_closed_forms():
 
 def test_the_reward_model_scores_arm_i_with_i():
     texts, samples = bandit.draw(tabular_policy(), jax.random.key(0))
-    collect = jax.jit(partial(policy_gradient.collect, settings_of("rloo"), NETWORKS))
-    moments = policy_gradient.Moments(empty_moments(), empty_moments())
-    params = Parameters(tabular_policy(), tabular_policy(), bandit.arm_reward())
-    groups, _, score_B, _ = collect(params, texts, samples, moments)
+    settings = settings_of("rloo")
+    read = jax.jit(partial(read_samples, GROUP_NETWORKS, settings.spec))
+    collect = jax.jit(partial(policy_gradient.collect, settings, REWARDS))
+    moments = policy_gradient.Moments(start_moments(REWARDS), empty_moments())
+    params = Parameters(tabular_policy(), tabular_policy(), {"arm": bandit.arm_reward()})
+    groups, _, score_B, _ = collect(texts, samples, read(params, texts), moments)
     np.testing.assert_allclose(score_B, samples.tokens_BR[:, 0], atol=1e-4)
     np.testing.assert_allclose(
         groups.ref_logp_BNR.ravel(), REFERENCE[samples.tokens_BR[:, 0]], atol=1e-5

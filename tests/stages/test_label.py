@@ -180,7 +180,8 @@ def load_prompt(comparison):
 
 def test_a_function_ranks(tour, tmp_path):
     (tmp_path / "rewards.py").write_text(
-        "def brevity(messages, response):\n    return -len(response)\n"
+        "def brevity(prompts, responses, metadata):\n"
+        "    return [-len(response) for response in responses]\n"
     )
     plan = plan_of(
         tour,

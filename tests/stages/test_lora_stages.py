@@ -144,11 +144,8 @@ def test_sharded_equals_single(adapted, tmp_path):
 def test_other_adapters_than_the_parents_are_refused_and_rank_zero_merges(adapted, tmp_path):
     folder, plans = adapted
     plan = json.loads(json.dumps(plans["ppo"]))
-    plan["init"] = {
-        "policy": str(folder / "sft"),
-        "reward": str(folder / "reward"),
-        "value": "reward",
-    }
+    plan["init"] = {"policy": str(folder / "sft"), "value": "reward"}
+    plan["rewards"]["reward"]["source"] = f"reward:{folder / 'reward'}"
     with pytest.raises(ValueError, match=r"rank 3, alpha 4, .*the parent's adapters have rank 2"):
         main.run({**plan, "lora": {**LORA, "rank": 3}}, str(tmp_path / "a"))
     full = json.loads(json.dumps(plans["sft"]))

@@ -231,10 +231,11 @@ def test_a_changed_parent_is_refused(tour, tmp_path):
 
 def test_a_parent_of_the_wrong_kind_is_refused(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["ppo"]))
-    plan["init"]["reward"] = str(tour.workdir / "sft")
+    plan["rewards"]["reward"]["source"] = f"reward:{tour.workdir / 'sft'}"
     plan["init"]["policy"] = str(tour.workdir / "sft")
     with pytest.raises(
-        ValueError, match=r"init\.reward: .* is a language_model .* expected a scalar_model"
+        ValueError,
+        match=r"rewards\.reward\.source: .* is a language_model .* expected a scalar_model",
     ):
         main.run(plan, str(tmp_path / "ppo"))
 
@@ -249,11 +250,8 @@ def test_a_missing_parent_says_how_to_make_it(tour, tmp_path):
 
 def test_a_response_longer_than_the_context_is_refused(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["ppo"]))
-    plan["init"] = {
-        "policy": str(tour.workdir / "sft"),
-        "reward": str(tour.workdir / "reward"),
-        "value": "reward",
-    }
+    plan["init"] = {"policy": str(tour.workdir / "sft"), "value": "reward"}
+    plan["rewards"]["reward"]["source"] = f"reward:{tour.workdir / 'reward'}"
     plan["ppo"]["response_length"] = 500
     with pytest.raises(ValueError, match=r"= 564 exceeds the policy's context of 128; shorten"):
         main.run(plan, str(tmp_path / "ppo"))
@@ -287,6 +285,9 @@ def test_ppo_on_many_devices_equals_one(tour, tmp_path, axes):
 def test_groups_on_many_devices_equal_one(tour, tmp_path):
     plan = json.loads(json.dumps(tour.plans["grpo"]))
     plan["policy_gradient"] |= {"batch_size": 64, "total_episodes": 64}
+    # A judge on the host beside the reward model on the devices.
+    short = {"source": "length:4", "weight": 0.1, "clip": 0.0, "normalisation": "running_std"}
+    plan["rewards"]["short"] = short
     for name, axes in (
         ("one", {"data": 1, "fsdp": 1, "tensor": 1}),
         ("many", {"data": 2, "fsdp": 2, "tensor": 2}),

@@ -14,11 +14,11 @@ from rlhf_jax.config import build
 from rlhf_jax.inference.packing import Texts
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.maths.masking import Mean, length_mask, value
-from rlhf_jax.maths.returns import RunningMoments
 from rlhf_jax.models.config import gpt
 from rlhf_jax.models.heads import LanguageModel, ScalarModel, init_params
 from rlhf_jax.stages import ppo as stage
-from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, sample_texts
+from rlhf_jax.stages.rewards import Reward, start_moments
+from rlhf_jax.stages.rollout import Networks, Parameters, StopTokens, read_samples, sample_texts
 from rlhf_jax.training.updates import Objective, accumulated_gradients, init_state, minibatch_rows
 
 B, P, R, V, EOS = 8, 4, 5, 11, 1
@@ -60,8 +60,6 @@ PPO = stage.PPO(
     kl_penalty_target=0.01,
     missing_eos_penalty=1.0,
     missing_eos_mode="replace",
-    score_clip=0.0,
-    score_normalisation="none",
     whiten_rewards=False,
     whiten_advantages="batch",
     target_kl=0.0,
@@ -70,18 +68,19 @@ PPO = stage.PPO(
     ptx_batch_size=0,
 )
 NETWORKS = Networks(
-    policy=LanguageModel(SHAPE), reward=ScalarModel(SHAPE), value=ScalarModel(SHAPE)
+    policy=LanguageModel(SHAPE), rewards={"model": ScalarModel(SHAPE)}, value=ScalarModel(SHAPE)
 )
+REWARDS = {"model": Reward("reward:../reward", weight=1.0, clip=0.0, normalisation="none")}
 
 
 def moments():
-    return RunningMoments(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()))
+    return start_moments(REWARDS)
 
 
 @pytest.fixture(scope="module")
 def params():
     policy = init_params(NETWORKS.policy, jax.random.key(0))
-    reward = init_params(NETWORKS.reward, jax.random.key(1))
+    reward = init_params(NETWORKS.rewards["model"], jax.random.key(1))
     # Louder than at initialisation, so that a wrong position or temperature shows.
     loud = jax.tree.map(lambda x: 5 * x, policy)
     return {"policy": loud, "reward": reward, "value": jax.tree.map(jnp.copy, reward)}
@@ -105,7 +104,8 @@ def sampled(params, prompts):
 
 @cache
 def compiled_collect(ppo):
-    return jax.jit(partial(stage.collect, ppo, NETWORKS))
+    read = jax.jit(partial(read_samples, NETWORKS, ppo.spec))
+    return read, jax.jit(partial(stage.collect, ppo, REWARDS))
 
 
 def collect(params, sampled, *, reference=None, kl_coef=0.1, **changes):
@@ -114,12 +114,12 @@ def collect(params, sampled, *, reference=None, kl_coef=0.1, **changes):
     everything = Parameters(
         policy=params["policy"],
         reference=params["policy"] if reference is None else reference,
-        reward=params["reward"],
+        rewards={"model": params["reward"]},
         value=params["value"],
     )
     controllers = stage.Controllers(jnp.asarray(kl_coef), jnp.asarray(1.0), moments())
-    compiled = compiled_collect(replace(PPO, **changes))
-    collected = compiled(everything, texts, samples, controllers)
+    read, compiled = compiled_collect(replace(PPO, **changes))
+    collected = compiled(texts, samples, read(everything, texts), controllers)
     return collected.rollout, collected.metrics
 
 

@@ -49,10 +49,9 @@ def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
         "kl_target": 0.5,
         "kl_horizon": 160,
         "ema_decay": 0.9,
-        "score_normalisation": "running_std",
-        "score_clip": 2.0,
         "whiten_rewards": True,
     }
+    plan["rewards"]["reward"] |= {"normalisation": "running_std", "clip": 2.0}
     folder = beside(tour, tmp_path, "ppo")
     main.run(plan, str(folder))
     coefs = [row["objective/kl_coef"] for row in rows(folder)]
@@ -88,7 +87,7 @@ def test_ppo_s_value_starts_from_a_pooled_head_that_was_trained_alone(tour, tmp_
     jax.tree.map(np.testing.assert_array_equal, reward["trunk"], policy["trunk"])
 
     plan = plan_of(tour, "ppo")
-    plan["init"] |= {"reward": str(folder), "value": "reward"}
+    plan["rewards"]["reward"]["source"] = f"reward:{folder}"
     plan["ppo"]["total_episodes"] = 2 * plan["ppo"]["batch_size"]
     (tmp_path / "ppo_run").mkdir()
     ppo = beside(tour, tmp_path / "ppo_run", "ppo")

@@ -61,7 +61,11 @@ def plans(tour):
     pretrain["pretrain"] |= {"num_steps": 4, "eval_every": 4}
     pretrain["optimizer"]["warmup_steps"] = 1
     ppo["ppo"] |= {"total_episodes": 48, "ptx_batch_size": 4}
-    ppo["init"] |= {"policy": str(tour.workdir / "sft"), "reward": str(tour.workdir / "reward")}
+    ppo["init"]["policy"] = str(tour.workdir / "sft")
+    ppo["rewards"]["reward"]["source"] = f"reward:{tour.workdir / 'reward'}"
+    # Each process asks this judge about the rows of its own devices.
+    length = {"source": "length:4", "weight": 0.5, "clip": 2.0, "normalisation": "running_std"}
+    ppo["rewards"]["length"] = length
     for plan in (pretrain, ppo):
         plan["mesh"] = MESH
         plan["checkpoint"] |= {"save_every": 1, "sample_every": 1}

@@ -42,7 +42,7 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
         )
         assert updates == 2 * every, f"{name}: half-way and the end are kept"
         assert updates * settings.batch_size == settings.total_episodes
-        assert config.init.reward == "../../../base/seed1/reward"
+        assert config.rewards.reward.source == "reward:../../../base/seed1/reward"
         episodes.add(settings.total_episodes)
     assert len(episodes) == 1
     for name in algorithms.OFFLINE:
@@ -57,8 +57,9 @@ def test_algorithms_start_alike_and_see_equally_many_samples(size):
         assert policy.config.init.to_dict() == {
             "policy": "../../../../base/seed1/sft",
             "value": "reward",
-            "reward": beside(rewarded.folder, policy.folder),
         }
+        source = f"reward:{beside(rewarded.folder, policy.folder)}"
+        assert policy.config.rewards.reward.source == source
         assert rewarded.config.init.policy == policy.config.init.policy
     assert label_1.config.init.policy == "../../../../base/seed1/sft"
     assert (label_2.config.init.policy, reward_2.config.data.comparisons) == (
