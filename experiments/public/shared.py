@@ -31,7 +31,7 @@ def reward(
         "data_dir": DATA_DIR,
         "comparisons": comparisons,
         "earlier": (),
-        "demonstrations": comparisons,
+        "demonstrations": placeholder(str),  # the best responses of the comparisons
     }
     config.reward = {
         "num_epochs": 1.0,

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches, demonstration_batches
-from rlhf_jax.data.records import Demonstration, as_pairs
+from rlhf_jax.data.records import Comparison, Demonstration, Message, as_pairs
 from rlhf_jax.data.sources import load
 from rlhf_jax.inference.scoring import last_token_scores, packed_scores
 from rlhf_jax.maths.masking import Mean
@@ -72,7 +72,7 @@ class Data:
     data_dir: str
     comparisons: str
     earlier: tuple[str, ...]  # more training rankings, of earlier rounds
-    demonstrations: str
+    demonstrations: str | None  # a source; None: the best response of every training ranking
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def run(config: Config, workdir: str) -> None:
     reader = Reader(run, settings, data.data_dir, config.seed)
     sources = comparison_sources(data.comparisons, run.workdir)
     earlier = [comparison_sources(source, run.workdir)[TRAIN] for source in data.earlier]
-    rankings = training_rankings(settings, reader, [*earlier, sources[TRAIN]])
+    comparisons = reader.load([*earlier, sources[TRAIN]], TRAIN)
+    rankings = training_rankings(settings, reader, comparisons)
     num_updates = round(settings.num_epochs * rankings.num_examples / rankings.batch_size)
     batches = reader.pack(rankings, num_updates, settings.num_micro_batches)
 
@@ -152,7 +153,7 @@ def run(config: Config, workdir: str) -> None:
         partial(reward_loss, settings, model), prompts_with_pairs, settings.num_micro_batches
     )
     update = run.compile_update(partial(supervised_update, objective, optimizer), state)
-    demonstrations = normalisation_batches(config, run)
+    demonstrations = normalisation_batches(config, run, comparisons)
     score = jax.jit(partial(demonstration_scores, model))
 
     def step_fn(state: TrainState, step: int) -> tuple[TrainState, dict[str, Any]]:
@@ -189,9 +190,8 @@ def run(config: Config, workdir: str) -> None:
     )
 
 
-def training_rankings(settings: Reward, reader: Reader, sources: Sequence[str]) -> Batches:
+def training_rankings(settings: Reward, reader: Reader, rankings: Sequence[Comparison]) -> Batches:
     """Return the training rankings as batches of prompts, or of single pairs."""
-    rankings = reader.load(sources, TRAIN)
     if settings.batching == "shuffled_pairs":
         pairs = replace(reader, settings=replace(settings, max_candidates=2))
         return pairs.batches(as_pairs(rankings), TRAIN)
@@ -230,12 +230,15 @@ def measure_rankings(
     return {"accuracy": accuracy, "loss": rankings_nll(settings, score_BC, batch)}
 
 
-def normalisation_batches(config: Config, run: Run) -> list[Batch]:
+def normalisation_batches(
+    config: Config, run: Run, comparisons: Sequence[Comparison]
+) -> list[Batch]:
     """Return the demonstrations on which scores are normalised, as batches on the mesh."""
+    source, data_dir = config.data.demonstrations, config.data.data_dir
     demonstrations = demonstration_batches(
-        load(
-            config.data.demonstrations, Demonstration, split="train", data_dir=config.data.data_dir
-        ),
+        load(source, Demonstration, split="train", data_dir=data_dir)
+        if source is not None
+        else best_responses(comparisons),
         run.tokenizer,
         context_length=config.reward.max_length,
         batch_size=config.reward.batch_size,
@@ -245,6 +248,15 @@ def normalisation_batches(config: Config, run: Run) -> list[Batch]:
     full_batches = demonstrations.num_examples // config.reward.batch_size
     count = max(1, min(full_batches, MOST_DEMONSTRATION_BATCHES))
     return [run.shard(demonstrations.batch(i)) for i in range(count)]
+
+
+def best_responses(comparisons: Sequence[Comparison]) -> list[Demonstration]:
+    """Return every prompt with the response that was ranked first, of several the earlier one."""
+    return [
+        Demonstration((*ranking.messages, Message("assistant", ranking.responses[best])))
+        for ranking in comparisons
+        for best in [ranking.ranks.index(min(ranking.ranks))]
+    ]
 
 
 def demonstration_scores(model: ScalarModel, params: Params, batch: Batch) -> jax.Array:

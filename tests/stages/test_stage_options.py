@@ -13,6 +13,8 @@ from tests_support import load_experiment
 
 from rlhf_jax import main
 from rlhf_jax.apps.export import export
+from rlhf_jax.data.records import Comparison, Message
+from rlhf_jax.stages import reward
 from rlhf_jax.training import checkpoints, pretrained
 
 
@@ -40,6 +42,29 @@ def test_sft_by_reward_needs_a_reward_model(tour, tmp_path):
     assert plan["init"]["reward"] is None
     with pytest.raises(ValueError, match=r"sft\.select=reward needs init\.reward"):
         main.run(plan, str(beside(tour, tmp_path, "sft")))
+
+
+def test_scores_are_normalised_on_best_responses_where_no_demonstrations_are_named(tour, tmp_path):
+    ranking = Comparison((Message("user", "hello"),), ("go away", "hi", "hey"), (3, 1, 2))
+    assert [turn.content for turn in reward.best_responses([ranking])[0].messages] == [
+        "hello",
+        "hi",
+    ]
+    plan = plan_of(tour, "reward")
+    plan["data"]["demonstrations"] = None  # not even a broken source of them would be read
+    folder = beside(tour, tmp_path, "reward")
+    main.run(plan, str(folder))
+    last, named = rows(folder)[-1], rows(tour.workdir / "reward")[-1]
+    assert last["rm/bias"] == pytest.approx(-last["rm/demonstrations_mean"])
+    assert last["rm/demonstrations_mean"] != pytest.approx(named["rm/demonstrations_mean"])
+
+
+@pytest.mark.parametrize("name", ["reward_hh", "reward_webgpt", "smollm2_reward_hh"])
+def test_comparisons_of_ones_own_bring_no_other_data_set_along(name):
+    config = load_experiment(f"experiments/public/{name}.py", "tiny")
+    config.data.comparisons = "jsonl:mine.jsonl"
+    others = {key: source for key, source in config.data.items() if key != "comparisons" and source}
+    assert set(others) == {"data_dir"}
 
 
 def test_adaptive_controller_ema_and_running_scores(tour, tmp_path):
