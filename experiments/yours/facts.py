@@ -11,8 +11,7 @@ measure by, which every stage leaves alone.
 import shlex
 from dataclasses import dataclass, fields, replace
 
-from rlhf_jax.models.config import num_params
-from rlhf_jax.training.pretrained import read_shape
+from rlhf_jax.training.pretrained import count_params
 
 MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"  # or hf:FOLDER, hf:FILE.gguf, a run's folder
 DEMONSTRATIONS = ""  # "": no fine-tuning, the model is good enough to start from
@@ -65,7 +64,7 @@ def choose(text: str) -> tuple[Facts, Settings]:
         ValueError: a name is unknown, or a length is no number.
     """
     facts = parse(text)
-    count = num_params(read_shape(facts.model))
+    count = count_params(facts.model)
     settings = next(settings for settings in SETTINGS if count < settings.below)
     trained = f"adapters of rank {settings.rank}" if settings.rank else "all parameters"
     print(

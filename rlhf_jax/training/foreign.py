@@ -4,6 +4,7 @@
 may be.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,8 @@ from rlhf_jax.data.tokenizers import ASSISTANT, USER, Tokenizer, load_tokenizer,
 from rlhf_jax.models.config import from_dict, to_dict
 from rlhf_jax.models.heads import grow_vocabulary
 from rlhf_jax.models.huggingface import Place, load_pretrained
-from rlhf_jax.models.huggingface.files import read_json
-from rlhf_jax.models.huggingface.gguf import load_gguf, read_metadata
+from rlhf_jax.models.huggingface.files import catalogue, read_json
+from rlhf_jax.models.huggingface.gguf import load_gguf, read_metadata, read_shapes
 from rlhf_jax.models.huggingface.gguf_tokenizers import gguf_tokenizer
 from rlhf_jax.models.huggingface.peft import is_peft, load_peft, read_base_name
 from rlhf_jax.models.lora import add_scales, combine
@@ -131,6 +132,15 @@ def load_foreign(source: Source, bases: Bases, place: Place | None) -> tuple[Par
         extra=_provenance(source),
     )
     return params, meta
+
+
+def count_foreign_params(source: Source) -> int:
+    """Return the number of parameters by the files' headers; of adapters, their base's."""
+    if is_peft(source.folder):
+        return count_foreign_params(_base_of(source.folder))
+    if source.folder.suffix == _GGUF:
+        return sum(math.prod(shape) for shape in read_shapes(source.folder).values())
+    return sum(math.prod(stored.shape) for stored in catalogue(source.folder).values())
 
 
 def _provenance(source: Source) -> dict[str, str]:

@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.models.config import from_dict, num_params
 from rlhf_jax.models.lora import LoraConfig, add_scales, combine
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import Meta, PathLike
@@ -91,6 +92,14 @@ def load_model(
 def read_meta(path: PathLike) -> Meta:
     """Read the `Meta` alone; foreign models are loaded for it: it has their weights' checksum."""
     return load_model(path)[1] if is_foreign(path) else checkpoints.read_meta(path)
+
+
+def count_params(path: PathLike) -> int:
+    """Return a model's number of parameters without reading them; of adapters, their base's."""
+    if is_foreign(path):
+        foreign = _foreign()
+        return int(foreign.count_foreign_params(foreign.find_source(path)))
+    return num_params(from_dict(read_meta(path).model))
 
 
 def _foreign() -> ModuleType:

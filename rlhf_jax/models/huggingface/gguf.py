@@ -81,6 +81,11 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
+def read_shapes(path: str | Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a GGUF file's tensors; errors are those of `load_gguf`."""
+    return {name: tuple(map(int, tensor.shape)) for name, tensor in _open(path)[1].items()}
+
+
 def _open(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return all fields by name, and all tensors, whose data are not yet read."""
     if not Path(path).is_file():
