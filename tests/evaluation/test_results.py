@@ -10,7 +10,7 @@ from rlhf_jax.evaluation.results import (
     ROWS,
     first_of_each_kind,
     judge_all,
-    judged_pairs,
+    judge_pairs,
     side_by_side,
     standardise,
 )
@@ -83,10 +83,14 @@ def test_people_stand_before_those_who_score():
     assert [row.metric for row in rows] == [
         "preferred to short, people",
         "preferred to short, people, length-controlled",
+        "tied with short, people",
         "preferred to short, brevity",
         "preferred to short, brevity, length-controlled",
+        "tied with short, brevity",
     ]
-    people, _, brevity, _ = rows
+    people, _, ties, brevity, *_ = rows
+    assert (people.judge, brevity.judge) == ("people", "brevity")
+    assert ties.values["long"].value == pytest.approx(4 / 8)  # the second person can never tell
     assert people.description == "two people; ties are half a win (Ouyang et al. 2022, Fig. 1)"
     assert brevity.description == "the shorter, the better; equal totals are half a win"
     # Of four pairs of answers people prefer three short ones, each with one vote of two, and tie in
@@ -109,13 +113,13 @@ def test_a_judge_who_scores_has_a_mean_and_a_gain():
 
 
 def test_pairs_of_own_responses_are_judged_by_prompt():
-    pairs, preferences = judged_pairs(results(), "short")
+    pairs, preferences = judge_pairs(results(), "short")
     np.testing.assert_array_equal(pairs.prompt_M, [0])  # the second prompt's two answers are equal
-    np.testing.assert_array_equal(preferences["brevity"], [1.0])
-    np.testing.assert_array_equal(preferences["people"], [0.5])
-    pairs, preferences = judged_pairs(results(), "long")
+    np.testing.assert_array_equal(preferences["brevity"], [[1.0]])
+    np.testing.assert_array_equal(preferences["people"], [[0.5, 0.5]])
+    pairs, preferences = judge_pairs(results(), "long")
     np.testing.assert_array_equal(pairs.prompt_M, [1])
-    np.testing.assert_array_equal(preferences["brevity"], [0.0])
+    np.testing.assert_array_equal(preferences["brevity"], [[0.0]])
 
 
 def test_the_reward_model_is_held_against_every_judge():
@@ -127,12 +131,14 @@ def test_the_reward_model_is_held_against_every_judge():
         "accuracy against brevity",
         "accuracy against people",
         "calibration error (ECE)",
+        "two of people agree",
     ]
     assert rows["score of the responses"].values["long"].value == pytest.approx(0.75)
     assert rows["accuracy against brevity"].values["short"].value == 1.0
     assert rows["accuracy against brevity"].values["long"].value == 0.0
     assert np.isnan(rows["accuracy against people"].values["short"].value)
     assert "labelers' agreement" in rows["calibration error (ECE)"].description
+    assert np.isnan(rows["two of people agree"].values["short"].value)  # the second cannot tell
     alone = ROWS["reward"](results(scores, {"brevity": Brevity()}))[-1]
     assert "the judge's agreement" in alone.description
     assert [row.metric for row in ROWS["reward"](results(scores, {}))] == ["score of the responses"]
@@ -175,7 +181,7 @@ def test_a_control_with_one_answer_meets_each_of_the_references():
     found = judge_all(PROMPTS, "short", measured, judges, Bootstrap(100, 0))
     assert found.controls == {"best_of_2": {"heading": "2 samples", "description": "best of 2"}}
     assert found.successors == ["long"]
-    people, _, brevity, _ = ROWS["preferences"](found)
+    people, _, _, brevity, *_ = ROWS["preferences"](found)
     # red ties with red and beats red fox; blue owl loses to blue twice.
     assert brevity.values["best_of_2"].value == pytest.approx((0.5 + 1 + 0 + 0) / 4)
     assert people.values["best_of_2"].n == 8
