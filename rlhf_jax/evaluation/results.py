@@ -509,7 +509,6 @@ def accuracy_rows(results: Results) -> list[Row]:
         "mean log-probability": {name: logp[name] / tokens[name] for name in logp},
         "log-probability": logp,
         "the shorter": {name: -length[name] for name in logp},
-        "the longer": {name: length[name] for name in logp},
         "chance": {name: rng.normal(size=logp[name].shape) for name in logp},
     }
     rows = []

@@ -284,6 +284,16 @@ def test_an_interval_that_holds_one_half_says_that_nothing_is_shown(run):
     )
 
 
+def test_judges_are_called_as_the_config_calls_them(run):
+    table = [
+        win_rate("win_rate_model", "sft", ppo=value(0.7)) | {"judge": "brevity"},
+        win_rate("win_rate_model", "sft", ppo=value(0.4)) | {"judge": "vowels"},
+    ]
+    assert "ppo is preferred to sft by brevity in 70 %" in headline(run, *table)
+    drawn = words(section(with_evaluation(run, table=table), "pictures"))
+    assert "Dark bars: brevity; pale bars: vowels." in drawn
+
+
 def test_a_rate_without_interval_says_so(run):
     rate = {"value": 0.7, "low": None, "high": None, "n": 8}
     sentence = headline(run, win_rate("win_rate_model", "sft", ppo=rate))
