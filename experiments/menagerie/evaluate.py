@@ -8,6 +8,7 @@ report; README.md has the table to expect.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from experiments.menagerie.shared import DATA_DIR, RESPONSE_LENGTH, pick, prompt_length
 
@@ -26,6 +27,7 @@ def get_config(size: str = "default") -> ConfigDict:
             },
             "reference": "sft",
             "reward": "../reward",
+            "fluency": placeholder(str),  # a second model, as hf:FOLDER
             "judges": {
                 "held-out labelers": f"menagerie/{size}:heldout",
                 "gold": f"menagerie/{size}:gold",
@@ -33,6 +35,7 @@ def get_config(size: str = "default") -> ConfigDict:
             "data": {
                 "data_dir": DATA_DIR,
                 "prompts": f"tfds:menagerie_prompts/{size}",
+                "prompt_splits": ("test",),
                 "documents": f"tfds:menagerie_corpus/{size}",
                 "mask_documents": False,
                 "prompt_length": prompt_length(size),
@@ -42,6 +45,7 @@ def get_config(size: str = "default") -> ConfigDict:
                 "num_prompts": pick(size, tiny=16, default=500, large=2000),
                 "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
                 "best_of": pick(size, tiny=3, default=16, large=16),
+                "reward_details": False,  # reward_accuracy.py
                 "labelers_per_prompt": pick(size, tiny=2, default=3, large=3),
                 "response_length": RESPONSE_LENGTH,
                 "corpus_documents": pick(size, tiny=8, default=500, large=5000),

@@ -6,7 +6,8 @@
 Reads WORKDIR/evaluate/evaluation.json of pipeline runs that differ in their seed, and writes
 results.csv and results.svg beside this file, or into `--output=FOLDER`; without workdirs it draws
 what results.csv holds. One run is enough; intervals over seeds need two. `--dialogues=12` prints
-answers of the first run instead. Two columns are controls, which no training made: best of 16
+answers of the first run instead, and `--reward_accuracy` what reward_accuracy.py measured in the
+folder of that name of every run. Two columns are controls, which no training made: best of 16
 samples of SFT by the reward model, and SFT's own answers after one rule of manners.
 """
 
@@ -87,15 +88,18 @@ class Value(NamedTuple):
     high: float = math.nan
 
 
-def read_evaluation(workdir: Path) -> dict[str, Any]:
-    """Return what the evaluation of a pipeline's run wrote.
+def read_evaluation(workdir: Path, stage: str = "evaluate") -> dict[str, Any]:
+    """Return what an evaluation of a pipeline's run wrote.
 
     Raises:
-        FileNotFoundError: the run has no evaluation.
+        FileNotFoundError: the run has no such evaluation.
     """
-    path = workdir / "evaluate" / "evaluation.json"
+    path = workdir / stage / "evaluation.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; run the pipeline to its end (make seeds)")
+        remedy = "run the pipeline to its end (make seeds)"
+        if stage != "evaluate":
+            remedy = f"run --config=experiments/menagerie/{stage}.py --workdir={workdir / stage}"
+        raise FileNotFoundError(f"{path} does not exist; {remedy}")
     return json.loads(path.read_text())
 
 
@@ -213,6 +217,46 @@ def print_dialogues(evaluation: dict[str, Any], count: int) -> None:
         print(f"| {' | '.join([prompt, *cells])} |")
 
 
+def print_reward_accuracy(evaluations: Sequence[dict[str, Any]]) -> None:
+    """Print a Markdown table for every judge: agreement with it by kind of prompt, over seeds."""
+    rows = [
+        (row["judge"], *row["subject"].partition("/")[::2], next(iter(row["values"].values())))
+        for evaluation in evaluations
+        for row in evaluation["table"]
+        if row["key"] == "reward_accuracy" and row["values"]
+    ]
+    rivals = list(dict.fromkeys(rival for _, rival, _, _ in rows))
+    for judge in dict.fromkeys(judge for judge, *_ in rows):
+        print(f"| {judge}: pairs | {' | '.join(rivals)} |\n|---|{'---|' * len(rivals)}")
+        for kind in ("", *sorted({kind for _, _, kind, _ in rows if kind})):
+            found = {
+                rival: [v for j, r, k, v in rows if (j, r, k) == (judge, rival, kind)]
+                for rival in rivals
+            }
+            counts = [value["n"] for value in found[rivals[0]]]
+            cells = [_mean_and_deviation(values) for values in found.values()]
+            print(f"| {kind or 'all'}: {sum(counts):,} | {' | '.join(cells)} |")
+        print()
+    for row in evaluations[0]["table"]:
+        if row["metric"].startswith("two of ") and row["values"]:
+            values = [_value_of(evaluation, row["metric"]) for evaluation in evaluations]
+            print(f"{row['metric']}: {_mean_and_deviation(values)}")
+
+
+def _value_of(evaluation: dict[str, Any], metric: str) -> dict[str, Any]:
+    (row,) = [row for row in evaluation["table"] if row["metric"] == metric]
+    return next(iter(row["values"].values()))
+
+
+def _mean_and_deviation(values: Sequence[dict[str, Any]]) -> str:
+    """Return 100 x the mean over seeds ± their deviation, as in the other tables."""
+    shares = [100 * value["value"] for value in values]
+    if not shares:
+        return "–"
+    deviation = f" ± {np.std(shares, ddof=1):.1f}" if len(shares) > 1 else ""
+    return f"{np.mean(shares):.1f}{deviation} %"
+
+
 def main() -> None:
     """Read the command line and do what it asks."""
     parser = argparse.ArgumentParser(
@@ -221,7 +265,14 @@ def main() -> None:
     parser.add_argument("workdirs", nargs="*", type=Path, help="pipeline runs, one per seed")
     parser.add_argument("--output", type=Path, default=HERE, help="folder of results.csv and .svg")
     parser.add_argument("--dialogues", type=int, default=0, help="print so many answers instead")
+    parser.add_argument(
+        "--reward_accuracy", action="store_true", help="print WORKDIR/reward_accuracy instead"
+    )
     args = parser.parse_args()
+    if args.reward_accuracy:
+        found = [read_evaluation(workdir, "reward_accuracy") for workdir in args.workdirs]
+        print_reward_accuracy(found)
+        return
     evaluations = [read_evaluation(workdir) for workdir in args.workdirs]
     if args.dialogues:
         print_dialogues(evaluations[0], args.dialogues)

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.apps.text import format_number, printable, shorten
 from rlhf_jax.evaluation.estimates import Estimate
+from rlhf_jax.evaluation.table import JUDGED
 
 _INK = "#010203"  # becomes `currentColor`, the page's own
 _STYLE: Any = matplotlib.rc_params_from_file(
@@ -239,7 +240,7 @@ AXES = {
     "validation/accuracy_gold": Axis("pairs ordered as gold does"),
     "validation/loss_heldout": Axis("loss on held-out labelers' pairs"),
     "validation/loss_gold": Axis("loss on gold's pairs"),
-    "gold/total": Axis("gold, the exact judge"),
+    f"{JUDGED}gold": Axis("gold, the exact judge"),
     "gold/truthfulness": Axis("truthfulness by gold"),
     "ptx/loss": Axis("pretraining loss in the mix [nats/token]", "log"),
     "val/var_explained": Axis("variance of returns explained by the value"),
@@ -258,7 +259,7 @@ AXES = {
 
 def judged(metrics: Iterable[str]) -> list[str]:
     """Return the metrics that are a judge's main number of a policy in training."""
-    return sorted(name for name in metrics if name.endswith(("/total", "/score")))
+    return sorted(name for name in metrics if name.startswith(JUDGED))
 
 
 def choose_curves(stage: str, metrics: Collection[str]) -> list[str]:

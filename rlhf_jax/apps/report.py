@@ -48,7 +48,8 @@ _STAGES = {
     "policy_gradient": "Policy gradient without a value network",
     "preference": "Preference optimisation",
 }
-# Who judges, by the key of the row; the page opens with the first judge that an evaluation has.
+# Who judges, by the key of the row, where the row does not say it; the page opens with the first
+# judge that an evaluation has.
 _JUDGES = {
     "win_rate_labelers": "held-out labelers",
     "win_rate_gold": "gold, the exact judge",
@@ -86,7 +87,7 @@ def headline(evaluations: Sequence[Evaluation]) -> str:
             names = [name for name in evaluation.checkpoints if name in row.values]
             trained = [name for name in names if name not in evaluation.controls]
             name = (trained or names)[-1]
-            sentence = _preference(name, row, _JUDGES[key])
+            sentence = _preference(name, row, _judge(row))
             return " ".join([sentence, *_entirely_right(name, evaluation)])
     for evaluation in evaluations:
         for row in evaluation.rows:
@@ -95,6 +96,11 @@ def headline(evaluations: Sequence[Evaluation]) -> str:
             if words:
                 return f"{row.metric} is {' and '.join(words[:2])}."
     return "Nothing has been measured yet: run the evaluate stage, then write this page again."
+
+
+def _judge(row: Row) -> str:
+    """Return who judges in a row of win rates."""
+    return row.judge or _JUDGES[row.key]
 
 
 def _preference(name: str, row: Row, judge: str) -> str:
@@ -211,10 +217,15 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
 # --- pictures ---------------------------------------------------------------------------------
 
 
+def _win_rates(evaluation: Evaluation) -> list[Row]:
+    """Return the rows of win rates; people judge first, then gold, then models."""
+    rows = [row for row in evaluation.rows if row.key in _JUDGES]
+    return sorted(rows, key=lambda row: list(_JUDGES).index(row.key))
+
+
 def win_rate_figures(evaluation: Evaluation, styles: Styles) -> list[Markup]:
     """Draw win rates for every opponent, as Ouyang et al. (2022) do."""
-    rows = [row for row in evaluation.rows if row.key in _JUDGES]
-    rows.sort(key=lambda row: list(_JUDGES).index(row.key))
+    rows = _win_rates(evaluation)
     model_styles = {name: styles[name] for name in evaluation.checkpoints}
     drawings = []
     for opponent in dict.fromkeys(row.subject for row in rows):
@@ -342,7 +353,6 @@ def _template() -> jinja2.Template:
 
 def _evaluation_section(evaluation: Evaluation, styles: Styles) -> dict[str, Any]:
     """Return what the page says about one evaluation."""
-    keys = {row.key for row in evaluation.rows}
     settings = evaluation.workdir.settings
     steps = {name: integer(entry.get("step")) for name, entry in evaluation.checkpoints.items()}
     below = {n: "" if step is None else f"step {step:,}" for n, step in steps.items()}
@@ -359,7 +369,7 @@ def _evaluation_section(evaluation: Evaluation, styles: Styles) -> dict[str, Any
         # Who judges as the config says it, and the judges of the win rates, dark bars first.
         "judges": as_dict(settings.get("judges")),
         "world": as_dict(settings.get("world")).get("name"),
-        "bars": [judge for key, judge in _JUDGES.items() if key in keys],
+        "bars": list(dict.fromkeys(map(_judge, _win_rates(evaluation)))),
         "win_rates": win_rate_figures(evaluation, styles),
         "reliability": reliability_figures(evaluation, styles),
     }

@@ -17,8 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.likelihood import score_responses
-from rlhf_jax.evaluation.measurements import Context, Responses, draw_responses
+from rlhf_jax.evaluation.measurements import Context, Responses, draw_responses, reward_scores
 from rlhf_jax.evaluation.table import Data
 from rlhf_jax.training.keys import EvaluationPurpose
 
@@ -31,10 +30,8 @@ def best_of(n: int, loaded: LoadedModel, context: Context) -> Data:
     """Answer every test prompt once: by the best of n samples of the reference's."""
     purpose = EvaluationPurpose.BEST_OF
     drawn = draw_responses(loaded, context, context.prompts, purpose, num_samples=n)
-    texts = (context.tokenizer, context.prompts, drawn)
-    score_NS = score_responses(context.load_reward(), *texts, batch_size=context.batch_size)
     return {
-        "responses": choose_best(drawn, score_NS),
+        "responses": choose_best(drawn, reward_scores(context, drawn)),
         "heading": f"{n} samples",
         "description": f"the best of {n} answers of the reference by the reward model",
         "kl_bound": kl_bound(n),

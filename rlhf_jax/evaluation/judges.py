@@ -61,12 +61,15 @@ class JudgeSettings(NamedTuple):
 class Judge(ABC):
     """Compare responses to one prompt; `name` is what metrics and folders call the judge.
 
-    Tables say who it is in `description`, and programs find its win rates by `row_key`.
+    Tables say who it is in `description`, and programs find its win rates by `row_key`. A judge
+    whose opinion may depend on which response it reads first says so in `sees_order`, and
+    `evaluation.results` asks it in both orders. Scores, rankings of a file and labelers do not.
     """
 
     name: str
     description: str = "the judge"
     row_key: Key = "win_rate_labelers"
+    sees_order: bool = False
 
     @abstractmethod
     def rank(self, prompt: Prompt, responses: Sequence[str], rng: Random) -> Ranks | None:

@@ -199,6 +199,34 @@ def choice_logps(
     return list(zip(np.split(logp_N, ends), np.split(length_N, ends), strict=True))
 
 
+def text_nll(
+    model: LanguageModel,
+    params: Params,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    *,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return -log π of every text, read as the beginning of a document, and its number of tokens.
+
+    Both are 0 for an empty text, and for one that is longer than the model's context, of which one
+    line says how many there are.
+    """
+    start_ids = tokenizer.start_ids
+    encodings = tokenizer.encode_batch(texts, special=False)
+    room = model.config.context_length - len(start_ids)
+    kept = [n for n, ids in enumerate(encodings) if 0 < len(ids) <= room]
+    too_long = sum(len(ids) > room for ids in encodings)
+    if too_long:
+        print(f"   {too_long} of {len(texts)} texts left out: more than {room} tokens", flush=True)
+    nll_N, count_N = np.zeros(len(texts)), np.zeros(len(texts), np.int64)
+    if kept:
+        items = [Continuation(start_ids, encodings[n]) for n in kept]
+        nll_N[kept] = -continuation_logps(model, params, items, batch_size=batch_size)
+        count_N[kept] = [len(item.ids) for item in items]
+    return nll_N, count_N
+
+
 def corpus_nll(
     model: LanguageModel,
     params: Params,

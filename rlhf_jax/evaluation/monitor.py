@@ -1,5 +1,7 @@
 """Watch a policy with a judge while it trains: one response to each of a few validation prompts.
 
+The judge's main number is called judge/JUDGE, the others JUDGE/NUMBER.
+
 For choosing the checkpoint of supervised fine-tuning and for watching reinforcement learning. The
 judge only measures: nothing that it says reaches a loss. The random key is the same every time, so
 that the differences between two steps are the policy's.
@@ -20,6 +22,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.generate import GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge, ScoreJudge
+from rlhf_jax.evaluation.table import JUDGED
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel, Params
 from rlhf_jax.training.loop import PolicyMonitor
@@ -45,13 +48,13 @@ def make_monitors(
             "does, such as a reward model (reward:PATH) or a function (function:FILE.py:NAME)"
         )
     prompts = load(config.prompts, Prompt, split="validation", data_dir=data_dir)
-    headline = f"{judge.name}/{judge.main_number}"
+    headline = _metric(judge, judge.main_number)
     return (PolicyMonitor(config.every, _Measure(config, judge, prompts, seed), headline),)
 
 
 @dataclass
 class _Measure:
-    """Sample responses and average what the judge says of them, as JUDGE/NUMBER."""
+    """Sample responses and average what the judge says of them."""
 
     config: MonitorConfig
     judge: ScoreJudge
@@ -76,4 +79,9 @@ class _Measure:
             "length": np.array([response.length for response in samples]),
             "finished": np.array([response.finished for response in samples]),
         }
-        return {f"{self.judge.name}/{name}": float(value.mean()) for name, value in numbers.items()}
+        return {_metric(self.judge, name): float(value.mean()) for name, value in numbers.items()}
+
+
+def _metric(judge: ScoreJudge, number: str) -> str:
+    """Return the metric of one of a judge's numbers: readers find the main one by its beginning."""
+    return f"{JUDGED}{judge.name}" if number == judge.main_number else f"{judge.name}/{number}"

@@ -1,7 +1,7 @@
 """Write results as a table of metrics by checkpoints, as JSON and for the terminal.
 
 {"checkpoints": {name: {"path", "stage", "step"}}, "reference": name,
- "table": [{"metric", "group", "unit", "better", "description", "key", "subject",
+ "table": [{"metric", "group", "unit", "better", "description", "key", "subject", "judge",
             "values": {name: {"value", "low", "high", "n"}}}],
  "samples": [{"prompt", "metadata",
               "responses": {name: {"text", "finished", "score", judge: score}}}],
@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -29,14 +29,26 @@ from rlhf_jax.evaluation.estimates import Estimate
 Better = Literal["higher", "lower", "none"]
 # What programs look for: win rates by their judge, and the two sides of a reliability diagram.
 WinRateKey = Literal["win_rate_labelers", "win_rate_gold", "win_rate_model"]
-Key = Literal["", WinRateKey, "entirely_right", "reliability_accuracy", "reliability_confidence"]
+Key = Literal[
+    "",
+    WinRateKey,
+    "entirely_right",
+    "reward_accuracy",
+    "reliability_accuracy",
+    "reliability_confidence",
+]
+# How the name of the metric begins that is the main number of a judge of a policy in training.
+JUDGED = "judge/"
 Data = dict[str, Any]  # what one measurement of one checkpoint gives
 Verdict = Literal["", "better", "worse"]
 _COLOURS: dict[Verdict, str] = {"": "", "better": "green", "worse": "red"}
 
 
 class Row(NamedTuple):
-    """One metric of every checkpoint that has it; programs read `key` and `subject`, not titles."""
+    """One metric of every checkpoint that has it.
+
+    Programs read `key`, `subject` and `judge`, not titles.
+    """
 
     group: str
     metric: str
@@ -45,8 +57,10 @@ class Row(NamedTuple):
     description: str
     values: dict[str, Estimate]
     key: Key = ""
-    # What the key is about: the opponent of a win rate, the bin of a reliability diagram.
+    # What the key is about: the opponent of a win rate, the bin of a reliability diagram, whose
+    # accuracy it is, of a reward model or of what stands beside it, with "/KIND" of prompts.
     subject: str = ""
+    judge: str = ""  # by whom, as the config calls the judge
 
 
 def row_to_json(row: Row) -> dict[str, Any]:
@@ -75,8 +89,9 @@ def row_from_json(raw: Any) -> Row | None:
     if not is_row or len(values) < len(estimates):
         return None
     key: Key = raw["key"] if raw.get("key") in get_args(Key) else ""  # of a later version: unknown
-    subject = str(raw.get("subject", ""))
-    return Row(**texts, better=raw["better"], values=values, key=key, subject=subject)
+    subject, judge = (str(raw.get(name, "")) for name in ("subject", "judge"))
+    better: Better = raw["better"]
+    return Row(**texts, better=better, values=values, key=key, subject=subject, judge=judge)
 
 
 def _estimate_from_json(raw: Any) -> Estimate | None:
@@ -104,6 +119,15 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     temporary = path.with_name(path.name + ".tmp")
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as JSON lines, under a temporary name first as `write_json`."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
     temporary.replace(path)
 
 

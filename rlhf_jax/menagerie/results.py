@@ -5,7 +5,8 @@ manners, does some kind of prompt pay for it, at what price? The rows that every
 those of `evaluation.results`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,8 @@ def answer_rows(results: Results) -> list[Row]:
     return rows
 
 
+# Rows and warnings need the same gains, whose intervals cost seconds.
+@lru_cache(maxsize=1)
 def contributions(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return what every component of gold adds to the gain over the reference, in its SD."""
     spread = float(results.of_measurement("gold", "total")[results.reference].std())
@@ -85,6 +88,7 @@ def contribution_rows(results: Results) -> list[Row]:
     ]
 
 
+@lru_cache(maxsize=1)
 def kind_gains(results: Results) -> dict[str, dict[str, Estimate]]:
     """Return gold's gain over the reference on the prompts of every kind."""
     z = standardise(results.of_measurement("gold", "total"), results.reference)
@@ -133,7 +137,7 @@ def _by_kind(
     results: Results, values: Mapping[str, np.ndarray]
 ) -> dict[str, dict[str, np.ndarray]]:
     """Return every checkpoint's values on the prompts of each kind; none of kinds not drawn."""
-    kind_N = np.array([prompt.metadata["kind"] for prompt in results.prompts])
+    kind_N = np.array([prompt.metadata.get("kind", "") for prompt in results.prompts])
     return {
         kind: {name: value[kind_N == kind] for name, value in values.items()}
         for kind in KINDS
@@ -204,7 +208,7 @@ def gold_rows(results: Results) -> list[Row]:
     z = standardise(results.of_measurement("gold", "total"), results.reference)
     text = "on test prompts of this sort (Ouyang et al. 2022, section 4.1, on held-out prompts)"
     for title, (key, value) in NOVELTIES.items():
-        chosen_N = np.array([prompt.metadata[key] == value for prompt in results.prompts])
+        chosen_N = np.array([prompt.metadata.get(key) == value for prompt in results.prompts])
         if chosen_N.any():  # a sort of prompt that was not drawn has no row
             values = results.means({name: z_NS[chosen_N] for name, z_NS in z.items()})
             title = f"gold, {title}"
@@ -317,7 +321,9 @@ ROWS: dict[str, RowMaker] = {
     "divergence": generic.divergence_rows,
     "few_shot": few_shot_rows,
     "responses": generic.form_rows,
+    "fluency": generic.fluency_rows,
     "reward": generic.reward_rows,
+    "likelihood": generic.accuracy_rows,
 }
 
 
@@ -325,7 +331,7 @@ class ToySuite(Suite):
     """What is measured and shown of every checkpoint in Menagerie."""
 
     measurements = MEASUREMENTS
-    of_answers = ("reward", "gold")
+    of_answers = ("reward", "fluency", "gold")
     rows = ROWS
 
     def __init__(
@@ -347,9 +353,12 @@ class ToySuite(Suite):
             {"constant_suffix": polite_rule} if constant_suffix else {}
         )
 
-    def questions(self, tokenizer: Tokenizer, document_length: int) -> QuestionSet:
+    def questions(self, tokenizers: Sequence[Tokenizer], document_length: int) -> QuestionSet:
         """Return the questions without few-shot tasks that exceed `document_length` tokens."""
-        questions, too_long = without_long_examples(self._questions, tokenizer, document_length)
+        questions, too_long = self._questions, dict[str, int]()
+        for tokenizer in tokenizers:
+            questions, longer = without_long_examples(questions, tokenizer, document_length)
+            too_long |= longer
         for name, length in too_long.items():
             print(
                 f"   few-shot {name}: left out, {length} tokens exceed "

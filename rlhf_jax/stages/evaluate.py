@@ -5,27 +5,30 @@
        kept in workdir/partial
        controls (`evaluation.controls`) stand beside them: what the reference gives without training
     2  judges compare the responses; numbers get intervals (`evaluation.results`)
-    3  evaluation.json, and a table in the terminal
+    3  evaluation.json and a table in the terminal; samples.jsonl with all responses
 
-Checkpoints, prompts and judges may be any. Who judges, and the suite of what is measured, is handed
-in by `rlhf_jax.main`. A killed evaluation continues with the next measurement. The same seed gives
-the same file.
+Checkpoints, prompts and judges may be any: each model has its own tokenizer, and a prompt that is
+too long for one of them is left out for all. Where tokenizers differ, losses are per byte and KL is
+of those checkpoints alone that have the reference's. Who judges, and the suite of what is measured,
+is handed in by `rlhf_jax.main`. A killed evaluation continues with the next measurement. The same
+seed gives the same file.
 
 Left out on purpose: several devices; human judges; public benchmarks, which are the stage
 `benchmark`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlhf_jax import __version__
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import fitting_prompts
 from rlhf_jax.data.records import Document, Prompt
 from rlhf_jax.data.sources import load
+from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import (
     CheckpointRef,
     Findings,
@@ -47,11 +50,13 @@ from rlhf_jax.evaluation.measurements import (
     Context,
     EvalSettings,
     Measurement,
+    RewardModel,
+    SecondModel,
     restore_responses,
     take_first,
 )
-from rlhf_jax.evaluation.results import Suite, judge_all, side_by_side
-from rlhf_jax.evaluation.table import Cache, Data
+from rlhf_jax.evaluation.results import Suite, all_samples, judge_all, side_by_side
+from rlhf_jax.evaluation.table import Cache, Data, write_lines
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim
@@ -63,9 +68,10 @@ class DataConfig:
 
     data_dir: str
     prompts: str
+    prompt_splits: tuple[str, ...]  # "test" as a rule; "train" is all of a single file
     documents: str | None  # None measures no loss
     mask_documents: bool  # as in pretraining
-    prompt_length: int
+    prompt_length: int  # tokens of every model
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class Evaluation:
     num_prompts: int
     samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
     best_of: int  # samples of the reference, of which the reward model chooses; 0 leaves it out
+    reward_details: bool  # its accuracy by kind of prompt, beside what needs no reward model
     labelers_per_prompt: int  # of a judge that is a group of people
     response_length: int
     corpus_documents: int
@@ -101,9 +108,10 @@ class Config:
 
     stage: Literal["evaluate"]
     seed: int
-    checkpoints: dict[str, str]  # name -> run folder or checkpoint folder
+    checkpoints: dict[str, str]  # name -> run folder, checkpoint folder or hf:FOLDER
     reference: str  # one of the names
-    reward: str | None  # a reward model's folder
+    reward: str | None  # a reward model, written alike
+    fluency: str | None  # a second language model, whose perplexity of the responses is measured
     judges: dict[str, str]  # what the table calls a judge -> KIND:NAME
     data: DataConfig
     sampling: SamplingSpec
@@ -122,23 +130,35 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     controls = _controls(config, suite)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = find_checkpoints(folder, config.checkpoints)
-    reward = find_checkpoint(folder, config.reward) if config.reward is not None else None
-    _check_checkpoints(config, checkpoints, reward)
+    readers = {
+        name: find_checkpoint(folder, path) if path is not None else None
+        for name, path in (("reward", config.reward), ("fluency", config.fluency))
+    }
+    _check_checkpoints(config, checkpoints, readers)
     claim(folder, config)
-    context = _context(config, checkpoints[reference], reward, suite)
+    tokenizers = {name: load_tokenizer_of(ref) for name, ref in checkpoints.items()}
     announce(f"evaluate: {folder}", checkpoints, reference)
+    context = _context(config, tokenizers, checkpoints[reference], readers, suite)
     print(
         f"   {len(context.prompts)} test prompts x {config.evaluation.samples_per_prompt} "
         f"responses, {len(context.documents)} documents, seed {config.seed}",
         flush=True,
     )
-    shared = _Shared(suite, context, checkpoints[reference], reward, Cache(folder / "partial"))
-    measured = {name: _measure(shared, name, ref) for name, ref in checkpoints.items()}
+    kept = Cache(folder / "partial")
+    left_out = () if config.evaluation.reward_details else ("likelihood",)
+    shared = _Shared(suite, context, checkpoints[reference], readers, kept, left_out)
+    measured = {}
+    for name, ref in checkpoints.items():
+        own = replace(shared, context=replace(context, tokenizer=tokenizers[name]))
+        measured[name] = _measure(own, name, ref)
     answers = restore_responses(measured[reference]["responses"]) if controls else None
     shared = replace(shared, context=replace(context, responses=answers))
     measured |= {name: _measure_control(shared, name, make) for name, make in controls.items()}
     bootstrap = Bootstrap(config.evaluation.num_bootstrap, config.seed)
-    results = judge_all(context.prompts, reference, measured, judges, bootstrap)
+    first, origin = next(iter(checkpoints.items()))
+    raw = first if origin.meta.stage == "pretrain" else None
+    results = judge_all(context.prompts, reference, measured, judges, bootstrap, raw)
+    write_lines(folder / "samples.jsonl", all_samples(results))
     rows = [row for make in suite.rows.values() for row in make(results)]
     samples = side_by_side(results, config.evaluation.num_side_by_side)
     findings = Findings(rows, samples, results.controls, suite.warnings(results))
@@ -156,6 +176,11 @@ def _check(config: Config) -> None:
         f"evaluation.samples_per_prompt={evaluation.samples_per_prompt}: reward={config.reward!r} "
         "is rated by pairs of responses to one prompt, set it to 2 or more",
     )
+    require(len(config.data.prompt_splits) > 0, "data.prompt_splits: none, name at least one")
+    require(
+        config.reward is not None or not evaluation.reward_details,
+        "evaluation.reward_details=True: reward=None; name a reward model, or set it to False",
+    )
     require(
         config.reward is not None or evaluation.best_of == 0,
         f"evaluation.best_of={evaluation.best_of}: reward=None, and nothing else chooses among "
@@ -166,51 +191,53 @@ def _check(config: Config) -> None:
         others = ("name", "constant_suffix")
         numbers |= {name: n for name, n in asdict(config.world).items() if name not in others}
     for name, number in numbers.items():
-        least = 0 if name in ("num_side_by_side", "best_of") else 1
+        least = 0 if name in ("num_side_by_side", "best_of", "reward_details") else 1
         require(number >= least, f"{name}={number}: must be positive")
     taken = min({"text", "finished", "score"} & set(config.judges), default=None)
     require(taken is None, f"judges: the name {taken!r} has another meaning, choose one")
 
 
 def _check_checkpoints(
-    config: Config, checkpoints: Mapping[str, CheckpointRef], reward: CheckpointRef | None
+    config: Config,
+    checkpoints: Mapping[str, CheckpointRef],
+    readers: Mapping[str, CheckpointRef | None],
 ) -> None:
-    """Require one tokenizer, the right kinds, and room for prompts, responses and documents."""
-    first = checkpoints[config.reference]
+    """Require the right kinds, and room for prompts, responses and documents."""
     length = config.data.prompt_length + config.evaluation.response_length
     document = config.evaluation.document_length
-    for name, checkpoint in {**checkpoints, **({"reward": reward} if reward else {})}.items():
+    reads = config.data.documents is not None or config.world is not None
+    others = {name: reader for name, reader in readers.items() if reader is not None}
+    for name, checkpoint in {**checkpoints, **others}.items():
         path, meta = checkpoint.path, checkpoint.meta
-        is_reward = checkpoint is reward
+        is_reward = checkpoint is readers["reward"]
         kind = CheckpointKind.SCALAR_MODEL if is_reward else CheckpointKind.LANGUAGE_MODEL
         limit = f"its context is {checkpoint.model.context_length}"
         require(
             meta.kind == kind,
             f"{name}: {path} is a {meta.kind} (stage {meta.stage}), expected a {kind}",
         )
-        require(
-            meta.tokenizer == first.meta.tokenizer,
-            f"{name}: {path} and {first.path} have different tokenizers "
-            f"({meta.tokenizer[:12]} and {first.meta.tokenizer[:12]})",
-        )
+        if checkpoint is readers["fluency"]:  # texts that are too long for it are counted
+            continue
         require(
             length <= checkpoint.model.context_length,
             f"{name}: data.prompt_length + evaluation.response_length = {length}, {limit}",
         )
         require(
-            checkpoint is reward or document <= checkpoint.model.context_length,
+            is_reward or not reads or document <= checkpoint.model.context_length,
             f"{name}: evaluation.document_length={document}, {limit}",
         )
 
 
 def _context(
-    config: Config, reference: CheckpointRef, reward: CheckpointRef | None, suite: Suite
+    config: Config,
+    tokenizers: Mapping[str, Tokenizer],
+    reference: CheckpointRef,
+    readers: Mapping[str, CheckpointRef | None],
+    suite: Suite,
 ) -> Context:
     """Read the test prompts and documents, and bring all that measurements share."""
     data, evaluation = config.data, config.evaluation
-    tokenizer = load_tokenizer_of(reference)
-    prompts = load(data.prompts, Prompt, split="test", data_dir=data.data_dir)
-    prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
+    different = {tokenizer.fingerprint(): tokenizer for tokenizer in tokenizers.values()}
     documents: list[Document] = []
     if data.documents is not None:
         corpus = load(data.documents, Document, split="validation", data_dir=data.data_dir)
@@ -222,16 +249,41 @@ def _context(
         evaluation.batch_size,
         evaluation.samples_per_prompt,
     )
-    length = evaluation.document_length
+    length, reward, fluency = evaluation.document_length, readers["reward"], readers["fluency"]
+    readable = dict(different)
+    if reward is not None:
+        readable.setdefault(reward.meta.tokenizer, load_tokenizer_of(reward))
     return Context(
-        tokenizer=tokenizer,
+        tokenizer=tokenizers[config.reference],
         settings=EvalSettings(config.seed, responses, length, data.mask_documents),
-        prompts=take_first("evaluation.num_prompts", evaluation.num_prompts, prompts),
+        prompts=_read_prompts(config, list(readable.values())),
         documents=documents,
-        questions=suite.questions(tokenizer, length),
+        questions=suite.questions(list(different.values()), length),
         load_reference=cache(partial(load_language_model, reference)),
-        load_reward=cache(partial(load_scalar_model, reward or reference)),
+        load_reward=cache(partial(_load_reward, reward or reference)),
+        load_second=cache(partial(_load_second, fluency or reference)),
     )
+
+
+def _read_prompts(config: Config, tokenizers: Sequence[Tokenizer]) -> list[Prompt]:
+    """Return the first test prompts that every tokenizer finds short enough."""
+    data = config.data
+    prompts = [
+        prompt
+        for split in data.prompt_splits
+        for prompt in load(data.prompts, Prompt, split=split, data_dir=data.data_dir)
+    ]
+    for tokenizer in tokenizers:  # each reports what it leaves out
+        prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
+    return take_first("evaluation.num_prompts", config.evaluation.num_prompts, prompts)
+
+
+def _load_reward(checkpoint: CheckpointRef) -> RewardModel:
+    return RewardModel(*load_scalar_model(checkpoint), load_tokenizer_of(checkpoint))
+
+
+def _load_second(checkpoint: CheckpointRef) -> SecondModel:
+    return SecondModel(load_language_model(checkpoint), load_tokenizer_of(checkpoint))
 
 
 # --- measuring ------------------------------------------------------------------------------------
@@ -244,8 +296,9 @@ class _Shared:
     suite: Suite
     context: Context
     reference: CheckpointRef
-    reward: CheckpointRef | None
+    readers: Mapping[str, CheckpointRef | None]  # who else reads the responses, by measurement
     kept: Cache
+    left_out: tuple[str, ...]  # measurements that the config does not ask for
 
 
 def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str, Data]:
@@ -254,12 +307,17 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
     load_checkpoint: Callable[[], LoadedModel] = context.load_reference
     if not is_reference:
         load_checkpoint = cache(partial(load_language_model, checkpoint))
-    others = {"divergence": None if is_reference else shared.reference, "reward": shared.reward}
+    same_tokens = checkpoint.meta.tokenizer == shared.reference.meta.tokenizer
+    if not same_tokens:
+        print(f"   {name:12s} {'divergence':24s} left out: not the reference's tokenizer")
+    others = {"divergence": shared.reference if same_tokens and not is_reference else None}
+    others |= shared.readers
     asked = repr(context)
     measured: dict[str, Data] = {}
     for group, function in shared.suite.measurements.items():
         other = others.get(group)
-        if (group in others and other is None) or (group == "corpus" and not context.documents):
+        is_asked = (group != "corpus" or context.documents) and group not in shared.left_out
+        if not is_asked or (group in others and other is None):
             continue
         depends_on = _dependencies(asked, checkpoint, other)
         measure = partial(_load_and_measure, load_checkpoint, function, context)
@@ -282,30 +340,28 @@ def _controls(config: Config, suite: Suite) -> dict[str, Control]:
 def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, Data]:
     """Measure what can be said of a control's answers; `shared` has the reference's answers."""
     context, suite = shared.context, shared.suite
-    settings = _dependencies(repr(context), shared.reference, shared.reward)
+    reference, asked, reward = shared.reference, repr(context), shared.readers["reward"]
     load_reference = context.load_reference
     answer = partial(_load_and_measure, load_reference, control, context)
+    settings = _dependencies(asked, reference, reward)
     measured = {"responses": shared.kept.timed(name, "responses", settings, answer)}
     answers = restore_responses(measured["responses"])
     context = replace(context, responses=answers)
     for group in suite.of_answers:
-        if group == "reward" and shared.reward is None:
+        if group in shared.readers and shared.readers[group] is None:
             continue
+        settings = _dependencies(asked, reference, reward, shared.readers.get(group))
         measure = partial(_load_and_measure, load_reference, suite.measurements[group], context)
         measured[group] = shared.kept.timed(name, group, settings, measure)
     return measured
 
 
-def _dependencies(
-    asked: str, checkpoint: CheckpointRef, other: CheckpointRef | None
-) -> dict[str, str | None]:
+def _dependencies(asked: str, *models: CheckpointRef | None) -> dict[str, Any]:
     """Return what a measurement is kept for: another question, model or version measures anew."""
-    return {
-        "asked": asked,
-        "checkpoint": checkpoint.meta.fingerprint,
-        "version": __version__,
-        "other": other.meta.fingerprint if other else None,
-    }
+    metas = [model.meta for model in models if model is not None]
+    # A tokenizer also says where a response stops and how a prompt looks.
+    names = [[meta.fingerprint, meta.tokenizer] for meta in metas]
+    return {"asked": asked, "models": names, "version": __version__}
 
 
 def _load_and_measure(

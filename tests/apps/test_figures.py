@@ -178,14 +178,16 @@ def test_at_most_eight_curves_and_the_most_telling_first():
         "ptx/loss",
         "objective/kl",
         "objective/scores",
-        "gold/total",
+        "judge/gold",
         "perf/x",
         *(f"z{i}" for i in range(9)),
     ]
     chosen = figures.choose_curves("ppo", logged)
-    assert chosen == ["objective/kl", "objective/scores", "gold/total", "ptx/loss", "loss"]
-    own = [name.replace("gold/total", "mine/score") for name in logged]
-    assert figures.choose_curves("ppo", own)[:3] == [*chosen[:2], "mine/score"]
+    assert chosen == ["objective/kl", "objective/scores", "judge/gold", "ptx/loss", "loss"]
+    own = [name.replace("judge/gold", "judge/mine") for name in logged]
+    assert figures.choose_curves("ppo", own)[:3] == [*chosen[:2], "judge/mine"]
+    # What a judge says is known by the beginning of its name, not by how it happens to end.
+    assert figures.judged(["validation/score", "tokens/total", "judge/mine"]) == ["judge/mine"]
     assert figures.choose_curves("my_stage", ["z1", "loss", "perf/x", "a"]) == ["loss", "a", "z1"]
     assert len(figures.choose_curves("my_stage", [f"z{i}" for i in range(20)])) == 8
     assert len(figures.choose_curves("ppo", list(figures.AXES))) == 8

@@ -30,7 +30,7 @@ from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.table import row_to_json
 
 WRITTEN = Provenance("2026-01-02 03:04 UTC", "abc1234", "Linux, 2 CPU cores", "rlhf_jax 9.9")
-POLICY = ("objective/kl", "objective/scores", "gold/total")
+POLICY = ("objective/kl", "objective/scores", "judge/gold")
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_foreign_text_never_becomes_markup(tmp_path):
     folder = tmp_path / "<script>alert(1)<"
     lineage = {SCRIPT: {"path": SCRIPT, "step": 1}}
     write_stage(
-        folder / "<b>sft", SCRIPT, curve(SCRIPT, "objective/kl", "gold/total"), lineage=lineage
+        folder / "<b>sft", SCRIPT, curve(SCRIPT, "objective/kl", "judge/gold"), lineage=lineage
     )
     config = {"stage": SCRIPT, "config": {}, "version": SCRIPT}
     (folder / "<b>sft" / "config.json").write_text(json.dumps(config))
@@ -282,6 +282,16 @@ def test_an_interval_that_holds_one_half_says_that_nothing_is_shown(run):
     assert (
         sentence == f"{expected}; the 95 % interval holds 50 %, so neither is shown to be better."
     )
+
+
+def test_judges_are_called_as_the_config_calls_them(run):
+    table = [
+        win_rate("win_rate_model", "sft", ppo=value(0.7)) | {"judge": "brevity"},
+        win_rate("win_rate_model", "sft", ppo=value(0.4)) | {"judge": "vowels"},
+    ]
+    assert "ppo is preferred to sft by brevity in 70 %" in headline(run, *table)
+    drawn = words(section(with_evaluation(run, table=table), "pictures"))
+    assert "Dark bars: brevity; pale bars: vowels." in drawn
 
 
 def test_a_rate_without_interval_says_so(run):
@@ -483,7 +493,7 @@ def test_proxy_and_gold_are_drawn_over_kl(run):
 
 def test_gold_that_was_measured_now_and_then_is_drawn_where_it_was(tmp_path):
     rows = [
-        {"step": s, "objective/kl": s / 10, **({"gold/total": s} if s % 5 == 0 else {})}
+        {"step": s, "objective/kl": s / 10, **({"judge/gold": s} if s % 5 == 0 else {})}
         for s in range(1, 21)
     ]
     write_stage(tmp_path / "q" / "ppo", "ppo", rows)

@@ -58,17 +58,17 @@ def data_dir(tour):
 def test_gold_gives_its_five_numbers_and_the_same_every_time(policy, data_dir):
     (monitor,) = make_monitors(CONFIG, find_judge, data_dir, seed=3)
     assert monitor.every == 3
-    assert monitor.headline == "gold/total"
+    assert monitor.headline == "judge/gold"
     numbers = monitor.measure(*policy)
     assert set(numbers) == {
-        "gold/total",
+        "judge/gold",
         "gold/truthfulness",
         "gold/rude",
         "gold/length",
         "gold/finished",
     }
     assert numbers == monitor.measure(*policy)
-    assert numbers["gold/total"] < 0
+    assert numbers["judge/gold"] < 0
     assert 0 < numbers["gold/length"] <= 6
     (other_seed,) = make_monitors(CONFIG, find_judge, data_dir, seed=4)
     assert other_seed.measure(*policy) != numbers
@@ -77,9 +77,9 @@ def test_gold_gives_its_five_numbers_and_the_same_every_time(policy, data_dir):
 def test_a_score_judge_gives_its_score_under_its_name(policy, data_dir):
     (monitor,) = make_monitors(CONFIG, lambda name: Brevity(), data_dir, seed=3)
     numbers = monitor.measure(*policy)
-    assert set(numbers) == {"brevity/score", "brevity/length", "brevity/finished"}
-    assert headlines([monitor]) == (monitor.headline,) == ("brevity/score",)
-    assert numbers["brevity/score"] < 0
+    assert set(numbers) == {"judge/brevity", "brevity/length", "brevity/finished"}
+    assert headlines([monitor]) == (monitor.headline,) == ("judge/brevity",)
+    assert numbers["judge/brevity"] < 0
 
 
 def test_prompts_that_are_too_long_are_left_out_and_said_once(policy, data_dir, capsys):
@@ -117,7 +117,7 @@ def test_a_run_without_a_monitor_has_the_same_parameters_and_no_gold(tour, tmp_p
     main.run({**tour.plans["sft"], "monitor": None}, str(folder))
     assert same_bits(folder, tour.workdir / "sft")
     assert not [name for row in rows(folder) for name in row if name.startswith("gold/")]
-    assert [name for row in rows(tour.workdir / "sft") for name in row if name == "gold/total"]
+    assert [name for row in rows(tour.workdir / "sft") for name in row if name == "judge/gold"]
 
 
 def test_a_function_watches_a_run(tour, tmp_path, capsys):
@@ -130,5 +130,5 @@ def test_a_function_watches_a_run(tour, tmp_path, capsys):
     folder = beside(tour, tmp_path, "sft")
     main.run(plan, str(folder))
     numbers = {name for row in rows(folder) for name in row if name.startswith("words/")}
-    assert numbers == {"words/score", "words/length", "words/finished"}
+    assert numbers == {"judge/words", "words/length", "words/finished"}
     assert ", words/score " in capsys.readouterr().err  # on the terminal's line

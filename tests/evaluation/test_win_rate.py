@@ -30,6 +30,20 @@ def test_length_control_sees_through_a_judge_of_length():
     assert win_rate.length_controlled(likes_us, length_NS).low > 0.7
 
 
+def test_length_control_is_worked_by_hand():
+    """Answers are as much longer as shorter, so two unknowns fit both rates exactly.
+
+    4 of 5 longer answers win and 1 of 2 shorter ones: θ = (logit 4/5 + logit 1/2) / 2 = log 2, of
+    which σ is 2/3. With 2 of 3 and 1 of 9 it is (log 2 - log 8) / 2 = -log 2: 1/3.
+    """
+    longer_NS = np.repeat([[7.0], [-7.0]], 90, axis=0)
+    for wins, expected in (((72, 45), 2 / 3), ((60, 10), 1 / 3)):
+        won = np.concatenate([np.arange(90) < count for count in wins]).astype(float)
+        rate = win_rate.length_controlled(won[:, None, None], longer_NS)
+        assert rate.value == pytest.approx(expected, abs=1e-4)
+        assert rate.low < expected < rate.high
+
+
 def test_length_control_of_several_labelers_is_that_of_all_their_preferences():
     rng = np.random.default_rng(2)
     preference_NSL, length_NS = rng.integers(0, 3, (9, 2, 4)) / 2, rng.normal(size=(9, 2))

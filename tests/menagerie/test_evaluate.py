@@ -60,6 +60,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
         "data": evaluate.DataConfig(
             data_dir=str(runs),
             prompts=f"jsonl:{runs}/prompts",
+            prompt_splits=("test",),
             documents=f"jsonl:{runs}/documents",
             mask_documents=False,
             prompt_length=64,
@@ -68,6 +69,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
             num_prompts=22,
             samples_per_prompt=2,
             best_of=3,
+            reward_details=False,
             labelers_per_prompt=2,
             response_length=6,
             corpus_documents=4,
@@ -93,6 +95,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
         checkpoints={"base": "../base", "sft": "../sft"},
         reference="sft",
         reward="../reward",
+        fluency=None,
         judges={"held-out labelers": "menagerie/tiny:heldout", "gold": "menagerie/tiny:gold"},
         sampling=PLAIN,
         **groups,
@@ -141,6 +144,7 @@ def test_the_file_has_the_agreed_format(runs, result):
             "values",
             "key",
             "subject",
+            "judge",
         }
         assert row["better"] in ("higher", "lower", "none")
         assert row["description"]

@@ -1,9 +1,12 @@
 """Rows of the toy world: parts that add up, kinds of prompt, warnings that fire and stay silent."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from evaluation_support import prompt
 
+from rlhf_jax.evaluation import results as generic
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.results import judge_all
 from rlhf_jax.menagerie import results as rows
@@ -23,6 +26,7 @@ def found(**changes):
     for name, parts in (("sft", base), ("ppo", ours)):
         total = sum(WEIGHTS[part] * value for part, value in parts.items())
         flags = {"fails_instruction": parts["junk"] > 0}
+        flags["inappropriate_for_assistant"] = parts["harmlessness"] < 0
         gold = {"total": total, "components": parts, "flags": flags}
         right = {"entirely_right": parts["style"] > 0}
         measured[name] = {"responses": {"responses": [[]] * 40}, "gold": {**gold, **right}}
@@ -79,3 +83,31 @@ def test_a_kind_is_named_where_manners_cover_up_that_fewer_answers_are_right():
     warnings = rows.gain_warnings(found(style=style, junk=0.8, helpfulness=1.0))
     (warning,) = [text for text in warnings if "kind" in text]
     assert "'harm' (entirely right, points: -" in warning
+
+
+def test_gains_are_resampled_once_for_rows_and_warnings(monkeypatch):
+    counted = []
+
+    def count(a, b, bootstrap):
+        counted.append(1)
+        return difference_by_prompt(a, b, bootstrap)
+
+    difference_by_prompt = generic.difference_by_prompt
+    monkeypatch.setattr(generic, "difference_by_prompt", count)
+    results = found(style=0.7, junk=0.3)
+    table = [*rows.contribution_rows(results), *rows.kind_rows(results)]
+    assert len(table) == 5 + 7
+    before = len(counted)
+    assert before == 5 + 2  # components, and kinds of prompt
+    assert rows.gain_warnings(results)
+    assert len(counted) - before == 1 + 2  # the whole gain, and what is right by kind
+
+
+def test_prompts_of_another_world_have_no_kinds_and_no_novelty():
+    others = [prompt(str(n)) for n in range(40)]
+    results = dataclasses.replace(found(), prompts=others)
+    assert rows.kind_rows(results) == []
+    assert {row.group for row in rows.gold_rows(results)} == {
+        "Gold's components, unweighted",
+        "Offences",
+    }

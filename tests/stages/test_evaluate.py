@@ -57,10 +57,12 @@ def plain_config(runs, **changes):
         "checkpoints": {"sft": "../sft", "ppo": "../ppo"},
         "reference": "sft",
         "reward": None,
+        "fluency": None,
         "judges": {},
         "data": {
             "data_dir": str(runs),
             "prompts": f"jsonl:{runs}/prompts",
+            "prompt_splits": ("test",),
             "documents": None,
             "mask_documents": False,
             "prompt_length": 8,
@@ -70,6 +72,7 @@ def plain_config(runs, **changes):
             "num_prompts": 5,
             "samples_per_prompt": 2,
             "best_of": 0,
+            "reward_details": False,
             "labelers_per_prompt": 1,
             "response_length": 6,
             "corpus_documents": 8,
@@ -97,15 +100,21 @@ def test_own_prompts_and_own_judges_make_a_table(runs, capsys):
     assert list(rows) == [
         "preferred to sft, brevity",
         "preferred to sft, brevity, length-controlled",
+        "tied with sft, brevity",
         "preferred to sft, model",
         "preferred to sft, model, length-controlled",
+        "tied with sft, model",
         "brevity",
         "brevity minus sft",
         "model",
         "model minus sft",
         "KL from sft",
         "response length",
+        "response length in words",
         "finished",
+        "distinct-1",
+        "distinct-2",
+        "distinct-3",
     ]
     # The win rate is that of the responses which were kept.
     kept = {
@@ -139,7 +148,11 @@ def test_documents_and_a_reward_model_add_their_rows(runs):
         "pretraining loss",
         "KL from sft",
         "response length",
+        "response length in words",
         "finished",
+        "distinct-1",
+        "distinct-2",
+        "distinct-3",
         "score of the responses",
     ]
     assert rows["pretraining loss"]["values"]["sft"]["value"] > 0
