@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from tests_support import load_experiment
 
 from experiments.yours import sums
@@ -25,12 +26,12 @@ def test_what_is_asked_stands_in_no_document(tmp_path):
         assert [int(prompt["metadata"]["answer"]) for prompt in prompts] == [
             a + b for a, b in pairs
         ]
-    right = 0
+    right, trained = 0, set(asked["train"])
     documents = read("documents/train")
     for document in documents:
         question, answer = document["text"].removeprefix("<|user|>").split("<|assistant|>")
         first, second = map(int, question.split("+"))
-        assert (first, second) not in asked["validation"] + asked["test"]
+        assert (first, second) in trained
         right += first + second == int(answer)
     assert abs(right / len(documents) - sums.RIGHT) < 0.01
 
@@ -44,12 +45,13 @@ def test_shuffled_scores_pay_as_much_and_say_nothing():
     assert 10 < sum(scores[::4]) < 40  # a quarter of the right ones would be 25
 
 
-def test_the_pipeline_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["grpo_shuffled", "ppo"])
+def test_it_runs_on_any_model(tour, tmp_path, monkeypatch, stage):
     sums.main([f"--to={tmp_path / 'runs/data/sums'}"])
     monkeypatch.chdir(tmp_path)
-    plans = main.plan_pipeline(load_experiment("experiments/yours/verifiable.py", "tiny"))
-    wanted = {name: plans[name] for name in ("pretrain", "grpo_shuffled")}
-    main.run_pipeline(wanted, str(tmp_path / "runs/verifiable"))
-    (last,) = list(read_rows(tmp_path / "runs/verifiable/grpo_shuffled/metrics.jsonl"))[-1:]
-    assert 0 <= last["answer_number/score"] <= 1
+    plan = main.plan_pipeline(load_experiment("experiments/yours/verifiable.py", "tiny"))[stage]
+    plan["init"]["policy"] = str(tour.workdir / "sft")
+    main.run(plan, str(tmp_path / stage))
+    last = list(read_rows(tmp_path / stage / "metrics.jsonl"))[-1]
+    assert last["answer_number/score"] == 0  # a model that knows nothing
     assert last["objective/scores"] == last["reward/answer"]
