@@ -6,7 +6,7 @@ Reads ../sft. 5,000 training prompts are ranked by one training labeler each, 25
 by held-out labelers and by gold; label.json counts what was left out. Other judges rank with
 
     --config.label.train_judge=reward:../reward_large       a reward model (Gao 2022)
-    --config.label.train_judge=function:rewards.py:brevity  (prompts, responses, metadata) -> floats
+    --config.label.train_judge=function:rewards.py:brevity  f(prompts, responses, metadata)
     --config.label.train_judge=file:rankings.jsonl          rankings that were made elsewhere
 
 Two CPU cores: half a minute; reward.py reads the result as ../label.

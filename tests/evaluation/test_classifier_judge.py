@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from rlhf_jax import main
 from rlhf_jax.data.records import Message, Prompt
-from rlhf_jax.evaluation.benchmarks.toxicity_classifier import SHAPES
+from rlhf_jax.data.tokenizers import train_words
+from rlhf_jax.evaluation.benchmarks.toxicity_classifier import SHAPES, load_transformers_classifier
 from rlhf_jax.evaluation.generate import Generation
 from rlhf_jax.inference.scoring import classify_texts
 from rlhf_jax.models.config import from_dict
@@ -61,6 +63,30 @@ def test_a_classifier_of_words(tmp_path):
     assert score(f"{tmp_path}?sign=-", ["good"]).tolist() == [-good]
     with pytest.raises(ValueError, match="label=x, but a classifier of words has no labels"):
         main.make_judge(f"classifier:{tmp_path}?label=x", tmp_path)
+
+
+def test_a_classifier_of_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    tokenizer = train_words(["the fox is red"])
+    config = transformers.BertConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=8,
+        initializer_range=1.0,
+        label2id={},
+        id2label={0: "neg", 1: "pos"},
+    )
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    texts = ["the fox", "is red", "the fox is red " * 8]
+    expected = load_transformers_classifier(f"hf:{tmp_path}", "pos")(texts)
+    np.testing.assert_array_equal(score(f"{tmp_path}?label=pos", texts), expected)
+    np.testing.assert_array_equal(score(f"{tmp_path}?label=pos&sign=-", texts), -expected)
+    np.testing.assert_allclose(score(f"{tmp_path}?label=neg", texts), 1 - expected, atol=1e-6)
 
 
 def test_what_is_no_classifier(tmp_path):

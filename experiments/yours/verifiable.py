@@ -1,0 +1,90 @@
+"""PLACEHOLDER --config=experiments/yours/verifiable.py"""
+
+from dataclasses import replace
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from experiments.menagerie import grpo, ppo
+from experiments.menagerie.shared import adam, base, pick, reward
+from rlhf_jax.models.config import llama, to_dict
+
+DATA = "runs/data/sums"
+ANSWER = "answer:number"
+SHUFFLED = "function:experiments.yours.sums:shuffled"
+
+
+def get_config(size: str = "default") -> ConfigDict:
+    """List pretraining, GRPO and PPO against the answer, and GRPO against shuffled scores."""
+    stages = {
+        "pretrain": pretrain(size),
+        "grpo": rewarded(grpo.get_config(size), size, ANSWER),
+        "ppo": rewarded(ppo.get_config(size), size, ANSWER),
+        "grpo_shuffled": rewarded(grpo.get_config(size), size, SHUFFLED),
+    }
+    return ConfigDict({"stage": "pipeline", "seed": 0, "order": list(stages), "stages": stages})
+
+
+def pretrain(size: str) -> ConfigDict:
+    """Return a model of sums of 0.2 M parameters, one byte a token."""
+    steps = pick(size, tiny=4, default=1500, large=6000)
+    config = base("pretrain", size, log_every=50, save_every=steps)
+    config.data = {"data_dir": DATA, "documents": f"jsonl:{DATA}/documents", "mask_documents": True}
+    config.tokenizer = {"kind": "bpe", "vocab_size": 260, "path": placeholder(str)}
+    model = llama(
+        vocab_size=260,
+        context_length=64,
+        width=pick(size, tiny=16, default=64, large=256),
+        num_layers=pick(size, tiny=1, default=2, large=4),
+        num_heads=4,
+        num_kv_heads=4,
+        ffw_width=pick(size, tiny=32, default=256, large=1024),
+        rope_base=10_000.0,
+        dropout_rate=0.0,
+        compute_dtype="float32",
+        param_dtype="float32",
+        remat="none",
+    )
+    config.model = to_dict(
+        replace(model, tie_embeddings=True, kernel_init="fan_in", embedding_std=model.width**-0.5)
+    )
+    config.pretrain = {
+        "num_steps": steps,
+        "batch_size": pick(size, tiny=8, default=32, large=32),
+        "num_micro_batches": 1,
+        "z_loss_coef": 0.0,
+        "eval_every": max(2, steps // 5),
+        "eval_batches": 4,
+    }
+    config.optimizer = adam(3e-3, warmup_steps=steps // 20, final_fraction=0.0, weight_decay=0.1)
+    return config
+
+
+def rewarded(config: ConfigDict, size: str, source: str) -> ConfigDict:
+    """Return an algorithm of the menagerie on sums: one point for a right answer, no KL."""
+    settings: Any = config.ppo if config.stage == "ppo" else config.policy_gradient
+    config.init.policy = "../pretrain"
+    if config.stage == "ppo":
+        config.init.value = "policy"
+        config.data.documents = placeholder(str)
+    config.rewards = {"answer": reward(source)}
+    prompts = f"jsonl:{DATA}/prompts"
+    config.data.update({"data_dir": DATA, "prompts": prompts, "prompt_length": 8})
+    settings.batch_size = pick(size, tiny=32, default=256, large=1024)
+    settings.total_episodes = pick(size, tiny=2, default=100, large=200) * settings.batch_size
+    settings.update({"response_length": 4, "kl_coef": 0.0, "missing_eos_penalty": 0.0})
+    config.monitor = {
+        "judge": ANSWER,
+        "prompts": prompts,
+        "num_prompts": 512,
+        "every": pick(size, tiny=1, default=10, large=20),
+        "prompt_length": 8,
+        "response_length": 4,
+        "batch_size": 512,
+    }
+    config.checkpoint.update({"save_every": 50, "sample_every": 20})
+    config.optimizer = adam(1e-3, schedule="constant", final_fraction=1.0, warmup_steps=2)
+    if config.stage == "ppo":
+        config.value_optimizer = adam(1e-3, schedule="constant", final_fraction=1.0, warmup_steps=2)
+    return config
