@@ -22,7 +22,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.init = {"policy": MODEL, "reward": "../reward_hh", "value": "reward"}
     config.data = {
         "data_dir": DATA_DIR,
-        "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
+        "prompts": "hub:Anthropic/hh-rlhf:harmless-base?validation=test",
         "prompt_length": pick(size, tiny=32, default=96, large=256),
         "documents": placeholder(str),
     }
