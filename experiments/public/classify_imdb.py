@@ -7,7 +7,7 @@ Needs `pip install datasets`, or a local copy:
 --config.data.texts='imdb@jsonl:PATH?validation=test'. Reviews longer than `max_length` are left out
 of training and of the accuracy, and counted; say so with the number. Not run here. The openings of
 the same reviews are prompts for Ziegler 2019's sentiment task:
-imdb_openings@hf:stanfordnlp/imdb?words=8.
+imdb_openings@hub:stanfordnlp/imdb?words=8.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.init = {"policy": "../pretrain", "pretrained": True}
     config.data = {
         "data_dir": DATA_DIR,
-        "texts": "hf:stanfordnlp/imdb?validation=test",
+        "texts": "hub:stanfordnlp/imdb?validation=test",
         "max_examples": 0,
     }
     config.classify = {

@@ -28,7 +28,7 @@ def get_config(size: str = "default") -> ConfigDict:
     )
     config.data = {
         "data_dir": DATA_DIR,
-        "documents": "hf:Salesforce/wikitext:wikitext-103-raw-v1",
+        "documents": "hub:Salesforce/wikitext:wikitext-103-raw-v1",
         "mask_documents": False,
     }
     config.tokenizer = {"kind": "bpe", "vocab_size": vocab_size, "path": placeholder(str)}

@@ -16,7 +16,7 @@ from experiments.public.shared import reward, reward_adam
 
 def get_config(size: str = "default") -> ConfigDict:
     """The hub has no validation split: its test split is the held-out one."""
-    comparisons = "hf:Anthropic/hh-rlhf:harmless-base?validation=test"
+    comparisons = "hub:Anthropic/hh-rlhf:harmless-base?validation=test"
     return reward(
         size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
     )

@@ -4,7 +4,7 @@
 
 Needs `pip install datasets`, or a local copy:
 --config.data.comparisons='shp@jsonl:PATH/{split}.jsonl?min_ratio=2' and the same for
-data.demonstrations. One of its 18 subjects: hf:stanfordnlp/SHP:askculinary?min_ratio=2. Not run
+data.demonstrations. One of its 18 subjects: hub:stanfordnlp/SHP:askculinary?min_ratio=2. Not run
 here. Source: Ethayarajh et al. 2022, whose card advises both what is done here: pairs with at least
 twice the votes, one epoch.
 """
@@ -16,7 +16,7 @@ from experiments.public.shared import reward, reward_adam
 
 def get_config(size: str = "default") -> ConfigDict:
     """Splits are the authors', by post."""
-    comparisons = "hf:stanfordnlp/SHP?min_ratio=2"
+    comparisons = "hub:stanfordnlp/SHP?min_ratio=2"
     return reward(
         size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
     )

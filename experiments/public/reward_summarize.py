@@ -23,7 +23,7 @@ def get_config(size: str = "default") -> ConfigDict:
         eps=1e-5,
         max_grad_norm=0.0,
     )
-    comparisons = "hf:openai/summarize_from_feedback:comparisons@refs/convert/parquet"
+    comparisons = "hub:openai/summarize_from_feedback:comparisons@refs/convert/parquet"
     return reward(
         size, comparisons=comparisons, max_length=640, max_candidates=2, optimizer=optimizer
     )

@@ -15,7 +15,7 @@ from experiments.public.shared import reward, reward_adam
 
 def get_config(size: str = "default") -> ConfigDict:
     """K = 4 rankings by a model."""
-    comparisons = "hf:openbmb/UltraFeedback?by=prompt&train=train[:97%]&validation=train[97%:]"
+    comparisons = "hub:openbmb/UltraFeedback?by=prompt&train=train[:97%]&validation=train[97%:]"
     return reward(
         size,
         comparisons=comparisons,

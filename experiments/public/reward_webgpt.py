@@ -16,7 +16,7 @@ from experiments.public.shared import reward, reward_adam
 
 def get_config(size: str = "default") -> ConfigDict:
     """Hold out a tenth of the questions, all pairs of a question on one side."""
-    comparisons = "hf:openai/webgpt_comparisons?by=prompt&train=train[:90%]&validation=train[90%:]"
+    comparisons = "hub:openai/webgpt_comparisons?by=prompt&train=train[:90%]&validation=train[90%:]"
     return reward(
         size, comparisons=comparisons, max_length=512, max_candidates=2, optimizer=reward_adam(size)
     )

@@ -63,7 +63,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.reference = "reward"
     config.limit = None
     config.benchmarks.comparisons = {
-        "source": "hf:allenai/reward-bench",
+        "source": "hub:allenai/reward-bench",
         "split": "filtered",
         "subset_field": "subset",
         "num_bins": 10,

@@ -14,7 +14,7 @@ from experiments.public.shared import adam, pick, sft
 
 def get_config(size: str = "default") -> ConfigDict:
     """The hub has one split; 2 % of the instructions are held out."""
-    demonstrations = "hf:tatsu-lab/alpaca?by=prompt&train=train[:98%]&validation=train[98%:]"
+    demonstrations = "hub:tatsu-lab/alpaca?by=prompt&train=train[:98%]&validation=train[98%:]"
     warmup_steps = pick(size, tiny=2, default=36, large=36)  # 3 %
     optimizer = adam(
         pick(size, tiny=3e-3, default=5e-5, large=2e-5),

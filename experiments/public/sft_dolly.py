@@ -15,7 +15,7 @@ from experiments.public.shared import adam, pick, sft
 def get_config(size: str = "default") -> ConfigDict:
     """The hub has one split; 5 % of the instructions are held out."""
     demonstrations = (
-        "hf:databricks/databricks-dolly-15k?by=prompt&train=train[:95%]&validation=train[95%:]"
+        "hub:databricks/databricks-dolly-15k?by=prompt&train=train[:95%]&validation=train[95%:]"
     )
     optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=5e-6))
     return sft(

@@ -16,7 +16,7 @@ from experiments.public.shared import adam, pick, sft
 def get_config(size: str = "default") -> ConfigDict:
     """The test split is the held-out one."""
     optimizer = adam(pick(size, tiny=3e-3, default=5e-5, large=1e-5))
-    source = "hf:openai/gsm8k:main?validation=test"
+    source = "hub:openai/gsm8k:main?validation=test"
     return sft(
         size,
         demonstrations=source,

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments.public.shared import adam, pick, sft
 
-SOURCE = "hf:OpenAssistant/oasst2?lang=en"
+SOURCE = "hub:OpenAssistant/oasst2?lang=en"
 
 
 def get_config(size: str = "default") -> ConfigDict:

@@ -20,7 +20,7 @@ def get_config(size: str = "default") -> ConfigDict:
         eps=1e-5,
         max_grad_norm=0.0,
     )
-    demonstrations = "hf:vwxyzjn/summarize_from_feedback_tldr_3_filtered"
+    demonstrations = "hub:vwxyzjn/summarize_from_feedback_tldr_3_filtered"
     return sft(
         size,
         demonstrations=demonstrations,

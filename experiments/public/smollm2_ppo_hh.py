@@ -23,7 +23,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config.rewards.reward.source = "reward:../reward_hh"
     config.data = {
         "data_dir": DATA_DIR,
-        "prompts": "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
+        "prompts": "hub:Anthropic/hh-rlhf:harmless-base?validation=test",
         "prompt_length": pick(size, tiny=32, default=96, large=256),
         "documents": placeholder(str),
     }

@@ -18,7 +18,7 @@ from experiments.public.smollm2_reward_ukp import MODEL
 def get_config(size: str = "default") -> ConfigDict:
     """Rank 16 on every linear layer, 2e-4, one epoch, 16 pairs an update."""
     optimizer = adam(2e-4, warmup_steps=pick(size, tiny=1, default=10, large=10), b2=0.99)
-    comparisons = "hf:Anthropic/hh-rlhf:harmless-base?validation=test"
+    comparisons = "hub:Anthropic/hh-rlhf:harmless-base?validation=test"
     config = reward(
         size, comparisons=comparisons, max_length=256, max_candidates=2, optimizer=optimizer
     )

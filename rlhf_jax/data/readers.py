@@ -8,7 +8,9 @@ tensorflow_datasets and datasets are imported when first needed, because they ar
 from __future__ import annotations
 
 import codecs
+import csv
 import gzip
+import io
 import itertools
 import json
 import re
@@ -26,6 +28,11 @@ from rlhf_jax.data.public.rows import Located, Row
 
 # The number of rows that are requested together, several times faster than one by one.
 CHUNK = 10_000
+_LARGEST_CELL = 2**31 - 1  # letters; csv stops at 131,072
+# Columns of a CSV file whose cells are JSON, and columns whose cells may be text or messages.
+_JSON_COLUMNS = ("messages", "conversations", "responses", "ranks", "scores", "history", "metadata")
+_TURN_COLUMNS = ("prompt", "completion", "chosen", "rejected")
+Labels = dict[str, Callable[[int], str]]  # the names of the classes of columns
 
 # Files.
 
@@ -69,6 +76,109 @@ def _read_tsv(path: Path) -> Iterator[Located]:
         yield Located(f"{path}:{number}", {**dict(zip(header, row, strict=True)), "file": stem})
 
 
+def _read_csv(path: Path) -> Iterator[Located]:
+    """Yield rows by the names in the header, each with the line where it starts."""
+    csv.field_size_limit(_LARGEST_CELL)
+    content = _read_text(path, "comma-separated columns")
+    if not content.strip():
+        return
+    lines = csv.reader(io.StringIO(content, newline=""), strict=True)
+    start = 1
+    header: list[str] = []
+    while True:
+        where = f"{path}:{start}"
+        try:
+            row = next(lines, None)
+        except csv.Error as error:
+            raise ValueError(f"{where}: csv: {error}, expected a CSV file") from None
+        if row is None:
+            return
+        start = lines.line_num + 1
+        if not header:
+            repeated = next((name for name in row if row.count(name) > 1), None)
+            if repeated is not None:
+                raise ValueError(f"{where}: column {repeated!r} twice, expected once")
+            header = row
+        elif row:  # a blank line is no row
+            if len(row) != len(header):
+                expected = f"expected {len(header)} as in the header"
+                raise ValueError(f"{where}: {len(row)} columns, {expected}")
+            cells = zip(header, row, strict=True)
+            yield Located(where, {name: _read_cell(name, cell, where) for name, cell in cells})
+
+
+def _read_cell(name: str, cell: str, where: str) -> Any:
+    """Return the value of a cell: JSON in columns that have no other form, messages, or text."""
+    if name in _JSON_COLUMNS:
+        return _parse_json(cell, f"{where}: {name}") if cell.strip() else None
+    if name not in _TURN_COLUMNS or not cell.lstrip().startswith(("[", "{")):
+        return cell
+    try:
+        value = json.loads(cell)
+    except (RecursionError, ValueError):
+        return cell
+    turns = value if isinstance(value, list) else [value]
+    if turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns):
+        return value
+    if name in ("chosen", "rejected") and turns and all(isinstance(turn, str) for turn in turns):
+        raise ValueError(
+            f"{where}: {name}: a list of texts, which in a CSV file may be several replies or the "
+            "text of one, expected responses + ranks, or JSON lines"
+        )
+    return cell
+
+
+def _read_parquet(path: Path) -> Iterator[Located]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, expected parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            labels = _label_names(file.schema_arrow)
+            batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=CHUNK))
+            for i, row in enumerate(itertools.chain.from_iterable(batches), start=1):
+                yield Located(f"{path}:{i}", _name_labels(row, labels))
+    except pyarrow.ArrowException as error:
+        problem = (str(error).splitlines() or ["damaged"])[0]
+        raise ValueError(f"{path}: parquet: {problem}, expected a whole parquet file") from None
+
+
+def _read_arrow(path: Path) -> Iterator[Located]:
+    """Yield the rows of a file that `datasets.save_to_disk` wrote."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file, though state.json beside it names it")
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as file, pyarrow.ipc.open_stream(file) as batches:
+            labels = _label_names(batches.schema)
+            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in batches)
+            for i, row in enumerate(rows, start=1):
+                yield Located(f"{path}:{i}", _name_labels(row, labels))
+    except pyarrow.ArrowException as error:
+        problem = (str(error).splitlines() or ["damaged"])[0]
+        raise ValueError(f"{path}: arrow: {problem}, expected a file of save_to_disk") from None
+
+
+def _label_names(schema: Any) -> Labels:
+    """Return the names of classes for every column that `datasets` stored as a ClassLabel."""
+    info = (schema.metadata or {}).get(b"huggingface")
+    features = json.loads(info)["info"]["features"] if info else {}
+    return {
+        name: feature["names"].__getitem__
+        for name, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+
+
+def _read_lines(path: Path) -> Iterator[Located]:
+    text = _read_text(path, "plain text").removesuffix("\n")
+    for number, line in enumerate(text.split("\n") if text else [], start=1):
+        yield Located(f"{path}:{number}", {"prompt": line.removesuffix("\r")})
+
+
 def _read_document(path: Path) -> Iterator[Located]:
     yield Located(str(path), {"text": _read_text(path, "plain text")})
 
@@ -92,8 +202,11 @@ _FILE_KINDS = {
     "jsonl": _FileKind(read_jsonl, (".jsonl",), one_per_split=True),
     "json": _FileKind(_read_json, (".json",), one_per_split=True),
     "tsv": _FileKind(_read_tsv, (".tsv", ".csv")),
+    "csv": _FileKind(_read_csv, (".csv",), one_per_split=True),
+    "parquet": _FileKind(_read_parquet, (".parquet",), one_per_split=True),
     "text": _FileKind(_read_document, (".txt",)),
     "blocks": _FileKind(_read_blocks, (".txt",)),
+    "lines": _FileKind(_read_lines, (".txt",)),
 }
 
 
@@ -107,7 +220,10 @@ def _files_of(kind: _FileKind, name: str, base: str) -> list[Path]:
     path = Path(name.replace("{split}", base)).expanduser()
     is_folder = path.is_dir()
     if is_folder and kind.one_per_split:
+        parts = sorted(path.glob(f"{base}-*{kind.suffixes[0]}"))
         path = path / f"{base}{kind.suffixes[0]}"
+        if parts and not path.is_file():
+            return parts
         zipped = path.with_name(path.name + ".gz")
         return [zipped if zipped.is_file() and not path.is_file() else path]
     if "{split}" not in name and base != "train":
@@ -159,6 +275,12 @@ def _parse_json(text: str, where: str) -> Any:
         line = f":{error.lineno}" if error.lineno > 1 else ""
         problem = f"{error.msg} at column {error.colno}"
         raise ValueError(f"{where}{line}: json: {problem}, expected a JSON object") from None
+    except RecursionError:
+        problem = "lists or objects nested too deeply"
+        raise ValueError(f"{where}: json: {problem}, expected a JSON object") from None
+    except ValueError:  # of int(), which refuses numbers that take long
+        problem = "a number of more than 4300 digits"
+        raise ValueError(f"{where}: json: {problem}, expected a JSON object") from None
 
 
 # TensorFlow Datasets.
@@ -285,21 +407,45 @@ def _to_json(value: Any) -> Any:
 def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
     address, _, config = name.partition(":")
     for folder, subfolder in ((name, ""), (address, config)):
-        # A folder has no revisions: NAME:CONFIG@REV is the hub's, even if there is a folder NAME.
-        if Path(folder).expanduser().is_dir() and "@" not in subfolder:
-            return _hf_folder(Path(folder).expanduser(), subfolder, split)
-    if find_spec("datasets") is None:
+        path = Path(folder).expanduser()
+        if path.is_dir():
+            if _is_saved(path / subfolder):
+                return _hf_saved(path / subfolder, split)
+            return _hf_folder(path, subfolder, split)
+    raise FileNotFoundError(
+        f"hf:{name}: no such folder, expected one of files such as train.parquet or "
+        f"train-00000.jsonl, or what save_to_disk wrote; a data set of the hub is hub:{name}"
+    )
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether `save_to_disk` of the package `datasets` wrote a folder."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _hf_saved(folder: Path, split: str) -> Iterable[Located]:
+    """Return the rows of a saved data set, or of one split of several."""
+    base = splits.base_split(split)
+    if (folder / "dataset_dict.json").is_file():
+        present = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        if base not in present:
+            raise FileNotFoundError(
+                f"{folder}: split: {base!r}, expected one of {', '.join(present)}"
+            )
+        folder = folder / base
+    elif base != "train":
         raise ValueError(
-            f"hf:{name}: no such folder, and the package `datasets` is not installed; expected "
-            "`pip install datasets`, or a folder with files such as train.parquet or "
-            "train-00000.jsonl"
+            f"split: {base!r} of the single data set {folder}, expected 'train'; say which part of "
+            f"train it is: ?train=train[:90%]&{base}=train[90%:]"
         )
-    return _hf_hub(name, split, data_dir)
+    state = json.loads((folder / "state.json").read_text())
+    files = [folder / item["filename"] for item in state["_data_files"]]
+    return splits.take(lambda: itertools.chain.from_iterable(map(_read_arrow, files)), split)
 
 
 def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
     base = splits.base_split(split)
-    suffixes = (".parquet", ".jsonl", ".jsonl.gz")
+    suffixes = tuple(f"{suffix}{gz}" for suffix in _HF_READERS for gz in ("", ".gz"))
     present = (folder / config).rglob("*")
     all_files = sorted(file for file in present if file.name.endswith(suffixes))
     files = [path for path in all_files if re.match(rf"{base}([-_.]|$)", path.stem)]
@@ -317,22 +463,33 @@ def _hf_folder(folder: Path, config: str, split: str) -> Iterable[Located]:
             f"{folder / config}: split: {base!r} in {', '.join(parents)}, expected files of one "
             f"folder: name one as in hf:{folder}:{parents[-1]}"
         )
-    return splits.take(lambda: itertools.chain.from_iterable(map(_hf_file, files)), split)
+    suffixes = tuple(sorted({_suffix(path) for path in files}))
+    if len(suffixes) > 1:
+        problem = f"{base!r} as {' and '.join(suffixes)}"
+        raise ValueError(f"{folder / config}: split: {problem}, expected files of one kind")
+    read = _HF_READERS[suffixes[0]]
+    return splits.take(lambda: itertools.chain.from_iterable(map(read, files)), split)
 
 
-def _hf_file(path: Path) -> Iterator[Located]:
-    if path.suffix != ".parquet":
-        yield from read_jsonl(path)
-        return
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(path) as file:
-        batches = (batch.to_pylist() for batch in file.iter_batches(batch_size=CHUNK))
-        for i, row in enumerate(itertools.chain.from_iterable(batches), start=1):
-            yield Located(f"{path}:{i}", row)
+def _suffix(path: Path) -> str:
+    """Return the last suffix of a file's name, the one before .gz."""
+    return Path(path.name.removesuffix(".gz")).suffix
 
 
-def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
+_HF_READERS: dict[str, Callable[[Path], Iterator[Located]]] = {
+    ".parquet": _read_parquet,
+    ".jsonl": read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+}
+
+
+def _hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
+    if find_spec("datasets") is None:
+        raise ValueError(
+            f"hub:{name}: the package `datasets` is not installed; expected `pip install "
+            "datasets`, or a local copy: hf:FOLDER, or a file such as jsonl:PATH"
+        )
     import datasets
 
     from rlhf_jax.data.public.shapes import ON_HUB
@@ -346,26 +503,29 @@ def _hf_hub(name: str, split: str, data_dir: str) -> Iterator[Located]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"hf:{name}: {reason}, expected a data set of the hub, or a local copy: "
-            "SHAPE@jsonl:PATH"
+            f"hub:{name}: {reason}, expected a data set of the hub, or a local copy: "
+            "hf:FOLDER or SHAPE@jsonl:PATH"
         ) from error
     labels = _label_columns(data.features, datasets.ClassLabel)
     for i, row in enumerate(data):
-        yield Located(f"hf:{name}/{split}[{i}]", _name_labels(row, labels))
+        yield Located(f"hub:{name}/{split}[{i}]", _name_labels(row, labels))
 
 
-def _label_columns(features: Any, label_type: type) -> dict[str, Any]:
-    return {name: label for name, label in features.items() if isinstance(label, label_type)}
+def _label_columns(features: Any, label_type: Any) -> Labels:
+    return {
+        name: label.int2str for name, label in features.items() if isinstance(label, label_type)
+    }
 
 
-def _name_labels(row: Row, labels: dict[str, Any]) -> Row:
+def _name_labels(row: Row, labels: Labels) -> Row:
     """Replace class numbers by names; a number that stands for no class is left as it is."""
     numbers = {name: row[name] for name in labels if row[name] is not None and row[name] >= 0}
-    return row | {name: labels[name].int2str(number) for name, number in numbers.items()}
+    return row | {name: labels[name](number) for name, number in numbers.items()}
 
 
 KINDS: dict[str, Callable[[str, str, str], Iterable[Located]]] = {
     **{name: partial(_read_files, kind) for name, kind in _FILE_KINDS.items()},
     "tfds": _tfds,
     "hf": _hf,
+    "hub": _hub,
 }

@@ -1,9 +1,10 @@
-"""Define the five kinds of record that every stage reads, and their plain JSON form.
+"""Define the six kinds of record that every stage reads, and their plain JSON form.
 
     Document       text                                    pretraining
     Demonstration  messages, the last one the assistant's  supervised fine-tuning
     Prompt         messages, the last one the user's       PPO, sampling, evaluation
-    Comparison     messages, K responses, K ranks          reward modelling
+    Comparison     messages, K responses, K ranks          reward modelling, preference training
+    Thumb          messages, completion, label             preference training by KTO
     LabelledText   text, label                             classification
 
 A record is checked when it is constructed, so every record in memory is valid: messages alternate
@@ -25,6 +26,7 @@ from typing import Any, TypeVar
 
 ROLES = ("system", "user", "assistant")
 TURNS = ("user", "assistant")
+LARGEST_RANK = 2**31 - 1  # what an array of int32 holds
 
 
 # The records.
@@ -97,7 +99,24 @@ class Comparison:
         expected = "1 for the best, more for the others"
         for k, rank in enumerate(self.ranks):
             if rank < 1:
-                raise _field_error(f"ranks[{k}]", f"rank {rank}", expected)
+                raise _field_error(f"ranks[{k}]", f"rank {_short(rank)}", expected)
+            if rank > LARGEST_RANK:
+                problem = f"rank {_short(rank)}"
+                raise _field_error(f"ranks[{k}]", problem, f"at most {LARGEST_RANK}")
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """Hold one reply that somebody found good (`label` is true) or bad, compared with no other."""
+
+    messages: tuple[Message, ...]
+    completion: str
+    label: bool
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_turns(self.messages, last="user")
+        _check_not_empty("completion", self.completion)
 
 
 @dataclass(frozen=True)
@@ -112,8 +131,8 @@ class LabelledText:
         _check_not_empty("label", self.label)
 
 
-Record = Document | Demonstration | Prompt | Comparison | LabelledText
-R = TypeVar("R", Document, Demonstration, Prompt, Comparison, LabelledText)
+Record = Document | Demonstration | Prompt | Comparison | Thumb | LabelledText
+R = TypeVar("R", Document, Demonstration, Prompt, Comparison, Thumb, LabelledText)
 
 
 def as_pairs(comparisons: Sequence[Comparison]) -> list[Comparison]:
@@ -143,6 +162,11 @@ def _check_turns(messages: tuple[Message, ...], *, last: str) -> None:
     if messages[-1].role != last:
         name = f"messages[{len(messages) - 1}].role"
         raise _field_error(name, repr(messages[-1].role), f"{last!r} to have the last word")
+
+
+def _short(number: int) -> str:
+    """Return a number as an error shows it, whatever its size."""
+    return str(number) if abs(number) < 10**20 else "of more than 20 digits"
 
 
 def _check_not_empty(name: str, text: str) -> None:
@@ -196,16 +220,18 @@ def _read_fields(record_type: type, row: object) -> dict[str, Any]:
         if item.name not in row and item.default_factory is dataclasses.MISSING:
             expected = f"a {record_type.__name__} with {', '.join(names)}"
             raise _field_error(item.name, "missing field", expected)
-    return {name: _FIELD_READERS[name](name, row[name]) for name in names if name in row}
+    readers = {item.name: _READERS_OF_TYPES[str(item.type)] for item in items}
+    return {name: readers[name](name, row[name]) for name in names if name in row}
 
 
 def _read_strings(name: str, value: object) -> tuple[str, ...]:
-    items = _read_list(name, value)
+    items = read_list(name, value)
     return tuple(read_string(f"{name}[{k}]", item) for k, item in enumerate(items))
 
 
-def _read_integers(name: str, value: object) -> tuple[int, ...]:
-    for k, item in enumerate(_read_list(name, value)):
+def read_integers(name: str, value: object) -> tuple[int, ...]:
+    """Return the value of the field `name` if it is a list of integers, else raise."""
+    for k, item in enumerate(read_list(name, value)):
         if isinstance(item, bool) or not isinstance(item, int):
             raise _field_error(f"{name}[{k}]", _type_name(item), "an integer")
     return tuple(value)  # type: ignore[arg-type]
@@ -219,7 +245,7 @@ def _read_metadata(name: str, value: object) -> dict[str, str]:
 
 def _read_messages(name: str, value: object) -> tuple[Message, ...]:
     messages = []
-    for k, item in enumerate(_read_list(name, value)):
+    for k, item in enumerate(read_list(name, value)):
         if not isinstance(item, dict):
             expected = "an object with role and content"
             raise _field_error(f"{name}[{k}]", _type_name(item), expected)
@@ -230,18 +256,27 @@ def _read_messages(name: str, value: object) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _read_list(name: str, value: object) -> Sequence[object]:
+def read_list(name: str, value: object) -> Sequence[object]:
+    """Return the value of the field `name` if it is a list, else raise."""
     if not isinstance(value, list | tuple):
         raise _field_error(name, _type_name(value), "a list")
     return value
 
 
-_FIELD_READERS: dict[str, Callable[[str, object], Any]] = {
-    **dict.fromkeys(("role", "content", "text", "label"), read_string),
-    "messages": _read_messages,
-    "responses": _read_strings,
-    "ranks": _read_integers,
-    "metadata": _read_metadata,
+def _read_boolean(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _field_error(name, _type_name(value), "true or false")
+    return value
+
+
+# By the types of the records' fields as they are written above.
+_READERS_OF_TYPES: dict[str, Callable[[str, object], Any]] = {
+    "str": read_string,
+    "bool": _read_boolean,
+    "tuple[Message, ...]": _read_messages,
+    "tuple[str, ...]": _read_strings,
+    "tuple[int, ...]": read_integers,
+    "dict[str, str]": _read_metadata,
 }
 _TYPE_NAMES = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
 _TYPE_NAMES |= {int: "a number", float: "a number", type(None): "null"}

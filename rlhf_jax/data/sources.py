@@ -3,17 +3,68 @@
     jsonl:PATH              one JSON object a line; PATH is a file, a pattern with {split}, or a
                             folder of SPLIT.jsonl
     json:PATH               one JSON list of objects; PATH as above
+    csv:PATH                columns under a header, quoted as RFC 4180 says; PATH as above. Lists
+                            and messages stand in a cell as JSON
+    parquet:PATH            PATH as above, or a folder of SPLIT-*.parquet
     tsv:PATH                tab-separated columns under a header; PATH is a file, or a folder whose
                             files all belong together
     text:PATH               plain text; PATH is a document, or a folder of documents named *.txt
     blocks:PATH             as text:, but a blank line ends a document
+    lines:PATH              as text:, but every line is a prompt
     tfds:NAME[/CONFIG]      TensorFlow Datasets, prepared as array_record where they are absent
-    hf:NAME[:CONFIG][@REV]  a data set of the Hugging Face hub, or a folder of its parquet or jsonl
-                            files
+    hf:FOLDER[:CONFIG]      a folder in Hugging Face's formats: what `save_to_disk` wrote, or files
+                            SPLIT.* or SPLIT-*.* of parquet, JSON lines, JSON or CSV
+    hub:NAME[:CONFIG][@REV] a data set of the Hugging Face hub
 
-SHAPE names a public data set whose rows the source holds (`data/public`). Without one, rows have
-the fields of the record, or columns that many data sets share; then nothing may be dropped. Files
-may be gzipped (.gz), and their names hold no question mark. Options, joined by &:
+Files of text may be gzipped (.gz), and their names hold no question mark. SHAPE names a public data
+set whose rows the source holds (`data/public`). Rows without one are recognised by their columns,
+the same ones in every kind of source and for every stage:
+
+    columns                               what the row holds                  read as
+    text                                  a document; as a dialogue it has    Document, D P
+                                          to be a transcript (*)
+    text, label                           a text and its class                LabelledText
+    messages                              a conversation (**)                 D P
+    conversations                         the same in ShareGPT's words        D P
+                                          (from, value)
+    PROMPT, completion                    a reply: text, or messages of one   D P
+                                          turn or several
+    question, answer                      a reply                             D P
+    instruction, [input,] output          a reply (Alpaca)                    D P
+    PROMPT, completion, label             a reply and a thumb: true, false,   Thumb, D P
+                                          1, 0; one down is no demonstration
+    PROMPT, chosen, rejected              two replies: texts, or messages     Comparison, D P
+                                          that hold the reply alone or the
+                                          whole conversation
+    chosen, rejected                      two whole conversations: messages   Comparison, D P
+                                          or transcripts (*); what they
+                                          share is the prompt
+    PROMPT, chosen, rejected              several of each, in lists of texts  Comparison, D P
+    PROMPT, responses, ranks              K replies, 1 for the best           Comparison, D P
+    PROMPT, responses, scores             K replies, more is better           Comparison, D P
+    PROMPT, responses, best               K replies, the index of the best    Comparison, D P
+    PROMPT                                a question                          P
+
+    PROMPT   one of `prompt` (text, a transcript or messages), `question`, `instruction` [with
+             `input`], `messages`, `conversations`; several have to agree: one may hold a part of
+             another
+    D        a Demonstration: of rankings the best reply
+    P        a Prompt: of a conversation that ends with the assistant all before its last turn
+    (*)      "\\n\\nHuman: ... \\n\\nAssistant: ..."
+    (**)     turns {"role", "content"}; `data/conversations.py` has the other ways to write them
+
+Beside a form may stand `system` (or `system_prompt`), `history` (pairs of question and answer),
+which come first, and `metadata`, an object. Prompts keep all columns that are no part of the
+conversation and no reply in their metadata, as text or JSON: `answer`, `label`, `id`, whatever a
+reward may ask for. All other records keep `metadata` and the column that `by=` names; further
+columns are passed over, and one line counts them.
+
+Equal texts on both sides, equal ranks and equal scores tie. Where two readings are possible and say
+different things, the row is an error that names both. Dropped and counted by reason in one line are
+rows whose sides differ before their last turn or contradict `prompt`, whose turns do not alternate,
+with roles of tools or developers, calls of tools, content in parts, empty prompts or replies.
+Anything else that cannot be read is a `ValueError` that says where, which field, what is wrong and
+what was expected. Options, joined by &:
 
     validation=test         read the source's `test` when a run asks for `validation`; likewise
                             train=, test=
@@ -22,14 +73,10 @@ may be gzipped (.gz), and their names hold no question mark. Options, joined by 
                             by=prompt, by=text
     seed=1                  another assignment of the groups
     duplicates=drop         leave out records that repeat another; otherwise they are only counted
+    columns=prompt,answer   read rows as if they had these columns alone
 
     hh@jsonl:data/harmless-base?validation=test
     ukp@tsv:data/UKPConvArg1Strict-CSV?by=topic&train=train[:80%]&validation=train[80%:]
-
-JSON files without a SHAPE are taken to be written for us, so an unknown field is an error there;
-other columns of other data sets are ignored. A row that cannot be read is a `ValueError` that says
-where, which field, what is wrong and what was expected. Rows that their shape drops are counted by
-reason and reported in one line.
 
 Left out on purpose: writing to hubs.
 """
@@ -41,28 +88,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Generic
 
-from rlhf_jax.data import splits
-from rlhf_jax.data.public.demonstrations import read_answer, read_completion, read_prompt
-from rlhf_jax.data.public.rows import Converter, Located, Row, Shape
+from rlhf_jax.data import forms, splits
+from rlhf_jax.data.public.rows import Located, Shape
 from rlhf_jax.data.readers import KINDS
-from rlhf_jax.data.records import (
-    Comparison,
-    Demonstration,
-    Drop,
-    Prompt,
-    R,
-    Record,
-    from_dict,
-    report,
-    to_dict,
-)
+from rlhf_jax.data.records import Drop, R, Record, report, to_dict
 
 _SPLITS = ("train", "validation", "test")
-_OPTIONS = (*_SPLITS, "by", "seed", "duplicates")
+_OPTIONS = (*_SPLITS, "by", "seed", "duplicates", "columns")
+_MOST_NAMES = 8  # of columns in a line
 
 
 def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
@@ -120,14 +156,14 @@ class Source:
         match = re.fullmatch(r"(?:(\w+)@)?(\w+):(.+)", address)
         if not match or match[2] not in KINDS:
             known = ", ".join(f"{kind}:NAME" for kind in KINDS)
-            raise ValueError(f"source: {text!r}, expected {known}")
+            raise ValueError(f"source: {text!r}, expected {known}{_hint(address)}")
         shape, kind, name = match[1] or "", match[2], match[3]
         hub_name = re.split("[:@]", name)[0]
         rows = Shape({})
-        if shape or kind == "hf":
+        if shape or kind == "hub":
             from rlhf_jax.data.public.shapes import ON_HUB, SHAPES  # only who names one needs them
 
-            if not shape and hub_name in ON_HUB:
+            if not shape and kind == "hub" and hub_name in ON_HUB:
                 shape = ON_HUB[hub_name].shape
             if shape and shape not in SHAPES:
                 raise ValueError(f"{text}: shape: {shape!r}, expected one of {', '.join(SHAPES)}")
@@ -150,6 +186,17 @@ class Source:
         return self.options[base]
 
 
+def _hint(address: str) -> str:
+    """Return what a path without its kind may have meant."""
+    path = Path(address)
+    if ":" in address or not path.exists():
+        return ""
+    kind = {".jsonl": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv", ".txt": "text"}.get(
+        Path(path.name.removesuffix(".gz")).suffix, "parquet" if path.is_file() else "hf"
+    )
+    return f"; for this {'file' if path.is_file() else 'folder'} {kind}:{address}"
+
+
 def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) -> dict[str, str]:
     allowed = (*_OPTIONS, *shape.needs, *shape.takes)
     options: dict[str, str] = {}
@@ -165,6 +212,9 @@ def _parse_options(source: str, query: str, name_of_shape: str, shape: Shape) ->
             raise ValueError(f"{source}: option: no {name}, {expected}")
     if options.get("duplicates", "drop") != "drop" or not options.get("seed", "0").isdigit():
         raise ValueError(f"{source}: option: expected duplicates=drop, and a whole number as seed")
+    if name_of_shape and "columns" in options:
+        problem = f"columns= with the shape {name_of_shape}"
+        raise ValueError(f"{source}: option: {problem}, expected one of the two")
     for name in _SPLITS:
         splits.check_split(options.get(name, name))
     train = options.get("train", "train")
@@ -224,25 +274,53 @@ class _Records(Generic[R]):
 def _convert_rows(
     source: Source, record_type: type[R], rows: Iterable[Located], title: str
 ) -> Iterator[R]:
-    """Convert all rows; in the end report those that were dropped in one line."""
+    """Convert all rows; in the end report what was dropped, cut and passed over, in a line each."""
     reasons: Counter[str] = Counter()
+    remarks: Counter[str] = Counter()
+    columns: Counter[str] = Counter()
     total = 0
     for where, row in source.rows.gather(rows) if source.rows.gather else rows:
         total += 1
         try:
-            records = _convert_row(source, record_type, row)
+            if source.shape:
+                yield from _convert_row(source, record_type, row)
+                continue
+            record, remark, passed_over = _read_row(source, record_type, row)
         except Drop as drop:
             reasons[str(drop)] += 1
             continue
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        yield from records
+        # What no reader has foreseen is an error of the row as well, with the place that it is at.
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+            problem = f"{type(error).__name__}: {str(error)[:200]}"
+            raise ValueError(f"{where}: row: {problem}, expected {_expected(source)}") from error
+        if remark:
+            remarks[remark] += 1
+        columns.update(passed_over)
+        yield record
     report(title, total, reasons)
+    for remark, count in remarks.items():
+        print(f"   {title}: {count} of {total} {remark}", flush=True)
+    if columns:
+        names = ", ".join(list(columns)[:_MOST_NAMES]) + ", ..." * (len(columns) > _MOST_NAMES)
+        plural = "columns" if len(columns) > 1 else "column"
+        print(f"   {title}: passed over {len(columns)} other {plural}: {names}", flush=True)
+
+
+def _expected(source: Source) -> str:
+    return f"the rows of {source.shape}" if source.shape else "a row of one of the known forms"
+
+
+def _read_row(source: Source, record_type: type[R], row: Any) -> forms.Reading[R]:
+    """Read a row by its columns, or by those that an option names."""
+    by = source.options.get("by", "")
+    if "columns" in source.options:
+        row = forms.select_columns(row, source.options["columns"].split(","))
+    return forms.read_row(record_type, row, kept=[by] if by not in ("", "prompt", "text") else [])
 
 
 def _convert_row(source: Source, record_type: type[R], row: Any) -> Sequence[R]:
-    if not source.shape:
-        return [_read_row(record_type, row, strict=source.kind in ("jsonl", "json"))]
     options = {name: value for name, value in source.options.items() if name not in _OPTIONS}
     records = source.rows.converters[record_type](row, **options)
     return records if isinstance(records, list) else [records]
@@ -262,71 +340,21 @@ def _count_repeats(records: list[R], title: str, *, drop: bool) -> list[R]:
     return list(unique.values()) if drop else records
 
 
-# Rows of sources that name no shape: the fields of our own records, or columns that many data sets
-# share. Nothing is dropped, because nobody has said that anything may be.
-
-Columns = dict[type, tuple[tuple[tuple[str, ...], Converter], ...]]
+# What a source holds.
 
 
-@cache
-def _columns() -> Columns:
-    """Return the columns by which a row is recognised; the first entry that a row has decides."""
-    from rlhf_jax.data.public.shapes import SHAPES  # own rows need no converter
+def holds(source: str, record_type: type[Record], *, split: str, data_dir: str) -> bool:
+    """Return whether the first row of a source has the columns of a record of this type.
 
-    sides = ("chosen", "rejected")
-    pairs, hh = SHAPES["pairs"].converters, SHAPES["hh"].converters
-    return {
-        Demonstration: (
-            (("prompt", "completion"), read_completion),
-            (("question", "answer"), read_answer),
-            (("prompt", *sides), pairs[Demonstration]),
-            (sides, hh[Demonstration]),
-        ),
-        Prompt: (
-            (("prompt",), read_prompt),
-            (("question",), lambda row: read_prompt({"prompt": row["question"]})),
-            (sides, hh[Prompt]),
-        ),
-        Comparison: ((("prompt", *sides), pairs[Comparison]), (sides, hh[Comparison])),
-    }
-
-
-def _read_row(record_type: type[R], row: Any, *, strict: bool) -> R:
-    """Read a row of the record's own fields or common columns; `strict` refuses all others."""
-    if not isinstance(row, dict):
-        return from_dict(record_type, row)
-    for names, convert in _columns().get(record_type, ()):
-        if row.keys() >= set(names):
-            tables = _columns().values()
-            known = {name for table in tables for columns, _ in table for name in columns}
-            unused = sorted(row.keys() - known)
-            if strict and unused:
-                raise ValueError(f"{unused[0]}: unknown field, expected only {', '.join(names)}")
-            try:
-                return convert(row)
-            except Drop as drop:
-                expected = "expected none without a shape that may drop it"
-                raise ValueError(f"row: one {drop}, {expected}") from None
-    return from_dict(record_type, row if strict else _own_fields(record_type, row))
-
-
-def _own_fields(record_type: type, row: Row) -> Row:
-    """Return the record's own fields of a foreign row, in the types that records have."""
-    fields = dataclasses.fields(record_type)
-    required = [item.name for item in fields if item.default_factory is dataclasses.MISSING]
-    if not row.keys() >= set(required):
-        alternatives = [required, *(names for names, _ in _columns().get(record_type, ()))]
-        expected = " or ".join(" + ".join(names) for names in alternatives)
-        raise ValueError(f"fields: found {', '.join(row)}, expected {expected}")
-    own = {item.name: row[item.name] for item in fields if row.get(item.name) is not None}
-    if isinstance(own.get("metadata"), str):
-        own["metadata"] = json.loads(own["metadata"])
-    if isinstance(own.get("label"), int):
-        own["label"] = str(own["label"])
-    if isinstance(own.get("messages"), list):  # without the names and dates of foreign messages
-        names = {"role", "content"}
-        own["messages"] = [
-            {name: turn[name] for name in turn if name in names} if isinstance(turn, dict) else turn
-            for turn in own["messages"]
-        ]
-    return own
+    Raises what `load` raises.
+    """
+    parsed = Source.parse(source)
+    if parsed.shape:
+        return record_type in parsed.rows.converters
+    first = splits.base_split(parsed.split(split))
+    rows = iter(KINDS[parsed.kind](parsed.name, first, data_dir))
+    columns = parsed.options.get("columns")
+    for _, row in rows:
+        chosen = row if columns is None else forms.select_columns(row, columns.split(","))
+        return forms.holds(record_type, chosen)
+    return False

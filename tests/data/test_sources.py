@@ -56,7 +56,6 @@ def test_written_records_come_back(tmp_path, records):
         ({"ranks": [1]}, "ranks: 1 ranks for 2 responses, expected one rank a response"),
         ({"responses": "ab"}, "responses: a string, expected a list"),
         ({"responses": ["a", ""]}, "responses[1]: empty text, expected at least one character"),
-        ({"note": "hi"}, "note: unknown field, expected only messages, responses, ranks, metadata"),
         (
             {"messages": [{"role": "robot", "content": "be good"}]},
             "messages[0].role: unknown role 'robot', expected one of system, user, assistant",
@@ -64,7 +63,7 @@ def test_written_records_come_back(tmp_path, records):
         ({"messages": [{"role": "user"}]}, "messages[0].content: missing field"),
         (
             json.dumps({"messages": [], "ranks": [1]}).encode(),
-            "responses: missing field, expected a Comparison",
+            "fields: found messages, ranks, expected prompt + chosen + rejected or prompt + r",
         ),
     ],
 )
@@ -169,7 +168,7 @@ def test_empty_files_and_unknown_kinds(tmp_path):
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(ValueError, match="has no records"):
         read(tmp_path / "x.jsonl", Document)
-    for source in ("csv:x", "x.jsonl", "jsonl:"):
+    for source in ("xml:x", "x.jsonl", "jsonl:"):
         with pytest.raises(
             ValueError, match=f"source: '{source}', expected jsonl:NAME, json:NAME, tsv:NAME"
         ):
@@ -211,14 +210,18 @@ Q, A = Message("user", "q"), Message("assistant", "a")
         (Comparison, HH, Comparison((Q,), ("a", "b"), (1, 2))),
     ],
 )
-def test_common_shapes(tmp_path, record_type, row, expected):
+def test_common_shapes(tmp_path, capsys, record_type, row, expected):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(row))
     assert read(path, record_type) == [expected]
+    assert capsys.readouterr().out == ""
     path.write_text(json.dumps(row | {"source": "web", "score": 3.5}))
-    assert load(f"hf:{tmp_path}", record_type, split="train", data_dir="") == [expected]
-    with pytest.raises(ValueError, match=r"train\.jsonl:1: score: unknown field"):
-        read(path, record_type)
+    if record_type is Prompt:  # a reward may ask for them
+        expected = Prompt(expected.messages, {"source": "web", "score": "3.5"})
+    for source in (f"hf:{tmp_path}", f"jsonl:{path}"):
+        assert load(source, record_type, split="train", data_dir="") == [expected]
+        line = f"   {source} train: passed over 2 other columns: source, score\n"
+        assert capsys.readouterr().out == ("" if record_type is Prompt else line)
 
 
 @pytest.mark.parametrize(
@@ -233,7 +236,7 @@ def test_common_shapes(tmp_path, record_type, row, expected):
         (
             Comparison,
             HH | {"rejected": "\n\nHuman: z\n\nAssistant: b"},
-            "row: one whose sides differ before the last turn",
+            " train: 1 of 1 records dropped: 1 whose sides differ before the last turn",
         ),
         (
             Comparison,
@@ -243,7 +246,7 @@ def test_common_shapes(tmp_path, record_type, row, expected):
         (
             Comparison,
             {"prompt": "q", "chosen": "a", "rejected": ""},
-            "row: one with an empty response, expected none",
+            " train: 1 of 1 records dropped: 1 with an empty response; nothing is left",
         ),
         (
             Comparison,
@@ -253,8 +256,8 @@ def test_common_shapes(tmp_path, record_type, row, expected):
         (Prompt, {"prompt": 3}, "prompt: int, expected text or messages"),
         (
             Prompt,
-            {"messages": TURN},
-            "messages[1].role: 'assistant', expected 'user' to have the last word",
+            {"messages": TURN[1:]},
+            " train: 1 of 1 records dropped: 1 that begin with the as",
         ),
     ],
 )
@@ -262,7 +265,8 @@ def test_foreign_rows_that_do_not_fit(tmp_path, record_type, row, complaint):
     (tmp_path / "train-0.jsonl").write_text(json.dumps(row))
     with pytest.raises(ValueError) as error:
         load(f"hf:{tmp_path}", record_type, split="train", data_dir="")
-    assert str(error.value).startswith(f"{tmp_path}/train-0.jsonl:1: {complaint}")
+    place = f"hf:{tmp_path}" if complaint[0] == " " else f"{tmp_path}/train-0.jsonl:1: "
+    assert str(error.value).startswith(f"{place}{complaint}")
 
 
 # Hugging Face.
@@ -318,9 +322,23 @@ def test_a_folder_of_several_configurations_needs_one_named(tmp_path):
 def test_hub_without_the_package_says_what_to_do(monkeypatch):
     monkeypatch.setattr("rlhf_jax.data.readers.find_spec", lambda name: None)
     with pytest.raises(
-        ValueError, match="hf:no/where: no such folder, and the package `datasets` is not installed"
+        ValueError, match="hub:no/where: the package `datasets` is not installed; expected `pip"
     ):
-        load("hf:no/where", Document, split="train", data_dir="")
+        load("hub:no/where", Document, split="train", data_dir="")
+
+
+def test_a_folder_is_never_asked_of_the_hub(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("asked the hub")
+
+    fake = types.SimpleNamespace(load_dataset=refuse, ClassLabel=int)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.setattr("rlhf_jax.data.readers.find_spec", lambda name: fake)
+    for name in ("exported/data", "Anthropic/hh-rlhf:harmless-base"):
+        with pytest.raises(
+            FileNotFoundError, match=f"hf:{name}: no such folder, expected .*; .* is hub:{name}$"
+        ):
+            load(f"hf:{name}", Document, split="train", data_dir="")
 
 
 def test_hub_through_the_package(monkeypatch):
@@ -347,7 +365,7 @@ def test_hub_through_the_package(monkeypatch):
     fake = types.SimpleNamespace(load_dataset=load_dataset, ClassLabel=ClassLabel)
     monkeypatch.setitem(sys.modules, "datasets", fake)
     monkeypatch.setattr("rlhf_jax.data.readers.find_spec", lambda name: fake)
-    found = load("hf:org/name:small", LabelledText, split="train[:1]", data_dir="cache")
+    found = load("hub:org/name:small", LabelledText, split="train[:1]", data_dir="cache")
     assert found == [LabelledText("x", "pos")]
     assert asked == [
         (
@@ -355,7 +373,7 @@ def test_hub_through_the_package(monkeypatch):
             {"name": "small", "revision": None, "split": "train[:1]", "cache_dir": "cache"},
         )
     ]
-    kept = load("hf:stanfordnlp/imdb@refs/pr/1", LabelledText, split="test", data_dir="cache")
+    kept = load("hub:stanfordnlp/imdb@refs/pr/1", LabelledText, split="test", data_dir="cache")
     assert kept == [
         LabelledText("x", "pos")
     ]  # by the shape that the hub's name has: no label, no record
@@ -364,20 +382,19 @@ def test_hub_through_the_package(monkeypatch):
         {"name": None, "revision": "refs/pr/1", "split": "test", "cache_dir": "cache"},
     )
     with pytest.raises(
-        ValueError, match=r"hf:Anthropic/hh-rlhf:harmless-base/test\[0\]: chosen: missing field"
+        ValueError, match=r"hub:Anthropic/hh-rlhf:harmless-base/test\[0\]: chosen: missing field"
     ):
         load(
-            "hf:Anthropic/hh-rlhf:harmless-base?validation=test",
+            "hub:Anthropic/hh-rlhf:harmless-base?validation=test",
             Comparison,
             split="validation",
             data_dir="cache",
         )
     assert asked[2][1]["data_dir"] == "harmless-base"
     with pytest.raises(
-        ValueError,
-        match=r"hf:no/where: Couldn't reach 'no/where', expected a data set of the hub, or a local",
+        ValueError, match=r"hub:no/where: Couldn't reach 'no/where', expected a data set of the hub"
     ):
-        load("hf:no/where", LabelledText, split="test", data_dir="cache")
+        load("hub:no/where", LabelledText, split="test", data_dir="cache")
 
 
 # TensorFlow Datasets of others.
@@ -426,7 +443,13 @@ def test_foreign_tfds(foreign, tmp_path):
     assert sorted(doc.text for doc in get(Document)) == ["é0", "é1", "é2", "é3"]
     assert get(Comparison) == [Comparison((Q,), ("a", "b"), (1, 2))] * 4
     assert get(Demonstration, "test") == [Demonstration((Q, A))]
-    assert get(Prompt, "train[:50%]") == [Prompt((Q,))] * 2
+    prompts = get(Prompt, "train[:50%]")
+    assert [prompt.messages for prompt in prompts] == [(Q,)] * 2
+    assert prompts[0].metadata == {
+        "label": "good",
+        "score": "0.5",
+        "text": get(Document, "train[:1]")[0].text,
+    }
     assert get(LabelledText, "test") == [LabelledText("é0", "good")]
     with pytest.raises(
         ValueError, match="tfds:room_foreign: split: 'dev', expected one of test, train"

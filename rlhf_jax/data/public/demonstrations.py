@@ -36,14 +36,10 @@ from rlhf_jax.data.public.rows import (
     text,
     user_turn,
 )
-from rlhf_jax.data.public.transcripts import read_conversation, read_reply
 from rlhf_jax.data.records import Demonstration, Document, Drop, LabelledText, Prompt, read_string
 
 _TITLE = re.compile(r" = [^=](.*[^=])? = \n?")
 _SENTIMENTS = ("neg", "pos")
-
-
-# Columns that many data sets share.
 
 
 def read_document(row: Row) -> Document:
@@ -54,17 +50,6 @@ def read_document(row: Row) -> Document:
     return Document(content)
 
 
-def read_prompt(row: Row) -> Prompt:
-    """Read a prompt from the column `prompt`."""
-    return Prompt(read_conversation("prompt", field(row, "prompt")))
-
-
-def read_completion(row: Row) -> Demonstration:
-    """Read a demonstration from the columns `prompt` and `completion`."""
-    messages = read_conversation("prompt", field(row, "prompt"))
-    return demonstration(messages, read_reply("completion", field(row, "completion")))
-
-
 def read_columns(row: Row, *, prompt: str, response: str, material: str = "") -> Demonstration:
     """Read a demonstration from columns; a `material` that is not empty follows the prompt."""
     query = text(row, prompt)
@@ -73,7 +58,6 @@ def read_columns(row: Row, *, prompt: str, response: str, material: str = "") ->
     return demonstration(user_turn(query), text(row, response))
 
 
-read_answer = partial(read_columns, prompt="question", response="answer")
 read_instruction = partial(read_columns, prompt="instruction")
 read_dolly = partial(read_instruction, material="context", response="response")
 read_alpaca = partial(read_instruction, material="input", response="output")

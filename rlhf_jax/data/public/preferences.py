@@ -37,11 +37,19 @@ from rlhf_jax.data.public.rows import (
     number,
     ranks_of_scores,
     replace_breaks,
+    shorten,
     text,
     user_turn,
 )
-from rlhf_jax.data.public.transcripts import read_conversation, read_reply
-from rlhf_jax.data.records import Comparison, Demonstration, Drop, Message, Prompt, read_string
+from rlhf_jax.data.records import (
+    LARGEST_RANK,
+    Comparison,
+    Demonstration,
+    Drop,
+    Message,
+    Prompt,
+    read_string,
+)
 
 # Two responses or a few, with a choice or scores.
 
@@ -95,13 +103,6 @@ def read_shp(row: Row, *, min_ratio: str = "1") -> Comparison:
     ranks = _winner_first(row, "labels", (1, 0))
     post = user_turn(text(row, "history"))
     return comparison(post, [text(row, f"human_ref_{side}") for side in "AB"], ranks)
-
-
-def read_pair(row: Row) -> Comparison:
-    """Read a prompt and two replies, each as text, as a transcript or as messages."""
-    messages = read_conversation("prompt", field(row, "prompt"))
-    replies = [read_reply(name, field(row, name)) for name in ("chosen", "rejected")]
-    return comparison(messages, replies, [1, 2])
 
 
 def read_reward_bench(row: Row) -> Comparison:
@@ -370,8 +371,9 @@ def _rank(node: Row) -> int | None:
     rank = node.get("rank")
     if rank is None:
         return None
-    if isinstance(rank, bool) or int(rank) != rank or rank < 0:
-        raise ValueError(f"rank: {rank!r}, expected 0 for the best, more for the others")
+    is_number = isinstance(rank, int | float) and not isinstance(rank, bool)
+    if not is_number or not 0 <= rank < LARGEST_RANK or rank != int(rank):
+        raise ValueError(f"rank: {shorten(rank)}, expected 0 for the best, more for the others")
     return int(rank)
 
 

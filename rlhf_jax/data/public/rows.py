@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from rlhf_jax.data.records import Comparison, Demonstration, Drop, Message, Prompt, read_string
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
 
 Row = dict[str, Any]
 # Takes a row, and options as strings; returns a record or a list of them.
@@ -108,10 +112,10 @@ def as_number(name: str, value: object) -> float:
     is_plain = isinstance(value, int | float | str) and not isinstance(value, bool)
     try:
         result = float(value) if is_plain else math.nan  # type: ignore[arg-type]
-    except ValueError:
+    except (OverflowError, ValueError):
         result = math.nan
     if not math.isfinite(result):
-        raise ValueError(f"{name}: {value!r}, expected a number")
+        raise ValueError(f"{name}: {shorten(value)}, expected a number")
     return result
 
 
@@ -119,8 +123,17 @@ def choice(row: Any, path: str, allowed: Sequence[Any]) -> Any:
     """Return the value at a path, which is one of `allowed`."""
     value = field(row, path)
     if isinstance(value, bool) or value not in allowed:
-        raise ValueError(f"{path}: {value!r}, expected one of {', '.join(map(repr, allowed))}")
+        raise ValueError(
+            f"{path}: {shorten(value)}, expected one of {', '.join(map(repr, allowed))}"
+        )
     return value
+
+
+def shorten(value: object) -> str:
+    """Return a value as an error shows it, whatever its size and depth."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "a number of more than 20 digits"
+    return _SHORT.repr(value)
 
 
 def replace_breaks(html: str) -> str:

@@ -1,6 +1,6 @@
 """Name the shapes of public data sets, and the data sets of the Hugging Face hub that have them.
 
-`SHAPE@KIND:NAME` reads a local copy (`hh@jsonl:data/harmless-base`); `hf:` with one of the names
+`SHAPE@KIND:NAME` reads a local copy (`hh@jsonl:data/harmless-base`); `hub:` with one of the names
 below needs no shape.
 """
 
@@ -9,11 +9,19 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+from rlhf_jax.data.forms import FORMS, read_columns
 from rlhf_jax.data.public import demonstrations, preferences
-from rlhf_jax.data.public.demonstrations import read_columns
 from rlhf_jax.data.public.rows import Shape, demonstration_shape, preference_shape
 from rlhf_jax.data.public.transcripts import read_transcript_pair
 from rlhf_jax.data.records import Document, LabelledText, Prompt
+
+
+def columns_shape(*columns: str) -> Shape:
+    """Return the shape of a data set in a form that many share, whatever other columns it has."""
+    kinds = next(form.holds for form in FORMS if set(form.columns) <= {*columns})
+    converters = {kind: partial(read_columns, kind, columns=columns) for kind in kinds}
+    return Shape(converters)
+
 
 SHAPES: dict[str, Shape] = {
     "hh": preference_shape(read_transcript_pair),
@@ -26,14 +34,16 @@ SHAPES: dict[str, Shape] = {
     "ukp": preference_shape(preferences.read_ukp),
     "ukp_rankings": preference_shape(preferences.read_ukp_ranking, gather=preferences.gather_ukp),
     "reward_bench": preference_shape(preferences.read_reward_bench),
-    "pairs": preference_shape(preferences.read_pair),
+    "pairs": columns_shape("prompt", "chosen", "rejected"),
     "oasst": preferences.OASST,
-    "tldr": demonstration_shape(partial(read_columns, prompt="prompt", response="label")),
+    "tldr": demonstration_shape(
+        partial(demonstrations.read_columns, prompt="prompt", response="label")
+    ),
     "reddit": demonstration_shape(demonstrations.read_reddit),
     "webis": demonstration_shape(demonstrations.read_webis),
     "dolly": demonstration_shape(demonstrations.read_dolly),
     "alpaca": demonstration_shape(demonstrations.read_alpaca),
-    "gsm8k": demonstration_shape(demonstrations.read_answer),
+    "gsm8k": columns_shape("question", "answer"),
     "text": Shape({Document: demonstrations.read_document}),
     "wikitext": Shape(
         {Document: demonstrations.read_document}, gather=demonstrations.gather_articles
@@ -44,7 +54,7 @@ SHAPES: dict[str, Shape] = {
 
 
 class OnHub(NamedTuple):
-    """Hold the shape of a data set of the hub, and what CONFIG means in `hf:NAME:CONFIG`."""
+    """Hold the shape of a data set of the hub, and what CONFIG means in `hub:NAME:CONFIG`."""
 
     shape: str
     folders: bool = False  # CONFIG is a folder of the data set, not one of its configurations

@@ -449,7 +449,9 @@ def test_the_original_files_of_ukp(tmp_path):
 )
 def test_demonstrations(read, shape, row, prompt, response):
     assert read(shape, Demonstration, row) == [Demonstration((user(prompt), robot(response)))]
-    assert read(shape, Prompt, row) == [Prompt((user(prompt),))]
+    # A reward asks for the answer of a question, so the prompt keeps it.
+    metadata = {"answer": row["answer"]} if shape == "gsm8k" else {}
+    assert read(shape, Prompt, row) == [Prompt((user(prompt),), metadata)]
 
 
 def message(name, parent, role, rank, **more):
