@@ -2,6 +2,8 @@
 it is judged."""
 
 import json
+from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from rlhf_jax.stages.rewards import (
     shape_scores,
     start_moments,
 )
-from rlhf_jax.training import checkpoints
+from rlhf_jax.training import checkpoints, run
 
 FUNCTIONS = '''
 def vowels(prompts, responses, metadata):
@@ -216,12 +218,33 @@ def test_a_judge_of_texts_reads_what_the_model_reads(tour, tmp_path):
 # --- mistakes -------------------------------------------------------------------------------------
 
 
+def test_a_reward_model_with_another_tokenizer_is_refused(tour, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "load_model", partial(with_other_tokenizer, run.load_model))
+    plan = plan_of(tour, "grpo", {"model": reward("reward:../reward")})
+    with pytest.raises(
+        ValueError, match=r"rewards\.model\.source: .* different tokenizers .*; or name hf:FOLDER"
+    ):
+        main.run(plan, str(beside(tour, tmp_path, "grpo")))
+
+
+def with_other_tokenizer(load_model, path, **options):
+    params, meta = load_model(path, **options)
+    is_reward = meta.stage == "reward"
+    return params, replace(meta, tokenizer="another tokenizer") if is_reward else meta
+
+
+def test_a_mistake_in_a_pipelines_last_reward_is_said_first(tour, tmp_path):
+    plan = plan_of(tour, "grpo", {"number": reward("anwser:number")})
+    with pytest.raises(ValueError, match=r"judge 'anwser:number': no such kind of judge"):
+        main.run_pipeline({"sft": tour.plans["sft"], "grpo": plan}, str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
         ("reward:../sft", r"config\.rewards\.bad\.source: \.\./sft is a language_model"),
         ("menagerie/tiny:labelers", r"config\.rewards\.bad\.source: .* gives no number"),
-        ("anwser:number", r"judge 'anwser:number': no such kind of judge, expected one of"),
         ("answer:number", r"config\.rewards\.bad: judge answer:number: prompt .* its metadata is"),
         (
             "{}:fails",
