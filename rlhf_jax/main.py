@@ -143,11 +143,20 @@ def build_settings(config: Mapping[str, Any]) -> Any:
     if config["stage"] not in STAGES:
         known = ", ".join([*STAGES, "pipeline"])
         raise ValueError(f"config.stage: {config['stage']!r} is not one of {known}")
-    return build(STAGES[config["stage"]].Config, config)
+    settings = build(STAGES[config["stage"]].Config, config)
+    for name in judge_names(settings.rewards).values() if config["stage"] in REWARDED else ():
+        split_judge(name)
+    return settings
 
 
 def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int = 0) -> Judge:
     """Return the judge that a config names; ValueError for an unknown kind."""
+    kind, argument = split_judge(name)
+    return JUDGES[kind](argument, JudgeSettings(workdir, labelers_per_prompt, seed))
+
+
+def split_judge(name: str) -> tuple[str, str]:
+    """Return kind and name of KIND:NAME; ValueError for an unknown kind."""
     parts = re.fullmatch(r"(\w+)[:/](.+)", name)
     if parts is None or parts[1] not in JUDGES:
         known = (
@@ -156,7 +165,7 @@ def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int
             "regex:PATTERN, format:NAME, length:WORDS"
         )
         raise ValueError(f"judge {name!r}: no such kind of judge, expected one of {known}")
-    return JUDGES[parts[1]](parts[2], JudgeSettings(workdir, labelers_per_prompt, seed))
+    return parts[1], parts[2]
 
 
 def _main(argv: list[str]) -> None:

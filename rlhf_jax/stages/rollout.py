@@ -141,7 +141,11 @@ def load_parents(
     for name, path in checkpoint_paths(rewards).items():
         role, field = f"rewards.{name}", f"config.rewards.{name}.source"
         reward_models[name] = run.parent(role, path, kind=CheckpointKind.SCALAR_MODEL, field=field)
-        run.same_tokenizer("policy", role)
+        try:
+            run.same_tokenizer("policy", role)
+        except ValueError as error:
+            remedy = "or name hf:FOLDER, which reads texts with a tokenizer of its own"
+            raise ValueError(f"{field}: {error}; {remedy}") from None
     require(
         length <= parent.model.context_length,
         f"data.prompt_length + {run.stage}.response_length = {length} exceeds the policy's context "

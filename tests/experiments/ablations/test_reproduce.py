@@ -294,6 +294,8 @@ def test_what_an_evaluation_names_is_its_parent():
         },
     )
     assert list(reproduce._parents(run.config)) == ["../ppo", "../../base", "../one"]
+    rewards = {"reward": {"source": "reward:../reward", "weight": 1.0}}
+    assert list(reproduce._parents({"rewards": rewards})) == ["../reward"]
     assert (
         reproduce.finish(run, reproduce.Path("."), {"grid/seed0/ppo": "diverged: it"})
         == "not run: diverged: it"
