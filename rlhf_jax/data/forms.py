@@ -380,7 +380,8 @@ def _one_reply(row: Row, reply: str) -> Exchange:
         raise Drop("with an empty response")
     before = _read_before(row)
     assert before is not None  # the form has one of its columns
-    return _as_exchange((*before, Message("assistant", reply)))
+    whole = _as_exchange((*before, Message("assistant", reply)))
+    return replace(whole, is_conversation=False)
 
 
 def _read_completion(row: Row) -> Exchange:

@@ -10,6 +10,7 @@ import types
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tests_support import ROOT
 
 from rlhf_jax.data.records import (
     Comparison,
@@ -596,6 +597,11 @@ def test_a_text_file_of_one_prompt_a_line(tmp_path, capsys):
     assert "1 of 3 records dropped: 1 with an empty prompt" in capsys.readouterr().out
 
 
+def test_a_question_with_its_answer_is_no_conversation_that_was_cut(read, capsys):
+    read(Prompt, {"question": "q", "answer": "a"}, {"prompt": "q", "completion": "a"})
+    assert capsys.readouterr().out == ""
+
+
 # Kinds of source.
 
 
@@ -618,6 +624,10 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
         "prompt,prompt\na,b\n": ":1: column 'prompt' twice, expected once",
         'prompt,completion\na,"b\n': ":2: csv: unexpected end of data, expected a CSV file",
         "prompt;completion\na;b\n": ":2: fields: found prompt;completion, expected messages or",
+        "prompt,completion\nq,\"[{'role': 'assistant', 'content': 'a'}]\"\n": (
+            ":2: completion: messages as Python prints them, expected JSON in the cell"
+        ),
+        "prompt,chosen,rejected\nq,\"['a' 'b']\",\"['c']\"\n": ":2: chosen: a list of texts, which",
         "messages\n[1\n": ":2: messages: json: Expecting ',' delimiter at column 3, expected",
     }.items():
         path.write_text(content)
@@ -696,3 +706,33 @@ def test_a_path_without_its_kind_says_which(tmp_path):
         load(f"{tmp_path}/x.jsonl", Document, split="train", data_dir="")
     with pytest.raises(ValueError, match=rf"; for this folder hf:{tmp_path}$"):
         load(str(tmp_path), Document, split="train", data_dir="")
+
+
+# The example files.
+
+
+@pytest.mark.parametrize(
+    ("source", "record_type"),
+    [
+        ("jsonl:{}/demonstrations.jsonl", Demonstration),
+        ("jsonl:{}/demonstrations.jsonl", Prompt),
+        ("jsonl:{}/comparisons.jsonl", Comparison),
+        ("jsonl:{}/comparisons.jsonl", Demonstration),
+        ("jsonl:{}/comparisons.jsonl", Prompt),
+        ("jsonl:{}/thumbs.jsonl", Thumb),
+        ("lines:{}/prompts.txt", Prompt),
+        ("jsonl:{}/prompts_with_answers.jsonl", Prompt),
+    ],
+)
+def test_example_files_hold_five_records_each(source, record_type):
+    source = source.format(f"{ROOT}/experiments/yours/examples")
+    assert len(load(source, record_type, split="train", data_dir="")) == 5
+
+
+def test_the_answers_of_the_example_reach_a_reward():
+    source = f"jsonl:{ROOT}/experiments/yours/examples/prompts_with_answers.jsonl"
+    prompts = load(source, Prompt, split="train", data_dir="")
+    answers = [prompt.metadata["answer"] for prompt in prompts]
+    assert answers == ["5", "8", "8", "9", "It is one more than 1.\n#### 2"]
+    assert prompts[-1].metadata["level"] == "easy"
+    assert prompts[3].messages[0].role == "system"

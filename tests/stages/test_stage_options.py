@@ -149,9 +149,9 @@ def test_kto_on_single_replies_with_a_thumb(tour, tmp_path, capsys):
     plan["optimizer"]["warmup_steps"] = 1
     folder = beside(tour, tmp_path, "dpo")
     main.run(plan, str(folder))
-    first, *_, last = updates = rows(folder)
+    first, *_, last = rows(folder)
     assert (first["loss"], first["rewards/reference_point"]) == (0.5, 0.0)
-    assert len(updates) == 4
+    assert last["step"] == 4
     assert 0 <= last["validation/accuracy_heldout"] <= 1
     assert last["loss"] < 0.5
     assert "train[:16]: 11 thumbs up, 5 down" in capsys.readouterr().out
