@@ -154,7 +154,7 @@ def test_kto_on_single_replies_with_a_thumb(tour, tmp_path, capsys):
     assert last["step"] == 4
     assert 0 <= last["validation/accuracy_heldout"] <= 1
     assert last["loss"] < 0.5
-    assert "train[:16]: 11 thumbs up, 5 down" in capsys.readouterr().out
+    assert " train: 11 thumbs up, 5 down" in capsys.readouterr().out
     plan["preference"]["loss"] = "dpo"
     with pytest.raises(ValueError, match=r"a thumb train preference\.loss=kto alone"):
         main.run(plan, str(tmp_path / "dpo_of_thumbs"))
