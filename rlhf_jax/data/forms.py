@@ -47,6 +47,7 @@ from rlhf_jax.data.records import (
 _QUESTIONS = ("prompt", "question", "instruction")
 _CONVERSATIONS = ("messages", "conversations")
 _BEFORE = ("system", "system_prompt", "history", "tools")
+_TEXT_COLUMNS: dict[type, tuple[str, ...]] = {Document: ("text",), LabelledText: ("text", "label")}
 _REPLIES = ("completion", "chosen", "rejected", "responses", "ranks", "scores", "best", "output")
 
 
@@ -89,7 +90,7 @@ def read_row(record_type: type[R], row: Any, *, kept: Sequence[str] = ()) -> Rea
         kind = "a list" if isinstance(row, list) else type(row).__name__
         raise ValueError(f"{record_type.__name__}: {kind}, expected an object")
     present: Row = {str(name): value for name, value in row.items() if value is not None}
-    if record_type in (Document, LabelledText):
+    if record_type in _TEXT_COLUMNS:
         return _read_text(record_type, row, present)
     forms = _matching(record_type, present) or _matching(record_type, row)
     if not forms:
@@ -112,6 +113,8 @@ def read_row(record_type: type[R], row: Any, *, kept: Sequence[str] = ()) -> Rea
 
 def holds(record_type: type, row: Any) -> bool:
     """Return whether a row has the columns of a record of this type."""
+    if record_type in _TEXT_COLUMNS:
+        return isinstance(row, Mapping) and row.keys() >= set(_TEXT_COLUMNS[record_type])
     return isinstance(row, Mapping) and bool(_matching(record_type, row))
 
 
@@ -213,7 +216,7 @@ def _as_record(record_type: type, exchange: Exchange, metadata: dict[str, str]) 
 
 def _read_text(record_type: type[R], row: Mapping[str, Any], present: Row) -> Reading[R]:
     """Read a document or a labelled text, whose label may be a number."""
-    names = ("text",) if record_type is Document else ("text", "label")
+    names = _TEXT_COLUMNS[record_type]
     if not row.keys() >= set(names):
         raise ValueError(f"fields: found {', '.join(map(str, row))}, expected {' + '.join(names)}")
     values = {name: row[name] for name in names}
@@ -377,7 +380,8 @@ def _one_reply(row: Row, reply: str) -> Exchange:
         raise Drop("with an empty response")
     before = _read_before(row)
     assert before is not None  # the form has one of its columns
-    return _as_exchange((*before, Message("assistant", reply)))
+    whole = _as_exchange((*before, Message("assistant", reply)))
+    return replace(whole, is_conversation=False)
 
 
 def _read_completion(row: Row) -> Exchange:

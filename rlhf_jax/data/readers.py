@@ -32,6 +32,9 @@ _LARGEST_CELL = 2**31 - 1  # letters; csv stops at 131,072
 # Columns of a CSV file whose cells are JSON, and columns whose cells may be text or messages.
 _JSON_COLUMNS = ("messages", "conversations", "responses", "ranks", "scores", "history", "metadata")
 _TURN_COLUMNS = ("prompt", "completion", "chosen", "rejected")
+# What pandas and `datasets` make of messages, and of a list of texts, in a CSV file.
+_PYTHON_TURNS = re.compile(r"\s*\[?\s*\{\s*'(role|content|from|value)'\s*:")
+_PYTHON_TEXTS = re.compile(r"\s*\[\s*(['\"]).*\1\s*\]\s*", re.DOTALL)
 Labels = dict[str, Callable[[int], str]]  # the names of the classes of columns
 
 # Files.
@@ -113,10 +116,15 @@ def _read_cell(name: str, cell: str, where: str) -> Any:
         return _parse_json(cell, f"{where}: {name}") if cell.strip() else None
     if name not in _TURN_COLUMNS or not cell.lstrip().startswith(("[", "{")):
         return cell
+    if _PYTHON_TURNS.match(cell):
+        raise ValueError(
+            f"{where}: {name}: messages as Python prints them, expected JSON in the cell, or JSON "
+            "lines or parquet, which keep lists"
+        )
     try:
         value = json.loads(cell)
     except (RecursionError, ValueError):
-        return cell
+        value = [""] if _PYTHON_TEXTS.fullmatch(cell) else None
     turns = value if isinstance(value, list) else [value]
     if turns and all(isinstance(turn, dict) and {"role", "from"} & turn.keys() for turn in turns):
         return value

@@ -5,6 +5,8 @@ The reward and preference stages share this. `data.comparisons` is
     ../STAGE    what the label stage in that folder collected: rankings to train on, and held-out
                 ones by judge
     all else    a source of data/sources.py; its validation split is the held-out one
+
+It holds rankings, or for KTO single replies with a thumb.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +20,8 @@ import jax.numpy as jnp
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches, comparison_batches
 from rlhf_jax.data.packing import InOrder, PackedComparisons
-from rlhf_jax.data.records import Comparison
-from rlhf_jax.data.sources import load
+from rlhf_jax.data.records import Comparison, Thumb
+from rlhf_jax.data.sources import holds, load
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import PairNorm
 from rlhf_jax.training.run import Run, locate
@@ -74,6 +76,12 @@ class Reader:
             for source in sources
             for comparison in load(source, Comparison, split=split, data_dir=self.data_dir)
         ]
+
+    def load_thumbs(self, source: str, split: str) -> list[Thumb] | None:
+        """Return the single replies with a thumb that a source holds, None if it holds none."""
+        if not holds(source, Thumb, split=split, data_dir=self.data_dir):
+            return None
+        return list(load(source, Thumb, split=split, data_dir=self.data_dir))
 
     def pack(
         self, rankings: Batches | InOrder, num_steps: int, num_groups: int

@@ -5,14 +5,16 @@
     dpo    -log σ(r_w - r_l) of every pair; label_smoothing > 0 is cDPO            Rafailov 2023
     plackett_luce   -log of the probability of a prompt's whole order      Rafailov 2023 App. A.3
     ipo    ((r_w - r_l)/β - 1/(2β))²                                                   Azar 2023
-    kto    λ_D (1 - σ(r - z)) of responses that win more of their pairs than they lose,
-           λ_U (1 - σ(z - r)) of those that lose more; z = β max(0, mean log π/π_ref) of
-           prompts with responses that were given to other prompts            Ethayarajh 2024
+    kto    λ_D (1 - σ(r - z)) of responses with a thumb up, or that win more of their pairs than
+           they lose; λ_U (1 - σ(z - r)) of those with a thumb down, or that lose more;
+           z = β max(0, mean log π/π_ref) of prompts with responses that were given to other
+           prompts                                                            Ethayarajh 2024
 
 What differs from PPO: the data are fixed, nobody sees what the policy says meanwhile. What differs
 from the reward stage: the score of a response is r instead of a scalar head's; the rankings, their
 batches and the held-out accuracies are the same, so the accuracies of both may be compared (Huang
-2024, detail 19: r ranks less accurately than a reward model).
+2024, detail 19: r ranks less accurately than a reward model). Of single replies with a thumb the
+accuracy is the share whose r is on the thumb's side of z.
 
 Left out on purpose: length normalisation, margins, an SFT term, dropout.
 """
@@ -27,9 +29,9 @@ import jax.numpy as jnp
 
 from rlhf_jax.config import require
 from rlhf_jax.data.batches import Batches
-from rlhf_jax.data.records import Comparison
+from rlhf_jax.data.records import Comparison, Thumb
 from rlhf_jax.inference.scoring import packed_logps
-from rlhf_jax.maths.masking import Mean, mean
+from rlhf_jax.maths.masking import Mean, mean, merge
 from rlhf_jax.maths.preference import implicit_loss, kto_loss, majority, ranking_accuracy
 from rlhf_jax.models.heads import LanguageModel
 from rlhf_jax.models.lora import LoraConfig, combine, init_adapters
@@ -52,6 +54,7 @@ from rlhf_jax.training.updates import Objective, TrainState, init_state, supervi
 
 Params = Any
 Batch = dict[str, Any]
+THUMB_UP, THUMB_DOWN, NO_RANK = 1, 2, 3  # ranks of a response without others
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Data:
     """Name the rankings: ../STAGE for what that label stage collected, or a source."""
 
     data_dir: str
-    comparisons: str
+    comparisons: str  # with loss=kto also prompt + completion + label, single replies with a thumb
 
 
 @dataclass(frozen=True)
@@ -200,14 +203,42 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
 
 def read_rankings(settings: Preference, reader: Reader, source: str, split: str) -> Batches:
     """Return the rankings of a source as batches; for kto each has a foreign response in front."""
-    rankings = reader.load([source], split)
-    return reader.batches(with_foreign(rankings) if settings.loss == "kto" else rankings, split)
+    if settings.loss != "kto":
+        return reader.batches(reader.load([source], split), split)
+    thumbs = reader.load_thumbs(source, split)
+    if thumbs is None:
+        return reader.batches(with_foreign(reader.load([source], split)), split)
+    num_up = sum(thumb.label for thumb in thumbs)
+    print(f"   {source} {split}: {num_up} thumbs up, {len(thumbs) - num_up} down", flush=True)
+    return reader.batches(thumbs_with_foreign(thumbs), split)
+
+
+def thumbs_with_foreign(thumbs: Sequence[Thumb]) -> list[Comparison]:
+    """Return every reply alone behind the reply to the next prompt, with rank 1 for a thumb up.
+
+    A thumb down is rank 2. The foreign reply has a rank that neither has, as no pair is meant.
+
+    Raises:
+        ValueError: for fewer than two thumbs: none is foreign to the other.
+    """
+    if len(thumbs) < 2:
+        raise ValueError(f"comparisons: {len(thumbs)} thumb, expected at least 2 for kto")
+    following = [*thumbs[1:], *thumbs[:1]]
+    return [
+        Comparison(
+            thumb.messages,
+            (other.completion, thumb.completion),
+            (NO_RANK, THUMB_UP if thumb.label else THUMB_DOWN),
+            thumb.metadata,
+        )
+        for thumb, other in zip(thumbs, following, strict=True)
+    ]
 
 
 def with_foreign(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Return every comparison with a response to the next one's prompt in front of its own.
 
-    KTO estimates its reference point on it.     It takes the first rank, so that a ranking in which
+    KTO estimates its reference point on it. It takes the first rank, so that a ranking in which
     all tie still looks like one.
     """
     following = [*comparisons[1:], *comparisons[:1]]
@@ -276,7 +307,7 @@ def _kto(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tuple[Mean
     point = jnp.maximum(foreign.total / jnp.maximum(foreign.weight, 1.0), 0.0)
     own_BC = reward_BC[:, 1:]
     rank_BC, mask_BC = batch["rank_BC"][:, 1:], batch["mask_BC"][:, 1:]
-    better_BC, worse_BC = majority(rank_BC, mask_BC)
+    better_BC, worse_BC = desirable(rank_BC, mask_BC)
     nll = kto_loss(
         own_BC,
         better_BC,
@@ -286,11 +317,40 @@ def _kto(settings: Preference, reward_BC: jax.Array, batch: Batch) -> tuple[Mean
         worse_weight=settings.worse_weight,
     )
     return nll, {
-        "accuracy": ranking_accuracy(own_BC, rank_BC, mask_BC),
+        "accuracy": merge(
+            ranking_accuracy(own_BC, rank_BC, mask_BC),
+            thumb_accuracy(own_BC - point, rank_BC, mask_BC),
+        ),
         "reference_point": foreign,
         "chosen_reward": mean(own_BC, better_BC),
         "rejected_reward": mean(own_BC, worse_BC),
     }
+
+
+def desirable(rank_BC: jax.Array, mask_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return which responses are desirable and which undesirable.
+
+    Of several these are the ones that win more of their pairs than they lose, and vice versa; one
+    alone has a thumb.
+    """
+    better_BC, worse_BC = majority(rank_BC, mask_BC)
+    alone_BC = _alone(mask_BC)
+    return (
+        better_BC | (alone_BC & (rank_BC == THUMB_UP)),
+        worse_BC | (alone_BC & (rank_BC == THUMB_DOWN)),
+    )
+
+
+def thumb_accuracy(gain_BC: jax.Array, rank_BC: jax.Array, mask_BC: jax.Array) -> Mean:
+    """Return how often the gain of a response with a thumb has the thumb's sign."""
+    right_BC = jnp.where(rank_BC == THUMB_UP, gain_BC > 0, gain_BC < 0)
+    return mean(right_BC, _alone(mask_BC))
+
+
+def _alone(mask_BC: jax.Array) -> jax.Array:
+    """Return a bool_BC that is True at responses whose prompt has no other."""
+    mask_BC = mask_BC > 0
+    return mask_BC & (mask_BC.sum(axis=1, keepdims=True) == 1)
 
 
 def measure_rankings(
@@ -304,9 +364,9 @@ def measure_rankings(
 def loss_denominator(settings: Preference, batch: Batch) -> jax.Array:
     """Return what the loss's mean is over: prompts with an untied pair, in kto responses.
 
-    Those count that win more of their prompt's pairs than they lose, or lose more.
+    Those count that are desirable or undesirable.
     """
     if settings.loss != "kto":
         return prompts_with_pairs(batch)
-    better_BC, worse_BC = majority(batch["rank_BC"][:, 1:], batch["mask_BC"][:, 1:])
+    better_BC, worse_BC = desirable(batch["rank_BC"][:, 1:], batch["mask_BC"][:, 1:])
     return jnp.maximum((better_BC | worse_BC).sum(), 1)

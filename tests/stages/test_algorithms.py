@@ -31,6 +31,7 @@ from experiments.bandit import (
     tabular_policy,
 )
 from rlhf_jax.config import build
+from rlhf_jax.data.records import Message, Thumb
 from rlhf_jax.inference.scoring import packed_logps
 from rlhf_jax.maths.masking import value
 from rlhf_jax.maths.returns import RunningMoments, empty_moments
@@ -415,6 +416,32 @@ def test_kto_counts_from_its_reference_point():
     np.testing.assert_allclose(
         value(metrics["rewards/reference_point"]), -np.log(over_rho.sum()), atol=1e-2
     )
+
+
+def test_kto_of_two_thumbs_is_kto_of_their_pair():
+    """A thumb up and one down lose what the pair loses; its accuracy is the sign of r - z."""
+    settings = preferences("kto", beta=0.1, better_weight=1.5)
+    ask = (Message("user", "a"),)
+    thumbs = [Thumb(ask, "good", True), Thumb(ask, "bad", False)]
+    found = preference.thumbs_with_foreign(thumbs)
+    assert [item.responses for item in found] == [("bad", "good"), ("good", "bad")]
+    assert len({item.ranks for item in found}) == 2
+    pair = {"rank_BC": jnp.array([[1, 1, 2]]), "mask_BC": jnp.ones((1, 3), bool)}
+    alone = {
+        "rank_BC": jnp.array([[*item.ranks, 0] for item in found]),
+        "mask_BC": jnp.array([[True, True, False]] * 2),
+    }
+    rewards = jnp.array([[0.25, 0.75, -0.5]])  # of the foreign response, the good and the bad one
+    rewards_alone = jnp.array([[0.25, 0.75, 9.0], [0.25, -0.5, 9.0]])
+    expected, _ = preference.rewards_loss(settings, rewards, pair)
+    loss, metrics = preference.rewards_loss(settings, rewards_alone, alone)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    by_hand = 1.5 * sigmoid(-(0.75 - 0.25)) + sigmoid(-0.5 - 0.25)
+    np.testing.assert_allclose(loss, [by_hand, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(metrics["accuracy"], [2.0, 2.0])
+    assert preference.loss_denominator(settings, alone) == 2
+    worse = preference.rewards_loss(settings, rewards_alone.at[:, 0].set(0.9), alone)[1]
+    np.testing.assert_array_equal(worse["accuracy"], [1.0, 2.0])  # the good one is below z
 
 
 @pytest.mark.parametrize("beta", [0.1, BETA])

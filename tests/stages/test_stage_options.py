@@ -155,6 +155,35 @@ def test_kto_on_the_collected_comparisons(tour, tmp_path):
     assert {"validation/accuracy_heldout", "validation/accuracy_gold"} <= set(rows(folder)[-1])
 
 
+def test_kto_on_single_replies_with_a_thumb(tour, tmp_path, capsys):
+    thumbs = [
+        {"prompt": f"tell me about {name}.", "completion": f"{name} are {what}.", "label": thumb}
+        for name in ("owls", "foxes", "boars", "tavs", "mirps", "bears", "wolves", "hens")
+        for what, thumb in (("red", True), ("dull", False), ("small", True))
+    ]
+    (tmp_path / "thumbs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in thumbs))
+    source = f"jsonl:{tmp_path}/thumbs.jsonl"
+    plan = load_experiment("experiments/menagerie/kto.py", "tiny").to_dict()
+    plan["monitor"] = None
+    plan["data"] = {
+        "data_dir": "",
+        "comparisons": f"{source}?train=train[:16]&validation=train[16:]",
+    }
+    plan["preference"] |= {"batch_size": 8, "num_epochs": 2.0, "eval_every": 2}
+    plan["optimizer"]["warmup_steps"] = 1
+    folder = beside(tour, tmp_path, "dpo")
+    main.run(plan, str(folder))
+    first, *_, last = rows(folder)
+    assert (first["loss"], first["rewards/reference_point"]) == (0.5, 0.0)
+    assert last["step"] == 4
+    assert 0 <= last["validation/accuracy_heldout"] <= 1
+    assert last["loss"] < 0.5
+    assert " train: 11 thumbs up, 5 down" in capsys.readouterr().out
+    plan["preference"]["loss"] = "dpo"
+    with pytest.raises(ValueError, match=r"a thumb train preference\.loss=kto alone"):
+        main.run(plan, str(tmp_path / "dpo_of_thumbs"))
+
+
 def test_a_second_round_ranks_the_new_policy_and_keeps_the_first_rankings(tour, tmp_path, capsys):
     for name in ("sft", "ppo", "label"):
         (tmp_path / name).symlink_to(tour.workdir / name)
