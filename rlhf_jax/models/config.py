@@ -5,8 +5,8 @@ choices that make a family and leave the sizes to the caller; `huggingface` read
 out of a config.json of GPT-2, LLaMA, Mistral, Qwen 2 and 3, Gemma 2 and 3, GPT-NeoX. `num_params`
 and `flops_per_token` are arithmetic on the record, no model needed.
 
-Left out on purpose: mixture of experts, sparse attention, position scaling other than linear and
-LLaMA 3's.
+Left out on purpose: mixture of experts, sparse attention, position scaling other than linear,
+LLaMA 3's and YaRN's.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class TransformerConfig:
     rope_base: float
     rope_base_local: float  # of layers with a window, without scaling; 0: as the other layers
     rope_fraction: float  # the first part of a head's features that turns with the position
-    rope_scaling: tuple[float, ...]  # (): none; (s,): positions / s; (s, low, high, T₀): LLaMA 3's
+    rope_scaling: tuple[float, ...]  # (): none; (s,): positions / s; four: LLaMA 3's; five: YaRN's
     windows: tuple[int, ...]  # layer i sees the last windows[i mod len] tokens; 0: all
     norm: str  # "rmsnorm_plus_one" multiplies by 1 + scale (Gemma)
     norm_eps: float
@@ -149,10 +149,11 @@ class TransformerConfig:
                 f"model.head_width = {self.head_width}, model.rope_fraction = "
                 f"{self.rope_fraction}: rotary positions need an even number of features to turn."
             )
-        if len(self.rope_scaling) not in (0, 1, 4) or not all(x > 0 for x in self.rope_scaling):
+        if len(self.rope_scaling) not in (0, 1, 4, 5) or not all(x > 0 for x in self.rope_scaling):
             raise ValueError(
-                f"model.rope_scaling = {self.rope_scaling}: expected (), (factor,) or "
-                "(factor, low_freq_factor, high_freq_factor, original_context), all positive."
+                f"model.rope_scaling = {self.rope_scaling}: expected (), (factor,), "
+                "(factor, low_freq_factor, high_freq_factor, original_context) or (factor, "
+                "beta_fast, beta_slow, original_context, attention_factor), all positive."
             )
         if not self.windows or not all(type(w) is int and w >= 0 for w in self.windows):
             raise ValueError(

@@ -116,8 +116,9 @@ class Context(NamedTuple):
 def rope_rates(config: TransformerConfig, *, local: bool) -> jax.Array:
     """Return radians per position, base^(-2i/K) for the i-th of K/2 pairs of features.
 
-    They are stretched by `rope_scaling`. Source: Su et al. 2021; LLaMA 3.1's scaling divides slow
-    pairs by s, keeps fast ones, and blends between.
+    They are stretched by `rope_scaling`. Source: Su et al. 2021; LLaMA 3.1's scaling and YaRN
+    (Peng et al. 2023, section 3.2) divide slow pairs by s, keep fast ones, and blend between: by
+    the turns of a pair in the original context, or by its index.
     """
     width = config.rotary_width
     own_base = local and config.rope_base_local > 0
@@ -127,20 +128,42 @@ def rope_rates(config: TransformerConfig, *, local: bool) -> jax.Array:
         return rate
     if len(config.rope_scaling) == 1:
         return rate / config.rope_scaling[0]
+    if len(config.rope_scaling) == 5:
+        factor, fast, slow, original_context, _ = config.rope_scaling
+
+        def index_of(turns: float) -> float:
+            """Return which pair turns so often in the original context."""
+            return width * math.log(original_context / (2 * math.pi * turns)) / (2 * math.log(base))
+
+        first = max(math.floor(index_of(fast)), 0)
+        last = min(math.ceil(index_of(slow)), width - 1)
+        # 0.001 where both are the same pair, as in transformers.
+        divided = jnp.clip((jnp.arange(width // 2) - first) / ((last - first) or 0.001), 0.0, 1.0)
+        return rate * (1.0 - divided + divided / factor)
     factor, low, high, original_context = config.rope_scaling
     turns = original_context * rate / (2 * math.pi)
     kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
     return rate * (kept + (1.0 - kept) / factor)
 
 
-def rope_angles(positions_BT: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return cosines and sines of position·rate, one column per pair of features.
+def rope_length(config: TransformerConfig, *, local: bool) -> float:
+    """Return what cosines and sines are multiplied by: YaRN's attention factor, else 1."""
+    own_base = local and config.rope_base_local > 0
+    return config.rope_scaling[4] if len(config.rope_scaling) == 5 and not own_base else 1.0
+
+
+def rope_angles(
+    positions_BT: jax.Array, rate: jax.Array, length: float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """Return cosines and sines of position·rate times `length`, one column per pair of features.
 
     Feature i is paired with feature i + K/2, as in GPT-NeoX and the released LLaMA weights for
     Transformers, not with its neighbour.
     """
     angle = positions_BT.astype(jnp.float32)[..., None] * rate[None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    if length == 1.0:
+        return jnp.cos(angle), jnp.sin(angle)
+    return length * jnp.cos(angle), length * jnp.sin(angle)
 
 
 def rotate(x_BTHK: jax.Array, cos_BTK: jax.Array, sin_BTK: jax.Array) -> jax.Array:

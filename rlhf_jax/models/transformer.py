@@ -23,7 +23,15 @@ import jax.numpy as jnp
 from rlhf_jax.maths import masking
 from rlhf_jax.models.attention import write_slots
 from rlhf_jax.models.config import TransformerConfig
-from rlhf_jax.models.layers import Attention, Context, FeedForward, Norm, rope_angles, rope_rates
+from rlhf_jax.models.layers import (
+    Attention,
+    Context,
+    FeedForward,
+    Norm,
+    rope_angles,
+    rope_length,
+    rope_rates,
+)
 from rlhf_jax.models.layout import BATCH, TENSOR, WHOLE, constrain
 from rlhf_jax.models.linear import linear
 
@@ -249,7 +257,9 @@ class Transformer(nn.Module):
                 near_BTS = visible_BTS & (distance_BTS < window)
             cos_BTK, sin_BTK = None, None
             if c.positions == "rope":
-                cos_BTK, sin_BTK = rope_angles(positions_BT, rope_rates(c, local=window > 0))
+                local = window > 0
+                rate, length = rope_rates(c, local=local), rope_length(c, local=local)
+                cos_BTK, sin_BTK = rope_angles(positions_BT, rate, length)
             contexts[window] = Context(
                 visible_BTS=near_BTS,
                 cos_BTK=cos_BTK,

@@ -324,6 +324,47 @@ def test_peft_files_that_mean_something_else_are_refused(parts, tmp_path):
         save_peft(tmp_path, {**parts[2], "head": {}}, LORA, LLAMA, base_name="x")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("init_lora_weights", "pissa"),
+        ("init_lora_weights", "pissa_niter_16"),
+        ("init_lora_weights", "olora"),
+        ("alora_invocation_tokens", [1, 2]),
+        ("use_qalora", True),
+        ("layer_replication", [[0, 2], [1, 2]]),
+        ("trainable_token_indices", [3]),
+        ("target_parameters", ["experts"]),
+        ("loftq_config", {"loftq_bits": 4}),
+        ("what_is_yet_to_come", 1),
+        ("task_type", "SEQ_CLS"),
+    ],
+)
+def test_fields_of_peft_that_change_numbers_are_refused_by_name(parts, tmp_path, field, value):
+    save_peft(tmp_path, parts[2], LORA, LLAMA, base_name="x")
+    path = tmp_path / "adapter_config.json"
+    # What PEFT 0.18 writes of plain LoRA, too.
+    unused = {"init_lora_weights": True, "alora_invocation_tokens": None, "use_qalora": False}
+    unused |= {"layer_replication": None, "qalora_group_size": 16, "megatron_core": "megatron.core"}
+    unused |= {"peft_version": "0.18.0", "loftq_config": {}, "corda_config": None, "revision": None}
+    unused |= {"ensure_weight_tying": False, "arrow_config": None, "exclude_modules": None}
+    plain = json.loads(path.read_text()) | unused
+    path.write_text(json.dumps(plain))
+    load_peft(tmp_path, LLAMA)
+    path.write_text(json.dumps(plain | {field: value}))
+    with pytest.raises(ValueError, match=rf"adapter_config.json: {field} = "):
+        load_peft(tmp_path, LLAMA)
+
+
+def test_adapters_that_are_not_finite_are_refused(parts, tmp_path):
+    save_peft(tmp_path, parts[2], LORA, LLAMA, base_name="x")
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    up_like(tensors)[0, 0] = np.nan
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.lora_A.weight: NaN or Inf"):
+        load_peft(tmp_path, LLAMA)
+
+
 @pytest.mark.parametrize("name", golden.COMMITTED)
 def test_peft_files_of_every_family_add_up_to_the_merged_export(name, tmp_path):
     """The exported base plus s B A, as PEFT computes it, is the exported merged model."""

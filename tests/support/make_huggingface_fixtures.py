@@ -44,6 +44,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 10_000.0,
+    "factor": 4.0,
+    "beta_fast": 2.0,
+    "beta_slow": 0.1,
+    "original_max_position_embeddings": 8,
+}
 GEMMA_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
@@ -56,6 +64,7 @@ COMMITTED = {
         "llama",
         {**SIZES, "tie_word_embeddings": True, "head_dim": 8, "rope_parameters": LLAMA3},
     ),
+    "yarn": ("qwen2", {**SIZES, "num_attention_heads": 2, "rope_parameters": YARN}),
     "mistral": ("mistral", {**SIZES, "sliding_window": 5}),
     "qwen2": ("qwen2", {**SIZES, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {**SIZES, "head_dim": 6}),
@@ -79,6 +88,14 @@ OTHERS = {
     "llama-linear": (
         "llama",
         {**SIZES, "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}},
+    ),
+    "llama-yarn": (
+        "llama",
+        {**SIZES, "rope_parameters": {**YARN, "mscale": 2.0, "mscale_all_dim": 0.5}},
+    ),
+    "mistral-dynamic": (
+        "mistral",
+        {**SIZES, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 9.0, "factor": 4.0}},
     ),
     "mistral-global": ("mistral", {**SIZES, "sliding_window": None}),
     "qwen2-windows": (

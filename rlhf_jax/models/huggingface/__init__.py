@@ -28,7 +28,8 @@ import numpy as np
 
 from rlhf_jax.models.config import TransformerConfig
 from rlhf_jax.models.heads import Params
-from rlhf_jax.models.huggingface.configs import read_config, write_config
+from rlhf_jax.models.huggingface.configs import read_config, text_config, write_config
+from rlhf_jax.models.huggingface.fields import PASSED_OVER
 from rlhf_jax.models.huggingface.files import (
     DTYPES,
     Stored,
@@ -43,6 +44,9 @@ __all__ = ["TOKEN_IDS", "Place", "load_pretrained", "place_on_default_device", "
 
 Place = Callable[[str, np.ndarray], jax.Array]
 BIAS_FIELD = "rlhf_jax_score_bias"
+# Gemma 3 with a vision tower, as transformers wrote it before and since 4.52.
+_VISION = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\.")
+_LANGUAGE = re.compile(r"^language_model\.|(?<=^model\.)language_model\.")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -72,7 +76,13 @@ def load_pretrained(
     """
     place = place or place_on_default_device
     folder = Path(folder)
-    values = read_json(folder / "config.json")
+    values = text_config(read_json(folder / "config.json"))
+    if passed_over := sorted(PASSED_OVER & values.keys()):
+        print(
+            f"   {folder / 'config.json'}: passed over, as they change no number here: "
+            f"{', '.join(passed_over)}",
+            flush=True,
+        )
     bias = float(values.pop(BIAS_FIELD, 0.0))
     try:
         family, config = read_config(values, param_dtype=param_dtype, compute_dtype=compute_dtype)
@@ -93,14 +103,19 @@ def _match(
     folder: Path, names: Names, config: TransformerConfig, kind: str
 ) -> tuple[Expected, dict[str, Stored]]:
     """Find every tensor by its name in the files, and the copy of tied embeddings in some files."""
-    stored = catalogue(folder)
+    stored = _text_alone(folder, catalogue(folder))
     # Checkpoints of the trunk alone, like GPT-2's, leave the first part of all names out.
     trunk = names.trunk if any(name.startswith(names.trunk) for name in stored) else ""
     prefix = re.compile("^" + re.escape(names.trunk))
     expected = {prefix.sub(trunk, t.name): t for t in tensors(names, config, kind)}
     tied_copy = {}
     if config.tie_embeddings and kind == "language_model" and names.lm_head in stored:
-        tied_copy = {names.lm_head: stored.pop(names.lm_head)}
+        output = stored.pop(names.lm_head)
+        embedding = next(n for n, t in expected.items() if t.leaves == ("trunk/embedding",))
+        if embedding in stored:
+            tied_copy = {names.lm_head: output}
+        else:
+            stored[embedding] = output
     buffers = re.compile(re.escape(trunk) + names.buffers)
     problems = []
     for name in expected.keys() - stored.keys():
@@ -120,6 +135,17 @@ def _match(
         summary = f"{folder}: {len(problems)} tensors do not fit its config.json:"
         raise ValueError("\n  ".join([summary, *sorted(problems)]))
     return {name: (tensor, stored[name]) for name, tensor in expected.items()}, tied_copy
+
+
+def _text_alone(folder: Path, stored: dict[str, Stored]) -> dict[str, Stored]:
+    """Return the tensors of the language model, under the names that they have without vision."""
+    vision = [name for name in stored if _VISION.match(name)]
+    if not vision:
+        return stored
+    print(f"   {folder}: {len(vision)} tensors of the vision tower are passed over", flush=True)
+    return {
+        _LANGUAGE.sub("", name): tensor for name, tensor in stored.items() if name not in vision
+    }
 
 
 def _read(

@@ -21,6 +21,7 @@ from rlhf_jax.models.huggingface.fields import (
     FULL,
     SIZE_NAMES,
     SLIDING,
+    YARN,
     Fields,
     read_rope,
     read_scaling,
@@ -222,6 +223,26 @@ def _read_neox(fields: Fields) -> dict[str, Any]:
     }
 
 
+# What Gemma 3's text_config leaves out: the defaults of Gemma3TextConfig.
+_GEMMA3_TEXT = {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131_072,
+}
+
+
+def text_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a config.json says of the language model: of Gemma 3 without its vision tower."""
+    if values.get("model_type") != "gemma3" or not isinstance(values.get("text_config"), dict):
+        return dict(values)
+    outer = {name: values[name] for name in ("tie_word_embeddings",) if name in values}
+    return {**_GEMMA3_TEXT, **outer, "model_type": "gemma3_text", **values["text_config"]}
+
+
 # --- writing -------------------------------------------------------------------------------------
 
 
@@ -235,6 +256,14 @@ def _write_scaling(c: TransformerConfig) -> dict[str, Any] | None:
         return None
     if len(c.rope_scaling) == 1:
         return {"rope_type": "linear", "factor": c.rope_scaling[0]}
+    if len(c.rope_scaling) == len(YARN):
+        scaling = dict(zip(YARN, c.rope_scaling, strict=True))
+        original_context = int(scaling["original_max_position_embeddings"])
+        return {
+            **scaling,
+            "original_max_position_embeddings": original_context,
+            "rope_type": "yarn",
+        }
     factor, low, high, original_context = c.rope_scaling
     return {
         "factor": factor,

@@ -8,6 +8,7 @@ Also here: what all families spell alike. Position scaling is read in both spell
 + `rope_scaling` (transformers 4) and `rope_parameters` (5).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -25,6 +26,19 @@ summary_proj_to_labels summary_type summary_use_proj task_specific_params tokeni
 torch_dtype torchscript transformers.js_config transformers_version use_bfloat16 use_cache
 """
 BOOKKEEPING = frozenset(_BOOKKEEPING.split())
+# What is about sampling or other programs and stands in many folders all the same: passed over, and
+# named in one line. Code of a model's own (auto_map) is never run: its family is computed here.
+_PASSED_OVER = """
+_attn_implementation _attn_implementation_internal _commit_hash _flash_attn_2_enabled
+attn_implementation auto_map bad_words_ids begin_suppress_tokens cross_attention_hidden_size
+decoder_start_token_id diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+exponential_decay_length_penalty forced_bos_token_id forced_eos_token_id length_penalty max_length
+max_new_tokens min_length min_p model_max_length no_repeat_ngram_size num_beam_groups num_beams
+num_return_sequences output_scores padding_side prefix remove_invalid_values repetition_penalty
+return_dict_in_generate sep_token_id suppress_tokens temperature tf_legacy_loss top_k top_p
+typical_p unsloth_fixed unsloth_version use_flash_attention_2
+"""
+PASSED_OVER = frozenset(_PASSED_OVER.split())
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 SIZE_NAMES = {
@@ -37,10 +51,14 @@ SIZE_NAMES = {
     "head_width": "head_dim",
     "ffw_width": "intermediate_size",
 }
+YARN = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "attention_factor")
 ROPE_SCALINGS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": YARN,
+    # Stretches what is longer than max_position_embeddings, which no text is here.
+    "dynamic": ("factor",),
 }
 
 
@@ -49,7 +67,7 @@ class Fields:
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
-        self.unread = set(values) - BOOKKEEPING
+        self.unread = set(values) - BOOKKEEPING - PASSED_OVER
         self.problems: list[str] = []
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -123,13 +141,38 @@ def read_scaling(fields: Fields, values: dict[str, Any]) -> tuple[float, ...]:
             f"rope scaling of type {kind!r} is not supported, expected {', '.join(ROPE_SCALINGS)}"
         )
         return ()
+    if kind == "yarn":
+        values = _complete_yarn(fields, values)
     names = ROPE_SCALINGS[kind]
     if set(values) != set(names):
         fields.problems.append(
             f"rope scaling of type {kind!r} with {sorted(values)}: expected {sorted(names)}"
         )
         return ()
-    return tuple(float(values[name]) for name in names)
+    return () if kind == "dynamic" else tuple(float(values[name]) for name in names)
+
+
+def _complete_yarn(fields: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return YaRN's five numbers: what is absent or null has the default of transformers.
+
+    Source: Peng et al. 2023; the attention factor is 0.1·ln(s) + 1 (equation 22), or DeepSeek's
+    ratio of two of them.
+    """
+    fields_set = {name: value for name, value in values.items() if value is not None}
+    scales = [fields_set.pop(name, None) for name in ("mscale", "mscale_all_dim")]
+    if not fields_set.pop("truncate", True):
+        fields.problems.append("rope scaling of type 'yarn': truncate: false is not supported")
+    defaults: dict[str, Any] = {"beta_fast": 32, "beta_slow": 1}
+    if context := fields.values.get("max_position_embeddings"):
+        defaults["original_max_position_embeddings"] = context
+    if factor := fields_set.get("factor"):
+        over, under = scales if all(scales) else (1.0, 0.0)
+        defaults["attention_factor"] = _mscale(factor, over) / _mscale(factor, under)
+    return {**defaults, **fields_set}
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def read_windows(fields: Fields, default: Iterable[str], window: int | None) -> dict[str, Any]:

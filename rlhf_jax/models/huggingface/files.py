@@ -23,9 +23,10 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class Stored:
-    """Describe a tensor in a file that is not read yet."""
+    """Describe a tensor in a file that is not read yet; `name` is what the file calls it."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -110,7 +111,7 @@ def _read_header(file: Path) -> dict[str, Stored]:
         opened = _open(file, stack)
         slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
         return {
-            name: Stored(file, tuple(part.get_shape()), part.get_dtype())
+            name: Stored(file, name, tuple(part.get_shape()), part.get_dtype())
             for name, part in slices.items()
         }
 
@@ -122,7 +123,7 @@ def read_tensors(stored: Mapping[str, Stored]) -> Iterator[tuple[str, np.ndarray
             opened = _open(file, stack)
             for name, tensor in stored.items():
                 if tensor.file == file:
-                    yield name, opened.get_tensor(name)
+                    yield name, opened.get_tensor(tensor.name)
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:

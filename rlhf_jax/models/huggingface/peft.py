@@ -48,6 +48,17 @@ _PLAIN = {
     "modules_to_save": None,
     "lora_bias": False,
 }
+# The ways to begin that leave the base as it is; PiSSA, OLoRA, LoftQ and CorDA change its weights.
+_INITS = (True, False, None, "gaussian", "orthogonal", "eva")
+# What says nothing about numbers, or what the tensors say as well. Every other field that is set is
+# refused: layer_replication, alora_invocation_tokens, use_qalora and what is yet to come.
+_BOOKKEEPING = """
+alpha_pattern auto_mapping base_model_name_or_path bias eva_config exclude_modules fan_in_fan_out
+inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout
+megatron_core peft_type peft_version qalora_group_size r rank_pattern revision target_modules
+task_type
+"""
+_KNOWN = frozenset(_BOOKKEEPING.split()) | _PLAIN.keys()
 
 
 def is_peft(folder: str | Path) -> bool:
@@ -58,18 +69,22 @@ def is_peft(folder: str | Path) -> bool:
 def read_base_name(folder: str | Path) -> str:
     """Return the name or path of the model that the adapters in a folder were trained on.
 
+    Of a model of the hub this is ORG/NAME, or ORG/NAME@REVISION.
+
     Raises:
         FileNotFoundError: there is no adapter_config.json.
         ValueError: it does not name a base.
     """
     path = Path(folder, CONFIG)
-    base_name = read_json(path).get(BASE_FIELD)
+    description = read_json(path)
+    base_name = description.get(BASE_FIELD)
     if not isinstance(base_name, str) or not base_name:
         raise ValueError(
             f"{path}: {BASE_FIELD} = {base_name!r}: expected the folder or the hub's name of the "
             "model that these adapters were trained on"
         )
-    return base_name
+    revision = description.get("revision")
+    return f"{base_name}@{revision}" if revision and not Path(base_name).exists() else base_name
 
 
 def save_peft(
@@ -132,10 +147,13 @@ def load_peft(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
         value = description.get(name, plain)
         if value != plain and value not in (None, [], {}):
             raise ValueError(f"{path}: {name} = {value!r}, expected {plain!r}")
+    _check_fields(path, description)
     for name in ("r", "lora_alpha"):
         if not isinstance(description.get(name), int | float):
             raise ValueError(f"{path}: {name} = {description.get(name)!r}, expected a number")
     stored = read_safetensors(Path(folder, WEIGHTS))
+    if damaged := [name for name, array in stored.items() if not np.isfinite(array).all()]:
+        raise ValueError(f"{Path(folder, WEIGHTS)}: {', '.join(damaged)}: NaN or Inf")
     kernels = {_prefix(tensor): tensor for tensor in _kernels(config)}
     _check_names(folder, stored, kernels, config.num_layers)
     adapted = {
@@ -158,6 +176,25 @@ def load_peft(folder: str | Path, config: TransformerConfig) -> tuple[Params, Lo
             b = stored.get(f"{prefix}.lora_B.weight")
             leaves |= _split(f"{folder}: {prefix}", tensor, lora.rank, a, b)
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), lora
+
+
+def _check_fields(path: Path, description: Mapping[str, Any]) -> None:
+    """Refuse what would make other numbers of the same tensors, by the field's name."""
+    init = description.get("init_lora_weights")
+    if init not in _INITS:
+        raise ValueError(
+            f"{path}: init_lora_weights = {init!r} changes the base's weights, expected one of "
+            f"{', '.join(map(str, _INITS))}; convert them to plain LoRA with PEFT's "
+            "save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+    if description.get("task_type") not in (None, "CAUSAL_LM"):
+        raise ValueError(f"{path}: task_type = {description['task_type']!r}, expected 'CAUSAL_LM'")
+    for name, value in description.items():
+        if name not in _KNOWN and value:
+            raise ValueError(
+                f"{path}: {name} = {value!r} is no field of plain LoRA; merge the adapters with "
+                "PEFT's merge_and_unload, and name the merged model"
+            )
 
 
 def _check_names(

@@ -20,7 +20,8 @@ from rlhf_jax.inference.sampling import sample
 from rlhf_jax.inference.scoring import last_token_scores
 from rlhf_jax.models import LanguageModel, ScalarModel, apply, gpt, init_params, num_params, palm
 from rlhf_jax.models.huggingface import load_pretrained, save_pretrained
-from rlhf_jax.models.huggingface.configs import read_config
+from rlhf_jax.models.huggingface.configs import read_config, text_config
+from rlhf_jax.models.layers import rope_length, rope_rates
 from rlhf_jax.training.mesh import make_mesh, state_shardings
 
 FLOAT32 = {"param_dtype": "float32", "compute_dtype": "float32"}
@@ -450,8 +451,18 @@ def test_details_of_published_configurations():
         ),
         (
             "llama",
-            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
-            "'yarn' is not supported, expected default",
+            {"rope_parameters": {"rope_type": "longrope", "factor": 2.0}},
+            "'longrope' is not supported, expected default",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "truncate": False}},
+            "'yarn': truncate: false is not supported",
+        ),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "beta_fast": 2.0}},
+            r"'yarn' with .*expected \['attention_factor', 'beta_fast', .*'factor'",
         ),
         (
             "llama",
@@ -549,6 +560,109 @@ def test_tied_embeddings_may_be_stored_twice_but_not_differ(tmp_path):
     edit_tensors(folder, lambda t: t.update({"lm_head.weight": t["lm_head.weight"] + 1}))
     with pytest.raises(ValueError, match=r"lm_head.weight: differs from model.embed_tokens.weight"):
         load_pretrained(folder, **LM)
+
+
+def test_tied_embeddings_may_be_stored_as_the_output_alone(tmp_path):
+    folder = copy_fixture(tmp_path, "qwen2")
+    _, expected = load_pretrained(folder, **LM)
+    edit_tensors(folder, lambda t: t.update({"lm_head.weight": t.pop("model.embed_tokens.weight")}))
+    assert_same(load_pretrained(folder, **LM)[1], expected)
+    edit_config(folder, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=r"missing    model.embed_tokens.weight \[24, 16\]"):
+        load_pretrained(folder, **LM)
+
+
+def test_fields_about_sampling_and_other_programs_are_passed_over_in_one_line(tmp_path, capsys):
+    folder = copy_fixture(tmp_path, "llama")
+    config, expected = load_pretrained(folder, **LM)
+    assert capsys.readouterr().out == ""
+    edit_config(
+        folder,
+        unsloth_fixed=True,
+        max_length=20,
+        temperature=0.6,
+        _attn_implementation="eager",
+        auto_map={"AutoModelForCausalLM": "modeling.py"},
+    )
+    again, params = load_pretrained(folder, **LM)
+    assert (again, capsys.readouterr().out) == (
+        config,
+        f"   {folder}/config.json: passed over, as they change no number here: "
+        "_attn_implementation, auto_map, max_length, temperature, unsloth_fixed\n",
+    )
+    assert_same(params, expected)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "head", "vision"),
+    [
+        ("language_model.model.", "language_model.lm_head.", ""),
+        ("model.language_model.", "lm_head.", "model."),
+    ],
+)
+def test_gemma_3_is_read_without_its_vision_tower(tmp_path, capsys, trunk, head, vision):
+    folder = copy_fixture(tmp_path, "gemma3")
+    config, expected = load_pretrained(folder, **LM)
+
+    def surround(tensors):
+        for name in list(tensors):
+            tensors[name.replace("model.", trunk, 1)] = tensors.pop(name)
+        tensors[f"{head}weight"] = tensors[f"{trunk}embed_tokens.weight"]
+        tensors[f"{vision}vision_tower.embeddings.weight"] = np.zeros((2, 2), np.float32)
+        tensors[f"{vision}multi_modal_projector.norm.weight"] = np.zeros(2, np.float32)
+
+    edit_tensors(folder, surround)
+    text = json.loads((folder / "config.json").read_text())
+    outer = {
+        "vision_config": {"hidden_size": 4},
+        "mm_tokens_per_image": 256,
+        "model_type": "gemma3",
+    }
+    outer |= {"architectures": ["Gemma3ForConditionalGeneration"], "image_token_index": 23}
+    (folder / "config.json").write_text(json.dumps({**outer, "text_config": text}))
+    again, params = load_pretrained(folder, **LM)
+    assert again == config
+    assert_same(params, expected)
+    assert "2 tensors of the vision tower are passed over" in capsys.readouterr().out
+
+
+def test_what_gemma_3_leaves_out_of_its_text_config():
+    """google/gemma-3-4b-it: everything else has the default of transformers."""
+    published = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    _, config = read_config(
+        text_config({"model_type": "gemma3", "text_config": published}), **FLOAT32
+    )
+    assert (config.vocab_size, config.num_heads, config.num_kv_heads) == (262_208, 8, 4)
+    assert (config.head_width, config.context_length) == (256, 131_072)
+    assert [config.window(i) for i in range(12)] == [*[1024] * 5, 0] * 2
+    assert config.rope_scaling == (8.0,)
+
+
+def test_yarn_by_hand():
+    """Two pairs of base 10⁴ in a context of 8, divided by 4 from the first pair's half on.
+
+    32·ln(8 / 2π·2) is below 0 and of 0.1 turns 4·ln(8 / 0.2π) / 2·ln 10⁴ = 0.55: pairs 0 to 1.
+    """
+    values = json.loads((golden.FOLDER / "yarn" / "config.json").read_text())
+    _, config = read_config(values, **FLOAT32)
+    assert config.rope_scaling == pytest.approx((4.0, 2.0, 0.1, 8.0, 0.1 * math.log(4.0) + 1.0))
+    config = dataclasses.replace(config, head_width=4)
+    np.testing.assert_allclose(rope_rates(config, local=False), [1.0, 0.01 / 4], rtol=1e-6)
+    assert rope_length(config, local=False) == pytest.approx(1.1386294)
+
+
+def test_dynamic_scaling_begins_beyond_the_context():
+    values = json.loads((golden.FOLDER / "mistral" / "config.json").read_text())
+    plain = read_config(values, **FLOAT32)[1]
+    values["rope_parameters"] |= {"rope_type": "dynamic", "factor": 4.0}
+    assert read_config(values, **FLOAT32)[1] == plain
 
 
 def test_weights_that_are_not_finite_are_all_named(tmp_path):
