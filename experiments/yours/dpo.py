@@ -27,5 +27,5 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
     config.data.comparisons = facts.comparisons
     config.preference.update({name: batches.reward[name] for name in dpo.SHARED_SETTINGS})
     config.monitor = placeholder(ConfigDict)
-    config.optimizer = shared.adam(settings.preference, warmup_steps=10)
+    config.optimizer = shared.adam(settings.preference)
     return config

@@ -10,15 +10,16 @@ measure by, which every stage leaves alone.
 
 import shlex
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from rlhf_jax.training.pretrained import count_params
 
 MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"  # or hf:FOLDER, hf:FILE.gguf, a run's folder
 DEMONSTRATIONS = ""  # "": no fine-tuning, the model is good enough to start from
 COMPARISONS = "jsonl:experiments/yours/examples/comparisons.jsonl"
-PROMPTS = "jsonl:experiments/yours/examples/prompts.jsonl"  # what PPO answers
+PROMPTS = "lines:experiments/yours/examples/prompts.txt"  # what PPO answers
 
-_TENTHS = "train=train[:90%]&validation=train[90%:]&test=train[90%:]"
+_TENTHS = "by=prompt&train=train[:90%]&validation=train[90%:]&test=train[90%:]"
 
 
 @dataclass(frozen=True)
@@ -78,17 +79,24 @@ def choose(text: str) -> tuple[Facts, Settings]:
 
 def parse(text: str) -> Facts:
     """Read facts; what is not named stays as it is above."""
-    facts, known = Facts(), {field.name: field.type for field in fields(Facts)}
+    known = {field.name: field.type for field in fields(Facts)}
+    given: dict[str, Any] = {}
     for pair in shlex.split(text):
-        name, equals, given = pair.partition("=")
+        name, equals, value = pair.partition("=")
         if name not in known or not equals:
             expected = " ".join(f"{name}=..." for name in known)
             raise ValueError(f"config: {pair!r} behind the path, expected some of {expected}")
-        if known[name] is int and not given.isdigit():
+        is_length = name.endswith("_length")
+        if is_length and not (value.isdigit() and 0 < int(value) < 1_000_000):
             raise ValueError(f"config: {pair!r} behind the path, expected a number of tokens")
-        facts = replace(facts, **{name: int(given) if known[name] is int else given})
-    sources = ("demonstrations", "comparisons", "prompts")
-    return replace(facts, **{name: hold_out(getattr(facts, name)) for name in sources})
+        given[name] = int(value) if is_length else value
+    facts = Facts(**given)
+    return replace(
+        facts,
+        demonstrations=hold_out(facts.demonstrations),
+        comparisons=hold_out(facts.comparisons),
+        prompts=hold_out(facts.prompts),
+    )
 
 
 def hold_out(source: str) -> str:

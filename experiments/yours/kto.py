@@ -21,5 +21,5 @@ def get_config(text: str = "") -> ConfigDict:
 def make(facts: Facts, settings: Settings) -> ConfigDict:
     """Take dpo.py with another loss."""
     config = dpo.make(facts, settings)
-    config.preference.loss = "kto"
+    config.preference.update({"loss": "kto", "num_micro_batches": 1})
     return config

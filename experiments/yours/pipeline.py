@@ -27,6 +27,4 @@ def get_config(text: str = "") -> ConfigDict:
     stages["ppo"] = ppo.make(facts, settings)
     checkpoints["ppo"] = "../ppo"
     stages["evaluate"] = evaluate.make(facts, checkpoints)
-    return ConfigDict(
-        {"stage": "pipeline", "seed": 0, "order": list(stages), "stages": stages}
-    )
+    return ConfigDict({"stage": "pipeline", "seed": 0, "order": list(stages), "stages": stages})

@@ -26,7 +26,7 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
         comparisons=facts.comparisons,
         max_length=length,
         max_candidates=9,
-        optimizer=shared.adam(settings.reward, warmup_steps=10),
+        optimizer=shared.adam(settings.reward),
     )
     config.init.policy = facts.model
     config.reward.update({"batch_size": 16, "num_micro_batches": 4, "row_length": length})

@@ -27,7 +27,7 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
         num_epochs=3.0,
         batch_size=16,
         max_length=length,
-        optimizer=shared.adam(settings.sft, warmup_steps=10),
+        optimizer=shared.adam(settings.sft),
     )
     config.init.policy = facts.model
     config.sft.row_length = length

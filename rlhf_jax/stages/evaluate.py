@@ -78,7 +78,7 @@ class DataConfig:
 class Evaluation:
     """How much is measured."""
 
-    num_prompts: int
+    num_prompts: int  # the first so many that fit; 0: all
     samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
     best_of: int  # samples of the reference, of which the reward model chooses; 0 leaves it out
     reward_details: bool  # its accuracy by kind of prompt, beside what needs no reward model
@@ -117,6 +117,9 @@ class Config:
     sampling: SamplingSpec
     evaluation: Evaluation
     world: WorldConfig | None
+
+
+_MAY_BE_ZERO = ("num_prompts", "num_side_by_side", "best_of", "reward_details")
 
 
 def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Suite) -> None:
@@ -191,7 +194,7 @@ def _check(config: Config) -> None:
         others = ("name", "constant_suffix")
         numbers |= {name: n for name, n in asdict(config.world).items() if name not in others}
     for name, number in numbers.items():
-        least = 0 if name in ("num_side_by_side", "best_of", "reward_details") else 1
+        least = 0 if name in _MAY_BE_ZERO else 1
         require(number >= least, f"{name}={number}: must be positive")
     taken = min({"text", "finished", "score"} & set(config.judges), default=None)
     require(taken is None, f"judges: the name {taken!r} has another meaning, choose one")
@@ -275,7 +278,8 @@ def _read_prompts(config: Config, tokenizers: Sequence[Tokenizer]) -> list[Promp
     ]
     for tokenizer in tokenizers:  # each reports what it leaves out
         prompts = fitting_prompts(prompts, tokenizer, prompt_length=data.prompt_length)
-    return take_first("evaluation.num_prompts", config.evaluation.num_prompts, prompts)
+    count = config.evaluation.num_prompts or len(prompts)
+    return take_first("evaluation.num_prompts", count, prompts)
 
 
 def _load_reward(checkpoint: CheckpointRef) -> RewardModel:

@@ -143,7 +143,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     model = LanguageModel(replace(parent.model, dropout_rate=sft.dropout_rate))
     key = jax.random.key(config.seed)
 
-    demonstrations = _demonstrations(config, run, "train")
+    demonstrations = _demonstrations(config, run, "train", batch_size=sft.batch_size)
     num_steps = round(sft.num_epochs * demonstrations.num_examples / sft.batch_size)
     packed = PackedDemonstrations(
         demonstrations,
@@ -169,8 +169,7 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     update = run.compile_update(partial(supervised_update, objective, optimizer), state)
 
     measure_nll = jax.jit(partial(batch_nll, model))
-    validation = _demonstrations(config, run, "validation")
-    held_out = [run.shard(validation.batch(i)) for i in range(sft.eval_batches)]
+    held_out = _held_out(config, run)
     score = _sample_score(config, run, model) if sft.select == "reward" else None
     keep_best = jax.jit(_keep_best, donate_argnums=0, out_shardings=run.shardings(state))
 
@@ -205,13 +204,29 @@ def run(config: Config, workdir: str, monitors: Sequence[PolicyMonitor] = ()) ->
     )
 
 
-def _demonstrations(config: Config, run: Run, split: str) -> Batches:
+def _held_out(config: Config, run: Run) -> list[Batch]:
+    """Return batches of held-out demonstrations, smaller and fewer where there are few of these.
+
+    None is measured twice, unless there are fewer than the devices that share a batch.
+    """
+    examples = _demonstrations(config, run, "validation", batch_size=1)
+    shards, most = run.batch_shards, min(config.sft.batch_size, examples.num_examples)
+    size = max(most - most % shards, 1)
+    batches = Batches(examples.arrays, batch_size=size, seed=config.seed)
+    count = min(config.sft.eval_batches, examples.num_examples // size)
+    held_out = [batches.batch(i) for i in range(count)]
+    if size % shards:
+        held_out = [{name: np.repeat(x, shards, axis=0) for name, x in held_out[0].items()}]
+    return [run.shard(batch) for batch in held_out]
+
+
+def _demonstrations(config: Config, run: Run, split: str, *, batch_size: int) -> Batches:
     data, sft = config.data, config.sft
     return demonstration_batches(
         load(data.demonstrations, Demonstration, split=split, data_dir=data.data_dir),
         run.tokenizer,
         context_length=sft.max_length,
-        batch_size=sft.batch_size,
+        batch_size=batch_size,
         seed=config.seed,
         train_on=sft.train_on,
     )

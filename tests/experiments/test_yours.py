@@ -67,7 +67,7 @@ def test_is_short_and_builds_from_facts_alone(name, folder, capsys):
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("modle=hf:x", "'modle=hf:x' behind the path, expected some of model=... demonstrations="),
         ("prompt_length=long", "'prompt_length=long' behind the path, expected a number of tokens"),
@@ -85,6 +85,8 @@ def test_the_pipeline_trains_and_compares(folder, tmp_path):
     stages.ppo.ppo.update({"total_episodes": 8, "batch_size": 4, "num_micro_batches": 1})
     for name in ("sft", "reward"):
         stages[name][name].update({"batch_size": 4, "num_epochs": 1.0})
+    for name in ("sft", "reward", "ppo"):
+        stages[name].mesh.data = 1
     main.run(config, str(tmp_path))
     assert list(config.order) == ["sft", "reward", "ppo", "evaluate"]
     assert read_rows(tmp_path / "reward")[-1]["validation/accuracy_heldout"] >= 0.0
