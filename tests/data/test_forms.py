@@ -97,6 +97,10 @@ FORMS = {
         {"system": "be brief", "question": "q", "chosen": "good", "rejected": "bad"},
         Comparison(said("q", system="be brief"), BETTER, WORSE),
     ),
+    "pair behind a transcript": (  # of Dahoas/full-hh-rlhf
+        {"prompt": HH, "response": " good", "chosen": " good", "rejected": " bad"},
+        Comparison(TOLD, BETTER, WORSE),
+    ),
     "pair of equal texts": (
         {"prompt": "q", "chosen": "same", "rejected": "same"},
         Comparison(said("q"), ("same", "same"), (1, 1)),
@@ -549,6 +553,14 @@ def test_what_is_cut_and_passed_over_is_said_in_a_line_each(read, capsys):
     many = {"text": "x"} | {f"c{k}": k for k in range(20)}
     read(Document, many)
     assert capsys.readouterr().out.endswith(": c0, c1, c2, c3, c4, c5, c6, c7, ...\n")
+
+
+def test_replies_that_repeat_their_prompt_are_pointed_out(read, capsys):
+    row = {"prompt": "Tell me about foxes, please."}
+    whole = {name: f"{row['prompt']} They are {name}." for name in ("chosen", "rejected")}
+    assert read(Comparison, row | whole, PAIR)[0].responses == tuple(whole.values())
+    line = "1 of 2 rows have replies that begin with the whole prompt, which is then read twice"
+    assert line in capsys.readouterr().out
 
 
 def test_the_columns_of_one_reading_can_be_chosen(read):
