@@ -66,7 +66,8 @@ def read_turns(name: str, value: Any) -> Turns:
     """Read messages, or ShareGPT's turns, that may be the whole or the end of a conversation."""
     items = _as_list(value)
     if isinstance(items, str) or not isinstance(items, Sequence):
-        raise ValueError(f"{name}: {type(value).__name__}, expected messages")
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"{name}: {kind}, expected messages")
     return tuple(_read_turn(f"{name}[{k}]", item) for k, item in enumerate(items))
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, NamedTuple
 
 from rlhf_jax.data import conversations
@@ -208,7 +208,9 @@ def _as_record(record_type: type, exchange: Exchange, metadata: dict[str, str]) 
     if record_type is Comparison:
         return Comparison(messages, responses, exchange.ranks, metadata), exchange.remark
     if record_type is Thumb:
-        return Thumb(messages, responses[0], exchange.label is True, metadata), exchange.remark
+        if exchange.label is None:
+            raise ValueError("label: null, expected true or false")
+        return Thumb(messages, responses[0], exchange.label, metadata), exchange.remark
     if exchange.label is False:
         raise Drop("with a thumb down")
     if responses:
@@ -237,7 +239,10 @@ def _read_text(record_type: type[R], row: Mapping[str, Any], present: Row) -> Re
 def _read_metadata(value: Any) -> dict[str, str]:
     """Return metadata as text; tables keep it as JSON."""
     if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise ValueError(f"metadata: {shorten(value)}, expected an object") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -351,9 +356,8 @@ def _as_exchange(turns: Turns) -> Exchange:
     return Exchange(turns[:-1], (turns[-1].content,), is_conversation=True)
 
 
-def _read_messages(row: Row) -> Exchange:
+def _read_messages(row: Row, *, name: str) -> Exchange:
     """Read a conversation in one column; a question beside it has to be a part of it."""
-    name = next(name for name in _CONVERSATIONS if row.get(name) is not None)
     turns = read_turns(name, row[name])
     for other in _QUESTIONS:
         if row.get(other) is not None and agree(turns, _read_asked(row, other)) != turns:
@@ -386,7 +390,8 @@ def _one_reply(row: Row, reply: str) -> Exchange:
     if not reply.strip():
         raise Drop("with an empty response")
     before = _read_before(row)
-    assert before is not None  # the form has one of its columns
+    if before is None:
+        raise Drop("with an empty prompt")
     whole = _as_exchange((*before, Message("assistant", reply)))
     return replace(whole, is_conversation=False)
 
@@ -577,11 +582,16 @@ _DIALOGUE = (Demonstration, Prompt)
 _RANKING = (Comparison, Demonstration, Prompt)
 
 FORMS = (
-    Form(("messages",), "messages", _read_messages, _DIALOGUE),
+    Form(("messages",), "messages", partial(_read_messages, name="messages"), _DIALOGUE),
     Form(("completion",), "prompt + completion", _read_completion, _DIALOGUE),
     Form(("question", "answer"), "question + answer", _read_answer, _DIALOGUE),
     Form(("instruction", "output"), "instruction + output", _read_output, _DIALOGUE),
-    Form(("conversations",), "conversations", _read_messages, _DIALOGUE),
+    Form(
+        ("conversations",),
+        "conversations",
+        partial(_read_messages, name="conversations"),
+        _DIALOGUE,
+    ),
     Form(
         ("completion", "label"),
         "prompt + completion + label",

@@ -373,6 +373,8 @@ def read(tmp_path):
         ),
         (Demonstration, {"messages": [ASK, turn("assistant", "")]}, "with an empty turn"),
         (Demonstration, {"messages": [ASK]}, "without a reply"),
+        (Demonstration, {"question": None, "answer": "a"}, "with an empty prompt"),
+        (Prompt, {"prompt": None}, "with an empty prompt"),
         (Demonstration, {"messages": [ASK, ANSWER], "tools": "[{}]"}, "with tools"),
         (Demonstration, {"prompt": "q", "completion": "bad", "label": False}, "with a thumb down"),
         (Thumb, {"prompt": "q", "completion": "", "label": True}, "with an empty response"),
