@@ -328,7 +328,7 @@ def _behind_system(row: Row, turns: Turns) -> Turns:
         if content is None or (isinstance(content, str) and not content.strip()):
             continue
         system = Message("system", read_string(name, content))
-        if turns and turns[0].role != "system":
+        if not turns or turns[0].role != "system":
             turns = (system, *turns)
         elif turns[0] != system:
             raise Drop(f"whose column {name} contradicts the system turn")

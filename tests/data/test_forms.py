@@ -379,6 +379,7 @@ def read(tmp_path):
         (Demonstration, {"prompt": "q", "completion": "bad", "label": False}, "with a thumb down"),
         (Thumb, {"prompt": "q", "completion": "", "label": True}, "with an empty response"),
         (Prompt, {"prompt": [BE]}, "without a question"),
+        (Prompt, {"prompt": [], "system": "be brief"}, "without a question"),
     ],
 )
 def test_rows_that_no_record_can_hold_are_dropped_and_counted(
@@ -532,6 +533,14 @@ def test_depth_that_json_allows_is_no_traceback_either(read, tmp_path):
         except ValueError as error:
             assert str(error).startswith(f"{tmp_path}/rows.jsonl:1: ")  # noqa: PT017
             assert len(str(error)) < 400  # noqa: PT017
+
+
+def test_what_no_reader_has_foreseen_is_an_error_of_the_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        lines([{"prompt": {"text": "q", "role": "prompter", "replies": [3]}}])
+    )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: row: AttributeError: .* rows of oasst$"):
+        load(f"oasst@jsonl:{tmp_path}/rows.jsonl", Comparison, split="train", data_dir="")
 
 
 def test_what_is_cut_and_passed_over_is_said_in_a_line_each(read, capsys):
