@@ -725,6 +725,8 @@ def test_classes_have_their_names_in_tables_of_hugging_face(tmp_path):
 
 def test_a_path_without_its_kind_says_which(tmp_path):
     (tmp_path / "x.jsonl").touch()
+    with pytest.raises(ValueError, match=r"x\.jsonl: a file, expected a folder; a file is jsonl:"):
+        load(f"hf:{tmp_path}/x.jsonl", Document, split="train", data_dir="")
     with pytest.raises(ValueError, match=rf"; for this file jsonl:{tmp_path}/x\.jsonl$"):
         load(f"{tmp_path}/x.jsonl", Document, split="train", data_dir="")
     with pytest.raises(ValueError, match=rf"; for this folder hf:{tmp_path}$"):
