@@ -15,7 +15,7 @@ them out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rlhf_jax.data.records import ROLES, TURNS, Drop, Message, read_string
@@ -66,13 +66,14 @@ def read_turns(name: str, value: Any) -> Turns:
     """Read messages, or ShareGPT's turns, that may be the whole or the end of a conversation."""
     items = _as_list(value)
     if isinstance(items, str) or not isinstance(items, Sequence):
-        raise ValueError(f"{name}: {type(value).__name__}, expected messages")
+        kind = "null" if value is None else type(value).__name__
+        raise ValueError(f"{name}: {kind}, expected messages")
     return tuple(_read_turn(f"{name}[{k}]", item) for k, item in enumerate(items))
 
 
 def _as_list(value: Any) -> Any:
     """Return the turns of columns of roles and contents, one message in a list, all else as is."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         return value
     for names in (("role", "content"), ("from", "value")):
         columns: list[Any] = [value.get(name) for name in names]
@@ -84,7 +85,7 @@ def _as_list(value: Any) -> Any:
 
 
 def _read_turn(where: str, item: Any) -> Message:
-    if not isinstance(item, Mapping):
+    if not isinstance(item, dict):
         kind = type(item).__name__
         raise ValueError(f"{where}: {kind}, expected an object with role and content")
     is_sharegpt = "from" in item and "role" not in item
@@ -114,8 +115,8 @@ def _read_content(name: str, value: Any) -> str:
     """Return the text of a content, which may be the only one of a list of parts."""
     if isinstance(value, list | tuple):
         parts = [part for part in value if not isinstance(part, str)]
-        texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
-        is_text = [isinstance(part, Mapping) and part.get("type") == "text" for part in parts]
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
+        is_text = [isinstance(part, dict) and part.get("type") == "text" for part in parts]
         if len(value) != 1 or is_text != [True]:
             raise Drop("with content that is not one part of text")
         value = texts[0]

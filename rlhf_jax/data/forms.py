@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any, Generic, NamedTuple
 
 from rlhf_jax.data import conversations
@@ -26,7 +27,7 @@ from rlhf_jax.data.conversations import (
     read_conversation,
     read_turns,
 )
-from rlhf_jax.data.public.rows import Row, as_number, ranks_of_scores, text
+from rlhf_jax.data.public.rows import Row, as_number, ranks_of_scores, shorten, text
 from rlhf_jax.data.public.transcripts import parse_transcripts
 from rlhf_jax.data.records import (
     Comparison,
@@ -50,6 +51,8 @@ _BEFORE = ("system", "system_prompt", "history", "tools")
 _TEXT_COLUMNS: dict[type, tuple[str, ...]] = {Document: ("text",), LabelledText: ("text", "label")}
 _REPLIES = ("completion", "chosen", "rejected", "responses", "ranks", "scores", "best", "output")
 
+_LONG = 20  # letters of a prompt that nobody repeats by chance
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -60,6 +63,7 @@ class Exchange:
     ranks: tuple[int, ...] = ()
     label: bool | None = None
     is_conversation: bool = False  # its turns stand in one column, the reply being the last
+    remark: str = ""  # what is odd about it
 
 
 class Reading(NamedTuple, Generic[R]):
@@ -86,7 +90,7 @@ def read_row(record_type: type[R], row: Any, *, kept: Sequence[str] = ()) -> Rea
         Drop: for a row that no record can hold.
         ValueError: for columns that make no form, or two that differ, and for what is wrong in one.
     """
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         kind = "a list" if isinstance(row, list) else type(row).__name__
         raise ValueError(f"{record_type.__name__}: {kind}, expected an object")
     present: Row = {str(name): value for name, value in row.items() if value is not None}
@@ -114,8 +118,8 @@ def read_row(record_type: type[R], row: Any, *, kept: Sequence[str] = ()) -> Rea
 def holds(record_type: type, row: Any) -> bool:
     """Return whether a row has the columns of a record of this type."""
     if record_type in _TEXT_COLUMNS:
-        return isinstance(row, Mapping) and row.keys() >= set(_TEXT_COLUMNS[record_type])
-    return isinstance(row, Mapping) and bool(_matching(record_type, row))
+        return isinstance(row, dict) and row.keys() >= set(_TEXT_COLUMNS[record_type])
+    return isinstance(row, dict) and bool(_matching(record_type, row))
 
 
 def read_columns(record_type: type[R], row: Any, *, columns: Sequence[str]) -> R:
@@ -125,7 +129,7 @@ def read_columns(record_type: type[R], row: Any, *, columns: Sequence[str]) -> R
 
 def select_columns(row: Any, columns: Sequence[str]) -> Any:
     """Return a row with the named columns alone."""
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return row
     return {name: row[name] for name in columns if name in row}
 
@@ -135,12 +139,7 @@ def select_columns(row: Any, columns: Sequence[str]) -> Any:
 
 def _matching(record_type: type, row: Mapping[str, Any]) -> list[Form]:
     """Return the forms whose columns a row has; none that is a part of another."""
-    found = [
-        form for form in FORMS if record_type in form.holds and row.keys() >= set(form.columns)
-    ]
-    found = [
-        form for form in found if not any(set(form.columns) < set(other.columns) for other in found)
-    ]
+    found = _with_columns(record_type, frozenset(row))
     replies = [form for form in found if form.read not in (_read_question, _read_transcript)]
     # A conversation that waits for a reply is the prompt of the replies beside it.
     waiting = [name for name in _CONVERSATIONS if name in row and not _is_answered(row[name])]
@@ -148,6 +147,14 @@ def _matching(record_type: type, row: Mapping[str, Any]) -> list[Form]:
     # A question counts where there is nothing else, and a text where there is not even one.
     questions = [form for form in found if form.read is _read_question]
     return others or replies or questions or found
+
+
+@lru_cache(maxsize=1024)  # the rows of a source have few sets of columns
+def _with_columns(record_type: type, columns: frozenset[str]) -> list[Form]:
+    found = [form for form in FORMS if record_type in form.holds and columns >= {*form.columns}]
+    return [
+        form for form in found if not any({*form.columns} < {*other.columns} for other in found)
+    ]
 
 
 def _used_columns(forms: Sequence[Form], row: Mapping[str, Any]) -> set[str]:
@@ -159,12 +166,12 @@ def _used_columns(forms: Sequence[Form], row: Mapping[str, Any]) -> set[str]:
 
 def _is_answered(turns: Any) -> bool:
     """Return whether the last of some turns is the assistant's, as far as can be told."""
-    if isinstance(turns, Mapping):
+    if isinstance(turns, dict):
         roles = turns.get("role", turns.get("from"))
         last = roles[-1] if isinstance(roles, list | tuple) and roles else roles
     else:
         item = turns[-1] if isinstance(turns, list | tuple) and turns else None
-        last = item.get("role", item.get("from")) if isinstance(item, Mapping) else None
+        last = item.get("role", item.get("from")) if isinstance(item, dict) else None
     return last in ("assistant", "gpt")
 
 
@@ -199,15 +206,17 @@ def _as_record(record_type: type, exchange: Exchange, metadata: dict[str, str]) 
         remark = "prompts without their last turn, which was the assistant's" if was_cut else ""
         return Prompt(messages, metadata), remark
     if record_type is Comparison:
-        return Comparison(messages, responses, exchange.ranks, metadata), ""
+        return Comparison(messages, responses, exchange.ranks, metadata), exchange.remark
     if record_type is Thumb:
-        return Thumb(messages, responses[0], exchange.label is True, metadata), ""
+        if exchange.label is None:
+            raise ValueError("label: null, expected true or false")
+        return Thumb(messages, responses[0], exchange.label, metadata), exchange.remark
     if exchange.label is False:
         raise Drop("with a thumb down")
     if responses:
         best = exchange.ranks.index(min(exchange.ranks)) if exchange.ranks else 0
         reply = Message("assistant", responses[best])
-        return Demonstration((*messages, reply), metadata), ""
+        return Demonstration((*messages, reply), metadata), exchange.remark
     if len(messages) < 2 or messages[-2].role != "assistant":
         raise Drop("without a reply")
     remark = "demonstrations without their last turn, which was the user's"
@@ -230,10 +239,13 @@ def _read_text(record_type: type[R], row: Mapping[str, Any], present: Row) -> Re
 def _read_metadata(value: Any) -> dict[str, str]:
     """Return metadata as text; tables keep it as JSON."""
     if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError:
+            raise ValueError(f"metadata: {shorten(value)}, expected an object") from None
     if value is None:
         return {}
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict):
         raise ValueError(f"metadata: {type(value).__name__}, expected an object")
     return {
         str(name): _as_text(f"metadata.{name}", item)
@@ -258,7 +270,7 @@ def _unread_fields(row: Row, used: Iterable[str]) -> list[str]:
         for field in dict.fromkeys(
             field
             for turn in row[name]
-            if isinstance(turn, Mapping)
+            if isinstance(turn, dict)
             for field, value in turn.items()
             if value is not None and field not in conversations.TURN_FIELDS
         )
@@ -316,7 +328,7 @@ def _behind_system(row: Row, turns: Turns) -> Turns:
         if content is None or (isinstance(content, str) and not content.strip()):
             continue
         system = Message("system", read_string(name, content))
-        if turns and turns[0].role != "system":
+        if not turns or turns[0].role != "system":
             turns = (system, *turns)
         elif turns[0] != system:
             raise Drop(f"whose column {name} contradicts the system turn")
@@ -344,9 +356,8 @@ def _as_exchange(turns: Turns) -> Exchange:
     return Exchange(turns[:-1], (turns[-1].content,), is_conversation=True)
 
 
-def _read_messages(row: Row) -> Exchange:
+def _read_messages(row: Row, *, name: str) -> Exchange:
     """Read a conversation in one column; a question beside it has to be a part of it."""
-    name = next(name for name in _CONVERSATIONS if row.get(name) is not None)
     turns = read_turns(name, row[name])
     for other in _QUESTIONS:
         if row.get(other) is not None and agree(turns, _read_asked(row, other)) != turns:
@@ -379,7 +390,8 @@ def _one_reply(row: Row, reply: str) -> Exchange:
     if not reply.strip():
         raise Drop("with an empty response")
     before = _read_before(row)
-    assert before is not None  # the form has one of its columns
+    if before is None:
+        raise Drop("with an empty prompt")
     whole = _as_exchange((*before, Message("assistant", reply)))
     return replace(whole, is_conversation=False)
 
@@ -387,8 +399,10 @@ def _one_reply(row: Row, reply: str) -> Exchange:
 def _read_completion(row: Row) -> Exchange:
     """Read a prompt and what followed, one reply or several turns, perhaps with a thumb."""
     before = _read_before(row)
-    whole = _with_before("completion", before, _read_side("completion", row["completion"]))
-    exchange = replace(_as_exchange(whole), is_conversation=False)
+    side = _read_side("completion", row["completion"], strip=_is_transcript(row))
+    exchange = _as_exchange(_with_before("completion", before, side))
+    remark = _repeated_prompt(row, [row["completion"]])
+    exchange = replace(exchange, is_conversation=False, remark=remark)
     return exchange if row.get("label") is None else replace(exchange, label=_read_label(row))
 
 
@@ -402,10 +416,9 @@ def _read_label(row: Row) -> bool:
         else None
     )
     if label is None:
-        shown = value if isinstance(value, int | float) else repr(str(value)[:40])
         raise ValueError(
-            f"label: {shown}, expected true or false; to read the rows without it, name the others "
-            "as in ?columns=prompt,completion"
+            f"label: {shorten(value)}, expected true or false; to read the rows without "
+            "it, name the others as in ?columns=prompt,completion"
         )
     return label
 
@@ -423,12 +436,30 @@ def _read_pair(row: Row) -> Exchange:
         texts = [read_string(name, side) for name, side in values.items()]
         sides = dict(zip(values, parse_transcripts(texts), strict=True))
     else:
-        sides = {name: _read_side(name, side) for name, side in values.items()}
+        strip = _is_transcript(row)
+        sides = {name: _read_side(name, side, strip=strip) for name, side in values.items()}
     chosen, rejected = (_with_before(name, before, side) for name, side in sides.items())
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose sides differ before the last turn")
     messages = chosen[:-1] if before is not None else _behind_system(row, chosen[:-1])
-    return _as_ranking(messages, [chosen[-1].content, rejected[-1].content], [1, 2])
+    exchange = _as_ranking(messages, [chosen[-1].content, rejected[-1].content], [1, 2])
+    return replace(exchange, remark=_repeated_prompt(row, list(values.values())))
+
+
+def _is_transcript(row: Row) -> bool:
+    """Return whether the prompt is a transcript, whose turns stand between white space."""
+    prompt = row.get("prompt")
+    return isinstance(prompt, str) and conversations.is_transcript(prompt)
+
+
+def _repeated_prompt(row: Row, replies: Sequence[Any]) -> str:
+    """Return a remark on texts that begin with the prompt; short ones may well answer so."""
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or len(prompt) < _LONG:
+        return ""
+    if not all(isinstance(reply, str) and reply.startswith(prompt) for reply in replies):
+        return ""
+    return "rows have replies that begin with the whole prompt, which is then read twice"
 
 
 def _is_list_of_text(value: Any) -> bool:
@@ -448,8 +479,8 @@ def _read_many(row: Row, values: Mapping[str, Any]) -> Exchange:
     return _as_ranking(_needed_before(row, "chosen"), [*sides[0], *sides[1]], ranks)
 
 
-def _read_side(name: str, value: Any) -> Turns:
-    """Read a reply, or turns that end with one."""
+def _read_side(name: str, value: Any, *, strip: bool = False) -> Turns:
+    """Read a reply, or turns that end with one; `strip` takes white space from a text."""
     if conversations.is_turns(value):
         turns = read_turns(name, value)
         if not turns or turns[-1].role != "assistant":
@@ -459,7 +490,7 @@ def _read_side(name: str, value: Any) -> Turns:
     reply = read_string(name, value)
     if not reply.strip():
         raise Drop("with an empty response")
-    return (Message("assistant", reply),)
+    return (Message("assistant", reply.strip() if strip else reply),)
 
 
 def _with_before(name: str, before: Turns | None, turns: Turns) -> Turns:
@@ -551,11 +582,16 @@ _DIALOGUE = (Demonstration, Prompt)
 _RANKING = (Comparison, Demonstration, Prompt)
 
 FORMS = (
-    Form(("messages",), "messages", _read_messages, _DIALOGUE),
+    Form(("messages",), "messages", partial(_read_messages, name="messages"), _DIALOGUE),
     Form(("completion",), "prompt + completion", _read_completion, _DIALOGUE),
     Form(("question", "answer"), "question + answer", _read_answer, _DIALOGUE),
     Form(("instruction", "output"), "instruction + output", _read_output, _DIALOGUE),
-    Form(("conversations",), "conversations", _read_messages, _DIALOGUE),
+    Form(
+        ("conversations",),
+        "conversations",
+        partial(_read_messages, name="conversations"),
+        _DIALOGUE,
+    ),
     Form(
         ("completion", "label"),
         "prompt + completion + label",

@@ -420,6 +420,10 @@ def _hf(name: str, split: str, data_dir: str) -> Iterable[Located]:
             if _is_saved(path / subfolder):
                 return _hf_saved(path / subfolder, split)
             return _hf_folder(path, subfolder, split)
+    if Path(name).expanduser().is_file():
+        raise ValueError(
+            f"hf:{name}: a file, expected a folder; a file is jsonl:, parquet:, csv: ..."
+        )
     raise FileNotFoundError(
         f"hf:{name}: no such folder, expected one of files such as train.parquet or "
         f"train-00000.jsonl, or what save_to_disk wrote; a data set of the hub is hub:{name}"

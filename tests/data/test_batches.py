@@ -177,6 +177,21 @@ def test_demonstrations_golden(words):
     assert rows(data.arrays, "loss_mask_BT") == [[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 0, 0]]
 
 
+def test_the_last_reply_alone_is_a_target_on_request(words):
+    turns = tell("a").messages
+    conversation = [Demonstration((*turns, *turns))]
+    options = {"context_length": 12, "batch_size": 1, "seed": 0}
+    masks = {
+        train_on: rows(
+            batches.demonstration_batches(conversation, words, train_on=train_on, **options).arrays,
+            "loss_mask_BT",
+        )
+        for train_on in ("all", "last")
+    }
+    assert masks["all"] == [[0, 0, 0, 0, 1, 1] * 2]
+    assert masks["last"] == [[0] * 10 + [1, 1]]
+
+
 def check_last_target(data, eos_id):
     """The last real token of every row is the end of text, and it is a target."""
     for tokens, segments, mask in zip(*(data.arrays[k] for k in data.arrays), strict=True):

@@ -97,6 +97,10 @@ FORMS = {
         {"system": "be brief", "question": "q", "chosen": "good", "rejected": "bad"},
         Comparison(said("q", system="be brief"), BETTER, WORSE),
     ),
+    "pair behind a transcript": (  # of Dahoas/full-hh-rlhf
+        {"prompt": HH, "response": " good", "chosen": " good", "rejected": " bad"},
+        Comparison(TOLD, BETTER, WORSE),
+    ),
     "pair of equal texts": (
         {"prompt": "q", "chosen": "same", "rejected": "same"},
         Comparison(said("q"), ("same", "same"), (1, 1)),
@@ -369,10 +373,13 @@ def read(tmp_path):
         ),
         (Demonstration, {"messages": [ASK, turn("assistant", "")]}, "with an empty turn"),
         (Demonstration, {"messages": [ASK]}, "without a reply"),
+        (Demonstration, {"question": None, "answer": "a"}, "with an empty prompt"),
+        (Prompt, {"prompt": None}, "with an empty prompt"),
         (Demonstration, {"messages": [ASK, ANSWER], "tools": "[{}]"}, "with tools"),
         (Demonstration, {"prompt": "q", "completion": "bad", "label": False}, "with a thumb down"),
         (Thumb, {"prompt": "q", "completion": "", "label": True}, "with an empty response"),
         (Prompt, {"prompt": [BE]}, "without a question"),
+        (Prompt, {"prompt": [], "system": "be brief"}, "without a question"),
     ],
 )
 def test_rows_that_no_record_can_hold_are_dropped_and_counted(
@@ -528,6 +535,14 @@ def test_depth_that_json_allows_is_no_traceback_either(read, tmp_path):
             assert len(str(error)) < 400  # noqa: PT017
 
 
+def test_what_no_reader_has_foreseen_is_an_error_of_the_row(tmp_path):
+    (tmp_path / "rows.jsonl").write_text(
+        lines([{"prompt": {"text": "q", "role": "prompter", "replies": [3]}}])
+    )
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: row: AttributeError: .* rows of oasst$"):
+        load(f"oasst@jsonl:{tmp_path}/rows.jsonl", Comparison, split="train", data_dir="")
+
+
 def test_what_is_cut_and_passed_over_is_said_in_a_line_each(read, capsys):
     named = [ASK | {"name": "Ann"}, ANSWER]
     assert read(Prompt, {"messages": named}, {"prompt": "q", "n": 1}) == [
@@ -549,6 +564,14 @@ def test_what_is_cut_and_passed_over_is_said_in_a_line_each(read, capsys):
     many = {"text": "x"} | {f"c{k}": k for k in range(20)}
     read(Document, many)
     assert capsys.readouterr().out.endswith(": c0, c1, c2, c3, c4, c5, c6, c7, ...\n")
+
+
+def test_replies_that_repeat_their_prompt_are_pointed_out(read, capsys):
+    row = {"prompt": "Tell me about foxes, please."}
+    whole = {name: f"{row['prompt']} They are {name}." for name in ("chosen", "rejected")}
+    assert read(Comparison, row | whole, PAIR)[0].responses == tuple(whole.values())
+    line = "1 of 2 rows have replies that begin with the whole prompt, which is then read twice"
+    assert line in capsys.readouterr().out
 
 
 def test_the_columns_of_one_reading_can_be_chosen(read):
@@ -702,6 +725,8 @@ def test_classes_have_their_names_in_tables_of_hugging_face(tmp_path):
 
 def test_a_path_without_its_kind_says_which(tmp_path):
     (tmp_path / "x.jsonl").touch()
+    with pytest.raises(ValueError, match=r"x\.jsonl: a file, expected a folder; a file is jsonl:"):
+        load(f"hf:{tmp_path}/x.jsonl", Document, split="train", data_dir="")
     with pytest.raises(ValueError, match=rf"; for this file jsonl:{tmp_path}/x\.jsonl$"):
         load(f"{tmp_path}/x.jsonl", Document, split="train", data_dir="")
     with pytest.raises(ValueError, match=rf"; for this folder hf:{tmp_path}$"):

@@ -331,6 +331,22 @@ def test_a_template_that_forgets_is_refused_where_it_forgets():
         render_batch(tokenizer, [[ASK, TELL], [ASK, thought, *MORE]], generation_prompt=False)
 
 
+def test_a_template_that_rewrites_earlier_replies_trains_the_last():
+    tokenizer = in_chatml(LAST_REPLY_DIFFERS)
+    turns = [ASK, TELL, *MORE]
+    with pytest.raises(ValueError, match=r"conversations of one exchange, or sft\.train_on=last"):
+        render(tokenizer, turns, generation_prompt=False)
+    (rendered,) = render_batch(tokenizer, [turns], generation_prompt=False, train_on="last")
+    trained = [i for i, mark in zip(*rendered, strict=True) if mark]
+    assert rendered.ids[-len(trained) :] == trained
+    assert tokenizer.decode(trained, keep_special=True) == f"!{turns[-1].content}<|im_end|>"
+    comparison = Comparison(tuple(turns[:-1]), ("the fox", "think"), (1, 2))
+    data = comparison_batches(
+        [comparison], tokenizer, context_length=120, max_candidates=2, batch_size=1, seed=0
+    ).arrays
+    assert (data["length_BC"] > 1).all()
+
+
 NO_PROMPT = CHATML[: CHATML.index("{% if add")]
 NO_END = CHATML.replace("<|im_end|>", "")
 DEAF = "{% for m in messages if m['role'] != 'system' %}" + CHATML[CHATML.index("{{") :]
