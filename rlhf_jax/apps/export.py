@@ -122,8 +122,8 @@ def _write_stops_and_template(folder: Path, tokenizer: Tokenizer) -> None:
     if not _template_agrees(folder):
         path.unlink()
         print(
-            f"   {folder}: no chat_template.jinja: with this tokenizer transformers would write other "
-            "ids by it; render conversations by rlhf_jax.data.chat",
+            f"   {folder}: no chat_template.jinja: with this tokenizer transformers would write "
+            "other ids by it; render conversations by rlhf_jax.data.chat",
             flush=True,
         )
 
