@@ -344,7 +344,7 @@ def converse(chat: Chat, lines: Iterator[str], out: TextIO, err: TextIO, *, pers
             if not person:
                 raise
             print("[stopped; the exchange is not kept]", file=err)
-        except (CommandError, TooLongError) as error:
+        except ValueError as error:  # also what a chat template refuses
             failures += 1
             print(f"chat: {error}", file=err, flush=True)
     return failures

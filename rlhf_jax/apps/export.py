@@ -15,14 +15,24 @@ hub's model has no rows for them.
 
 A reward model becomes a sequence classifier with one label, whose logit is our score without the
 head's bias (the bias stands in config.json, see `models.huggingface`).
+
+Beside the weights lie generation_config.json with every id that ends a response, the chat template
+(of our own markers, too) and a model card, README.md. --push_to=ORG/NAME uploads the folder to the
+Hugging Face hub, by the login of `hf auth login`; a new repository is private.
 """
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.apps.model_card import write_model_card
+from rlhf_jax.data.chat import render
+from rlhf_jax.data.records import Message
+from rlhf_jax.data.templates import MARKERS
+from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
 from rlhf_jax.models.config import from_dict
 from rlhf_jax.models.huggingface import TOKEN_IDS, save_pretrained
 from rlhf_jax.models.huggingface.peft import save_peft
@@ -49,6 +59,9 @@ def export(checkpoint: str, folder: str | Path, *, max_shard_bytes: int) -> None
         max_shard_bytes=max_shard_bytes,
     )
     tokenizer.save(folder)
+    if meta.kind == CheckpointKind.LANGUAGE_MODEL:
+        _write_stops_and_template(Path(folder), tokenizer)
+    write_model_card(Path(folder), checkpoint, meta, library="transformers")
 
 
 def export_adapters(checkpoint: str, folder: str | Path, *, base_name: str) -> None:
@@ -70,6 +83,65 @@ def export_adapters(checkpoint: str, folder: str | Path, *, base_name: str) -> N
         raise FileExistsError(f"{folder} has adapter_config.json already: name a new folder")
     save_peft(folder, partition(params)[1], config, from_dict(meta.model), base_name=base_name)
     tokenizer.save(folder)
+    _write_stops_and_template(Path(folder), tokenizer)
+    write_model_card(Path(folder), checkpoint, meta, library="peft")
+
+
+def push(folder: str | Path, repository: str) -> str:
+    """Upload an exported folder to the hub and return its address; a new repository is private.
+
+    Raises:
+        ValueError: the hub refuses it; the folder stays as it is.
+    """
+    import huggingface_hub
+
+    try:
+        api = huggingface_hub.HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repository)
+    except Exception as error:  # No login, no right, no network: one type each.
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"--push_to={repository}: {type(error).__name__}: {reason}; {folder} is complete: log "
+            f"in with `hf auth login` and run `hf upload {repository} {folder}`"
+        ) from error
+    return f"https://huggingface.co/{repository}"
+
+
+def _write_stops_and_template(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write what makes transformers' `generate` stop, and `apply_chat_template` write our ids."""
+    stops = {**_token_ids(tokenizer), "eos_token_id": list(tokenizer.stop_ids)}
+    (folder / "generation_config.json").write_text(json.dumps(stops, indent=2) + "\n")
+    if tokenizer.template is not None:
+        return
+    prefix = tokenizer.fast.backend_tokenizer.decode(
+        tokenizer.prefix_ids, skip_special_tokens=False
+    )
+    path = folder / "chat_template.jinja"
+    path.write_text(prefix + MARKERS)
+    if not _template_agrees(folder):
+        path.unlink()
+        print(
+            f"   {folder}: no chat_template.jinja: with this tokenizer transformers would write "
+            "other ids by it; render conversations by rlhf_jax.data.chat",
+            flush=True,
+        )
+
+
+def _template_agrees(folder: Path) -> bool:
+    """Say whether transformers gives a conversation the ids that it has here."""
+    turns = ("user", "a 1?"), ("assistant", "b 2."), ("user", "c")
+    tokenizer = load_tokenizer(folder)
+    try:
+        ours = render(tokenizer, [Message(*turn) for turn in turns], generation_prompt=True).ids
+    except ValueError:  # a vocabulary without these letters
+        return False
+    theirs = tokenizer.fast.apply_chat_template(
+        [{"role": role, "content": content} for role, content in turns],
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    return bool(ours == theirs)
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
@@ -92,18 +164,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--to", required=True, help="a new folder")
     add("--max_shard_gigabytes", type=float, default=5.0, help=shards)
     add("--adapters_of", metavar="NAME", default="", help=adapters)
+    add("--push_to", metavar="ORG/NAME", default="", help="upload the folder to the hub, too")
     arguments = parser.parse_args(argv)
-    checkpoint, folder = arguments.checkpoint, arguments.to
+    checkpoint, folder, repository = arguments.checkpoint, arguments.to, arguments.push_to
     try:
+        if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+            raise ValueError(f"--push_to={repository}: expected ORG/NAME")
         if arguments.adapters_of:
             export_adapters(checkpoint, folder, base_name=arguments.adapters_of)
         else:
             max_shard_bytes = int(arguments.max_shard_gigabytes * 1e9)
             export(checkpoint, folder, max_shard_bytes=max_shard_bytes)
+        names = sorted(path.name for path in Path(folder).iterdir())
+        print(f"wrote {folder}: {', '.join(names)}")
+        if repository:
+            print(f"pushed to {push(folder, repository)}")
     except (ValueError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}")
     return 0
 
 

@@ -34,6 +34,13 @@ from rlhf_jax.data.records import Message
 DATE = datetime.date(2024, 7, 26)
 CHUNK = 10_000  # texts encoded at once: `tokenizers` keeps ten times the weight of the ids
 _CLOCK = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+# Our own markers as a template, for other programs: `chat.render` writes the same ids without it.
+MARKERS = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}"
+    "{% elif m['role'] == 'assistant' %}{{ '<|assistant|>' + m['content'] + eos_token }}"
+    "{% else %}{{ raise_exception('the markers know two roles, user and assistant') }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
 # What to do where a template writes a reply in another way as soon as more follows.
 LAST_ALONE = (

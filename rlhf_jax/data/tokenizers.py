@@ -30,7 +30,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 
-from rlhf_jax.data.templates import ChatTemplate, encode_texts
+from rlhf_jax.data.templates import MARKERS, ChatTemplate, encode_texts
 
 PAD, EOS, USER, ASSISTANT, UNKNOWN = "<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>", "<|unk|>"
 END_OF_DOCUMENT = "<|endoftext|>"  # the name in GPT-2 and in all tokenizers made like it
@@ -54,7 +54,10 @@ class Tokenizer:
         self.fast = fast
         self.eos_id: int = fast.eos_token_id
         self.pad_id: int = self.eos_id if fast.pad_token_id is None else fast.pad_token_id
-        self.template = ChatTemplate(fast) if fast.chat_template else None
+        source = fast.chat_template
+        # An exported model's template of our own markers is no template here: `chat` writes them.
+        own = isinstance(source, str) and source.endswith(MARKERS)
+        self.template = ChatTemplate(fast) if source and not own else None
         self._more_stops = sorted({*more_stops} - {self.eos_id})
         self._trusted: tokenizers.Tokenizer = _without_side_effects(fast.backend_tokenizer)
         self._untrusted = tokenizers.Tokenizer.from_str(self._trusted.to_str())

@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from templates_support import qwen3, r1
 
 from rlhf_jax.apps import chat
 from rlhf_jax.apps.chat import Chat, ChatModel, CommandError, Replies, Reply, TooLongError
@@ -59,6 +60,40 @@ def test_turns_accumulate():
     assert say(talk, "/history") == [
         "user: hello\nassistant: reply 1\nuser: and then?\nassistant: reply 3"
     ]
+
+
+@pytest.mark.parametrize("make", [qwen3, r1])
+@pytest.mark.parametrize(
+    "said", ["<think>\nhm\n</think>\n\nred", "hm\n</think>\n\nred", "<think>\nhm", "red"]
+)
+def test_a_reply_that_thinks_may_be_followed_by_a_question(make, said):
+    """The template takes the thinking out of the reply, which once was an error."""
+    tokenizer = make()
+
+    class Model:
+        def __call__(self, messages, key, *, spec, num_samples):
+            ids, _ = chat.trim(tokenizer, messages, 200)
+            prompts.append(tokenizer.decode(ids, keep_special=True))
+            return Replies([Reply(said, True, None)], 0)
+
+    prompts = []
+    out, err = io.StringIO(), io.StringIO()
+    talk = conversation(Model())
+    assert chat.converse(talk, iter(["hello", "think"]), out, err, person=False) == 0
+    answer = said.split("</think>")[-1].strip()
+    assert answer in prompts[1]
+    assert ("hm" in prompts[1]) == ("</think>" not in said and "hm" in said)
+
+
+def test_what_a_template_refuses_is_one_line_and_no_traceback():
+    class Model:
+        def __call__(self, messages, key, *, spec, num_samples):
+            raise ValueError("chat template: it refuses")
+
+    out, err = io.StringIO(), io.StringIO()
+    talk = conversation(Model())
+    assert chat.converse(talk, iter(["hello"]), out, err, person=False) == 1
+    assert (err.getvalue(), talk.messages) == ("chat: chat template: it refuses\n", [])
 
 
 def test_every_draw_has_its_own_key_and_the_seed_decides_them():

@@ -258,12 +258,8 @@ def _write_scaling(c: TransformerConfig) -> dict[str, Any] | None:
         return {"rope_type": "linear", "factor": c.rope_scaling[0]}
     if len(c.rope_scaling) == len(YARN):
         scaling = dict(zip(YARN, c.rope_scaling, strict=True))
-        original_context = int(scaling["original_max_position_embeddings"])
-        return {
-            **scaling,
-            "original_max_position_embeddings": original_context,
-            "rope_type": "yarn",
-        }
+        context = "original_max_position_embeddings"
+        return {**scaling, context: int(scaling[context]), "rope_type": "yarn"}
     factor, low, high, original_context = c.rope_scaling
     return {
         "factor": factor,

@@ -9,11 +9,13 @@ positions that pair neighbours, norms of `gemma3` files hold 1 + w already, and 
 layers (five of six, base 10,000) are known to llama.cpp, not to the file.
 
 Weights of a quantised file are those of the quantised model, not the released ones: results should
-say so. Needs the package `gguf` (pip install rlhf_jax[gguf]). The file's tokenizer:
-`gguf_tokenizers`. Left out on purpose: writing, LLaMA 3's `rope_freqs`.
+say so. LLaMA 3.1's scaling stands in the file as what each rate is divided by (`rope_freqs`), and
+is recognised by its published constants. Needs the package `gguf` (pip install rlhf_jax[gguf]). The
+file's tokenizer: `gguf_tokenizers`. Left out on purpose: writing.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rlhf_jax.models.heads import Params
 from rlhf_jax.models.huggingface import Place, place_on_default_device
 from rlhf_jax.models.huggingface.configs import read_config
 from rlhf_jax.models.huggingface.tensors import Names, Tensor, tensors
+from rlhf_jax.models.layers import rope_rates
 
 # The part of a metadata key after "llama." or "gemma3." -> config.json.
 _FIELD_NAMES = {
@@ -43,6 +46,13 @@ _FIELD_NAMES = {
 }
 # Said elsewhere in the metadata, or checked by the tensors.
 _REDUNDANT = ("vocab_size", "rope.dimension_count", "attention.value_length")
+_ROPE_FREQS = "rope_freqs.weight"
+# low_freq_factor, high_freq_factor and original_max_position_embeddings of LLaMA 3.1 to 3.3.
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 GGUF_NAMES = Names(
     modules={
         "embedding": "token_embd",
@@ -128,7 +138,12 @@ def load_gguf(
             vocab_size=int(stored["token_embd.weight"].shape[1]),
             tied=GGUF_NAMES.lm_head not in stored,
         )
+        divisors = stored.pop(_ROPE_FREQS, None)
+        if divisors is not None:
+            values["rope_scaling"] = _llama3_scaling(np.asarray(divisors.data), values)
         _, config = read_config(values, param_dtype=param_dtype, compute_dtype=compute_dtype)
+        if divisors is not None:
+            _check_divisors(np.asarray(divisors.data), config)
         expected = {t.name: t for t in tensors(GGUF_NAMES, config, "language_model")}
         shapes = {name: tuple(int(n) for n in t.shape[::-1]) for name, t in stored.items()}
         _check_shapes(expected, shapes)
@@ -193,6 +208,27 @@ def _config_json(metadata: Mapping[str, Any], *, vocab_size: int, tied: bool) ->
     if values["num_hidden_layers"] == 62:
         scalar = values["hidden_size"] // values["num_attention_heads"]
     return values | {"model_type": "gemma3_text", "query_pre_attn_scalar": scalar}
+
+
+def _llama3_scaling(divisor_K: np.ndarray, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scaling of config.json whose slowest pair is divided as in `rope_freqs`."""
+    if values["model_type"] != "llama" or values["rope_scaling"]:
+        raise ValueError(
+            f"{_ROPE_FREQS} in a {values['model_type']} file with rope scaling "
+            f"{values['rope_scaling']}: expected a llama file without other scaling"
+        )
+    return {"rope_type": "llama3", "factor": float(divisor_K.max()), **_LLAMA3}
+
+
+def _check_divisors(divisor_K: np.ndarray, config: TransformerConfig) -> None:
+    plain = rope_rates(replace(config, rope_scaling=()), local=False)
+    expected_K = np.asarray(plain / rope_rates(config, local=False))
+    if divisor_K.shape != expected_K.shape or not np.allclose(divisor_K, expected_K, rtol=1e-4):
+        constants = ", ".join(f"{name} {value:g}" for name, value in _LLAMA3.items())
+        raise ValueError(
+            f"{_ROPE_FREQS}: {divisor_K.round(3).tolist()}, expected LLaMA 3.1's scaling: factor "
+            f"{config.rope_scaling[0]:g}, {constants}; take the model as safetensors"
+        )
 
 
 def _check_shapes(expected: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:

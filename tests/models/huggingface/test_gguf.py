@@ -1,6 +1,8 @@
 """GGUF files written in llama.cpp's layouts give the parameters that safetensors give."""
 
+import dataclasses
 import json
+import math
 
 import jax
 import make_huggingface_fixtures as golden
@@ -12,6 +14,7 @@ from rlhf_jax.apps.export import main as export_main
 from rlhf_jax.models.huggingface import load_pretrained
 from rlhf_jax.models.huggingface.gguf import GGUF_NAMES, load_gguf
 from rlhf_jax.models.huggingface.tensors import NAMES, tensors
+from rlhf_jax.models.layers import rope_rates
 from rlhf_jax.training.pretrained import load_model, read_tokenizer
 
 gguf = pytest.importorskip(
@@ -90,18 +93,48 @@ def test_gemma_s_norms_lose_their_one_and_gain_their_windows(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-7), loaded, params)
 
 
+def test_llama_3_s_rope_freqs_are_its_scaling(tmp_path):
+    """The converter writes 1 for fast pairs, s for slow ones, and a blend between."""
+    config, _ = expected("llama3")
+    scaled = dataclasses.replace(config, rope_scaling=(32.0, 1.0, 4.0, 8192.0), rope_base=5e5)
+    divisors = []
+    for pair in range(4):
+        wavelength = 2 * math.pi * 5e5 ** (2 * pair / 8)
+        smooth = (8192 / wavelength - 1) / 3
+        blend = 1 / ((1 - smooth) / 32 + smooth)
+        divisors.append(1 if wavelength < 2048 else 32 if wavelength > 8192 else blend)
+    divisors = np.array(divisors, np.float32)
+    assert (divisors[0], divisors[-1]) == (1, 32)
+    path = tmp_path / "a.gguf"
+
+    def add(tensors, values=divisors):
+        tensors["rope_freqs.weight"] = values
+
+    options = {"rope_freq_base": 5e5, "key_length": 8}
+    write(path, "llama3", "llama", config, change=add, **options)
+    shape, params = load_gguf(path, **FLOAT32)
+    assert shape.rope_scaling == scaled.rope_scaling
+    np.testing.assert_allclose(
+        rope_rates(shape, local=False), rope_rates(scaled, local=False), rtol=1e-6
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, expected("llama3")[1])
+    write(path, "llama3", "llama", config, change=lambda t: add(t, divisors + 1), **options)
+    with pytest.raises(ValueError, match=r"rope_freqs.weight: \[2.0, .* LLaMA 3.1's scaling: fac"):
+        load_gguf(path, **FLOAT32)
+
+
 def test_what_does_not_fit_is_listed(tmp_path):
     config, _ = expected("llama")
     path = tmp_path / "a.gguf"
 
     def damage(tensors):
-        tensors["rope_freqs.weight"] = np.ones(2, np.float32)
+        tensors["rope_sines.weight"] = np.ones(2, np.float32)
         del tensors["blk.1.ffn_up.weight"]
 
     write(path, "llama", "llama", config, change=damage)
     with pytest.raises(
         ValueError,
-        match=r"2 tensors do not fit.*\n.*ffn_up.weight: nothing, .*\n.*rope_freqs.weight: \(2,\)",
+        match=r"2 tensors do not fit.*\n.*ffn_up.weight: nothing, .*\n.*rope_sines.weight: \(2,\)",
     ):
         load_gguf(path, **FLOAT32)
     write(path, "llama", "llama", config, expert_count=4)
