@@ -4,6 +4,7 @@ it is judged."""
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +14,23 @@ from tests_support import load_experiment
 
 from rlhf_jax import main
 from rlhf_jax.config import build
+from rlhf_jax.data.records import Message, Prompt
+from rlhf_jax.data.tokenizers import train_words
+from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.maths.masking import value
 from rlhf_jax.stages import ppo
 from rlhf_jax.stages.rewards import (
+    HostRewards,
     Reward,
     add_scores,
     check_rewards,
+    own_rows,
     reward_metrics,
     shape_scores,
     start_moments,
 )
 from rlhf_jax.training import checkpoints, run
+from rlhf_jax.training.mesh import make_mesh
 
 FUNCTIONS = '''
 def vowels(prompts, responses, metadata):
@@ -91,6 +98,28 @@ def test_a_value_network_from_no_reward_model_is_refused():
         match=r"init\.value=reward: there is no reward model .*\(answer:number\); use policy",
     ):
         ppo.check(build(ppo.Config, config), 1)
+
+
+def test_every_response_is_judged_by_its_own_prompts_answer():
+    """Prompts in the order of the batch, the responses to each side by side, padding left out."""
+    tokenizer = train_words(["one", "two", "three"])
+    prompts = [
+        Prompt((Message("user", f"number {n}?"),), {"answer": word})
+        for n, word in enumerate(("one", "two", "three"))
+    ]
+    words = ("three", "one", "two", "one")  # to prompt 2 twice, then to prompt 0 twice
+    ids = [tokenizer.encode_batch([word], special=False)[0][0] for word in words]
+    length_B = np.array([2, 2, 1, 2])
+    tokens_BR = np.array([[i, tokenizer.eos_id, ids[1]] for i in ids], np.int32)
+    samples = Samples(jnp.asarray(tokens_BR), jnp.zeros((4, 3)), length_B, length_B == 2)
+    judges = {"right": main.make_judge("answer:text", Path())}
+    for devices in (1, 4):
+        host = HostRewards.of(judges, prompts, tokenizer, make_mesh(devices, 1, 1))
+        scores = host.score(np.array([2, 0]), samples)
+        assert scores["right"].tolist() == [1, 0, 0, 1]
+        assert len(scores["right"].sharding.device_set) == devices
+        assert own_rows(host.mesh, 4).all()
+    assert HostRewards.of({}, prompts, tokenizer, host.mesh).score(np.array([2, 0]), samples) == {}
 
 
 # --- runs -----------------------------------------------------------------------------------------
