@@ -34,6 +34,11 @@ def without_interval(value: float, n: int) -> Estimate:
     return Estimate(float(value), None, None, n)
 
 
+def _is_single(clusters_N: ArrayLike) -> bool:
+    """Say whether there is one prompt alone, which tells nothing about the spread of others."""
+    return np.unique(np.asarray(clusters_N)).size == 1
+
+
 def by_prompt(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return all values in one row, and the prompt (axis 0) of each as its cluster."""
     clusters_N = np.repeat(np.arange(len(values)), values.size // max(1, len(values)))
@@ -54,6 +59,8 @@ def difference_by_prompt(a: np.ndarray, b: np.ndarray, bootstrap: Bootstrap) -> 
 def clustered_mean(values_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap) -> Estimate:
     """Return the mean with a percentile interval over clusters (`statistics.cluster_bootstrap`)."""
     values = np.asarray(values_N, np.float64)
+    if _is_single(clusters_N):
+        return without_interval(values.mean(), values.size)
     interval = statistics.cluster_bootstrap(
         values, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
     )
@@ -79,6 +86,8 @@ def ratio(totals_N: ArrayLike, weights_N: ArrayLike, bootstrap: Bootstrap) -> Es
     """Return Σ totals / Σ weights, for means over tokens; rows are resampled, `n` is Σ weights."""
     totals = np.asarray(totals_N, np.float64)
     weights = np.asarray(weights_N, np.float64)
+    if totals.size == 1:
+        return without_interval(totals[0] / weights[0], int(weights[0]))
     rng = np.random.default_rng(bootstrap.seed)
     chances = np.full(totals.size, 1 / totals.size)
     counts = rng.multinomial(totals.size, chances, size=bootstrap.num_resamples)
@@ -91,6 +100,9 @@ def paired_difference(
     a_N: ArrayLike, b_N: ArrayLike, clusters_N: ArrayLike, bootstrap: Bootstrap
 ) -> Estimate:
     """Return the mean of a - b where observation i of both is about the same prompt."""
+    if _is_single(clusters_N):
+        difference = np.subtract(a_N, b_N, dtype=np.float64)
+        return without_interval(difference.mean(), difference.size)
     interval = statistics.paired_difference(
         a_N, b_N, clusters_N, num_resamples=bootstrap.num_resamples, seed=bootstrap.seed
     )

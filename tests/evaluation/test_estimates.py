@@ -69,3 +69,15 @@ def test_values_of_a_prompt_are_one_cluster(shape):
     values, clusters = by_prompt(np.arange(np.prod(shape)).reshape(shape))
     np.testing.assert_array_equal(values, np.arange(np.prod(shape)))
     np.testing.assert_array_equal(clusters, np.arange(np.prod(shape)) // (np.prod(shape) // 3))
+
+
+def test_a_single_prompt_has_no_interval():
+    """Resampling one prompt gives the same mean every time: a width of 0 would be a claim."""
+    values, clusters = np.array([0.0, 1.0, 2.0]), np.zeros(3, int)
+    bootstrap = Bootstrap(100, 0)
+    measured = [
+        clustered_mean(values, clusters, bootstrap),
+        paired_difference(values, np.zeros(3), clusters, bootstrap),
+        ratio([3.0], [3.0], bootstrap),
+    ]
+    assert [(one.value, one.low, one.high, one.n) for one in measured] == [(1.0, None, None, 3)] * 3

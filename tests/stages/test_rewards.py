@@ -102,7 +102,7 @@ def test_a_value_network_from_no_reward_model_is_refused():
 
 def test_every_response_is_judged_by_its_own_prompts_answer():
     """Prompts in the order of the batch, the responses to each side by side, padding left out."""
-    tokenizer = train_words(["one two three"])
+    tokenizer = train_words(["one", "two", "three"])
     prompts = [
         Prompt((Message("user", f"number {n}?"),), {"answer": word})
         for n, word in enumerate(("one", "two", "three"))
