@@ -124,6 +124,18 @@ def test_a_common_beginning_is_read_once(monkeypatch, common, read):
     )
 
 
+def test_texts_are_read_as_documents_and_those_that_do_not_fit_are_counted(capsys):
+    texts = ["the fox is red", "", "owl", "the " * 70]
+    nll_N, count_N = text_nll(*language_model(), words(), texts, batch_size=2)
+    np.testing.assert_array_equal(count_N, [4, 0, 1, 0])
+    assert "1 of 4 texts left out: more than 63 tokens" in capsys.readouterr().out
+    items = [
+        Continuation(words().start_ids, words().encode(texts[n], special=False)) for n in (0, 2)
+    ]
+    np.testing.assert_allclose(nll_N[[0, 2]], -one_by_one(items), rtol=1e-4)
+    assert (nll_N[1], nll_N[3]) == (0, 0)
+
+
 def test_continuations_that_cannot_be_judged_are_refused():
     with pytest.raises(ValueError, match=r"text 0 has 60 \+ 5 tokens, the model's context is 64"):
         continuation_logps(*language_model(), [Continuation((5,) * 60, (6,) * 5)], batch_size=1)
@@ -238,15 +250,3 @@ def test_responses_are_scored_by_prompt():
     np.testing.assert_allclose(
         score_NS.ravel(), scores(*scalar_model(), items, batch_size=3), rtol=1e-4
     )
-
-
-def test_texts_are_read_as_documents_and_those_that_do_not_fit_are_counted(capsys):
-    texts = ["the fox is red", "", "owl", "the " * 70]
-    nll_N, count_N = text_nll(*language_model(), words(), texts, batch_size=2)
-    np.testing.assert_array_equal(count_N, [4, 0, 1, 0])
-    assert "1 of 4 texts left out: more than 63 tokens" in capsys.readouterr().out
-    items = [
-        Continuation(words().start_ids, words().encode(texts[n], special=False)) for n in (0, 2)
-    ]
-    np.testing.assert_allclose(nll_N[[0, 2]], -one_by_one(items), rtol=1e-4)
-    assert (nll_N[1], nll_N[3]) == (0, 0)

@@ -49,8 +49,12 @@ def runs(tmp_path_factory):
     write_jsonl(folder / "prompts.jsonl", PROMPTS)
     write_jsonl(folder / "documents.jsonl", [Document("the fox is red.")] * 8)
     (folder / "judges.py").write_text(
-        "def brief(messages, response):\n    return -len(response)\n\n\n"
-        "def vowels(messages, response):\n    return sum(map(response.count, 'aeiou'))\n"
+        "def brief(prompts, responses, metadata=None):\n"
+        "    return _each(responses, metadata, lambda text: -len(text))\n\n\n"
+        "def vowels(prompts, responses, metadata=None):\n"
+        "    return _each(responses, metadata, lambda text: sum(map(text.count, 'aeiou')))\n\n\n"
+        "def _each(responses, metadata, score):\n"
+        "    return score(responses) if metadata is None else [score(text) for text in responses]\n"
     )
     return folder
 
@@ -197,9 +201,8 @@ def test_reward_accuracy_stands_beside_what_needs_no_reward_model(result):
     for rival in rivals:
         for kind in ("", "/ask", "/tell"):
             assert ("brevity", rival + kind) in subjects
-    shorter = result[1]["the shorter against brevity"]["values"]["ours"]["value"]
-    assert shorter == 1.0
-    assert result[1]["the longer against brevity"]["values"]["theirs"]["value"] == 0.0
+    shorter = result[1]["the shorter against brevity"]["values"]
+    assert [shorter[name]["value"] for name in ("ours", "theirs")] == [1.0, 1.0]
 
 
 def test_a_killed_evaluation_continues_and_another_second_model_measures_anew(
