@@ -9,6 +9,7 @@ from rlhf_jax.data.records import (
     LabelledText,
     Message,
     Prompt,
+    Thumb,
     from_dict,
     to_dict,
 )
@@ -23,6 +24,7 @@ SYSTEM = {"role": "system", "content": "be brief"}
     [
         (Document, {"text": "the fox is red."}),
         (LabelledText, {"text": "a fine reply", "label": "good"}),
+        (Thumb, {"messages": [ASK], "completion": "red.", "label": False}),
         (Prompt, {"messages": [ASK, TELL, ASK], "metadata": {"task": "ask"}}),
         (Prompt, {"messages": [ASK]}),
         (Prompt, {"messages": [SYSTEM, ASK, TELL, ASK]}),
@@ -48,6 +50,8 @@ def test_reading_makes_tuples_and_messages():
 @pytest.mark.parametrize(
     ("record_type", "row", "complaint"),
     [
+        (Thumb, {"messages": [ASK], "completion": "x", "label": 1}, "label: a number, expected tr"),
+        (Thumb, {"messages": [ASK], "completion": "", "label": True}, "completion: empty text"),
         (Document, ["text"], "Document: a list, expected an object"),
         (Document, {}, "text: missing field, expected a Document with text"),
         (Document, {"text": 3}, "text: a number, expected a string"),
@@ -133,6 +137,7 @@ def test_broken_rows_are_named(record_type, row, complaint):
     ("changes", "complaint"),
     [
         ({"ranks": [1]}, "ranks: 1 ranks for 2 responses, expected one rank a response"),
+        ({"ranks": [1, 2**31]}, "ranks[1]: rank 2147483648, expected at most 2147483647"),
         ({"ranks": [0, 1]}, "ranks[0]: rank 0, expected 1 for the best"),
         ({"ranks": [1, 1.5]}, "ranks[1]: a number, expected an integer"),
         ({"ranks": [True, 2]}, "ranks[0]: a boolean, expected an integer"),

@@ -10,7 +10,15 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rlhf_jax.data.records import Comparison, Demonstration, Document, LabelledText, Message, Prompt
+from rlhf_jax.data.records import (
+    Comparison,
+    Demonstration,
+    Document,
+    LabelledText,
+    Message,
+    Prompt,
+    Thumb,
+)
 from rlhf_jax.data.sources import load, stream, write_jsonl
 
 ASK, TELL = Message("user", "colour of the fox?"), Message("assistant", "red.")
@@ -35,6 +43,7 @@ def read(path, record_type=Comparison, split="train"):
         [Demonstration((ASK, TELL))],
         [Prompt((ASK, TELL, ASK), {"task": "ask"}), Prompt((ASK,))],
         [Comparison((ASK,), ("a", "b", "c"), (2, 1, 2), {"labeler": "7"})],
+        [Thumb((ASK,), "a", True), Thumb((ASK, TELL, ASK), "b", False, {"labeler": "7"})],
         [LabelledText("fine", "good")],
     ],
 )
