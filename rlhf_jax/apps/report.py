@@ -195,9 +195,11 @@ def answers(evaluation: Evaluation) -> list[dict[str, Any]]:
         responses = as_dict(sample.get("responses"))
         # Answers of models that are not in the table come last.
         names = [n for n in dict.fromkeys([*evaluation.checkpoints, *responses]) if n in responses]
-        # The reference and what was trained from it stand in front, the others are folded.
+        # The reference and what was trained from it stand in front, the others are folded, unless
+        # nothing would stand beside the reference.
         start = names.index(evaluation.reference) if evaluation.reference in names else 0
-        folded = {*names[:start], *evaluation.controls}
+        has_later = not set(evaluation.controls).issuperset(names[start + 1 :])
+        folded = {*(names[:start] if has_later else ()), *evaluation.controls}
         facts = [f"{key} {value}" for key, value in as_dict(sample.get("metadata")).items()]
         prompt = {
             "turns": split_turns(shorten(str(sample.get("prompt", "")), _LONGEST_TEXT)),

@@ -365,11 +365,9 @@ def _perplexity(nll_N: np.ndarray, count_N: np.ndarray, bootstrap: Bootstrap) ->
     nll_N, count_N = nll_N[count_N > 0], count_N[count_N > 0]
     if not count_N.size:
         return reward_model.UNDECIDED
-    value, low, high, n = estimates.ratio(nll_N, count_N, bootstrap)
-    assert low is not None
-    assert high is not None
-    value, low, high = np.exp([value, low, high]).tolist()
-    return Estimate(value, low, high, n)
+    mean = estimates.ratio(nll_N, count_N, bootstrap)
+    ends = (None if end is None else float(np.exp(end)) for end in (mean.low, mean.high))
+    return Estimate(float(np.exp(mean.value)), *ends, mean.n)
 
 
 def form_rows(results: Results) -> list[Row]:

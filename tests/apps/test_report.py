@@ -369,6 +369,12 @@ def test_warnings_and_controls_are_said_and_no_control_takes_the_headline(run):
     assert [f"by {n}" in folded for n in text] == [True, False, False, True]
 
 
+def test_nothing_is_folded_where_the_reference_would_stand_alone(run):
+    samples = [{"prompt": "<|user|>hi", "responses": {n: {"text": n} for n in ("a", "b")}}]
+    page = with_evaluation(run, checkpoints={"a": {}, "b": {}}, reference="b", samples=samples)
+    assert "answers of the others" not in page
+
+
 def test_many_prompts_are_folded_not_lost(run):
     samples = [
         {"prompt": f"<|user|>p{i}", "responses": {"sft": {"text": f"r{i}"}}} for i in range(15)

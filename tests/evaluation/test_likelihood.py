@@ -27,7 +27,6 @@ from rlhf_jax.evaluation.likelihood import (
     scores,
     sequence_kl,
     text_continuations,
-    text_nll,
 )
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.inference.sampling import sample
@@ -126,7 +125,7 @@ def test_a_common_beginning_is_read_once(monkeypatch, common, read):
 
 def test_texts_are_read_as_documents_and_those_that_do_not_fit_are_counted(capsys):
     texts = ["the fox is red", "", "owl", "the " * 70]
-    nll_N, count_N = text_nll(*language_model(), words(), texts, batch_size=2)
+    nll_N, count_N = likelihood.text_nll(*language_model(), words(), texts, batch_size=2)
     np.testing.assert_array_equal(count_N, [4, 0, 1, 0])
     assert "1 of 4 texts left out: more than 63 tokens" in capsys.readouterr().out
     items = [

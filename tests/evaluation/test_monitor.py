@@ -132,4 +132,4 @@ def test_a_function_watches_a_run(tour, tmp_path, capsys):
     names = {name for row in rows(folder) for name in row}
     numbers = {name for name in names if "words" in name.split("/")}
     assert numbers == {"judge/words", "words/length", "words/finished"}
-    assert ", words/score " in capsys.readouterr().err  # on the terminal's line
+    assert ", judge/words " in capsys.readouterr().err  # on the terminal's line
