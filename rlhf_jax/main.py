@@ -39,7 +39,7 @@ from rlhf_jax.stages import (
     reward,
     sft,
 )
-from rlhf_jax.training import processes
+from rlhf_jax.training import processes, trackers
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.run import is_complete
 
@@ -63,12 +63,17 @@ JUDGES: dict[str, Callable[[str, JudgeSettings], Judge]] = {
     "file": FileJudge,  # file:COMPARISONS.jsonl
 }
 MONITORED = ("sft", "ppo", "policy_gradient", "preference")  # what they train is a policy
-ONE_PROCESS = ("evaluate", "benchmark")
+EVALUATIONS = ("evaluate", "benchmark")  # they run in one process and write evaluation.json
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment file with get_config().", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
+_TRACK = flags.DEFINE_string(
+    "track",
+    ",".join(trackers.DEFAULT),
+    f"Whom to tell besides metrics.jsonl: {', '.join(trackers.TRACKERS)}, or '' for nobody.",
+)
 flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
 processes.define_flags()
 
@@ -80,7 +85,7 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         run_pipeline(plan_pipeline(config), workdir)
         return
     settings = build_settings(config)
-    if processes.process_count() > 1 and stage in ONE_PROCESS:
+    if processes.process_count() > 1 and stage in EVALUATIONS:
         raise ValueError(
             f"config.stage: {stage} runs in one process; train with {processes.process_count()}, "
             "then run it alone"
@@ -102,6 +107,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
         module.run(settings, workdir, judges=judges, suite=suite)
     else:
         module.run(settings, workdir)
+    if stage in EVALUATIONS:
+        trackers.track_results(workdir)
 
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
@@ -142,7 +149,8 @@ def _main(argv: list[str]) -> None:
     retain_memory()
     enable_persistent_cache()
     try:
-        with processes.initialize(flags.FLAGS):
+        names = trackers.read_trackers(_TRACK.value)
+        with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
             run(_CONFIG.value, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if flags.FLAGS["traceback"].value:

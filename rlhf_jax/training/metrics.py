@@ -2,12 +2,13 @@
 
     WORKDIR/metrics.jsonl   one row per logged step: {"step": 120, "loss": 0.53, …}; NaN, Infinity
             samples.jsonl   {"step": 120, "prompt": …, "response": …, …}
-            tensorboard/    the same numbers
+            tensorboard/    the same numbers, unless --track leaves them out
 
 `step` is the number of updates made. A run that resumes from step n drops every row beyond n and a
 half-written last line, so the files are those of a run that was never interrupted.
 
-Left out on purpose: remote trackers; `metrics.jsonl` is one line of pandas away from anything.
+Whoever is told is a `Writer`. The two files are always written; TensorBoard, wandb and trackio are
+those that `--track` names (training/trackers.py).
 """
 
 import json
@@ -29,43 +30,55 @@ from rlhf_jax.training.processes import is_main_process
 
 PathLike = str | Path
 Number = int | float
+METRICS, SAMPLES = "metrics.jsonl", "samples.jsonl"
 
 
-class MetricsWriter:
-    """Append rows to the files of a workdir; use as a context manager.
+class Writer:
+    """Take in what a run says about itself; a subclass overrides what it has a use for.
 
-    Nothing is created before the first row; of several processes only the first writes.
+    The order of calls is `describe`, `truncate_after`, then rows and `flush` as they come, `close`.
     """
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Take in what is known before the first step: config, lineage, model, workdir."""
+
+    def truncate_after(self, step: int) -> None:
+        """Forget the rows of later steps: the run resumes from this one."""
+
+    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+        """Take in one row of metrics."""
+
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in rows of prompts, responses, scores: whatever JSON can hold."""
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        """Take in what evaluation.json holds."""
+
+    def flush(self) -> None:
+        """Bring every row to the disk, or on its way."""
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and let go of files; `failed` if an error ends the run."""
+
+
+class JsonlWriter(Writer):
+    """Append rows to metrics.jsonl and samples.jsonl; nothing is created before the first row."""
 
     def __init__(self, workdir: PathLike) -> None:
         self.workdir = Path(workdir)
-        self._writes = is_main_process()
         self._files: dict[str, TextIO] = {}
-        self._board: Any = None
-        self._purge_step: int | None = None
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
-        """Append one row of metrics."""
-        if not self._writes:
-            return
-        self._append("metrics.jsonl", {"step": step, **metrics})
-        if self._board is None:
-            from tensorboardX import SummaryWriter
+        self._append(METRICS, {"step": step, **metrics})
 
-            folder = str(self.workdir / "tensorboard")
-            self._board = SummaryWriter(folder, purge_step=self._purge_step)
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
-
-    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows of prompts, responses, scores: whatever JSON can hold."""
-        for row in rows if self._writes else ():
-            self._append("samples.jsonl", {"step": step, **row})
+    def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            self._append(SAMPLES, {"step": step, **row})
 
     def truncate_after(self, step: int) -> None:
-        """Drop the rows of later steps and a half-written last line, for TensorBoard too."""
+        """Drop the rows of later steps and a half-written last line."""
         self.close()
-        for name in ("metrics.jsonl", "samples.jsonl") if self._writes else ():
+        for name in (METRICS, SAMPLES):
             path = self.workdir / name
             if path.exists():
                 kept = (row for row in read_rows(path) if row["step"] <= step)
@@ -73,32 +86,17 @@ class MetricsWriter:
                 temporary = path.with_name(path.name + ".tmp")
                 temporary.write_text("".join(lines), encoding="utf-8")
                 temporary.replace(path)
-        self._purge_step = step + 1
 
     def flush(self) -> None:
-        """Bring every row to the disk; before saving: no checkpoint is ahead of its rows."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
-        if self._board is not None:
-            self._board.flush()
 
-    def close(self) -> None:
-        """Flush and close."""
+    def close(self, *, failed: bool = False) -> None:
+        del failed
         for file in self._files.values():
             file.close()
         self._files.clear()
-        if self._board is not None:
-            self._board.close()
-            self._board = None
-
-    def __enter__(self) -> "MetricsWriter":
-        """Return the writer itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close, whatever happened."""
-        self.close()
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         if name not in self._files:
@@ -106,6 +104,95 @@ class MetricsWriter:
             self._files[name] = (self.workdir / name).open("a", encoding="utf-8")
         self._files[name].write(json.dumps(row, ensure_ascii=False) + "\n")
         self._files[name].flush()
+
+
+class TensorBoardWriter(Writer):
+    """Write the metrics to WORKDIR/tensorboard."""
+
+    def __init__(self, workdir: PathLike) -> None:
+        self._folder = Path(workdir) / "tensorboard"
+        self._board: Any = None
+        self._purge_step: int | None = None
+
+    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(self._folder), purge_step=self._purge_step)
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def truncate_after(self, step: int) -> None:
+        """Tell TensorBoard, when it opens next, to forget the rows of later steps."""
+        self.close()
+        self._purge_step = step + 1
+
+    def flush(self) -> None:
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self, *, failed: bool = False) -> None:
+        del failed
+        if self._board is not None:
+            self._board.close()
+            self._board = None
+
+
+class MetricsWriter:
+    """Tell the two files of a workdir and then all other writers; use as a context manager.
+
+    Without `others` that is TensorBoard. Of several processes only the first writes.
+    """
+
+    def __init__(self, workdir: PathLike, others: Sequence[Writer] | None = None) -> None:
+        self.workdir = Path(workdir)
+        others = [TensorBoardWriter(workdir)] if others is None else others
+        # The files first: what the others lack can be read there.
+        self._writers = [JsonlWriter(workdir), *others] if is_main_process() else []
+
+    def describe(self, facts: Mapping[str, Any]) -> None:
+        """Say what is known before the first step."""
+        for writer in self._writers:
+            writer.describe(facts)
+
+    def write(self, step: int, metrics: Mapping[str, Number]) -> None:
+        """Append one row of metrics."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows of prompts, responses, scores: whatever JSON can hold."""
+        listed = list(rows)
+        for writer in self._writers:
+            writer.samples(step, listed)
+
+    def results(self, content: Mapping[str, Any]) -> None:
+        """Say what an evaluation found."""
+        for writer in self._writers:
+            writer.results(content)
+
+    def truncate_after(self, step: int) -> None:
+        """Drop the rows of later steps and a half-written last line."""
+        for writer in self._writers:
+            writer.truncate_after(step)
+
+    def flush(self) -> None:
+        """Bring every row to the disk; before saving: no checkpoint is ahead of its rows."""
+        for writer in self._writers:
+            writer.flush()
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and close."""
+        for writer in self._writers:
+            writer.close(failed=failed)
+
+    def __enter__(self) -> "MetricsWriter":
+        """Return the writer itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close, whatever happened."""
+        self.close(failed=kind is not None)
 
 
 def read_rows(path: PathLike) -> list[dict[str, Any]]:

@@ -39,6 +39,8 @@ from rlhf_jax.training.pretrained import (
     load_model,
     read_tokenizer,
 )
+from rlhf_jax.training.trackers import FOLDER as TRACKING
+from rlhf_jax.training.trackers import open_writer
 from rlhf_jax.training.updates import TrainState
 
 Params = Any
@@ -135,7 +137,7 @@ class Run:
         with processes.main_process_first(f"claim {folder}"):
             claim(folder, config)
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-        writer = MetricsWriter(folder)
+        writer = open_writer(folder)
         trains = any(group.name == "checkpoint" for group in fields(config))
         checkpoint = config.checkpoint if trains else None
         return cls(config.stage, folder, mesh, config.mesh, checkpoint, writer)
@@ -316,8 +318,15 @@ class Run:
         config = LoopConfig(
             often.log_every, often.save_every, often.keep, headline, tuple(hooks), export
         )
-        with meshes.on_mesh(self.mesh):
+        with meshes.on_mesh(self.mesh), self.writer:
+            self.writer.describe(self._facts(meta))
             return run_loop(self.workdir, state, step_fn, meta, config, self.writer)
+
+    def _facts(self, meta: Meta) -> dict[str, Any]:
+        """Return what trackers are told before the first step: config.json, and what was loaded."""
+        facts = {name: getattr(meta, name) for name in ("model", "tokenizer", "lineage")}
+        begun = json.loads((self.workdir / "config.json").read_text())
+        return {**begun, "workdir": str(self.workdir), **facts}
 
 
 def locate(workdir: Path, path: str) -> Path:
@@ -340,7 +349,7 @@ def claim(folder: Path, config: Any) -> None:
         started = checkpoints.latest_step(folder) is not None or (folder / LABELS).exists()
         if changed and not started:
             # That run was refused or died early: there is nothing to protect.
-            for name in ("tokenizer", CORPUS):
+            for name in ("tokenizer", CORPUS, TRACKING):
                 shutil.rmtree(folder / name, ignore_errors=True)
         elif changed:
             raise ValueError(
