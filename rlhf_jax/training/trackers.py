@@ -53,11 +53,14 @@ _NEVER = -1  # the step of a tracker that was told nothing
 class Follower(Writer):
     """Tell a tracker each step once, over all processes that ever work on a run.
 
-    `make(run_id, workdir)` returns the writer of one run of the tracker, which opens it when it is
-    described. A ValueError then is the user's to mend; every other error is a warning.
+    `make(run_id, workdir, num_calls)` returns the writer of one run of the tracker, told that often
+    before; it opens the run when that is described. A ValueError then is the user's to mend; every
+    other error is a warning.
     """
 
-    def __init__(self, name: str, make: Callable[[str, Path], Writer], workdir: PathLike) -> None:
+    def __init__(
+        self, name: str, make: Callable[[str, Path, int], Writer], workdir: PathLike
+    ) -> None:
         self.name = name
         self._make = make
         self._workdir = Path(workdir)
@@ -68,11 +71,11 @@ class Follower(Writer):
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Open the tracker's run, a new one or that of this workdir."""
-        nothing = {"id": secrets.token_hex(4), METRICS: _NEVER, SAMPLES: _NEVER, "results": None}
-        self._told = {**nothing, **self._read()}
+        nothing = {METRICS: _NEVER, SAMPLES: _NEVER, "results": None, "calls": 0}
+        self._told = {"id": secrets.token_hex(4), **nothing, **self._read()}
         self._told_before = dict(self._told)
         self._remember()
-        self._tracker = self._make(self._told["id"], self._workdir)
+        self._tracker = self._make(self._told["id"], self._workdir, self._told["calls"])
         try:
             self._tracker.describe(facts)
         except ValueError:
@@ -99,9 +102,8 @@ class Follower(Writer):
     def results(self, content: Mapping[str, Any]) -> None:
         """Tell results, unless these were told before."""
         checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
-        if self._told.get("results") != checksum and self._tell(lambda t: t.results(content)):
-            self._told["results"] = checksum
-            self._remember()
+        if self._tracker is not None and self._told["results"] != checksum:
+            self._tell_and_note({"results": checksum}, lambda tracker: tracker.results(content))
 
     def flush(self) -> None:
         self._tell(lambda tracker: tracker.flush())
@@ -117,14 +119,16 @@ class Follower(Writer):
         return [row for row in read_rows(path) if self._told[file] < row["step"] <= step]
 
     def _tell_once(self, file: str, step: int, action: Callable[[Writer], None]) -> None:
-        if self._tracker is None or step <= self._told_before[file]:
-            return
-        before = self._told[file]
+        if self._tracker is not None and step > self._told_before[file]:
+            self._tell_and_note({file: max(self._told[file], step)}, action)
+
+    def _tell_and_note(self, news: Mapping[str, Any], action: Callable[[Writer], None]) -> None:
+        before = self._told
         # Noted first: a process that dies in between leaves a gap, never a step told twice.
-        self._told[file] = max(before, step)
+        self._told = {**before, **news, "calls": before["calls"] + 1}
         self._remember()
         if not self._tell(action):
-            self._told[file] = before
+            self._told = before
             self._remember()
 
     def _tell(self, action: Callable[[Writer], None]) -> bool:
@@ -171,9 +175,10 @@ class Follower(Writer):
 class WandbWriter(Writer):
     """Write to one run of wandb. Its x-axis is our step: rows and samples come in any order."""
 
-    def __init__(self, run_id: str, workdir: Path) -> None:
+    def __init__(self, run_id: str, workdir: Path, num_calls: int) -> None:
         self._id = run_id
         self._workdir = workdir
+        self._num_calls = num_calls
         self._run: Any = None
 
     def describe(self, facts: Mapping[str, Any]) -> None:
@@ -201,20 +206,26 @@ class WandbWriter(Writer):
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, Number]) -> None:
-        self._run.log({"step": step, **metrics})
+        self._log({"step": step, **metrics})
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._run.log({"step": step, "samples": _wandb_table(rows)})
+        self._log({"step": step, "samples": _wandb_table(rows)})
 
     def results(self, content: Mapping[str, Any]) -> None:
         tables = {name: _wandb_table(rows) for name, rows in result_tables(content).items()}
-        self._run.log({"step": 0, **tables})
+        self._log({"step": 0, **tables})
         self._run.summary.update(result_numbers(content))
 
     def close(self, *, failed: bool = False) -> None:
         if self._run is not None:
             self._run.finish(exit_code=int(failed))
             self._run = None
+
+    def _log(self, row: dict[str, Any]) -> None:
+        # wandb's own step counts calls. It would start again at 0 in each offline process, and the
+        # files of two such processes would overwrite each other when they are synchronised.
+        self._run.log(row, step=self._num_calls)
+        self._num_calls += 1
 
 
 def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -227,7 +238,8 @@ def _wandb_table(rows: Sequence[Mapping[str, Any]]) -> Any:
 class TrackioWriter(Writer):
     """Write to one run of trackio, which continues a run of the same name."""
 
-    def __init__(self, run_id: str, workdir: Path) -> None:
+    def __init__(self, run_id: str, workdir: Path, num_calls: int) -> None:
+        del num_calls
         self._id = run_id
         self._workdir = workdir
         self._run: Any = None
@@ -259,7 +271,9 @@ class TrackioWriter(Writer):
     def close(self, *, failed: bool = False) -> None:
         del failed
         if self._run is not None:
-            self._run.finish()
+            import trackio
+
+            trackio.finish()
             self._run = None
 
 
