@@ -103,6 +103,36 @@ def next_token_nll(
     return result.nll_BT, result.valid_BT
 
 
+class NextMatches(NamedTuple):
+    """Hold for column u what is said of token u + 1; False and 0 where it has no predecessor."""
+
+    logp_BU: jax.Array
+    likeliest_BU: jax.Array  # no other token is likelier, and none before it as likely
+
+
+def next_token_matches(
+    model: LanguageModel, params: Params, tokens_BT: jax.Array, segments_BT: jax.Array
+) -> NextMatches:
+    """Return log π(token u + 1 | tokens up to u), and whether that token is the greedy choice.
+
+    The last column is predicted and never read, so T may be one more than the model's context.
+    """
+    read_columns = (tokens_BT[:, :-1], segments_BT[:, :-1])
+    hidden_BUD, _ = apply(model, params, *read_columns, method="hidden")
+
+    def read(
+        params: Params, hidden_BUD: jax.Array, target_BU: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        logits_BUV = apply(model, params, hidden_BUD, method="unembed")
+        log_z_BU, chosen_BU = log_z_and_chosen(logits_BUV, target_BU)
+        return chosen_BU - log_z_BU, jnp.argmax(logits_BUV, axis=-1) == target_BU
+
+    columns = (hidden_BUD, tokens_BT[:, 1:])
+    logp_BU, likeliest_BU = by_columns(read, params, model.config.vocab_size, *columns)
+    valid_BU = predicted(segments_BT)[:, 1:]
+    return NextMatches(jnp.where(valid_BU, logp_BU, 0.0), likeliest_BU & valid_BU)
+
+
 def response_logps(
     model: LanguageModel, params: Params, texts: Texts, *, spec: SamplingSpec
 ) -> tuple[jax.Array, jax.Array]:
