@@ -49,6 +49,9 @@ setup(
         "data": ["datasets>=4"],  # public data of the Hugging Face hub
         "torch": ["torch>=2.6"],  # comparisons in tests alone
         "gguf": ["gguf>=0.17"],
+        "wandb": ["wandb>=0.20"],  # --track=wandb
+        "trackio": ["trackio>=0.40"],  # --track=trackio
+        "lm_eval": ["lm_eval>=0.4.13"],  # apps/lm_eval.py; without its own extra for torch
         "control": ["gymnax>=1.0.1"],  # brings gymnasium, pandas and seaborn
         "dev": [*TEST, "ruff>=0.14", "mypy>=1.15"],
     },

@@ -47,7 +47,9 @@ class HarnessModel(TemplateLM):
             ValueError, FileNotFoundError: a model argument that cannot be followed.
         """
         super().__init__()
-        del device  # torch's, and "cuda:0" where nobody names one; JAX_PLATFORMS is what counts here
+        del (
+            device
+        )  # torch's, and "cuda:0" where nobody names one; JAX_PLATFORMS is what counts here
         loaded = load(str(checkpoint), kind=CheckpointKind.LANGUAGE_MODEL, option="checkpoint")
         self.model = LoadedModel(LanguageModel(loaded.config), loaded.params)
         self.ours = loaded.tokenizer
@@ -75,7 +77,7 @@ class HarnessModel(TemplateLM):
         return self.ours.eos_id if bos is None else int(bos)
 
     def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
+        self, string: str, add_special_tokens: bool | None = None, **unused: Any
     ) -> list[int]:
         """Return the ids of a text, behind begin-of-text unless it begins with that."""
         ids = self.ours.encode(string, special=True)
@@ -87,7 +89,7 @@ class HarnessModel(TemplateLM):
     # --- requests ---------------------------------------------------------------------------------
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
     ) -> list[tuple[float, bool]]:
         items = [Continuation(context, ids) for _, context, ids in requests]
         judged = judge_continuations(
@@ -99,7 +101,7 @@ class HarnessModel(TemplateLM):
                 self.cache_hook.add_partial("loglikelihood", texts, answer)
         return answers
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+    def loglikelihood_rolling(self, requests: Sequence[Any], **unused: Any) -> list[float]:
         """Return Σ log π of whole texts, in windows of the model's context that do not overlap."""
         texts = [request.args[0] for request in requests]
         groups = [
@@ -120,7 +122,7 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
 
-    def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+    def generate_until(self, requests: Sequence[Any], **unused: Any) -> list[str]:
         """Write continuations, all requests with the same settings together."""
         settings = [read_settings(request.args[1], MAX_GEN_TOKS) for request in requests]
         written: dict[int, str] = {}

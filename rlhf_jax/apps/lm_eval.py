@@ -26,13 +26,18 @@ NAME = "rlhf_jax"
 _COMMANDS = ("run", "ls", "validate")
 
 
+def is_installed() -> bool:
+    """Tell whether the harness is there."""
+    return importlib.util.find_spec("lm_eval") is not None
+
+
 def register() -> None:
     """Let the harness know the model `rlhf_jax`; twice does no harm.
 
     Raises:
         ValueError: the harness is not installed.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    if not is_installed():
         raise ValueError("the package lm_eval is missing; pip install 'rlhf_jax[lm_eval]'")
     import lm_eval.models  # noqa: F401  its own models, which it would leave out otherwise
     from lm_eval.api.registry import model_registry

@@ -10,6 +10,7 @@ from ml_collections import config_flags
 from tests_support import ROOT
 
 from rlhf_jax import main
+from rlhf_jax.training import trackers
 
 README = (ROOT / "README.md").read_text()
 PAGES = {
@@ -102,9 +103,11 @@ def test_configs_build_with_the_flags_of_the_command(page, command):
         "config", lock_config=True, flag_values=values, sys_argv=argv
     )
     flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_string("track", "", "", flag_values=values)
     values(argv)
     plan = config.value
     assert values["workdir"].value, f"{page}: {command}"
+    assert set(values["track"].value.split(",")) <= {"", *trackers.TRACKERS}, f"{page}: {command}"
     stages = main.plan_pipeline(plan) if plan.stage == "pipeline" else {"": plan}
     for stage in stages.values():
         main.build_settings(stage)
