@@ -3,8 +3,10 @@
 What it does where ids are concerned is what the harness' own `hf` model does, so that a checkpoint
 and its export have the same numbers: the tokenizer's begin-of-text where it puts one, trailing
 spaces of a context moved to its continuation, special tokens read wherever they are spelled,
-contexts cut on the left. `add_bos_token=True` puts before every text what a document's first token
-follows here (`Tokenizer.start_ids`), as our own benchmarks do.
+contexts cut on the left. A reply also ends at the token that ends a turn in the chat template,
+which the `hf` model heeds only if generation_config.json names it. `add_bos_token=True` puts before
+every text what a document's first token follows here (`Tokenizer.start_ids`), as our own benchmarks
+do.
 
 This module needs the package lm_eval, and no torch; nothing else imports it.
 """

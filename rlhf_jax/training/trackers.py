@@ -13,7 +13,9 @@ metrics.jsonl and samples.jsonl are the truth, a tracker follows them: WORKDIR/t
 keeps the id of its run and the last steps it was told. A run that resumes continues the same run
 there: steps that it computes again are not told twice, and what the tracker missed (it failed, or
 was named only now) is read from the files first. A tracker that fails says so once and is told no
-more; the training goes on.
+more; the training goes on. What a tracker still held in memory when the process was killed outright
+is missing there, at most a second or so of rows: nothing tells what arrived, and a gap is better
+than steps told twice.
 
 Left out on purpose: code, gradients, checkpoints as artifacts.
 """
