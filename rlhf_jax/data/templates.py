@@ -44,8 +44,8 @@ MARKERS = (
 _PROBE = (Message("user", "a"), Message("assistant", "b"))
 # What to do where a template writes a reply in another way as soon as more follows.
 LAST_ALONE = (
-    "expected a template that only appends, conversations of one exchange, or training on the last "
-    "reply alone (sft.train_on: last)"
+    "expected a template that only appends, conversations of one exchange, or sft.train_on=last, "
+    "which trains on the last reply alone"
 )
 THINK, END_OF_THINK = "<think>", "</think>"
 _MARKER = re.compile(r"<\S+>|\[\S+\]")

@@ -296,7 +296,7 @@ def test_reasoning_templates_rank_and_prompt_but_do_not_train_every_reply(make):
         assert row[: len(prompt)] == prompt
         assert (size - data["length_BC"][0, c], row[-1]) == (len(prompt), tokenizer.turn_end_id)
     for reply in (THOUGHT, TELL):
-        with pytest.raises(ValueError, match=r"messages\[1\] .* last reply alone \(sft.train_on"):
+        with pytest.raises(ValueError, match=r"messages\[1\] .* sft.train_on=last"):
             render(tokenizer, [NEXT, reply, NEXT, TELL], generation_prompt=False)
 
 

@@ -1,15 +1,16 @@
 """Translate config.json <-> TransformerConfig, family by family.
 
     read_config     every field of config.json is translated, checked against the only value that
-                    we compute, or named in BOOKKEEPING; what is left, and every value that no
-                    field of ours can say, is one error that lists all
+                    we compute, or named in BOOKKEEPING or PASSED_OVER; what is left, and every
+                    value that no field of ours can say, is one error that lists all
     write_config    the first family whose reading of what it wrote gives the same TransformerConfig
                     again
 
 Fields that a config.json leaves out have the defaults that transformers gives them. Position
 scaling is written in the older spelling, which transformers 4 and 5 understand.
 
-Left out on purpose: families with code of their own on the hub, mixtures of experts, vision towers.
+Left out on purpose: families with code of their own on the hub, mixtures of experts, vision
+towers (of Gemma 3 the language model is read).
 """
 
 from collections.abc import Callable, Mapping
