@@ -20,8 +20,9 @@ those questions, sampled at temperature 1:
     shuffled      .11   .10   .05   .03   .01   .03   .02       .02              .02
 
 So the most likely answer was right before; what the rewards move is how often it is given. Where
-less was read there is more to learn, and it takes longer: after 600 steps of pretraining (sampled
-.08, greedy .23) PPO is at .20 after 300 updates. Seeds and rates were not searched.
+less was read, more is left to learn, and it takes longer: after 600 steps of pretraining (test
+.08 sampled, .23 greedy) 300 updates lead PPO to .19 and .25, and GRPO with groups of 8 and 512
+episodes an update to .21 and .39. Rates were tried twice, other seeds were not.
 """
 
 from dataclasses import replace
