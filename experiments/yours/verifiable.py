@@ -1,4 +1,29 @@
-"""PLACEHOLDER --config=experiments/yours/verifiable.py"""
+"""Learn sums from right and wrong alone: GRPO and PPO against a rule, without a reward model.
+
+    python -m experiments.yours.sums --to=runs/data/sums
+    python -m rlhf_jax.main --config=experiments/yours/verifiable.py --workdir=runs/verifiable
+
+    pretrain -> grpo, ppo -> grpo_shuffled (the control)
+
+A model of 0.15 M parameters reads sums of two numbers below 100 of which 40 % are right (sums.py
+writes them; nothing is downloaded). Then GRPO and PPO sample answers and get one point for each
+that is right, `answer:number` against the prompt's metadata. The control pays the same points to
+responses drawn by lot. A monitor asks 512 questions that no run has seen, one sample each.
+
+Two CPU cores that had other work as well: 4.2 minutes in all (1.9 of CPU), seed 0. Accuracy on
+those questions, sampled at temperature 1:
+
+    update         10    50    100   150   200   250   300    test, sampled    test, greedy
+    pretrained                                                  .32              .97
+    grpo          .37   .55   .64   .73   .78   .82   .83       .83              .95
+    ppo           .44   .68   .77   .84   .87   .89   .90       .92              .97
+    shuffled      .11   .10   .05   .03   .01   .03   .02       .02              .02
+
+So the most likely answer was right before; what the rewards move is how often it is given. Where
+less was read, more is left to learn, and it takes longer: after 600 steps of pretraining (test
+.08 sampled, .23 greedy) 300 updates lead PPO to .19 and .25, and GRPO with groups of 8 and 512
+episodes an update to .21 and .39. Rates were tried twice, other seeds were not.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -27,7 +52,7 @@ def get_config(size: str = "default") -> ConfigDict:
 
 
 def pretrain(size: str) -> ConfigDict:
-    """Return a model of sums of 0.2 M parameters, one byte a token."""
+    """Return a model of 0.15 M parameters, one byte a token."""
     steps = pick(size, tiny=4, default=1500, large=6000)
     config = base("pretrain", size, log_every=50, save_every=steps)
     config.data = {"data_dir": DATA, "documents": f"jsonl:{DATA}/documents", "mask_documents": True}
@@ -72,7 +97,7 @@ def rewarded(config: ConfigDict, size: str, source: str) -> ConfigDict:
     prompts = f"jsonl:{DATA}/prompts"
     config.data.update({"data_dir": DATA, "prompts": prompts, "prompt_length": 8})
     settings.batch_size = pick(size, tiny=32, default=256, large=1024)
-    settings.total_episodes = pick(size, tiny=2, default=100, large=200) * settings.batch_size
+    settings.total_episodes = pick(size, tiny=2, default=300, large=500) * settings.batch_size
     settings.update({"response_length": 4, "kl_coef": 0.0, "missing_eos_penalty": 0.0})
     config.monitor = {
         "judge": ANSWER,
@@ -83,8 +108,11 @@ def rewarded(config: ConfigDict, size: str, source: str) -> ConfigDict:
         "response_length": 4,
         "batch_size": 512,
     }
-    config.checkpoint.update({"save_every": 50, "sample_every": 20})
-    config.optimizer = adam(1e-3, schedule="constant", final_fraction=1.0, warmup_steps=2)
+    config.checkpoint.update(
+        {"save_every": pick(size, tiny=2, default=100, large=100), "sample_every": 20}
+    )
+    # GRPO divides by each group's standard deviation: its steps are larger at the same rate.
+    config.optimizer = adam(1e-3 if config.stage == "ppo" else 6e-4, warmup_steps=2)
     if config.stage == "ppo":
         config.value_optimizer = adam(1e-3, schedule="constant", final_fraction=1.0, warmup_steps=2)
     return config
