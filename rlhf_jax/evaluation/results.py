@@ -366,8 +366,8 @@ def _perplexity(nll_N: np.ndarray, count_N: np.ndarray, bootstrap: Bootstrap) ->
     if not count_N.size:
         return reward_model.UNDECIDED
     mean = estimates.ratio(nll_N, count_N, bootstrap)
-    ends = (None if end is None else float(np.exp(end)) for end in (mean.low, mean.high))
-    return Estimate(float(np.exp(mean.value)), *ends, mean.n)
+    low, high = (None if end is None else float(np.exp(end)) for end in (mean.low, mean.high))
+    return Estimate(float(np.exp(mean.value)), low, high, mean.n)
 
 
 def form_rows(results: Results) -> list[Row]:
