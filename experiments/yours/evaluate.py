@@ -3,15 +3,14 @@
     python -m rlhf_jax.main --workdir=runs/mine/evaluate \
         --config='experiments/yours/evaluate.py:model=hf:FOLDER prompts=jsonl:FILE.jsonl'
 
-Reads ../ppo and ../reward. More models: --config.checkpoints... in pipeline.py, or edit the dict; a
-second judge: add {"NAME": "function:FILE.py:NAME"} to `judges`. README.md says how to read the
-table: the reward model that PPO maximised is no witness for it.
+Reads ../ppo and ../reward. More models and judges are more entries of the two dicts below, for
+example {"brief": "function:FILE.py:NAME"}; README.md says how to read the table: the reward model
+that PPO maximised is no witness for it.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.menagerie import evaluate
-from experiments.menagerie.shared import DATA_DIR
+from experiments.public.evaluate import compare
 from experiments.yours.facts import Facts, choose
 
 
@@ -23,14 +22,11 @@ def get_config(text: str = "") -> ConfigDict:
 
 def make(facts: Facts, checkpoints: dict[str, str]) -> ConfigDict:
     """Judge by the reward model, and measure fluency by the first model; it is the reference."""
-    config = evaluate.get_config()
-    config.world = None
-    config.checkpoints = checkpoints
-    config.reference, config.fluency = next(iter(checkpoints.items()))
-    config.judges = {"the reward model": "reward:../reward"}
-    config.data = {"data_dir": DATA_DIR, "prompts": facts.prompts, "documents": None}
-    config.data.update({"prompt_splits": ("test",), "mask_documents": False})
+    first, model = next(iter(checkpoints.items()))
+    judges = {"the reward model": "reward:../reward"}
+    config = compare(checkpoints, reference=first, prompts=facts.prompts, judges=judges)
+    config.reward, config.fluency = "../reward", model
     config.data.prompt_length = facts.prompt_length
-    config.evaluation.update({"num_prompts": 0, "best_of": 4, "batch_size": 32})
     config.evaluation.response_length = facts.response_length
+    config.evaluation.update({"num_prompts": 0, "best_of": 4, "batch_size": 32})
     return config

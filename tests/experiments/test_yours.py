@@ -89,8 +89,8 @@ def test_the_pipeline_trains_and_compares(folder, tmp_path):
         stages[name].mesh.data = 1
     main.run(config, str(tmp_path))
     assert list(config.order) == ["sft", "reward", "ppo", "evaluate"]
-    assert read_rows(tmp_path / "reward")[-1]["validation/accuracy_heldout"] >= 0.0
-    assert "reward/reward" in read_rows(tmp_path / "ppo")[-1]
+    assert read_rows(tmp_path / "reward/metrics.jsonl")[-1]["validation/accuracy_heldout"] >= 0.0
+    assert "reward/reward" in read_rows(tmp_path / "ppo/metrics.jsonl")[-1]
     results = json.loads((tmp_path / "evaluate/evaluation.json").read_text())
     assert set(results["checkpoints"]) == {"model", "sft", "ppo"}
 
