@@ -8,7 +8,6 @@ it. Local copies and other data by the same flags as everywhere:
 
     --config.models='("hf:FOLDER",)'
     --config.run.data.comparisons='hh@jsonl:PATH/{split}.jsonl?validation=test'
-    --config.run.data.demonstrations='hh@jsonl:PATH/{split}.jsonl?validation=test'
 
 The first rankings of the training split are taken, the same for every seed: seeds differ in the
 head and the order of the data.

@@ -3,10 +3,9 @@
     python -m rlhf_jax.main --config=experiments/public/reward_hh.py --workdir=runs/hh/reward
 
 Needs `pip install datasets`, or a local copy:
---config.data.comparisons='hh@jsonl:PATH/harmless-base?validation=test' and the same for
-data.demonstrations. Alone, these pairs teach to refuse; helpful-base is the other half. About 1 row
-in 200 is dropped: empty replies, one speaker twice in a row. Not run here at this size. Sources:
-Bai 2022; rates of Ziegler 2019, Stiennon 2020.
+--config.data.comparisons='hh@jsonl:PATH/harmless-base?validation=test'. Alone, these pairs teach to
+refuse; helpful-base is the other half. About 1 row in 200 is dropped: empty replies, one speaker
+twice in a row. Not run here at this size. Sources: Bai 2022; rates of Ziegler 2019, Stiennon 2020.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,8 @@
     python -m rlhf_jax.main --config=experiments/public/reward_oasst.py --workdir=runs/oasst/reward
 
 Needs `pip install datasets`, or the released trees:
---config.data.comparisons='oasst@jsonl:PATH.jsonl.gz?lang=en&by=prompt&...' and the same for
-data.demonstrations. Rankings of two replies and more, several turns. Not run here. Source: Köpf et
-al. 2023.
+--config.data.comparisons='oasst@jsonl:PATH.jsonl.gz?lang=en&by=prompt&...'. Rankings of two replies
+and more, several turns. Not run here. Source: Köpf et al. 2023.
 """
 
 from ml_collections import ConfigDict

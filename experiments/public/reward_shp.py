@@ -3,10 +3,9 @@
     python -m rlhf_jax.main --config=experiments/public/reward_shp.py --workdir=runs/shp/reward
 
 Needs `pip install datasets`, or a local copy:
---config.data.comparisons='shp@jsonl:PATH/{split}.jsonl?min_ratio=2' and the same for
-data.demonstrations. One of its 18 subjects: hub:stanfordnlp/SHP:askculinary?min_ratio=2. Not run
-here. Source: Ethayarajh et al. 2022, whose card advises both what is done here: pairs with at least
-twice the votes, one epoch.
+--config.data.comparisons='shp@jsonl:PATH/{split}.jsonl?min_ratio=2'. One of its 18 subjects:
+hub:stanfordnlp/SHP:askculinary?min_ratio=2. Not run here. Source: Ethayarajh et al. 2022, whose
+card advises both what is done here: pairs with at least twice the votes, one epoch.
 """
 
 from ml_collections import ConfigDict

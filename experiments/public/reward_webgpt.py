@@ -4,9 +4,9 @@
         --workdir=runs/webgpt/reward
 
 Needs `pip install datasets`, or a local copy:
---config.data.comparisons='webgpt@jsonl:PATH?by=prompt&...' and the same for data.demonstrations.
-The answers are read as written, with citations and without the pages they quote. Equal scores make
-no pair and are counted. Not run here. Source: Nakano et al. 2021.
+--config.data.comparisons='webgpt@jsonl:PATH?by=prompt&...'. The answers are read as written, with
+citations and without the pages they quote. Equal scores make no pair and are counted. Not run here.
+Source: Nakano et al. 2021.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@
 `default` is for two CPU cores and a local copy of a few thousand pairs; conversations of more than
 256 tokens are left out and counted (a quarter). Alone, these pairs teach to refuse: read the
 answers, too. Local copies: --config.init.policy=hf:FOLDER or hf:FILE.gguf;
---config.data.comparisons='hh@jsonl:PATH/{split}.jsonl', and the same for data.demonstrations.
+--config.data.comparisons='hh@jsonl:PATH/{split}.jsonl'.
 """
 
 from ml_collections import ConfigDict
