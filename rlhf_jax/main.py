@@ -184,6 +184,40 @@ def _main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse the command line; a mistake in it, or in the config file, is one line.
+
+    absl and ml_collections show the traceback of a config file that fails or is not there, and of a
+    field that does not exist; here that takes --traceback, as everywhere.
+    """
+    try:
+        rest = list(flags.FLAGS(argv))
+        if _CONFIG.present:
+            _CONFIG.value.get("stage")  # of a file that could not be read, the value is an error
+        return rest
+    except Exception as error:  # a config file may raise anything
+        if "--traceback" in argv:
+            raise
+        sys.exit(f"error: {describe_flag_error(error)}")
+
+
+def describe_flag_error(error: Exception) -> str:
+    """Return what a user has to know of an error while flags and config are read, in one line."""
+    cause: Any = error
+    while isinstance(cause, KeyError | AttributeError) and cause.args:
+        cause = cause.args[0]  # ml_collections wraps one in the other
+    lines = [line.strip() for line in str(cause).strip().splitlines()]
+    if isinstance(error, KeyError | AttributeError):
+        return f"config: no such field: {'; '.join(lines)}"
+    if isinstance(error, OSError):
+        return f"config: {lines[-1]}"  # the first ones say in which ways it was looked for
+    if "Traceback" in str(cause):
+        return re.sub(r"^ValueError: ", "", lines[-1])
+    if isinstance(error, flags.Error | ValueError):
+        return "; ".join(lines)
+    return f"config: {type(error).__name__}: {'; '.join(lines)}"
+
+
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_main)
+    app.run(_main, flags_parser=parse_flags)
