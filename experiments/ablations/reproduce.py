@@ -124,8 +124,9 @@ def build_ablation(
         try:
             *groups, key = field.split(".")
             part = functools.reduce(lambda part, group: part[group], groups, config)
-            part[key] = text if isinstance(part[key], str) else ast.literal_eval(text)
-        except (KeyError, TypeError, ValueError, SyntaxError) as error:
+            is_text = part.get_type(key) is str  # also of a field that is None so far
+            part[key] = text if is_text else ast.literal_eval(text)
+        except (AttributeError, KeyError, TypeError, ValueError, SyntaxError) as error:
             raise ValueError(f"{change}: {str(error).strip(chr(34))}") from None
     return module.get_ablation(size, seeds, config)
 

@@ -1,19 +1,19 @@
 """Compare any checkpoints on your own prompts, by any judges: runs, and models of Hugging Face.
 
     python -m rlhf_jax.main --config=experiments/public/evaluate.py --workdir=runs/compare \
-        --config.checkpoints.a=runs/quickstart/sft --config.checkpoints.b=hf:SmolLM2-135M-Instruct \
+        --config.checkpoints.a=runs/quickstart/sft --config.checkpoints.b=hf:models/smollm2 \
         --config.data.prompts=jsonl:prompts.jsonl --config.data.prompt_splits='("train",)' \
         --config.judges.judge=reward:runs/quickstart/reward
 
 `a` is the reference. Models may have different tokenizers; a reward model (`--config.reward=`) and
-a second model that measures fluency (`--config.fluency=hf:gpt2`), too. As a config file of your
-own, in ten lines:
+a second model that measures fluency (`--config.fluency=hf:models/gpt2`), too. As a config file of
+your own, in ten lines:
 
     from experiments.public.evaluate import compare
 
     def get_config():
         return compare(
-            {"sft": "runs/sft", "smollm2": "hf:SmolLM2-135M-Instruct"},
+            {"sft": "runs/sft", "smollm2": "hub:HuggingFaceTB/SmolLM2-135M-Instruct"},
             reference="sft",
             prompts="jsonl:prompts.jsonl",
             split="train",
@@ -34,7 +34,7 @@ def get_config(size: str = "default") -> ConfigDict:
     return compare(
         {"a": "../sft", "b": "../ppo"},
         reference="a",
-        prompts="hf:Anthropic/hh-rlhf",
+        prompts="hub:Anthropic/hh-rlhf",
         judges={"judge": "reward:../reward"},
         size=size,
     )

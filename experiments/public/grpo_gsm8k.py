@@ -16,7 +16,7 @@ from experiments.menagerie import grpo
 from experiments.menagerie.shared import reward
 from experiments.public.shared import DATA_DIR, adam, pick
 
-SOURCE = "hf:openai/gsm8k:main?validation=test"
+SOURCE = "hub:openai/gsm8k:main?validation=test"
 
 
 def get_config(size: str = "default") -> ConfigDict:

@@ -53,5 +53,5 @@ def test_it_runs_on_any_model(tour, tmp_path, monkeypatch, stage):
     plan["init"]["policy"] = str(tour.workdir / "sft")
     main.run(plan, str(tmp_path / stage))
     last = list(read_rows(tmp_path / stage / "metrics.jsonl"))[-1]
-    assert last["answer_number/score"] == 0  # a model that knows nothing
+    assert last["judge/answer_number"] == 0  # a model that knows nothing
     assert last["objective/scores"] == last["reward/answer"]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from run_files import beside
 
 from rlhf_jax import main
 from rlhf_jax.training import trackers
@@ -241,19 +242,17 @@ def test_a_stage_tells_config_lineage_rows_and_samples(tour, tmp_path, monkeypat
     make = {"recorder": lambda workdir: Follower("recorder", recorder.make, workdir)}
     monkeypatch.setattr(trackers, "TRACKERS", make)
     plan = json.loads(json.dumps(tour.plans["ppo"]))
-    for role, path in plan["init"].items():
-        if str(path).startswith("../"):
-            plan["init"][role] = str(tour.workdir / path.removeprefix("../"))
+    folder = beside(tour, tmp_path, "ppo")
     plan["checkpoint"] |= {"log_every": 1, "sample_every": 1}
     with tracked_by(["recorder"]):
-        main.run(plan, str(tmp_path / "ppo"))
+        main.run(plan, str(folder))
         told = list(recorder.calls)
-        main.run(plan, str(tmp_path / "ppo"))  # complete: nothing is left to tell
+        main.run(plan, str(folder))  # complete: nothing is left to tell
     assert recorder.calls == [*told, ("close", False)]
-    rows = read_rows(tmp_path / "ppo" / "metrics.jsonl")
+    rows = read_rows(folder / "metrics.jsonl")
     assert recorder.steps() == [row["step"] for row in rows]
     assert set(recorder.steps("samples")) == {
-        row["step"] for row in read_rows(tmp_path / "ppo" / "samples.jsonl")
+        row["step"] for row in read_rows(folder / "samples.jsonl")
     }
     assert recorder.facts["config"]["ppo"] == json.loads(json.dumps(plan["ppo"]))
     lineage = recorder.facts["lineage"]
