@@ -32,6 +32,7 @@ def get_config(size: str = "default") -> ConfigDict:
                 "held-out labelers": f"menagerie/{size}:heldout",
                 "gold": f"menagerie/{size}:gold",
             },
+            "best_by": {},
             "data": {
                 "data_dir": DATA_DIR,
                 "prompts": f"tfds:menagerie_prompts/{size}",

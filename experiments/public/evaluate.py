@@ -59,6 +59,7 @@ def compare(
             "reward": placeholder(str),  # a reward model, for its accuracy and best of n
             "fluency": placeholder(str),  # a language model that reads the responses
             "judges": dict(judges),
+            "best_by": {},  # judge -> weight, who chooses the best of n; {}: the reward model
             "data": {
                 "data_dir": DATA_DIR,
                 "prompts": prompts,

@@ -4,7 +4,7 @@ What training gains should be held against what is there for less. A control is 
 table like a checkpoint; only what can be said of its answers alone is measured, for it has no model
 of its own:
 
-    best_of   n answers to every prompt, of which the reward model chooses one
+    best_of   n answers to every prompt, of which the reward model or judges choose one
 
 Best of n stays close to the reference: KL <= log n - (n - 1) / n, whatever the reward model
 (Stiennon et al. 2020, appendix G.3; Beirami et al. 2024 prove that it is a bound). A world may have
@@ -12,11 +12,13 @@ controls of its own (`results.Suite`).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from rlhf_jax.evaluation.checkpoints import LoadedModel
+from rlhf_jax.evaluation.judges import ScoreJudge
 from rlhf_jax.evaluation.measurements import Context, Responses, draw_responses, reward_scores
 from rlhf_jax.evaluation.table import Data
 from rlhf_jax.training.keys import EvaluationPurpose
@@ -26,14 +28,37 @@ from rlhf_jax.training.keys import EvaluationPurpose
 Control = Callable[[LoadedModel, Context], Data]
 
 
-def best_of(n: int, loaded: LoadedModel, context: Context) -> Data:
+class Chooser(NamedTuple):
+    """Score responses, (N, S), and say who does it."""
+
+    scores: Callable[[Context, Responses], np.ndarray]
+    name: str = "the reward model"
+
+
+REWARD_MODEL = Chooser(reward_scores)
+
+
+def weighted_judges(judges: Mapping[str, ScoreJudge], weights: Mapping[str, float]) -> Chooser:
+    """Return who chooses by Σ weight · score of some judges, as a run of RL adds up its rewards."""
+
+    def scores(context: Context, responses: Responses) -> np.ndarray:
+        parts = [
+            weight * judges[name].scores(context.prompts, responses)
+            for name, weight in weights.items()
+        ]
+        return np.sum(parts, axis=0)
+
+    return Chooser(scores, " + ".join(f"{weight:g} x {name}" for name, weight in weights.items()))
+
+
+def best_of(n: int, chooser: Chooser, loaded: LoadedModel, context: Context) -> Data:
     """Answer every test prompt once: by the best of n samples of the reference's."""
     purpose = EvaluationPurpose.BEST_OF
     drawn = draw_responses(loaded, context, context.prompts, purpose, num_samples=n)
     return {
-        "responses": choose_best(drawn, reward_scores(context, drawn)),
+        "responses": choose_best(drawn, chooser.scores(context, drawn)),
         "heading": f"{n} samples",
-        "description": f"the best of {n} answers of the reference by the reward model",
+        "description": f"the best of {n} answers of the reference by {chooser.name}",
         "kl_bound": kl_bound(n),
     }
 

@@ -42,10 +42,10 @@ from rlhf_jax.evaluation.checkpoints import (
     load_tokenizer_of,
     write_results,
 )
-from rlhf_jax.evaluation.controls import Control, best_of
+from rlhf_jax.evaluation.controls import REWARD_MODEL, Chooser, Control, best_of, weighted_judges
 from rlhf_jax.evaluation.estimates import Bootstrap
 from rlhf_jax.evaluation.generate import GenerationSettings
-from rlhf_jax.evaluation.judges import Judge
+from rlhf_jax.evaluation.judges import Judge, ScoreJudge
 from rlhf_jax.evaluation.measurements import (
     Context,
     EvalSettings,
@@ -80,7 +80,7 @@ class Evaluation:
 
     num_prompts: int  # the first so many that fit; 0: all
     samples_per_prompt: int  # at least 2 with a reward model, whose accuracy is measured on pairs
-    best_of: int  # samples of the reference, of which the reward model chooses; 0 leaves it out
+    best_of: int  # samples of the reference, of which the best is a control; 0 leaves it out
     reward_details: bool  # its accuracy by kind of prompt, beside what needs no reward model
     labelers_per_prompt: int  # of a judge that is a group of people
     response_length: int
@@ -113,6 +113,9 @@ class Config:
     reward: str | None  # a reward model, written alike
     fluency: str | None  # a second language model, whose perplexity of the responses is measured
     judges: dict[str, str]  # what the table calls a judge -> KIND:NAME
+    best_by: dict[
+        str, float
+    ]  # judge -> weight; the sum chooses the best of n; {}: the reward model
     data: DataConfig
     sampling: SamplingSpec
     evaluation: Evaluation
@@ -130,7 +133,7 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     """
     folder, reference = Path(workdir), config.reference
     _check(config)
-    controls = _controls(config, suite)
+    controls = _controls(config, judges, suite)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = find_checkpoints(folder, config.checkpoints)
     readers = {
@@ -149,7 +152,8 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     )
     kept = Cache(folder / "partial")
     left_out = () if config.evaluation.reward_details else ("likelihood",)
-    shared = _Shared(suite, context, checkpoints[reference], readers, kept, left_out)
+    chosen_by = {config.judges[name]: weight for name, weight in config.best_by.items()}
+    shared = _Shared(suite, context, checkpoints[reference], readers, kept, left_out, chosen_by)
     measured = {}
     for name, ref in checkpoints.items():
         own = replace(shared, context=replace(context, tokenizer=tokenizers[name]))
@@ -185,10 +189,13 @@ def _check(config: Config) -> None:
         "evaluation.reward_details=True: reward=None; name a reward model, or set it to False",
     )
     require(
-        config.reward is not None or evaluation.best_of == 0,
+        config.reward is not None or evaluation.best_of == 0 or bool(config.best_by),
         f"evaluation.best_of={evaluation.best_of}: reward=None, and nothing else chooses among "
-        "responses; name a reward model, or set best_of to 0",
+        "responses; name a reward model, or judges in best_by, or set best_of to 0",
     )
+    for name in config.best_by:
+        known = ", ".join(config.judges)
+        require(name in config.judges, f"best_by: {name!r} is no judge; judges has {known}")
     numbers = {"prompt_length": config.data.prompt_length, **asdict(evaluation)}
     if config.world is not None:
         others = ("name", "constant_suffix")
@@ -303,6 +310,7 @@ class _Shared:
     readers: Mapping[str, CheckpointRef | None]  # who else reads the responses, by measurement
     kept: Cache
     left_out: tuple[str, ...]  # measurements that the config does not ask for
+    chosen_by: Mapping[str, float]  # the judges that choose the best of n; none: the reward model
 
 
 def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str, Data]:
@@ -331,14 +339,25 @@ def _measure(shared: _Shared, name: str, checkpoint: CheckpointRef) -> dict[str,
     return measured
 
 
-def _controls(config: Config, suite: Suite) -> dict[str, Control]:
+def _controls(config: Config, judges: Mapping[str, Judge], suite: Suite) -> dict[str, Control]:
     """Return by name what stands beside the checkpoints."""
     n = config.evaluation.best_of
-    controls: dict[str, Control] = {f"best_of_{n}": partial(best_of, n)} if n > 0 else {}
+    chooser = _chooser(config, judges)
+    controls: dict[str, Control] = {f"best_of_{n}": partial(best_of, n, chooser)} if n > 0 else {}
     controls |= suite.controls
     taken = min(set(controls) & set(config.checkpoints), default=None)
     require(taken is None, f"checkpoints: the name {taken!r} is that of a control, choose another")
     return controls
+
+
+def _chooser(config: Config, judges: Mapping[str, Judge]) -> Chooser:
+    """Return who chooses the best of n."""
+    if not config.best_by:
+        return REWARD_MODEL
+    scoring = {name: judge for name, judge in judges.items() if isinstance(judge, ScoreJudge)}
+    for name in config.best_by:
+        require(name in scoring, f"best_by: {name!r} ranks and gives no number; name one that does")
+    return weighted_judges(scoring, config.best_by)
 
 
 def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, Data]:
@@ -347,7 +366,7 @@ def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, 
     reference, asked, reward = shared.reference, repr(context), shared.readers["reward"]
     load_reference = context.load_reference
     answer = partial(_load_and_measure, load_reference, control, context)
-    settings = _dependencies(asked, reference, reward)
+    settings = {**_dependencies(asked, reference, reward), "chosen by": shared.chosen_by}
     measured = {"responses": shared.kept.timed(name, "responses", settings, answer)}
     answers = restore_responses(measured["responses"])
     context = replace(context, responses=answers)
@@ -355,6 +374,7 @@ def _measure_control(shared: _Shared, name: str, control: Control) -> dict[str, 
         if group in shared.readers and shared.readers[group] is None:
             continue
         settings = _dependencies(asked, reference, reward, shared.readers.get(group))
+        settings["chosen by"] = shared.chosen_by
         measure = partial(_load_and_measure, load_reference, suite.measurements[group], context)
         measured[group] = shared.kept.timed(name, group, settings, measure)
     return measured

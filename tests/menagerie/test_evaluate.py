@@ -97,6 +97,7 @@ def make_config(runs: Path, **changes) -> evaluate.Config:
         reward="../reward",
         fluency=None,
         judges={"held-out labelers": "menagerie/tiny:heldout", "gold": "menagerie/tiny:gold"},
+        best_by={},
         sampling=PLAIN,
         **groups,
     )

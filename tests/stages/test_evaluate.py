@@ -59,6 +59,7 @@ def plain_config(runs, **changes):
         "reward": None,
         "fluency": None,
         "judges": {},
+        "best_by": {},
         "data": {
             "data_dir": str(runs),
             "prompts": f"jsonl:{runs}/prompts",

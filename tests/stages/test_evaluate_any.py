@@ -262,3 +262,35 @@ def test_details_need_a_reward_model(runs):
     settings.evaluation.reward_details = True
     with pytest.raises(ValueError, match=r"reward_details=True: reward=None; name a reward model"):
         main.run(settings, str(runs / "refused"))
+
+
+def test_judges_of_ones_own_choose_the_best_of_n(runs, tmp_path):
+    """Brevity chooses short answers, its opposite long ones, and the two together neither."""
+    judges = {"brevity": f"function:{runs}/judges.py:brief"}
+    means = {}
+    for name, weight in (("short", 1.0), ("long", -1.0)):
+        config = ten_lines(runs, judges=judges, best_by={"brevity": weight})
+        config.evaluation.best_of = 8
+        main.run(config, str(tmp_path / name))
+        result, _ = read(tmp_path / name)
+        assert result["controls"]["best_of_8"]["description"] == (
+            f"the best of 8 answers of the reference by {weight:g} x brevity"
+        )
+        for key, column in ((name, "best_of_8"), ("plain", "ours")):
+            rows = [row["responses"][column] for row in read_samples(tmp_path / name)]
+            means[key] = np.mean([len(sample["text"]) for row in rows for sample in row])
+    assert means["short"] < means["plain"] < means["long"]
+
+
+@pytest.mark.parametrize(
+    ("best_by", "message"),
+    [
+        ({"brevty": 1.0}, "best_by: 'brevty' is no judge; judges has brevity"),
+        ({}, "evaluation.best_of=4: reward=None, and nothing else chooses among responses"),
+    ],
+)
+def test_who_chooses_has_to_be_named(runs, tmp_path, best_by, message):
+    config = ten_lines(runs, best_by=best_by)
+    config.evaluation.best_of = 4
+    with pytest.raises(ValueError, match=message):
+        main.run(config, str(tmp_path / "x"))
