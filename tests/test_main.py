@@ -12,7 +12,7 @@ PPO = "experiments/menagerie/ppo.py"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([f"--config={PPO}:huge"], "size 'huge' is not one of tiny, default, large"),
+        ([f"--config={PPO}:huge"], "size 'huge' is not one of tiny, default, medium, large"),
         (
             ["--config=experiments/yours/pipeline.py:modle=x"],
             "config: 'modle=x' behind the path, expected some of model=... demonstrations=... "

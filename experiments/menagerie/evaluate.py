@@ -43,7 +43,7 @@ def get_config(size: str = "default") -> ConfigDict:
             },
             "sampling": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "nucleus": "holtzman"},
             "evaluation": {
-                "num_prompts": pick(size, tiny=16, default=500, large=2000),
+                "num_prompts": pick(size, tiny=16, default=500, medium=1000, large=2000),
                 "samples_per_prompt": pick(size, tiny=2, default=4, large=4),
                 "best_of": pick(size, tiny=3, default=16, large=16),
                 "reward_details": False,  # reward_accuracy.py

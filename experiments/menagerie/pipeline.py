@@ -1,12 +1,14 @@
 """Run the whole recipe: pretrain, SFT, label, reward model, PPO, PPO-ptx, evaluation.
 
     python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=runs/quickstart
+    python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py:medium --workdir=runs/medium
     python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py:tiny --workdir=/tmp/tour
 
 `make quickstart` runs the first: 8 to 10 minutes on two CPU cores, of which pretraining takes 3,
 SFT and labelling one together, the reward model 2, PPO and PPO-ptx 1.5 each, evaluation one. PPO
 and PPO-ptx answer entirely right in 53 to 62 % of the test prompts where SFT does in 33 %.
-README.md has the table of three seeds. The second is for tests and takes less than a minute.
+README.md has the table of three seeds. The second, 5 M parameters, took 1 h 50 min beside other
+jobs: PPO-ptx entirely right in 72.6 % for SFT's 38.9. The last is for tests, less than a minute.
 
 Any field of any stage is one flag: --config.stages.ppo_ptx.ppo.kl_coef=0.1 --config.seed=1
 """

@@ -41,7 +41,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "prompt_length": prompt_length(size),
         "documents": f"tfds:menagerie_corpus/{size}",
     }
-    batch_size = pick(size, tiny=16, default=128, large=512)
+    batch_size = pick(size, tiny=16, default=128, medium=256, large=512)
     config.ppo = {
         "total_episodes": pick(size, tiny=4, default=80, large=500) * batch_size,
         "batch_size": batch_size,
@@ -84,6 +84,8 @@ def get_config(size: str = "default") -> ConfigDict:
         "warmup_init_fraction": 0.1,
         "warmup_steps": pick(size, tiny=2, default=10, large=80),
     }
-    config.optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
-    config.value_optimizer = adam(pick(size, tiny=3e-4, default=5e-4, large=1e-5), **warmup)
+    config.optimizer = adam(pick(size, tiny=3e-4, default=5e-4, medium=3e-4, large=1e-5), **warmup)
+    config.value_optimizer = adam(
+        pick(size, tiny=3e-4, default=5e-4, medium=3e-4, large=1e-5), **warmup
+    )
     return config

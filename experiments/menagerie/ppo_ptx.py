@@ -20,5 +20,5 @@ def get_config(size: str = "default") -> ConfigDict:
     """
     config = ppo.get_config(size)
     config.ppo.ptx_coef = 1.0
-    config.ppo.ptx_batch_size = pick(size, tiny=2, default=16, large=64)
+    config.ppo.ptx_batch_size = pick(size, tiny=2, default=16, medium=32, large=64)
     return config

@@ -33,11 +33,11 @@ def get_config(size: str = "default") -> ConfigDict:
     model = llama(
         vocab_size=vocab_size,
         context_length=128,
-        width=pick(size, tiny=32, default=128, large=512),
-        num_layers=pick(size, tiny=1, default=4, large=8),
+        width=pick(size, tiny=32, default=128, medium=256, large=512),
+        num_layers=pick(size, tiny=1, default=4, medium=6, large=8),
         num_heads=pick(size, tiny=2, default=4, large=8),
         num_kv_heads=pick(size, tiny=2, default=4, large=8),
-        ffw_width=pick(size, tiny=64, default=352, large=1408),
+        ffw_width=pick(size, tiny=64, default=352, medium=704, large=1408),
         rope_base=10_000.0,
         dropout_rate=0.0,
         compute_dtype="float32",
@@ -49,17 +49,17 @@ def get_config(size: str = "default") -> ConfigDict:
     # 1.156 against 0.989).
     init = {"kernel_init": "fan_in", "embedding_std": model.width**-0.5}
     config.model = to_dict(replace(model, tie_embeddings=True, **init))
-    steps = pick(size, tiny=20, default=4000, large=20_000)
+    steps = pick(size, tiny=20, default=4000, medium=6000, large=20_000)
     config.pretrain = {
         "num_steps": steps,
-        "batch_size": pick(size, tiny=8, default=8, large=128),
+        "batch_size": pick(size, tiny=8, default=8, medium=16, large=128),
         "num_micro_batches": 1,
         "z_loss_coef": 0.0,
         "eval_every": max(10, steps // 5),
         "eval_batches": pick(size, tiny=2, default=8, large=16),
     }
     config.optimizer = adam(
-        pick(size, tiny=1e-2, default=3e-3, large=6e-4),
+        pick(size, tiny=1e-2, default=3e-3, medium=2e-3, large=6e-4),
         warmup_steps=max(5, steps // 40),
         final_fraction=0.0,
         weight_decay=0.1,

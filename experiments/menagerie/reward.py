@@ -23,7 +23,7 @@ def get_config(size: str = "default") -> ConfigDict:
     config = reward_last_token.get_config(size)
     config.reward.read_out = "pooled"
     config.reward.trained = "head"
-    config.reward.num_epochs = pick(size, tiny=1.0, default=4.0, large=2.0)
+    config.reward.num_epochs = pick(size, tiny=1.0, default=4.0, medium=3.0, large=2.0)
     config.reward.eval_every = pick(size, tiny=6, default=200, large=400)
     config.optimizer.learning_rate = 3e-3
     return config

@@ -34,7 +34,7 @@ def get_config(size: str = "default") -> ConfigDict:
         "prompt_length": prompt_length(size),
     }
     config.sft = {
-        "num_epochs": pick(size, tiny=1.0, default=4.0, large=2.0),
+        "num_epochs": pick(size, tiny=1.0, default=4.0, medium=2.0, large=2.0),
         "batch_size": pick(size, tiny=16, default=28, large=56),
         "num_micro_batches": 1,
         "train_on": "all",
@@ -51,6 +51,6 @@ def get_config(size: str = "default") -> ConfigDict:
     config.monitor = monitor(size, every=pick(size, tiny=6, default=50, large=200))
     warmup_steps = pick(size, tiny=2, default=10, large=10)
     config.optimizer = adam(
-        pick(size, tiny=3e-3, default=1e-3, large=1e-4), warmup_steps=warmup_steps
+        pick(size, tiny=3e-3, default=1e-3, medium=7e-4, large=1e-4), warmup_steps=warmup_steps
     )
     return config

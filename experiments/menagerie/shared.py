@@ -1,6 +1,7 @@
 """Define what all Menagerie experiments share: sizes, devices, how often to write, the optimizer.
 
 Sizes: `tiny` is for tests (seconds), `default` for the quickstart (minutes on two CPU cores),
+`medium` the same world with a model of 5 M parameters and more rankings (an hour or two on them),
 `large` for ablations on a GPU. Choose one with `--config=experiments/menagerie/ppo.py:tiny`.
 """
 
@@ -8,16 +9,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-SIZES = ("tiny", "default", "large")
+SIZES = ("tiny", "default", "medium", "large")
 DATA_DIR = "runs/data"
 RESPONSE_LENGTH = 40
 
 
-def pick(size: str, *, tiny: Any, default: Any, large: Any) -> Any:
-    """Return the value for a size."""
+def pick(size: str, *, tiny: Any, default: Any, large: Any, medium: Any = None) -> Any:
+    """Return the value for a size; medium is as default where nothing else is said."""
     if size not in SIZES:
         raise ValueError(f"size {size!r} is not one of {', '.join(SIZES)}")
-    return {"tiny": tiny, "default": default, "large": large}[size]
+    medium = default if medium is None else medium
+    return {"tiny": tiny, "default": default, "medium": medium, "large": large}[size]
 
 
 def mesh(size: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ SOURCES = (
     "tasks",
     "world",
 )
-SIZES = ("default", "tiny", "large")  # The first is what TFDS takes when none is named.
+SIZES = ("default", "tiny", "medium", "large")  # The first is what TFDS takes when none is named.
 
 _TEXT = tfds.features.Text()
 _MESSAGES = tfds.features.Sequence({"role": _TEXT, "content": _TEXT})

@@ -109,6 +109,7 @@ SCALES = {
     # reviews, evaluation
     "tiny": Scale(8, 3, 4, 20, 400, 240, 160, 60, 120, 80),
     "default": Scale(32, 6, 8, 200, 68_000, 10_000, 3_000, 2_000, 4_000, 500),
+    "medium": Scale(32, 6, 8, 200, 204_000, 20_000, 9_000, 2_000, 4_000, 1_000),
     "large": Scale(128, 8, 8, 2_000, 680_000, 100_000, 30_000, 20_000, 40_000, 5_000),
 }
 
@@ -150,7 +151,7 @@ class World:
 
 
 def make_world(size: str, seed: int = 0) -> World:
-    """Return the world of a size ("tiny", "default" or "large") and a seed.
+    """Return the world of a size ("tiny", "default", "medium" or "large") and a seed.
 
     Raises:
         ValueError: The size is unknown.

@@ -16,7 +16,7 @@ FILES = sorted(
 )
 
 
-@pytest.mark.parametrize("size", ["tiny", "default", "large"])
+@pytest.mark.parametrize("size", ["tiny", "default", "medium", "large"])
 @pytest.mark.parametrize("path", FILES)
 def test_builds(path, size):
     config = load_experiment(path, size)
@@ -34,7 +34,7 @@ def test_docstring_has_its_command(path):
 
 
 def test_unknown_size_is_named():
-    with pytest.raises(ValueError, match="'huge' is not one of tiny, default, large"):
+    with pytest.raises(ValueError, match="'huge' is not one of tiny, default, medium, large"):
         load_experiment("experiments/menagerie/ppo.py", "huge")
 
 

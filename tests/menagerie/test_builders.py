@@ -68,7 +68,12 @@ def test_builders_have_three_sizes_and_labels(tmp_path):
     assert set(builders.BUILDERS) == {f"menagerie_{part}" for part in PARTS}
     for name, builder in builders.BUILDERS.items():
         assert builder.name == name
-        assert {config.name for config in builder.BUILDER_CONFIGS} == {"tiny", "default", "large"}
+        assert {config.name for config in builder.BUILDER_CONFIGS} == {
+            "tiny",
+            "default",
+            "medium",
+            "large",
+        }
     assert builders.MenagerieCorpus(data_dir=str(tmp_path)).builder_config.name == "default"
 
 
@@ -78,7 +83,8 @@ def test_unknown_names_and_sizes(tmp_path):
     ):
         load("tfds:menagerie_zoo/tiny", Document, split="train", data_dir=str(tmp_path))
     with pytest.raises(
-        ValueError, match="unknown configuration 'huge', expected one of default, tiny, large"
+        ValueError,
+        match="unknown configuration 'huge', expected one of default, tiny, medium, large",
     ):
         load("tfds:menagerie_corpus/huge", Document, split="train", data_dir=str(tmp_path))
 

@@ -49,7 +49,7 @@ def test_worlds_differ_by_seed_and_only_by_seed() -> None:
     assert make_world("default", 1).facts != WORLD.facts
     with pytest.raises(
         ValueError,
-        match="size: unknown Menagerie size 'huge', expected one of tiny, default, large",
+        match="size: unknown Menagerie size 'huge', expected one of tiny, default, medium, large",
     ):
         make_world("huge")
 
