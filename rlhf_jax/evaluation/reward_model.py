@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean, without_interval
+from rlhf_jax.evaluation.estimates import (
+    Bootstrap,
+    Estimate,
+    clustered_mean,
+    share,
+    without_interval,
+)
 from rlhf_jax.maths import statistics
 
 NUM_BINS = 10
@@ -49,13 +54,6 @@ def different_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
     return Pairs(*np.array(pairs, np.int64).reshape(-1, 3).T)
 
 
-def mean_over_prompts(values_M: ArrayLike, prompt_M: ArrayLike, bootstrap: Bootstrap) -> Estimate:
-    """Return the mean with an interval over prompts; one prompt alone shows no spread, has none."""
-    mean = clustered_mean(values_M, prompt_M, bootstrap)
-    several = np.unique(np.asarray(prompt_M)).size > 1
-    return mean if several else mean._replace(low=None, high=None)
-
-
 def accuracy(
     difference_M: np.ndarray, preference_M: np.ndarray, prompt_M: np.ndarray, bootstrap: Bootstrap
 ) -> Estimate:
@@ -68,7 +66,11 @@ def accuracy(
     if not decided.any():
         return UNDECIDED
     signs = np.sign(difference_M[decided]) * np.sign(preference_M[decided] - 0.5)
-    return mean_over_prompts(0.5 * (1 + signs), prompt_M[decided], bootstrap)
+    hits = 0.5 * (1 + signs)
+    # Where all agree there is nothing to resample, and yet no certainty: `share` knows.
+    unanimous = hits.min() == hits.max() != 0.5
+    average = share if unanimous else clustered_mean
+    return average(hits, prompt_M[decided], bootstrap)
 
 
 def calibration_error(difference_M: np.ndarray, preference_M: np.ndarray) -> Estimate:

@@ -34,3 +34,12 @@ def test_a_calibrated_model_has_a_small_error():
     preference_M = (rng.random(20_000) < 1 / (1 + np.exp(-difference_M))).astype(float)
     assert reward_model.calibration_error(difference_M, preference_M).value < 0.02
     assert reward_model.calibration_error(4 * difference_M, preference_M).value > 0.1
+
+
+def test_few_prompts_that_all_agree_are_no_certainty():
+    """Three hits of three: Wilson's interval reaches down to 0.44, a resampled one has no width."""
+    measured = reward_model.accuracy(
+        np.ones(6), np.ones(6), np.repeat(np.arange(3), 2), Bootstrap(50, 0)
+    )
+    assert measured.value == 1.0
+    assert measured.low == pytest.approx(0.4385, abs=1e-4)

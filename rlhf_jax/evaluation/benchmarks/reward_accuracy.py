@@ -31,7 +31,7 @@ from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation import reward_model
 from rlhf_jax.evaluation.benchmarks.benchmark import Benchmark, Measured, Metric
 from rlhf_jax.evaluation.benchmarks.questions import measure_groups
-from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, without_interval
+from rlhf_jax.evaluation.estimates import Bootstrap, Estimate, clustered_mean, without_interval
 from rlhf_jax.evaluation.likelihood import Continuation, scores
 from rlhf_jax.evaluation.table import Data, Row
 from rlhf_jax.evaluation.win_rate import score_preferences
@@ -205,9 +205,9 @@ class RewardAccuracy(Benchmark):
             "undecided comparisons left out of best of K": undecided,
             "different prompts": without_interval(np.unique(pairs.prompt_M).size, num_pairs),
         }
-        mean = partial(reward_model.mean_over_prompts, prompt_M=pairs.prompt_M, bootstrap=bootstrap)
+        mean = partial(clustered_mean, clusters_N=pairs.prompt_M, bootstrap=bootstrap)
         if hits:
-            estimates["best of K"] = reward_model.mean_over_prompts(hits, prompts, bootstrap)
+            estimates["best of K"] = clustered_mean(hits, prompts, bootstrap)
         if num_pairs:
             difference_M, label_M = pairs.difference_M, pairs.preference_M
             brier_M = np.square(special.expit(difference_M) - label_M)
