@@ -799,3 +799,11 @@ def test_transcripts_that_repeat_their_prompt_are_not_said_to_be_read_twice():
     record, remark, _ = forms.read_row(Comparison, row)
     assert record.responses == ("Honey.", "Jam.")
     assert remark == ""
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "p", "prompt": "q"}', '{"prompt": "p", "metadata": {"a": 1, "a": 2}}']
+)
+def test_a_field_that_stands_twice_in_an_object_is_an_error(tmp_path, line):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: json: field '(prompt|a)' twice"):
+        _read_one(tmp_path, Prompt, line)
