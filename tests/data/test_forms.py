@@ -807,3 +807,16 @@ def test_transcripts_that_repeat_their_prompt_are_not_said_to_be_read_twice():
 def test_a_field_that_stands_twice_in_an_object_is_an_error(tmp_path, line):
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: json: field '(prompt|a)' twice"):
         _read_one(tmp_path, Prompt, line)
+
+
+def test_rows_that_share_a_system_turn_are_held_out_by_their_questions(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"system": "be brief", "prompt": f"q{k}", "completion": "a"} for k in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = f"jsonl:{path}?by=prompt&train=train[:50%]&validation=train[50%:]"
+    sizes = [
+        len(load(source, Demonstration, split=split, data_dir=""))
+        for split in ("train", "validation")
+    ]
+    assert sum(sizes) == 50
+    assert min(sizes) > 10
