@@ -104,7 +104,10 @@ def read_row(record_type: type[R], row: Any, *, kept: Sequence[str] = ()) -> Rea
     if record_type is Prompt:  # a reward may ask for anything but the replies
         used = (used | {*_REPLIES, *_CONVERSATIONS}) - {"answer", "label"}
         kept = [name for name in present if name not in used]
-    metadata |= {name: _as_text(name, present[name]) for name in kept if name in present}
+    for name in (name for name in kept if name in present):
+        value = _as_text(name, present[name])
+        if metadata.setdefault(name, value) != value:
+            raise _two_readings(name, f"metadata.{name}", ())
     readings = [_as_record(record_type, form.read(dict(row)), metadata) for form in forms]
     for form, (record, _) in zip(forms[1:], readings[1:], strict=True):
         if record != readings[0][0]:
@@ -255,10 +258,10 @@ def _read_metadata(value: Any) -> dict[str, str]:
 
 
 def _as_text(name: str, value: Any) -> str:
-    """Return text as it is, and all else as JSON."""
-    if not isinstance(value, str):
+    """Return text, dates and decimals as text, and what JSON has as JSON."""
+    if isinstance(value, list | tuple | dict | bool | int | float):
         value = json.dumps(value, ensure_ascii=False, default=str)
-    return read_string(name, value)
+    return read_string(name, str(value))
 
 
 def _unread_fields(row: Row, used: Iterable[str]) -> list[str]:
@@ -379,7 +382,9 @@ def _read_transcript(row: Row) -> Exchange:
 
 
 def _read_answer(row: Row) -> Exchange:
-    return _one_reply(row, text(row, "answer"))
+    value = row["answer"]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return _one_reply(row, _as_text("answer", value) if is_number else text(row, "answer"))
 
 
 def _read_output(row: Row) -> Exchange:
@@ -443,7 +448,7 @@ def _read_pair(row: Row) -> Exchange:
         raise Drop("whose sides differ before the last turn")
     messages = chosen[:-1] if before is not None else _behind_system(row, chosen[:-1])
     exchange = _as_ranking(messages, [chosen[-1].content, rejected[-1].content], [1, 2])
-    return replace(exchange, remark=_repeated_prompt(row, list(values.values())))
+    return replace(exchange, remark=_repeated_prompt(row, exchange.responses))
 
 
 def _is_transcript(row: Row) -> bool:

@@ -278,7 +278,7 @@ def _decode(data: bytes, where: str) -> str:
 
 def _parse_json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=partial(_to_object, where))
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if error.lineno > 1 else ""
         problem = f"{error.msg} at column {error.colno}"
@@ -286,9 +286,25 @@ def _parse_json(text: str, where: str) -> Any:
     except RecursionError:
         problem = "lists or objects nested too deeply"
         raise ValueError(f"{where}: json: {problem}, expected a JSON object") from None
+    except _RepeatedNameError:
+        raise
     except ValueError:  # of int(), which refuses numbers that take long
         problem = "a number of more than 4300 digits"
         raise ValueError(f"{where}: json: {problem}, expected a JSON object") from None
+
+
+class _RepeatedNameError(ValueError):
+    """Say that an object has a name twice."""
+
+
+def _to_object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; Python alone would keep the last of two values of one name."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise _RepeatedNameError(f"{where}: json: field {repeated!r} twice, expected once")
+    return result
 
 
 # TensorFlow Datasets.

@@ -92,7 +92,8 @@ def group_position(group: str, *, seed: int) -> float:
 def group_of(record: Record, by: str) -> str:
     """Return the name of a record's group: its `text`, its first `prompt`, or a metadata field.
 
-    All turns of a conversation share their first message, so `prompt` keeps a conversation whole.
+    All turns of a conversation share the user's first message, so `prompt` keeps a conversation
+    whole. A system turn is no part of it: all rows of a file may share one.
 
     Raises:
         ValueError: if the record has no such field.
@@ -100,7 +101,9 @@ def group_of(record: Record, by: str) -> str:
     if isinstance(record, Document | LabelledText):
         fields = {"text": record.text}
     else:
-        fields = {"prompt": record.messages[0].content, **record.metadata}
+        messages = record.messages
+        first = messages[messages[0].role == "system"].content
+        fields = {"prompt": first, **record.metadata}
     if by not in fields:
         raise ValueError(f"by: {by!r}, expected one of {', '.join(fields)}")
     return fields[by]

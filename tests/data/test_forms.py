@@ -6,12 +6,15 @@ import io
 import json
 import sys
 import types
+from datetime import date
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 from tests_support import ROOT
 
+from rlhf_jax.data import forms
 from rlhf_jax.data.records import (
     Comparison,
     Demonstration,
@@ -761,3 +764,59 @@ def test_the_answers_of_the_example_reach_a_reward():
     assert answers == ["5", "8", "8", "9", "It is one more than 1.\n#### 2"]
     assert prompts[-1].metadata["level"] == "easy"
     assert prompts[3].messages[0].role == "system"
+
+
+# Found by reading odd files of other people.
+
+
+def _read_one(tmp_path, record_type, line):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(line + "\n", encoding="utf-8")
+    return load(f"jsonl:{path}", record_type, split="train", data_dir="")[0]
+
+
+def test_a_question_may_have_a_number_for_an_answer(tmp_path):
+    line = '{"question": "What is 4 + 4?", "answer": 8}'
+    assert _read_one(tmp_path, Prompt, line).metadata == {"answer": "8"}
+    assert _read_one(tmp_path, Demonstration, line).messages[-1].content == "8"
+
+
+def test_a_column_that_contradicts_the_metadata_is_an_error(tmp_path):
+    same = '{"prompt": "p", "answer": 5, "metadata": {"answer": "5"}}'
+    assert _read_one(tmp_path, Prompt, same).metadata == {"answer": "5"}
+    with pytest.raises(ValueError, match=r"answer and metadata\.answer are two readings"):
+        _read_one(tmp_path, Prompt, '{"prompt": "p", "answer": 5, "metadata": {"answer": "6"}}')
+
+
+def test_decimals_and_dates_of_tables_have_no_quotes():
+    row = {"prompt": "p", "answer": Decimal("3.10"), "when": date(2020, 1, 2)}
+    assert forms.read_row(Prompt, row).record.metadata == {"answer": "3.10", "when": "2020-01-02"}
+
+
+def test_transcripts_that_repeat_their_prompt_are_not_said_to_be_read_twice():
+    prompt = "\n\nHuman: what do bees make?\n\nAssistant:"
+    row = {"prompt": prompt, "chosen": prompt + " Honey.", "rejected": prompt + " Jam."}
+    record, remark, _ = forms.read_row(Comparison, row)
+    assert record.responses == ("Honey.", "Jam.")
+    assert remark == ""
+
+
+@pytest.mark.parametrize(
+    "line", ['{"prompt": "p", "prompt": "q"}', '{"prompt": "p", "metadata": {"a": 1, "a": 2}}']
+)
+def test_a_field_that_stands_twice_in_an_object_is_an_error(tmp_path, line):
+    with pytest.raises(ValueError, match=r"rows\.jsonl:1: json: field '(prompt|a)' twice"):
+        _read_one(tmp_path, Prompt, line)
+
+
+def test_rows_that_share_a_system_turn_are_held_out_by_their_questions(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"system": "be brief", "prompt": f"q{k}", "completion": "a"} for k in range(50)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    source = f"jsonl:{path}?by=prompt&train=train[:50%]&validation=train[50%:]"
+    sizes = [
+        len(load(source, Demonstration, split=split, data_dir=""))
+        for split in ("train", "validation")
+    ]
+    assert sum(sizes) == 50
+    assert min(sizes) > 10
