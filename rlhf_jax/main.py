@@ -11,8 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+
+from rlhf_jax import options
+
+if __name__ == "__main__":  # --help and slips in flags are answered before JAX is imported
+    options.read(sys.argv, str(__doc__))
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
@@ -75,18 +79,6 @@ JUDGES: dict[str, Callable[[str, JudgeSettings], Judge]] = {
 REWARDED = ("ppo", "policy_gradient")  # they maximise a sum of rewards
 MONITORED = ("sft", "ppo", "policy_gradient", "preference")  # what they train is a policy
 EVALUATIONS = ("evaluate", "benchmark")  # they run in one process and write evaluation.json
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file with get_config().", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
-_TRACK = flags.DEFINE_string(
-    "track",
-    ",".join(trackers.DEFAULT),
-    f"Whom to tell besides metrics.jsonl: {', '.join(trackers.TRACKERS)}, or '' for nobody.",
-)
-flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
-processes.define_flags()
 
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
@@ -168,56 +160,20 @@ def split_judge(name: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
+    """Do what the command line, which `options.read` has read, asks for."""
     logging.set_verbosity(logging.ERROR)  # TFDS warns about every folder that it is about to make
     retain_memory()
     enable_persistent_cache()
     try:
-        names = trackers.read_trackers(_TRACK.value)
+        names = trackers.read_trackers(options.TRACK.value)
         with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
-            run(_CONFIG.value, str(_WORKDIR.value))
+            run(options.CONFIG.value, str(options.WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if flags.FLAGS["traceback"].value:
+        if options.TRACEBACK.value:
             raise
         sys.exit(f"error: {error}")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; a mistake in it, or in the config file, is one line.
-
-    absl and ml_collections show the traceback of a config file that fails or is not there, and of a
-    field that does not exist; here that takes --traceback, as everywhere.
-    """
-    try:
-        rest = list(flags.FLAGS(argv))
-        if _CONFIG.present:
-            _CONFIG.value.get("stage")  # of a file that could not be read, the value is an error
-        return rest
-    except Exception as error:  # a config file may raise anything
-        if "--traceback" in argv:
-            raise
-        sys.exit(f"error: {describe_flag_error(error)}")
-
-
-def describe_flag_error(error: Exception) -> str:
-    """Return what a user has to know of an error while flags and config are read, in one line."""
-    cause: Any = error
-    while isinstance(cause, KeyError | AttributeError) and cause.args:
-        cause = cause.args[0]  # ml_collections wraps one in the other
-    lines = [line.strip() for line in str(cause).strip().splitlines()]
-    if isinstance(error, KeyError | AttributeError):
-        return f"config: no such field: {'; '.join(lines)}"
-    if isinstance(error, OSError):
-        return f"config: {lines[-1]}"  # the first ones say in which ways it was looked for
-    if "Traceback" in str(cause):
-        return re.sub(r"^ValueError: ", "", lines[-1])
-    if isinstance(error, flags.Error | ValueError):
-        return "; ".join(lines)
-    return f"config: {type(error).__name__}: {'; '.join(lines)}"
-
-
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_main, flags_parser=parse_flags)
+    main()

@@ -11,6 +11,8 @@ from rlhf_jax import main
 ROOT = Path(rlhf_jax.__file__).parent
 LAYERS = {
     "config": 0,
+    "shipped": 0,
+    "options": 1,
     "maths": 0,
     "models": 1,
     "data": 1,
@@ -21,6 +23,7 @@ LAYERS = {
     "menagerie": 5,
     "apps": 6,
     "main": 6,
+    "command": 6,
 }
 # Packages of one layer that may look at each other, in this direction: a stage measures with
 # evaluation; a GGUF file holds a model and its tokenizer.
