@@ -6,10 +6,11 @@ Nothing is imported before it is needed: `rlhf-jax --help` answers at once.
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rlhf_jax import __version__, shipped
+from rlhf_jax.apps.arguments import read_chat, read_export, read_report
 
 
 class Command(NamedTuple):
@@ -17,17 +18,20 @@ class Command(NamedTuple):
 
     module: str
     help: str
+    read: Callable[[Sequence[str]], object] | None = None  # its arguments, before it is imported
     needs_stage: str = ""  # the stage that the config must name, "" for any
 
 
 TRAIN = "rlhf_jax.main"
 COMMANDS: dict[str, Command] = {
     "train": Command(TRAIN, "run a stage, or a pipeline of stages, from a config"),
-    "label": Command(TRAIN, "rank answers: a config of the stage label", "label"),
-    "evaluate": Command(TRAIN, "measure models: a config of the stage evaluate", "evaluate"),
-    "chat": Command("rlhf_jax.apps.chat", "talk to a checkpoint in the terminal"),
-    "report": Command("rlhf_jax.apps.report", "write an HTML page about a run"),
-    "export": Command("rlhf_jax.apps.export", "write a checkpoint for transformers"),
+    "label": Command(TRAIN, "rank answers: a config of the stage label", needs_stage="label"),
+    "evaluate": Command(
+        TRAIN, "measure models: a config of the stage evaluate", needs_stage="evaluate"
+    ),
+    "chat": Command("rlhf_jax.apps.chat", "talk to a checkpoint in the terminal", read_chat),
+    "report": Command("rlhf_jax.apps.report", "write an HTML page about a run", read_report),
+    "export": Command("rlhf_jax.apps.export", "write a checkpoint for transformers", read_export),
     "lm_eval": Command("rlhf_jax.apps.lm_eval", "run lm-evaluation-harness on a checkpoint"),
     "plan": Command("experiments.scale.plan", "reckon memory and time of a run on many devices"),
 }
@@ -78,8 +82,14 @@ def run(name: str, arguments: Sequence[str]) -> int:
                 f"one is of {stage}: rlhf-jax train runs any"
             )
         return int(importlib.import_module(TRAIN).main() or 0)
+    if command.read is not None:
+        command.read(arguments)
     module = importlib.import_module(command.module)
-    return int(module.main(shipped.locate_in(arguments)) or 0)
+    from rlhf_jax.training import processes
+
+    processes.retain_memory()
+    processes.enable_persistent_cache()
+    return int(module.main(shipped.find_configs(arguments)) or 0)
 
 
 if __name__ == "__main__":

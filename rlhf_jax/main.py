@@ -6,7 +6,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ if __name__ == "__main__":  # --help and slips in flags are answered before JAX 
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.describe import describe_config, format_fields
 from rlhf_jax.evaluation import rules
 from rlhf_jax.evaluation.classifier_judge import ClassifierJudge
 from rlhf_jax.evaluation.judges import (
@@ -120,8 +121,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Run named stages in order, each in a folder of `workdir`, and skip complete ones."""
-    for config in stages.values():  # a mistake in the last stage is said before the first one runs
-        build_settings(config)
+    for name, config in stages.items():  # a mistake in the last is said before the first one runs
+        build_settings(config, f"config.stages.{name}")
     for name, config in stages.items():
         folder = Path(workdir) / name
         if is_complete(folder):
@@ -130,15 +131,32 @@ def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
             run(config, str(folder))
 
 
-def build_settings(config: Mapping[str, Any]) -> Any:
+def build_settings(config: Mapping[str, Any], path: str = "config") -> Any:
     """Return the `Config` of the stage that a config names; ValueError if it does not fit."""
     if config["stage"] not in STAGES:
         known = ", ".join([*STAGES, "pipeline"])
-        raise ValueError(f"config.stage: {config['stage']!r} is not one of {known}")
-    settings = build(STAGES[config["stage"]].Config, config)
+        raise ValueError(f"{path}.stage: {config['stage']!r} is not one of {known}")
+    settings = build(STAGES[config["stage"]].Config, config, path)
     for name in judge_names(settings.rewards).values() if config["stage"] in REWARDED else ():
         split_judge(name)
     return settings
+
+
+def plan_stages(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the configs of the stages that a config names, by their paths in it."""
+    if config["stage"] != "pipeline":
+        return {"config": config}
+    return {f"config.stages.{name}": stage for name, stage in plan_pipeline(config).items()}
+
+
+def describe(config: Mapping[str, Any], given: Set[str]) -> str:
+    """Return what every field of a config is; `given` has the paths that flags set."""
+    texts = []
+    for path, stage in plan_stages(config).items():
+        build_settings(stage, path)
+        fields = describe_config(STAGES[stage["stage"]].Config, stage, given, path)
+        texts.append(format_fields(fields))
+    return "\n\n".join(texts)
 
 
 def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int = 0) -> Judge:
@@ -166,6 +184,9 @@ def main() -> None:
     retain_memory()
     enable_persistent_cache()
     try:
+        if options.DESCRIBE.value:
+            print(describe(options.CONFIG.value, options.given_fields()))
+            return
         names = trackers.read_trackers(options.TRACK.value)
         with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
             run(options.CONFIG.value, str(options.WORKDIR.value))

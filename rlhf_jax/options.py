@@ -47,7 +47,7 @@ def read(argv: Sequence[str], about: str) -> None:
         print(f"{about.strip()}\n\n{flags.FLAGS.module_help(sys.modules[__name__])}")
         raise SystemExit(0)
     # ml_collections reads the overrides of fields from here.
-    sys.argv = [argv[0], *shipped.locate_in(argv[1:])]
+    sys.argv = [argv[0], *shipped.find_configs(argv[1:])]
     shipped.register()
     try:
         rest = flags.FLAGS(sys.argv)
@@ -62,6 +62,12 @@ def read(argv: Sequence[str], about: str) -> None:
         if "--traceback" in argv:
             raise
         sys.exit(f"error: {describe_flag_error(error)}")
+
+
+def given_fields() -> set[str]:
+    """Return the paths of the fields that flags set, as config.ppo.kl_coef."""
+    overrides = config_flags.get_override_values(flags.FLAGS["config"])
+    return {f"config.{name}" for name in overrides}
 
 
 def check_workdir(workdir: str | None) -> None:

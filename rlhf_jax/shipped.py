@@ -36,7 +36,7 @@ def register() -> None:
     spec.loader.exec_module(module)
 
 
-def locate(config: str) -> str:
+def find_config(config: str) -> str:
     """Return a config's path as it can be opened from here; what stands behind a colon stays.
 
     A path is taken as it is where there is such a file, else one that begins with experiments/ is
@@ -50,13 +50,13 @@ def locate(config: str) -> str:
     return f"{ours}{colon}{argument}" if ours.exists() else config
 
 
-def locate_in(arguments: Sequence[str]) -> list[str]:
+def find_configs(arguments: Sequence[str]) -> list[str]:
     """Return a command line whose --config can be opened from here."""
     located = list(arguments)
     for i, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
         if flag in ("--config", "-config") and equals:
-            located[i] = f"{flag}={locate(value)}"
+            located[i] = f"{flag}={find_config(value)}"
         elif argument in ("--config", "-config") and i + 1 < len(located):
-            located[i + 1] = locate(arguments[i + 1])
+            located[i + 1] = find_config(arguments[i + 1])
     return located

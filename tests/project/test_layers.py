@@ -13,6 +13,7 @@ LAYERS = {
     "config": 0,
     "shipped": 0,
     "options": 1,
+    "describe": 1,
     "maths": 0,
     "models": 1,
     "data": 1,
