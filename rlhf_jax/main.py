@@ -21,6 +21,7 @@ if __name__ == "__main__":  # --help and slips in flags are answered before JAX 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
 from rlhf_jax.describe import describe_config, format_fields
+from rlhf_jax.dry_run import describe_run
 from rlhf_jax.evaluation import rules
 from rlhf_jax.evaluation.classifier_judge import ClassifierJudge
 from rlhf_jax.evaluation.judges import (
@@ -159,6 +160,14 @@ def describe(config: Mapping[str, Any], given: Set[str]) -> str:
     return "\n\n".join(texts)
 
 
+def dry_run(config: Mapping[str, Any], workdir: str) -> None:
+    """Build and check all stages, print what they would do, and do nothing."""
+    built = {path: build_settings(stage, path) for path, stage in plan_stages(config).items()}
+    stages = {path.removeprefix("config").removeprefix(".stages."): c for path, c in built.items()}
+    for line in describe_run(stages, Path(workdir)):
+        print(line, flush=True)
+
+
 def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int = 0) -> Judge:
     """Return the judge that a config names; ValueError for an unknown kind."""
     kind, argument = split_judge(name)
@@ -189,7 +198,8 @@ def main() -> None:
             return
         names = trackers.read_trackers(options.TRACK.value)
         with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
-            run(options.CONFIG.value, str(options.WORKDIR.value))
+            start = dry_run if options.DRY_RUN.value else run
+            start(options.CONFIG.value, str(options.WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if options.TRACEBACK.value:
             raise

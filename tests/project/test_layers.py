@@ -22,9 +22,10 @@ LAYERS = {
     "evaluation": 4,
     "stages": 4,
     "menagerie": 5,
+    "dry_run": 5,
     "apps": 6,
     "main": 6,
-    "command": 6,
+    "command": 7,
 }
 # Packages of one layer that may look at each other, in this direction: a stage measures with
 # evaluation; a GGUF file holds a model and its tokenizer.
