@@ -9,7 +9,8 @@ from setuptools.command.build_py import build_py
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6"]
 
 # What `rlhf-jax train --config=experiments/...` finds where there is no checkout: the configs, and
-# what they import. Ablations, the control ones and notebooks need a checkout.
+# what they import. Ablations, control tasks and the figure of all seeds need a checkout.
+LEFT_OUT = ["results.py"]
 SHIPPED = ["menagerie", "public", "scale", "yours"]
 
 
@@ -25,7 +26,8 @@ class BuildWithExperiments(build_py):
         for name in ["__init__.py", *SHIPPED]:
             source = Path("experiments") / name
             files = sorted(source.rglob("*")) if source.is_dir() else [source]
-            for file in (f for f in files if f.suffix in (".py", ".jsonl", ".txt", ".md")):
+            kinds = (".py", ".jsonl", ".txt", ".md")
+            for file in (f for f in files if f.suffix in kinds and f.name not in LEFT_OUT):
                 place = target / file.relative_to("experiments")
                 place.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, place)
