@@ -1,10 +1,37 @@
 """Install rlhf_jax: lower bounds here, exact versions in requirements.lock."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 TEST = ["pytest>=8", "pytest-xdist>=3.6", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6"]
+
+# What `rlhf-jax train --config=experiments/...` finds where there is no checkout: the configs, and
+# what they import. Ablations, control tasks and the figure of all seeds need a checkout.
+LEFT_OUT = ["results.py"]
+SHIPPED = ["menagerie", "public", "scale", "yours"]
+
+
+class BuildWithExperiments(build_py):
+    """Put the experiment files into the wheel, inside the package (rlhf_jax/shipped.py)."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the checkout is there
+            return
+        target = Path(self.build_lib) / "rlhf_jax" / "experiments"
+        shutil.rmtree(target, ignore_errors=True)
+        for name in ["__init__.py", *SHIPPED]:
+            source = Path("experiments") / name
+            files = sorted(source.rglob("*")) if source.is_dir() else [source]
+            kinds = (".py", ".jsonl", ".txt", ".md")
+            for file in (f for f in files if f.suffix in kinds and f.name not in LEFT_OUT):
+                place = target / file.relative_to("experiments")
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, place)
+
 
 setup(
     name="rlhf_jax",
@@ -18,6 +45,8 @@ setup(
     package_data={
         "rlhf_jax": ["VERSION", "py.typed", "apps/report.html.jinja", "apps/report.mplstyle"]
     },
+    cmdclass={"build_py": BuildWithExperiments},
+    entry_points={"console_scripts": ["rlhf-jax = rlhf_jax.command:main"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -17,13 +17,33 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+# The least value that a field of this name makes sense with, in whatever stage it stands.
+LEAST: dict[str, int] = {
+    "seed": 0,
+    "num_steps": 1,
+    "total_episodes": 1,
+    "batch_size": 1,
+    "num_micro_batches": 1,
+    "num_mini_batches": 1,
+    "max_length": 1,
+    "row_length": 1,
+    "prompt_length": 1,
+    "response_length": 1,
+    "context_length": 1,
+    "eval_every": 1,
+    "eval_batches": 1,
+    "log_every": 1,
+    "save_every": 1,
+    "keep": 1,
+}
+
 
 def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     """Make the frozen dataclass `cls` out of a mapping with exactly its fields.
 
     Raises:
         ValueError: a key is unknown (names the nearest field), is missing, or has a value of the
-            wrong type.
+            wrong type, or one below `LEAST`.
     """
     hints = typing.get_type_hints(cls)
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
@@ -33,7 +53,14 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     missing = [name for name in names if name not in tree]
     if missing:
         raise ValueError(f"{path}: missing {', '.join(missing)}; set them in the experiment file")
-    return cls(**{name: _convert(hints[name], tree[name], f"{path}.{name}") for name in names})
+    values = {name: _convert(hints[name], tree[name], f"{path}.{name}") for name in names}
+    for name in LEAST.keys() & values.keys():
+        if isinstance(values[name], int) and values[name] < LEAST[name]:
+            raise ValueError(
+                f"{path}.{name}={values[name]}: must be at least {LEAST[name]}; set "
+                f"--{path}.{name}={LEAST[name]} or more"
+            )
+    return cls(**values)
 
 
 def _nearest(key: str, names: list[str]) -> str:
@@ -58,9 +85,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if origin in (typing.Union, types.UnionType):
-        present = next(arg for arg in args if arg is not type(None))
-        return None if value is None else _convert(present, value, path)
+        return None if value is None else _convert(present_type(hint), value, path)
     return _scalar(hint, value, path)
+
+
+def present_type(hint: Any) -> Any:
+    """Return the type of a field's value where it is there: X for X | None."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint
 
 
 def _mapping(value: Any, path: str) -> Mapping[str, Any]:

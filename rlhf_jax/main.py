@@ -6,16 +6,22 @@
 
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+
+from rlhf_jax import options
+
+if __name__ == "__main__":  # --help and slips in flags are answered before JAX is imported
+    options.read(sys.argv, str(__doc__))
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.describe import describe_config, format_fields
+from rlhf_jax.dry_run import describe_run
 from rlhf_jax.evaluation import rules
 from rlhf_jax.evaluation.classifier_judge import ClassifierJudge
 from rlhf_jax.evaluation.judges import (
@@ -76,18 +82,6 @@ REWARDED = ("ppo", "policy_gradient")  # they maximise a sum of rewards
 MONITORED = ("sft", "ppo", "policy_gradient", "preference")  # what they train is a policy
 EVALUATIONS = ("evaluate", "benchmark")  # they run in one process and write evaluation.json
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Experiment file with get_config().", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of this run; the same folder continues it.")
-_TRACK = flags.DEFINE_string(
-    "track",
-    ",".join(trackers.DEFAULT),
-    f"Whom to tell besides metrics.jsonl: {', '.join(trackers.TRACKERS)}, or '' for nobody.",
-)
-flags.DEFINE_bool("traceback", False, "Show the Python traceback of an error.")
-processes.define_flags()
-
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
     """Run the stage, or the pipeline, that `config.stage` names in `workdir`."""
@@ -128,8 +122,8 @@ def run(config: Mapping[str, Any], workdir: str) -> None:
 
 def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
     """Run named stages in order, each in a folder of `workdir`, and skip complete ones."""
-    for config in stages.values():  # a mistake in the last stage is said before the first one runs
-        build_settings(config)
+    for name, config in stages.items():  # a mistake in the last is said before the first one runs
+        build_settings(config, f"config.stages.{name}")
     for name, config in stages.items():
         folder = Path(workdir) / name
         if is_complete(folder):
@@ -138,15 +132,40 @@ def run_pipeline(stages: Mapping[str, Mapping[str, Any]], workdir: str) -> None:
             run(config, str(folder))
 
 
-def build_settings(config: Mapping[str, Any]) -> Any:
+def build_settings(config: Mapping[str, Any], path: str = "config") -> Any:
     """Return the `Config` of the stage that a config names; ValueError if it does not fit."""
     if config["stage"] not in STAGES:
         known = ", ".join([*STAGES, "pipeline"])
-        raise ValueError(f"config.stage: {config['stage']!r} is not one of {known}")
-    settings = build(STAGES[config["stage"]].Config, config)
+        raise ValueError(f"{path}.stage: {config['stage']!r} is not one of {known}")
+    settings = build(STAGES[config["stage"]].Config, config, path)
     for name in judge_names(settings.rewards).values() if config["stage"] in REWARDED else ():
         split_judge(name)
     return settings
+
+
+def plan_stages(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the configs of the stages that a config names, by their paths in it."""
+    if config["stage"] != "pipeline":
+        return {"config": config}
+    return {f"config.stages.{name}": stage for name, stage in plan_pipeline(config).items()}
+
+
+def describe(config: Mapping[str, Any], given: Set[str]) -> str:
+    """Return what every field of a config is; `given` has the paths that flags set."""
+    texts = []
+    for path, stage in plan_stages(config).items():
+        build_settings(stage, path)
+        fields = describe_config(STAGES[stage["stage"]].Config, stage, given, path)
+        texts.append(format_fields(fields))
+    return "\n\n".join(texts)
+
+
+def dry_run(config: Mapping[str, Any], workdir: str) -> None:
+    """Build and check all stages, print what they would do, and do nothing."""
+    built = {path: build_settings(stage, path) for path, stage in plan_stages(config).items()}
+    stages = {path.removeprefix("config").removeprefix(".stages."): c for path, c in built.items()}
+    for line in describe_run(stages, Path(workdir)):
+        print(line, flush=True)
 
 
 def make_judge(name: str, workdir: Path, labelers_per_prompt: int = 1, seed: int = 0) -> Judge:
@@ -168,56 +187,24 @@ def split_judge(name: str) -> tuple[str, str]:
     return parts[1], parts[2]
 
 
-def _main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+def main() -> None:
+    """Do what the command line, which `options.read` has read, asks for."""
     logging.set_verbosity(logging.ERROR)  # TFDS warns about every folder that it is about to make
     retain_memory()
     enable_persistent_cache()
     try:
-        names = trackers.read_trackers(_TRACK.value)
+        if options.DESCRIBE.value:
+            print(describe(options.CONFIG.value, options.given_fields()))
+            return
+        names = trackers.read_trackers(options.TRACK.value)
         with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
-            run(_CONFIG.value, str(_WORKDIR.value))
+            start = dry_run if options.DRY_RUN.value else run
+            start(options.CONFIG.value, str(options.WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
-        if flags.FLAGS["traceback"].value:
+        if options.TRACEBACK.value:
             raise
         sys.exit(f"error: {error}")
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse the command line; a mistake in it, or in the config file, is one line.
-
-    absl and ml_collections show the traceback of a config file that fails or is not there, and of a
-    field that does not exist; here that takes --traceback, as everywhere.
-    """
-    try:
-        rest = list(flags.FLAGS(argv))
-        if _CONFIG.present:
-            _CONFIG.value.get("stage")  # of a file that could not be read, the value is an error
-        return rest
-    except Exception as error:  # a config file may raise anything
-        if "--traceback" in argv:
-            raise
-        sys.exit(f"error: {describe_flag_error(error)}")
-
-
-def describe_flag_error(error: Exception) -> str:
-    """Return what a user has to know of an error while flags and config are read, in one line."""
-    cause: Any = error
-    while isinstance(cause, KeyError | AttributeError) and cause.args:
-        cause = cause.args[0]  # ml_collections wraps one in the other
-    lines = [line.strip() for line in str(cause).strip().splitlines()]
-    if isinstance(error, KeyError | AttributeError):
-        return f"config: no such field: {'; '.join(lines)}"
-    if isinstance(error, OSError):
-        return f"config: {lines[-1]}"  # the first ones say in which ways it was looked for
-    if "Traceback" in str(cause):
-        return re.sub(r"^ValueError: ", "", lines[-1])
-    if isinstance(error, flags.Error | ValueError):
-        return "; ".join(lines)
-    return f"config: {type(error).__name__}: {'; '.join(lines)}"
-
-
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(_main, flags_parser=parse_flags)
+    main()

@@ -74,3 +74,25 @@ def test_divisibility_names_both_numbers_and_the_remedy():
 def test_differences_name_the_fields():
     old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 5, "e": 3}}
     assert differences(old, new) == ["b.c: 2 -> 5", "b.d: 3 -> '(absent)'", "b.e: '(absent)' -> 3"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    seed: int
+    keep: int
+    batch_size: int | None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": -1}, "config.x.seed=-1: must be at least 0; set --config.x.seed=0 or more"),
+        ({"keep": 0}, "config.x.keep=0: must be at least 1; set --config.x.keep=1 or more"),
+        ({"batch_size": 0}, "config.x.batch_size=0: must be at least 1; set"),
+    ],
+)
+def test_a_number_below_the_least_is_refused_by_name(change, message):
+    good = {"seed": 0, "keep": 1, "batch_size": None}
+    assert build(Counted, good, "config.x") == Counted(0, 1, None)
+    with pytest.raises(ValueError, match=message):
+        build(Counted, {**good, **change}, "config.x")

@@ -4,7 +4,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from rlhf_jax.main import describe_flag_error
+from rlhf_jax.options import describe_flag_error
 
 PPO = "experiments/menagerie/ppo.py"
 

@@ -19,7 +19,7 @@ those inside.
 
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -269,7 +269,8 @@ def plan_run(raw: Mapping[str, Any], mesh: Mesh, chip: Chip, *, fill: float) -> 
     require(not advice, advice)
 
 
-def _main(argv: list[str]) -> None:
+def _plan(argv: list[str]) -> None:
+    del argv
     logging.set_verbosity(logging.ERROR)
     arguments = flags.FLAGS
     try:
@@ -284,7 +285,9 @@ def _main(argv: list[str]) -> None:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Plan the run that the command line names."""
+    sys.argv = [sys.argv[0], *(sys.argv[1:] if argv is None else argv)]
     config_flags.DEFINE_config_file(
         "config", None, "Experiment file with get_config().", lock_config=True
     )
@@ -292,4 +295,8 @@ if __name__ == "__main__":
     flags.DEFINE_enum("chip", "h200", list(CHIPS), "Whose rates and memory to count with.")
     flags.DEFINE_float("fill", 1.0, "Mean length of an example, as a part of the longest.")
     flags.mark_flags_as_required(["config"])
-    app.run(_main)
+    app.run(_plan)
+
+
+if __name__ == "__main__":
+    main()

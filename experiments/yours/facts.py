@@ -1,6 +1,6 @@
 """Say what a run of yours is about; settings follow from the model's size.
 
-Edit the four names below, or write them behind a config's path:
+Edit the four names below EXAMPLES, or write them behind a config's path:
 
     --config='experiments/yours/pipeline.py:model=hf:models/smollm2 comparisons=jsonl:mine.jsonl'
 
@@ -10,14 +10,16 @@ measure by, which every stage leaves alone.
 
 import shlex
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 from rlhf_jax.training.pretrained import count_params
 
+EXAMPLES = Path(__file__).with_name("examples")
 MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"  # or hf:FOLDER, hf:FILE.gguf, a run's folder
 DEMONSTRATIONS = ""  # "": no fine-tuning, the model is good enough to start from
-COMPARISONS = "jsonl:experiments/yours/examples/comparisons.jsonl"
-PROMPTS = "lines:experiments/yours/examples/prompts.txt"  # what PPO answers
+COMPARISONS = f"jsonl:{EXAMPLES}/comparisons.jsonl"
+PROMPTS = f"lines:{EXAMPLES}/prompts.txt"  # what PPO answers
 
 _TENTHS = "by=prompt&train=train[:90%]&validation=train[90%:]&test=train[90%:]"
 

@@ -20,6 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from rlhf_jax.apps.arguments import read_chat
+
+if __name__ == "__main__":
+    read_chat(sys.argv[1:])  # --help and slips are answered before JAX is imported
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -362,27 +367,6 @@ def typed_lines(read: Callable[[str], str], err: TextIO) -> Iterator[str]:
             print("\n[/quit or Ctrl-D leaves]", file=err)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.chat",
-        description="Talk to a checkpoint in the terminal.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    workdirs = "a run's workdir (its newest checkpoint) or WORKDIR/checkpoints/STEP"
-    longest = "longest reply in tokens (default: half of the context, at most 256)"
-    add("--checkpoint", required=True, help=workdirs)
-    add("--reward", help="a reward model's run: prints its score of each reply")
-    add("--prompt", help="ask this one question, print the reply and leave")
-    add("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
-    add("--top_k", type=int, default=0, help="0 is off (default)")
-    add("--top_p", type=float, default=1.0, help="1 is off (default)")
-    add("--max_new_tokens", type=int, help=longest)
-    add("--num_samples", type=int, default=1, help="replies per message (default 1)")
-    add("--seed", type=int, default=0, help="same seed, same replies (default 0)")
-    return parser.parse_args(argv)
-
-
 def _open_chat(arguments: argparse.Namespace) -> Chat:
     """Load the models, so that whatever is wrong is said before anyone types a line."""
     if arguments.num_samples < 1:
@@ -413,7 +397,7 @@ def _greeting(chat: Chat) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Chat, and return 2 if the arguments, the --prompt or a piped line could not be followed."""
-    arguments = _arguments(argv)
+    arguments = read_chat(argv)
     try:
         chat = _open_chat(arguments)
     except (ValueError, OSError) as error:

@@ -21,12 +21,16 @@ Beside the weights lie generation_config.json with every id that ends a response
 Hugging Face hub, by the login of `hf auth login`; a new repository is private.
 """
 
-import argparse
 import json
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from rlhf_jax.apps.arguments import read_export
+
+if __name__ == "__main__":
+    read_export(sys.argv[1:])  # --help and slips are answered before JAX is imported
 
 from rlhf_jax.apps.model_card import write_model_card
 from rlhf_jax.data.chat import render
@@ -152,20 +156,7 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Export a checkpoint, and return 2 if that cannot be done."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.export",
-        description="Write a checkpoint for transformers.",
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    shards = "split larger weights (default %(default)s)"
-    adapters = "write adapters alone, for a base of this name"
-    add("--checkpoint", required=True, help="a run's workdir, or WORKDIR/checkpoints/STEP")
-    add("--to", required=True, help="a new folder")
-    add("--max_shard_gigabytes", type=float, default=5.0, help=shards)
-    add("--adapters_of", metavar="NAME", default="", help=adapters)
-    add("--push_to", metavar="ORG/NAME", default="", help="upload the folder to the hub, too")
-    arguments = parser.parse_args(argv)
+    arguments = read_export(argv)
     checkpoint, folder, repository = arguments.checkpoint, arguments.to, arguments.push_to
     try:
         if repository and not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):

@@ -12,7 +12,6 @@ is shown. All text is escaped by the template. Left out on purpose: every other 
 runs side by side, and zooming: they are TensorBoard's.
 """
 
-import argparse
 import datetime
 import itertools
 import math
@@ -25,6 +24,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from rlhf_jax.apps.arguments import read_report
+
+if __name__ == "__main__":
+    read_report(sys.argv[1:])  # --help and slips are answered before JAX is imported
 
 import jinja2
 from markupsafe import Markup
@@ -452,12 +456,7 @@ def _fail(sentence: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page and print where it is; an error is one line on stderr and status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rlhf_jax.apps.report", description="Write an HTML page about a run."
-    )
-    parser.add_argument("run", type=Path, help="a stage's workdir, or a folder of several")
-    parser.add_argument("--output", type=Path, help="default: report.html in the run folder")
-    arguments = parser.parse_args(argv)
+    arguments = read_report(argv)
     run, output = arguments.run, arguments.output or arguments.run / "report.html"
     if not run.is_dir():
         kind = "a file" if run.exists() else "not there"

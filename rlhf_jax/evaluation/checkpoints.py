@@ -131,7 +131,8 @@ def write_results(
         console.print(Text(f"{name}: {control['description']}", style="dim"), soft_wrap=True)
     for warning in warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
-    more = f", with {len(rows) - len(shown)} rows of details more" if details else ""
+    num_more = len(rows) - len(shown)
+    more = f", with {num_more} rows of details more (rlhf-jax report {workdir})" if num_more else ""
     print(f"   wrote {workdir / 'evaluation.json'}{more}", flush=True)
 
 

@@ -557,6 +557,11 @@ class Suite:
         """
         del tokenizers, document_length
 
+    def details(self, groups: Collection[str], reference: str) -> list[str]:
+        """Return the groups of rows that the report shows and the terminal does not: here none."""
+        del groups, reference
+        return []
+
     def warnings(self, results: Results) -> list[str]:
         """Return sentences about what the table's means hide: here none."""
         del results

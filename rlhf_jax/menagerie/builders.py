@@ -16,8 +16,10 @@ TFDS knows the builders, and `data.readers` finds them, once this module has bee
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
+import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -139,7 +141,10 @@ class _Menagerie(tfds.core.GeneratorBasedBuilder):
     def download_and_prepare(self, **options: Any) -> None:
         """Generate the data without progress bars: a world takes seconds."""
         tfds.disable_progress_bar()
-        super().download_and_prepare(**options)
+        print(f"making {self.info.full_name} in {self.data_dir}", flush=True)
+        # TFDS would say that it downloads something of unknown size.
+        with contextlib.redirect_stdout(io.StringIO()):
+            super().download_and_prepare(**options)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
         return {split: self._generate_examples(split) for split in SPLITS}

@@ -5,7 +5,7 @@ manners, does some kind of prompt pay for it, at what price? The rows that every
 those of `evaluation.results`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -365,6 +365,18 @@ class ToySuite(Suite):
                 f"evaluation.document_length={document_length}"
             )
         return questions
+
+    def details(self, groups: Collection[str], reference: str) -> list[str]:
+        """Return what no screen has room for: all but wins, what is right, gold and the price."""
+        shown = (
+            f"Preferred to {reference}",
+            "Answers, by exact rules",
+            "Entirely right, by kind of prompt",
+            "Gold",
+            f"Gold minus {reference}, by component",
+            "Price",
+        )
+        return [group for group in groups if group not in shown]
 
     def warnings(self, results: Results) -> list[str]:
         """Return what gold's total hides, where gold was measured."""

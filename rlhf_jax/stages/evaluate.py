@@ -169,7 +169,9 @@ def run(config: Config, workdir: str, *, judges: Mapping[str, Judge], suite: Sui
     rows = [row for make in suite.rows.values() for row in make(results)]
     samples = side_by_side(results, config.evaluation.num_side_by_side)
     findings = Findings(rows, samples, results.controls, suite.warnings(results))
-    write_results(folder, checkpoints, findings, config)
+    groups = dict.fromkeys(row.group for row in rows)
+    details = suite.details(groups, reference)
+    write_results(folder, checkpoints, findings, config, details)
 
 
 # --- what takes part ------------------------------------------------------------------------------

@@ -112,8 +112,15 @@ def run(config: Config, workdir: str) -> None:
     optimizer = make_optimizer(config.optimizer, settings.num_steps)
     params = init_params(model, run_key(key, RunPurpose.MODEL))
     state = run.place(init_state(params, optimizer))
+    validation = _blocks(config, run, "validation")  # the smaller one first: it may be too small
+    most = max(validation.num_examples // settings.batch_size, 1)
+    require(
+        settings.eval_batches <= most,
+        f"pretrain.eval_batches={settings.eval_batches}: the validation split has "
+        f"{validation.num_examples} blocks, which are {most} batches of pretrain.batch_size="
+        f"{settings.batch_size}; set --config.pretrain.eval_batches={most} or less",
+    )
     batches = _blocks(config, run, "train")
-    validation = _blocks(config, run, "validation")
     epochs = settings.num_steps * batches.batch_size / batches.num_examples
     run.announce(
         config,

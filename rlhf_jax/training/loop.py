@@ -135,6 +135,7 @@ def run_loop(
         writer.truncate_after(start if start else -1)
         stop = stack.enter_context(_sigterm())
         progress = Progress(meta.stage, start, meta.num_steps, config.headline)
+        progress.begin()
         log = _Log(writer, progress, config.log_every)
         counter = CompileCounter()
         for step in range(start, meta.num_steps):

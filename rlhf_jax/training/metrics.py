@@ -14,6 +14,7 @@ those that `--track` names (training/trackers.py).
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -239,7 +240,9 @@ def to_number(value: Any) -> Number:
 class Progress:
     """Show one line: step, rate, time left, and the metrics of a `headline` that is not empty.
 
-    A terminal's line is rewritten in place; a file or a pipe gets a line every ten seconds at most.
+    A terminal's line is rewritten in place. A file or a pipe gets a line after ten seconds, later
+    whenever a tenth of the time so far has passed again, ten minutes at most. The rate and the time
+    left count from the first row on, because what comes before it is mostly compiling.
     """
 
     name: str
@@ -247,29 +250,44 @@ class Progress:
     num_steps: int
     headline: Sequence[str]
     stream: TextIO = field(default_factory=lambda: sys.stderr)
-    _began: float = field(init=False, default_factory=lambda: time.monotonic())
+    _began: float | None = field(init=False, default=None)  # when the first row came
     _printed: float = field(init=False, default=-math.inf)
+
+    def begin(self) -> None:
+        """Say that the first step compiles."""
+        if self.headline and is_main_process() and self.start < self.num_steps:
+            self._show(f"{self.name} {self.start}/{self.num_steps} compiling ...", last=False)
 
     def update(self, step: int, row: Mapping[str, Number]) -> None:
         """Show a row that was just written."""
         if not self.headline or not is_main_process():
             return
-        in_place = self.stream.isatty()
         now = time.monotonic()
-        last = step == self.num_steps
-        if not in_place and not last and now - self._printed < 10:
+        if self._began is None:
+            self._began, self.start = now, step
+        elapsed, last = now - self._began, step == self.num_steps
+        pause = min(max(10.0, elapsed / 10), 600.0)
+        if not self.stream.isatty() and not last and now - self._printed < pause:
             return
         self._printed = now
-        text = self.line(step, row, now - self._began)
-        self.stream.write(f"\r\x1b[K{text}" + ("\n" if last else "") if in_place else text + "\n")
+        self._show(self.line(step, row, elapsed), last=last)
+
+    def _show(self, text: str, *, last: bool) -> None:
+        if self.stream.isatty():
+            width = shutil.get_terminal_size().columns - 1  # what wraps cannot be rewritten
+            text = f"\r\x1b[K{text[:width]}" + ("\n" if last else "")
+        else:
+            text += "\n"
+        self.stream.write(text)
         self.stream.flush()
 
     def line(self, step: int, row: Mapping[str, Number], seconds: float) -> str:
         """Format `sft 120/500 24% 3.1 steps/s, 2:03 left, loss 0.531`; the rate includes pauses."""
-        rate = (step - self.start) / seconds if seconds > 0 else 0.0
+        done = step - self.start
+        rate = done / seconds if seconds > 0 else 0.0
         left = (self.num_steps - step) / rate if rate > 0 else math.inf
-        percent = 100 * step // self.num_steps
-        parts = [f"{self.name} {step}/{self.num_steps} {percent}% {rate:.3g} steps/s"]
+        text = f"{self.name} {step}/{self.num_steps} {100 * step // self.num_steps}%"
+        parts = [f"{text} {rate:.3g} steps/s" if rate > 0 else text]
         parts += [f"{clock(left)} left"] if 0 < left < math.inf else []
         parts += [f"{name} {row[name]:.4g}" for name in self.headline if name in row]
         return ", ".join(parts)

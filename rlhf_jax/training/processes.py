@@ -24,7 +24,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 # Where a launcher leaves the number of processes, of which this one is one.
 _SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -33,14 +32,6 @@ _MALLOC_SETTINGS = {-8: 1, -3: 1 << 30, -1: (1 << 31) - 1}
 
 
 # --- beginning and ending together ----------------------------------------------------------------
-
-
-def define_flags() -> None:
-    """Define the flags by which a process is told its number where no launcher does."""
-    flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where no launcher says it.")
-    flags.DEFINE_integer("num_processes", 0, "Number of processes, where no launcher says it.")
-    flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
-    flags.DEFINE_integer("heartbeat_seconds", 60, "A process silent for so long ends the run.")
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:

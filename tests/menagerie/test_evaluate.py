@@ -19,6 +19,7 @@ from rlhf_jax.inference.decoding import GREEDY, PLAIN
 from rlhf_jax.menagerie import measurements
 from rlhf_jax.menagerie.corpus import documents
 from rlhf_jax.menagerie.prompts import prompts
+from rlhf_jax.menagerie.results import ToySuite
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, ScalarModel, from_dict, gpt
 from rlhf_jax.stages import evaluate
@@ -159,6 +160,18 @@ def test_the_file_has_the_agreed_format(runs, result):
                 assert one["low"] - 1e-9 <= one["value"] <= one["high"] + 1e-9, row
     names = [row["metric"] for row in result["table"]]
     assert len(set(names)) == len(names)
+
+
+def test_the_terminal_shows_a_screen_and_the_file_has_the_rest(result):
+    groups = dict.fromkeys(row["group"] for row in result["table"])
+    details = ToySuite.details(None, groups, "sft")
+    shown = [row["group"] for row in result["table"] if row["group"] not in details]
+    assert len(shown) + len(set(shown)) <= 36  # rows and headings
+    assert set(shown) == {
+        *("Preferred to sft", "Answers, by exact rules", "Entirely right, by kind of prompt"),
+        *("Gold", "Gold minus sft, by component", "Price"),
+    }
+    assert len(result["table"]) > 2 * len(shown)
 
 
 def test_every_question_of_the_paper_has_its_row(result):

@@ -11,6 +11,9 @@ from rlhf_jax import main
 ROOT = Path(rlhf_jax.__file__).parent
 LAYERS = {
     "config": 0,
+    "shipped": 0,
+    "options": 1,
+    "describe": 1,
     "maths": 0,
     "models": 1,
     "data": 1,
@@ -19,8 +22,10 @@ LAYERS = {
     "evaluation": 4,
     "stages": 4,
     "menagerie": 5,
+    "dry_run": 5,
     "apps": 6,
     "main": 6,
+    "command": 7,
 }
 # Packages of one layer that may look at each other, in this direction: a stage measures with
 # evaluation; a GGUF file holds a model and its tokenizer.

@@ -150,6 +150,46 @@ def test_progress_in_a_pipe_is_sparse_and_on_a_terminal_is_one_line():
     assert quiet.getvalue() == ""
 
 
+def test_the_rate_counts_from_the_first_row_on(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress("sft", 0, 400, ["loss"], stream)
+    progress.begin()
+    for seconds, step in ((60, 1), (20, 101), (5, 126), (75, 400)):  # a minute of compiling
+        now[0] += seconds
+        progress.update(step, {"loss": 0.5})
+    assert stream.getvalue().splitlines() == [
+        "sft 0/400 compiling ...",
+        "sft 1/400 0%, loss 0.5",
+        "sft 101/400 25% 5 steps/s, 1:00 left, loss 0.5",
+        "sft 400/400 100% 3.99 steps/s, loss 0.5",
+    ]
+
+
+def test_a_log_file_gets_few_lines_of_a_long_run(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress("sft", 0, 3601, ["loss"], stream)
+    for step in range(1, 3601):
+        progress.update(step, {"loss": 1.0})
+        now[0] += 1.0
+    assert 20 < len(stream.getvalue().splitlines()) < 50  # of an hour
+
+
+def test_a_line_never_wraps_in_a_terminal(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setenv("COLUMNS", "30")
+    stream = Terminal()
+    progress = Progress("sft", 0, 3, ["loss", "validation/loss"], stream)
+    progress.update(1, {"loss": 1.0, "validation/loss": 2.0})
+    assert stream.getvalue() == "\r\x1b[Ksft 1/3 33%, loss 1, validati"
+
+
 def test_compilations_after_the_first_call_are_counted():
     double = jax.jit(lambda x: 2 * x + 17)
     inputs = {size: np.ones(size, np.float32) for size in (3, 4, 5)}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_files import beside
 
-from rlhf_jax import main
+from rlhf_jax import main, options
 from rlhf_jax.training import trackers
 from rlhf_jax.training.metrics import MetricsWriter, Writer, read_rows
 from rlhf_jax.training.trackers import (
@@ -384,4 +384,4 @@ def test_trackio_in_a_local_folder(tmp_path, monkeypatch):
 
 
 def test_the_default_of_the_command_is_tensorboard():
-    assert main._TRACK.default == "tensorboard"
+    assert options.TRACK.default == "tensorboard"
