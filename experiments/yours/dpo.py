@@ -17,7 +17,7 @@ from experiments.yours.facts import Facts, Settings, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Return the run of the facts in `text`."""
-    return make(*choose(text))
+    return make(*choose(text, "comparisons"))
 
 
 def make(facts: Facts, settings: Settings) -> ConfigDict:

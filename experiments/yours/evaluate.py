@@ -16,7 +16,7 @@ from experiments.yours.facts import Facts, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Compare the model of the facts in `text` with what PPO made of it."""
-    facts, _ = choose(text)
+    facts, _ = choose(text, "prompts")
     return make(facts, {"model": facts.model, "ppo": "../ppo"})
 
 

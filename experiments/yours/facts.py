@@ -1,26 +1,36 @@
 """Say what a run of yours is about; settings follow from the model's size.
 
-Edit the four names below EXAMPLES, or write them behind a config's path:
+Edit the four names below, or write them behind a config's path:
 
     --config='experiments/yours/pipeline.py:model=hf:models/smollm2 comparisons=jsonl:mine.jsonl'
 
 A file that does not say which part of it is held out is cut: nine tenths to train on, and one to
-measure by, which every stage leaves alone.
+measure by, which every stage leaves alone. Folders and data of the hub have splits of their own.
+`examples` has five rows of every kind.
 """
 
+import contextlib
+import io
 import shlex
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.data.records import Comparison, Demonstration, Prompt, Thumb
+from rlhf_jax.data.sources import load
 from rlhf_jax.training.pretrained import count_params
 
-EXAMPLES = Path(__file__).with_name("examples")
 MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"  # or hf:FOLDER, hf:FILE.gguf, a run's folder
-DEMONSTRATIONS = ""  # "": no fine-tuning, the model is good enough to start from
-COMPARISONS = f"jsonl:{EXAMPLES}/comparisons.jsonl"
-PROMPTS = f"lines:{EXAMPLES}/prompts.txt"  # what PPO answers
+DEMONSTRATIONS = ""  # jsonl:FILE; "": no fine-tuning, the model is good enough to start from
+COMPARISONS = ""  # jsonl:FILE
+PROMPTS = ""  # what PPO answers: lines:FILE.txt, jsonl:FILE
 
+RECORDS: Mapping[str, type] = {
+    "demonstrations": Demonstration,
+    "comparisons": Comparison,
+    "prompts": Prompt,
+}
 _TENTHS = "by=prompt&train=train[:90%]&validation=train[90%:]&test=train[90%:]"
 
 
@@ -34,6 +44,12 @@ class Facts:
     prompts: str = PROMPTS
     prompt_length: int = 256
     response_length: int = 128
+    num_records: Mapping[str, int] = field(default_factory=dict)  # to train on, where counted
+
+    def batch_size(self, name: str, most: int) -> int:
+        """Return a power of two of which there are as many records, and at most `most`."""
+        count = min(most, self.num_records.get(name, most))
+        return 1 << (max(count, 1).bit_length() - 1)
 
 
 @dataclass(frozen=True)
@@ -60,13 +76,22 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def choose(text: str) -> tuple[Facts, Settings]:
+def choose(text: str, *needed: str) -> tuple[Facts, Settings]:
     """Read facts written as NAME=VALUE, separated by spaces, and say what the size decides.
 
     Raises:
-        ValueError: a name is unknown, or a length is no number.
+        ValueError: a name is unknown, a length is no number, a `needed` source is not named, or
+            nothing of it is held out.
     """
     facts = parse(text)
+    for name in needed:
+        if not getattr(facts, name):
+            remedy = f"write {name}=jsonl:FILE behind the path, or in experiments/yours/facts.py"
+            raise ValueError(f"config: no {name}; {remedy}")
+    named = {name: source for name in RECORDS if (source := getattr(facts, name))}
+    here = {name: source for name, source in named.items() if not source.startswith("hub:")}
+    counts = {name: count_records(name, source) for name, source in here.items()}
+    facts = replace(facts, num_records=counts)
     count = count_params(facts.model)
     settings = next(settings for settings in SETTINGS if count < settings.below)
     trained = f"adapters of rank {settings.rank}" if settings.rank else "all parameters"
@@ -79,9 +104,36 @@ def choose(text: str) -> tuple[Facts, Settings]:
     return facts, settings
 
 
+def count_records(name: str, source: str) -> int:
+    """Return how many records there are to train on.
+
+    The run that reads them says what is dropped; here that stays unsaid.
+
+    Raises:
+        ValueError: none are held out.
+    """
+    held_out = "test" if name == "prompts" else "validation"
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            record, count = (
+                RECORDS[name],
+                len(load(source, RECORDS[name], split="train", data_dir="")),
+            )
+        except ValueError:
+            if name != "comparisons":
+                raise
+            record, count = Thumb, len(load(source, Thumb, split="train", data_dir=""))
+        try:
+            load(source, record, split=held_out, data_dir="")
+        except ValueError as error:
+            remedy = f"add rows, or say which: {name}='...?train=train[:8]&{held_out}=train[8:]'"
+            raise ValueError(f"{error}; none of {count} {name} is held out: {remedy}") from None
+    return count
+
+
 def parse(text: str) -> Facts:
     """Read facts; what is not named stays as it is above."""
-    known = {field.name: field.type for field in fields(Facts)}
+    known = [item.name for item in fields(Facts) if item.name != "num_records"]
     given: dict[str, Any] = {}
     for pair in shlex.split(text):
         name, equals, value = pair.partition("=")
@@ -103,5 +155,6 @@ def parse(text: str) -> Facts:
 
 def hold_out(source: str) -> str:
     """Return the source with a tenth held out, unless it says itself what its parts are."""
-    says_so = not source or "?" in source or "{split}" in source or source.startswith("hub:")
-    return source if says_so else f"{source}?{_TENTHS}"
+    name = source.partition("?")[0].partition(":")[2]
+    has_parts = "?" in source or "{split}" in source or Path(name).is_dir()
+    return source if not source or has_parts or source.startswith("hub:") else f"{source}?{_TENTHS}"

@@ -16,7 +16,7 @@ from experiments.yours.facts import Facts, Settings, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Return the run of the facts in `text`."""
-    return make(*choose(text))
+    return make(*choose(text, "prompts"))
 
 
 def make(facts: Facts, settings: Settings) -> ConfigDict:
@@ -26,7 +26,8 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
         config[name] = other[name]
     config.init.policy = facts.model
     config.data.update({"prompts": facts.prompts, "prompt_length": facts.prompt_length})
-    shared = ("total_episodes", "batch_size", "num_micro_batches", "response_length")
-    config.policy_gradient.update({name: other.ppo[name] for name in shared})
-    config.policy_gradient.update({"samples_per_prompt": 8, "missing_eos_mode": "none"})
+    config.policy_gradient.update({"total_episodes": 40 * 32, "batch_size": 32})
+    config.policy_gradient.update({"samples_per_prompt": 8, "num_micro_batches": 2})
+    config.policy_gradient.missing_eos_mode = "none"
+    config.policy_gradient.response_length = facts.response_length
     return config

@@ -18,7 +18,7 @@ from experiments.yours.facts import choose
 
 def get_config(text: str = "") -> ConfigDict:
     """List the stages in order, each starting from the one before."""
-    facts, settings = choose(text)
+    facts, settings = choose(text, "comparisons", "prompts")
     checkpoints, stages = {"model": facts.model}, {}
     if facts.demonstrations:
         stages["sft"] = sft.make(facts, settings)

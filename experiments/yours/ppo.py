@@ -17,7 +17,7 @@ from experiments.yours.facts import Facts, Settings, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Return the run of the facts in `text`."""
-    return make(*choose(text))
+    return make(*choose(text, "prompts"))
 
 
 def make(facts: Facts, settings: Settings) -> ConfigDict:
@@ -27,7 +27,9 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
     config.rewards = {"reward": reward("reward:../reward")}
     config.data.update({"prompts": facts.prompts, "prompt_length": facts.prompt_length})
     config.data.documents = placeholder(str)
-    config.ppo.update({"total_episodes": 40 * 32, "batch_size": 32, "num_micro_batches": 4})
+    size = max(facts.batch_size("prompts", 32), 2)
+    config.ppo.update({"total_episodes": 40 * size, "batch_size": size})
+    config.ppo.num_micro_batches = max(size // 8, 1)
     config.ppo.update({"kl_coef": 0.05, "missing_eos_mode": "none"})
     config.ppo.response_length = facts.response_length
     config.lora, config.monitor = lora(settings.rank), placeholder(ConfigDict)

@@ -15,7 +15,7 @@ from experiments.yours.facts import Facts, Settings, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Return the run of the facts in `text`."""
-    return make(*choose(text))
+    return make(*choose(text, "comparisons"))
 
 
 def make(facts: Facts, settings: Settings) -> ConfigDict:
@@ -29,6 +29,8 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
         optimizer=shared.adam(settings.reward),
     )
     config.init.policy = facts.model
-    config.reward.update({"batch_size": 16, "num_micro_batches": 4, "row_length": length})
+    size = facts.batch_size("comparisons", 16)
+    config.reward.update({"batch_size": size, "num_micro_batches": max(size // 4, 1)})
+    config.reward.row_length = length
     config.lora = shared.lora(settings.rank)
     return config

@@ -15,7 +15,7 @@ from experiments.yours.facts import Facts, Settings, choose
 
 def get_config(text: str = "") -> ConfigDict:
     """Return the run of the facts in `text`."""
-    return make(*choose(text))
+    return make(*choose(text, "demonstrations"))
 
 
 def make(facts: Facts, settings: Settings) -> ConfigDict:
@@ -30,6 +30,7 @@ def make(facts: Facts, settings: Settings) -> ConfigDict:
         optimizer=shared.adam(settings.sft),
     )
     config.init.policy = facts.model
-    config.sft.row_length = length
+    config.sft.batch_size = size = facts.batch_size("demonstrations", 16)
+    config.sft.update({"num_micro_batches": max(size // 4, 1), "row_length": length})
     config.lora = shared.lora(settings.rank)
     return config

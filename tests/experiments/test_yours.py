@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests_support import ROOT, load_experiment
 
+from experiments.yours.facts import hold_out
 from rlhf_jax import main
 from rlhf_jax.apps.export import export
 from rlhf_jax.config import build
@@ -17,7 +18,7 @@ from rlhf_jax.training.pretrained import count_params
 FILES = sorted(
     path.name
     for path in Path(ROOT, "experiments/yours").glob("*.py")
-    if "choose(text)" in path.read_text() and "def get_config" in path.read_text()
+    if "choose(text" in path.read_text() and "def get_config" in path.read_text()
 )
 PIPELINE = "experiments/yours/pipeline.py"
 
@@ -71,7 +72,12 @@ def test_is_short_and_builds_from_facts_alone(name, folder, capsys):
     [
         ("modle=hf:x", "'modle=hf:x' behind the path, expected some of model=... demonstrations="),
         ("prompt_length=long", "'prompt_length=long' behind the path, expected a number of tokens"),
-        ("model=hf:nowhere", "hf:nowhere: no such folder"),
+        (
+            "model=hf:nowhere comparisons=jsonl:experiments/yours/examples/comparisons.jsonl?"
+            "train=train[:4]&validation=train[4:] "
+            "prompts=lines:experiments/yours/examples/prompts.txt?train=train[:4]&test=train[4:]",
+            "hf:nowhere: no such folder",
+        ),
     ],
 )
 def test_a_slip_in_the_facts_is_named(text, message):
@@ -82,9 +88,11 @@ def test_a_slip_in_the_facts_is_named(text, message):
 def test_the_pipeline_trains_and_compares(folder, tmp_path):
     config = load_experiment(PIPELINE, facts(folder, "demonstrations", "comparisons", "prompts"))
     stages = config.stages
-    stages.ppo.ppo.update({"total_episodes": 8, "batch_size": 4, "num_micro_batches": 1})
-    for name in ("sft", "reward"):
-        stages[name][name].update({"batch_size": 4, "num_epochs": 1.0})
+    # Of 20 rows 18 or so are left to train on: batches are as large as that allows.
+    assert (stages.sft.sft.batch_size, stages.reward.reward.batch_size) == (16, 16)
+    assert (stages.ppo.ppo.batch_size, stages.ppo.ppo.num_micro_batches) == (16, 2)
+    stages.ppo.ppo.total_episodes = 2 * 16
+    stages.sft.sft.num_epochs = 1.0
     for name in ("sft", "reward", "ppo"):
         stages[name].mesh.data = 1
     main.run(config, str(tmp_path))
@@ -93,6 +101,48 @@ def test_the_pipeline_trains_and_compares(folder, tmp_path):
     assert "reward/reward" in read_rows(tmp_path / "ppo/metrics.jsonl")[-1]
     results = json.loads((tmp_path / "evaluate/evaluation.json").read_text())
     assert set(results["checkpoints"]) == {"model", "sft", "ppo"}
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "grpo"])
+def test_other_ways_run_as_shipped(name, folder, tour, tmp_path):
+    config = load_experiment(
+        f"experiments/yours/{name}.py", facts(folder, "comparisons", "prompts")
+    )
+    config.mesh.data = 1
+    if name == "grpo":
+        config.policy_gradient.total_episodes = 32
+        config.rewards.reward.source = "regex:fox"
+    main.run(config.to_dict(), str(tmp_path / name))
+    assert read_rows(tmp_path / name / "metrics.jsonl")
+
+
+def test_thumbs_need_no_second_answer(folder, tmp_path):
+    rows = [{"prompt": f"is it {n}?", "completion": "yes.", "label": n % 2 == 0} for n in range(20)]
+    path = tmp_path / "thumbs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = f"{facts(folder)} comparisons=jsonl:{path}"
+    config = load_experiment("experiments/yours/kto.py", text)
+    config.mesh.data = 1
+    main.run(config.to_dict(), str(tmp_path / "kto"))
+    assert read_rows(tmp_path / "kto/metrics.jsonl")
+
+
+def test_what_is_needed_and_held_out_is_said_before_anything_runs(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"config: no prompts; write prompts=jsonl:FILE behind"):
+        load_experiment(PIPELINE, facts(folder, "comparisons"))
+    (tmp_path / "few.jsonl").write_text('{"prompt": "who?"}\n{"prompt": "what?"}\n')
+    parts = "?train=train[:2]&test=train[2:]"
+    with pytest.raises(ValueError, match=r"none of 2 prompts is held out: add rows, or say which"):
+        load_experiment(
+            PIPELINE, f"{facts(folder, 'comparisons')} prompts=jsonl:{tmp_path}/few.jsonl{parts}"
+        )
+
+
+def test_a_folder_keeps_its_own_parts(tmp_path):
+    assert hold_out(f"jsonl:{tmp_path}") == f"jsonl:{tmp_path}"
+    assert hold_out("jsonl:a.jsonl").startswith("jsonl:a.jsonl?by=prompt&train=train[:90%]")
+    assert hold_out("jsonl:a.jsonl?train=train[:5]") == "jsonl:a.jsonl?train=train[:5]"
+    assert hold_out("") == ""
 
 
 def test_without_demonstrations_there_is_no_fine_tuning(folder):

@@ -98,6 +98,7 @@ def test_modules_exist(page):
 def test_configs_build_with_the_flags_of_the_command(page, command, monkeypatch):
     # A page names models that are not here; of these the configs want the size alone.
     monkeypatch.setattr("experiments.yours.facts.count_params", lambda path: 135_000_000)
+    monkeypatch.setattr("experiments.yours.facts.count_records", lambda name, source: 1000)
     words = shlex.split(command, comments=True)
     argv = words[words.index("rlhf_jax.main") :]
     values = flags.FlagValues()
