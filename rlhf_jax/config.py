@@ -56,9 +56,10 @@ def build(cls: type[T], tree: Mapping[str, Any], path: str = "config") -> T:
     values = {name: _convert(hints[name], tree[name], f"{path}.{name}") for name in names}
     for name in LEAST.keys() & values.keys():
         if isinstance(values[name], int) and values[name] < LEAST[name]:
+            what = "positive" if LEAST[name] else "0 or more"
             raise ValueError(
-                f"{path}.{name}={values[name]}: must be at least {LEAST[name]}; set "
-                f"--{path}.{name}={LEAST[name]} or more"
+                f"{path}.{name}={values[name]}: must be {what}; set --{path}.{name}={LEAST[name]} "
+                "or more"
             )
     return cls(**values)
 

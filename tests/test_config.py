@@ -86,9 +86,9 @@ class Counted:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": -1}, "config.x.seed=-1: must be at least 0; set --config.x.seed=0 or more"),
-        ({"keep": 0}, "config.x.keep=0: must be at least 1; set --config.x.keep=1 or more"),
-        ({"batch_size": 0}, "config.x.batch_size=0: must be at least 1; set"),
+        ({"seed": -1}, "config.x.seed=-1: must be 0 or more; set --config.x.seed=0 or more"),
+        ({"keep": 0}, "config.x.keep=0: must be positive; set --config.x.keep=1 or more"),
+        ({"batch_size": 0}, "config.x.batch_size=0: must be positive; set"),
     ],
 )
 def test_a_number_below_the_least_is_refused_by_name(change, message):

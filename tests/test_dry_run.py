@@ -30,7 +30,12 @@ def test_a_pipeline_is_checked_and_reckoned_and_nothing_is_written(tmp_path, cap
         ("sft", "num_micro_batches", 3, r"sft\.batch_size by sft\.num_micro_batches: 16 is not"),
         ("ppo", "num_mini_batches", 7, r"ppo"),
         ("reward", "num_micro_batches", 5, r"reward\.batch_size by reward\.num_micro_batches"),
-        ("reward", "batch_size", 0, r"config\.stages\.reward\.reward\.batch_size=0: must be at"),
+        (
+            "reward",
+            "batch_size",
+            0,
+            r"config\.stages\.reward\.reward\.batch_size=0: must be positive",
+        ),
     ],
 )
 def test_arithmetic_that_does_not_come_out_is_refused(stage, field, value, message, tmp_path):

@@ -118,7 +118,7 @@ def run(config: Config, workdir: str) -> None:
         settings.eval_batches <= most,
         f"pretrain.eval_batches={settings.eval_batches}: the validation split has "
         f"{validation.num_examples} blocks, which are {most} batches of pretrain.batch_size="
-        f"{settings.batch_size}; set --config.pretrain.eval_batches={most} or less",
+        f"{settings.batch_size}; set pretrain.eval_batches={most} or less",
     )
     batches = _blocks(config, run, "train")
     epochs = settings.num_steps * batches.batch_size / batches.num_examples
