@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.files import aside, read_json, write_json
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.models.layout import BATCH
@@ -226,7 +227,8 @@ class Run:
             exists = folder.exists()
             self._tokenizer = load_tokenizer(folder) if exists else make()
             if not exists:
-                self._tokenizer.save(folder)
+                with aside(folder) as unfinished:
+                    self._tokenizer.save(unfinished)
         return self._tokenizer
 
     def lora_link(self, role: str, config: LoraConfig) -> dict[str, Any]:
@@ -354,7 +356,7 @@ class Run:
     def _facts(self, meta: Meta) -> dict[str, Any]:
         """Return what trackers are told before the first step: config.json, and what was loaded."""
         facts = {name: getattr(meta, name) for name in ("model", "tokenizer", "lineage")}
-        begun = json.loads((self.workdir / "config.json").read_text())
+        begun = _begun(self.workdir / "config.json")
         return {**begun, "workdir": str(self.workdir), **facts}
 
 
@@ -373,7 +375,7 @@ def claim(folder: Path, config: Any) -> None:
     content["version"] = __version__
     path = folder / "config.json"
     if path.exists():
-        begun = json.loads(path.read_text())["config"]
+        begun = _begun(path)["config"]
         changed = differences(_fixed(begun), _fixed(content["config"]))
         started = checkpoints.latest_step(folder) is not None or (folder / LABELS).exists()
         if changed and not started:
@@ -387,9 +389,16 @@ def claim(folder: Path, config: Any) -> None:
                 + "\nuse a new --workdir, delete this one, or set these fields back"
             )
     if processes.is_main_process():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, content, indent=2)
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """Return what config.json says of the run that began a folder."""
+    remedy = "delete it, and start the run again with the config that it was begun with"
+    content = read_json(path, remedy)
+    if not isinstance(content.get("config"), dict):
+        raise ValueError(f"{path}: damaged (it has no config); {remedy}")
+    return content
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,8 +411,15 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **elastic}
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(read_json(path, ""))
+    except (ValueError, OSError):
+        return False
+
+
 def is_complete(workdir: str | Path) -> bool:
-    """Tell whether a run has reached its end: its last step, or the file of its results."""
-    if any((Path(workdir) / results).exists() for results in ("evaluation.json", LABELS)):
+    """Tell whether a run has reached its end: its last step, or the whole file of its results."""
+    if any(_is_whole(Path(workdir) / results) for results in ("evaluation.json", LABELS)):
         return True
     return checkpoints.latest_step(workdir) is not None and checkpoints.read_meta(workdir).complete

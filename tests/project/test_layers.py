@@ -11,6 +11,7 @@ from rlhf_jax import main
 ROOT = Path(rlhf_jax.__file__).parent
 LAYERS = {
     "config": 0,
+    "files": 0,
     "maths": 0,
     "models": 1,
     "data": 1,
