@@ -6,6 +6,7 @@ way in which this package writes what it reads. (Rows that are appended are the 
 the last line may be half there, and is dropped.)
 """
 
+import errno
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _SUFFIX = ".unfinished"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, a limit
 
 
 @contextmanager
@@ -56,6 +58,12 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, also one of a library that writes files itself, is of a full disk."""
+    said = any(os.strerror(number) in str(error) for number in _FULL)
+    return said or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.data.sources import remembering
 from rlhf_jax.evaluation import rules
 from rlhf_jax.evaluation.classifier_judge import ClassifierJudge
 from rlhf_jax.evaluation.judges import (
@@ -44,6 +45,7 @@ from rlhf_jax.stages import (
 )
 from rlhf_jax.stages.rewards import judge_names
 from rlhf_jax.training import processes, trackers
+from rlhf_jax.training.lock import locked
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.run import is_complete
 
@@ -91,11 +93,15 @@ processes.define_flags()
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
     """Run the stage, or the pipeline, that `config.stage` names in `workdir`."""
-    stage = config["stage"]
-    if stage == "pipeline":
+    if config["stage"] == "pipeline":
         run_pipeline(plan_pipeline(config), workdir)
         return
-    settings = build_settings(config)
+    with locked(Path(workdir)), remembering():
+        _run_stage(config, workdir)
+
+
+def _run_stage(config: Mapping[str, Any], workdir: str) -> None:
+    stage, settings = config["stage"], build_settings(config)
     if processes.process_count() > 1 and stage in EVALUATIONS:
         raise ValueError(
             f"config.stage: {stage} runs in one process; train with {processes.process_count()}, "
@@ -176,7 +182,12 @@ def _main(argv: list[str]) -> None:
     enable_persistent_cache()
     try:
         names = trackers.read_trackers(_TRACK.value)
-        with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
+        # Innermost what explains a full disk: its errors have many types.
+        with (
+            processes.initialize(flags.FLAGS),
+            trackers.tracked_by(names),
+            processes.explained_endings(),
+        ):
             run(_CONFIG.value, str(_WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if flags.FLAGS["traceback"].value:

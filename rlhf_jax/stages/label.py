@@ -178,6 +178,7 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
     label, seed = config.label, config.seed
     data = config.data
     loaded = load(data.prompts, Prompt, split=split, data_dir=data.data_dir)
+    run.check_data(begun=_counts_file(run.workdir, "train").exists())
     prompts = fitting_prompts(loaded, run.tokenizer, prompt_length=data.prompt_length)
     count = label.num_prompts if split == "train" else label.num_validation_prompts
     order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
