@@ -20,6 +20,7 @@ if __name__ == "__main__":  # --help and slips in flags are answered before JAX 
 
 import rlhf_jax.menagerie.builders  # noqa: F401  TFDS knows Menagerie's data from here on
 from rlhf_jax.config import build, plan_pipeline
+from rlhf_jax.data.sources import remembering
 from rlhf_jax.describe import describe_config, format_fields
 from rlhf_jax.dry_run import describe_run
 from rlhf_jax.evaluation import rules
@@ -50,6 +51,7 @@ from rlhf_jax.stages import (
 )
 from rlhf_jax.stages.rewards import judge_names
 from rlhf_jax.training import processes, trackers
+from rlhf_jax.training.lock import locked
 from rlhf_jax.training.processes import enable_persistent_cache, retain_memory
 from rlhf_jax.training.run import is_complete
 
@@ -85,11 +87,15 @@ EVALUATIONS = ("evaluate", "benchmark")  # they run in one process and write eva
 
 def run(config: Mapping[str, Any], workdir: str) -> None:
     """Run the stage, or the pipeline, that `config.stage` names in `workdir`."""
-    stage = config["stage"]
-    if stage == "pipeline":
+    if config["stage"] == "pipeline":
         run_pipeline(plan_pipeline(config), workdir)
         return
-    settings = build_settings(config)
+    with locked(Path(workdir)), remembering():
+        _run_stage(config, workdir)
+
+
+def _run_stage(config: Mapping[str, Any], workdir: str) -> None:
+    stage, settings = config["stage"], build_settings(config)
     if processes.process_count() > 1 and stage in EVALUATIONS:
         raise ValueError(
             f"config.stage: {stage} runs in one process; train with {processes.process_count()}, "
@@ -197,7 +203,12 @@ def main() -> None:
             print(describe(options.CONFIG.value, options.given_fields()))
             return
         names = trackers.read_trackers(options.TRACK.value)
-        with processes.initialize(flags.FLAGS), trackers.tracked_by(names):
+        # Innermost what explains a full disk: its errors have many types.
+        with (
+            processes.initialize(flags.FLAGS),
+            trackers.tracked_by(names),
+            processes.explained_endings(),
+        ):
             start = dry_run if options.DRY_RUN.value else run
             start(options.CONFIG.value, str(options.WORKDIR.value))
     except (ValueError, FileNotFoundError, FloatingPointError) as error:

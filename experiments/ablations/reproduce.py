@@ -59,7 +59,8 @@ from experiments.ablations.framework import (
     seeds_shown,
 )
 from rlhf_jax import __version__, main
-from rlhf_jax.evaluation.table import Cache, write_json
+from rlhf_jax.evaluation.table import Cache
+from rlhf_jax.files import write_json
 from rlhf_jax.stages.rewards import CHECKPOINT
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.pretrained import read_meta

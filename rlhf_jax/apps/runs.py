@@ -129,6 +129,10 @@ def as_list(value: Any) -> list[Any]:
 
 def _read_text(path: Path, notes: Notes, remedy: str) -> str | None:
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never come to its end
+            kind = "a folder" if path.is_dir() else "no regular file"
+            notes.add(path, f"is {kind}: {remedy}")
+            return None
         return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         notes.add(path, f"is missing: {remedy}")

@@ -15,9 +15,7 @@ Left out on purpose: worker processes.
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
@@ -37,6 +35,7 @@ from rlhf_jax.data.records import (
     select,
 )
 from rlhf_jax.data.tokenizers import Tokenizer
+from rlhf_jax.files import aside, check_file, file_checksum, read_json, write_json
 
 CHUNK = 1024  # the number of documents that are tokenised together
 
@@ -107,13 +106,7 @@ def lm_batches(
         layout |= {"mask_documents": mask_documents, "tokenizer": tokenizer.fingerprint()}
         if not folder.exists():
             _write_blocks(cuts, folder, layout)
-        written = json.loads((folder / "cut.json").read_text())
-        for name, value in layout.items():
-            if written[name] != value:
-                raise ValueError(
-                    f"{folder}: blocks with {name} {written[name]}, expected {value}; delete the "
-                    "folder or use another"
-                )
+        _check_blocks(folder, layout)
         blocks = {
             name: np.memmap(path, np.int32, "r").reshape(-1, context_length)
             for name, path in _block_files(folder).items()
@@ -173,17 +166,30 @@ def _write_blocks(
     cuts: Iterable[dict[str, np.ndarray]], folder: Path, layout: dict[str, Any]
 ) -> None:
     """Write a file of int32 for each array, and their layout; the folder appears when complete."""
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    with ExitStack() as stack:
+    with aside(folder) as unfinished:
+        unfinished.mkdir()
         paths = _block_files(unfinished)
-        files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
-        for blocks in cuts:
-            for name, rows in blocks.items():
-                rows.tofile(files[name])
-    (unfinished / "cut.json").write_text(json.dumps(layout))
-    unfinished.rename(folder)
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+            for blocks in cuts:
+                for name, rows in blocks.items():
+                    rows.tofile(files[name])
+        checksums = {name: file_checksum(path) for name, path in paths.items()}
+        write_json(unfinished / "cut.json", layout | {"files": checksums})
+
+
+def _check_blocks(folder: Path, layout: Mapping[str, Any]) -> None:
+    """Refuse blocks that were cut in another way, or are not as they were written."""
+    remedy = f"delete {folder}, it is made again from the same documents"
+    written = read_json(folder / "cut.json", remedy)
+    for name, value in layout.items():
+        if written.get(name) != value:
+            raise ValueError(
+                f"{folder}: blocks with {name} {written.get(name)}, expected {value}; delete the "
+                "folder or use another"
+            )
+    for name, path in _block_files(folder).items():
+        check_file(path, written.get("files", {}).get(name, {}), remedy)
 
 
 def _block_files(folder: Path) -> dict[str, Path]:

@@ -86,8 +86,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Generic
 
@@ -99,6 +102,26 @@ from rlhf_jax.data.records import Drop, R, Record, report, to_dict
 _SPLITS = ("train", "validation", "test")
 _OPTIONS = (*_SPLITS, "by", "seed", "duplicates", "columns")
 _MOST_NAMES = 8  # of columns in a line
+
+
+# What was read since `remembering`, by record, split and number: number and CRC-32 of the records.
+Readings = dict[str, dict[str, Any]]
+_READINGS: ContextVar[Readings | None] = ContextVar("readings", default=None)
+
+
+@contextmanager
+def remembering() -> Iterator[None]:
+    """Remember in the body what is read to its end; `remembered` returns it."""
+    token = _READINGS.set({})
+    try:
+        yield
+    finally:
+        _READINGS.reset(token)
+
+
+def remembered() -> Readings:
+    """Return what was read since `remembering`, in the order in which it came to its end."""
+    return dict(_READINGS.get() or {})
 
 
 def load(source: str, record_type: type[R], *, split: str, data_dir: str) -> Sequence[R]:
@@ -262,13 +285,20 @@ class _Records(Generic[R]):
         if self._by and "[" in self._split:
             seed = int(source.options.get("seed", "0"))
             records = splits.take_groups(records, self._split, by=self._by, seed=seed)
-        empty = True
+        readings, count, crc = _READINGS.get(), 0, 0
         for record in records:
-            empty = False
+            count += 1
+            if readings is not None:
+                crc = zlib.crc32(repr(record).encode(errors="surrogatepass"), crc)
             yield record
-        if empty:
+        if not count:
             problem = f"split: {self._split!r} has no records"
             raise ValueError(f"{source.text}: {problem}, expected at least one")
+        if readings is not None:
+            name = f"{self._record_type.__name__} {self._split}"
+            number = sum(key.startswith(name + " ") for key in readings) + 1
+            reading = {"source": source.text, "records": count, "crc32": f"{crc:08x}"}
+            readings[f"{name} {number}"] = reading
 
 
 def _convert_rows(

@@ -11,7 +11,8 @@ from rich.text import Text
 from rlhf_jax import __version__
 from rlhf_jax.config import require
 from rlhf_jax.data.tokenizers import Tokenizer
-from rlhf_jax.evaluation.table import Row, print_table, row_to_json, write_json
+from rlhf_jax.evaluation.table import Row, print_table, row_to_json
+from rlhf_jax.files import write_json
 from rlhf_jax.models.config import TransformerConfig, from_dict
 from rlhf_jax.models.heads import LanguageModel, Params, ScalarModel
 from rlhf_jax.training.checkpoints import Meta, lineage_entry

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -25,6 +25,7 @@ from rich.text import Text
 
 from rlhf_jax.data.records import Message
 from rlhf_jax.evaluation.estimates import Estimate
+from rlhf_jax.files import json_checksum, read_json, write_json
 
 Better = Literal["higher", "lower", "none"]
 # What programs look for: win rates by their judge, and the two sides of a reliability diagram.
@@ -113,24 +114,6 @@ def _finite(x: float | None) -> float | None:
     return x if x is not None and math.isfinite(x) else None
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write rows as JSON lines, under a temporary name first as `write_json`."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-    temporary.replace(path)
-
-
 def format_conversation(messages: Sequence[Message]) -> str:
     """Write a conversation as one text in which `<|role|>` stands before every message."""
     return "".join(f"<|{message.role}|>{message.content}" for message in messages)
@@ -201,7 +184,8 @@ def verdict(row: Row, name: str, reference: str) -> Verdict:
 class Cache:
     """Keep measurements in one folder, so that a killed evaluation continues.
 
-        partial/<checkpoint>-<group>.json = {"key": sha256 of all that it depends on, "data": ...}
+        partial/<checkpoint>-<group>.json =
+            {"key": sha256 of all that it depends on, "crc32": of the data, "data": ...}
 
     A file whose key differs is measured again. A fresh measurement goes through the same text form
     as one that is read back, so a resumed evaluation gives the same file as an uninterrupted one.
@@ -239,14 +223,18 @@ class Cache:
         path = self.folder / f"{checkpoint}-{group}.json"
         key = hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()
         if path.exists():
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}: damaged ({error}); delete it and run again") from error
-            if kept["key"] == key:
+            remedy = "delete it and run again, it is measured anew"
+            kept = read_json(path, remedy)
+            checksum = json_checksum(kept.get("data"))
+            if kept.get("crc32") != checksum:
+                raise ValueError(
+                    f"{path}: damaged (its data have the CRC-32 {checksum}, written was "
+                    f"{kept.get('crc32')}); {remedy}"
+                )
+            if kept.get("key") == key:
                 return kept["data"], True
         data = json.loads(json.dumps(plain(measure())))
-        write_json(path, {"key": key, "data": data})
+        write_json(path, {"key": key, "crc32": json_checksum(data), "data": data})
         return data, False
 
 

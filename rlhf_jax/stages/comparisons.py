@@ -22,6 +22,7 @@ from rlhf_jax.data.batches import Batches, comparison_batches
 from rlhf_jax.data.packing import InOrder, PackedComparisons
 from rlhf_jax.data.records import Comparison, Thumb
 from rlhf_jax.data.sources import holds, load
+from rlhf_jax.files import check_file, read_json
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.maths.preference import PairNorm
 from rlhf_jax.training.run import Run, locate
@@ -136,9 +137,30 @@ def comparison_sources(source: str, workdir: Path) -> dict[str, str]:
             f"data.comparisons={source}: no comparisons in {folder}; run the label stage in "
             f"{folder.parent} first, or name a source such as jsonl:PATH"
         )
+    for split in ("train", "validation"):
+        check_comparisons(folder, split)
     judges = [TRAIN, *(judge for judge in found if judge != TRAIN)]
     suffix = "?" + options if options else ""
     return {judge: f"jsonl:{folder / judge}{suffix}" for judge in judges}
+
+
+def check_comparisons(folder: Path, split: str) -> None:
+    """Refuse comparisons that are not as the label stage wrote them.
+
+    Raises:
+        ValueError: names the file and what to do with one that was changed on purpose.
+    """
+    counts = folder / f"{split}.json"
+    if not counts.exists():  # the label stage has not come so far
+        return
+    remedy = f"delete {folder}, and start the label stage in {folder.parent} again"
+    written = read_json(counts, remedy)
+    for judge, count in written.get("judges", {}).items():
+        check_file(
+            folder / judge / f"{split}.jsonl",
+            count.get("file", {}),
+            f"{remedy}; changed on purpose, give it another name and read it as jsonl:PATH",
+        )
 
 
 def prompts_with_pairs(batch: Batch) -> jax.Array:

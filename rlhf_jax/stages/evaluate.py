@@ -56,7 +56,8 @@ from rlhf_jax.evaluation.measurements import (
     take_first,
 )
 from rlhf_jax.evaluation.results import Suite, all_samples, judge_all, side_by_side
-from rlhf_jax.evaluation.table import Cache, Data, write_lines
+from rlhf_jax.evaluation.table import Cache, Data
+from rlhf_jax.files import write_lines
 from rlhf_jax.inference.decoding import SamplingSpec
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.run import claim

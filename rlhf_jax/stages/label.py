@@ -37,9 +37,10 @@ from rlhf_jax.data.sources import load, write_jsonl
 from rlhf_jax.evaluation.checkpoints import describe
 from rlhf_jax.evaluation.generate import Generation, GenerationSettings, generate
 from rlhf_jax.evaluation.judges import Judge
-from rlhf_jax.evaluation.table import write_json
+from rlhf_jax.files import aside, file_checksum, read_json, write_json
 from rlhf_jax.inference.decoding import PLAIN
 from rlhf_jax.models.heads import LanguageModel
+from rlhf_jax.stages.comparisons import check_comparisons
 from rlhf_jax.training import processes
 from rlhf_jax.training.checkpoints import CheckpointKind
 from rlhf_jax.training.keys import RunPurpose, run_key
@@ -92,6 +93,9 @@ class Config:
     mesh: MeshConfig
 
 
+_AGAIN = "start the label stage again with the same command"
+
+
 class Candidates(NamedTuple):
     """Prompts, the different finished responses to each, and how many responses were left out."""
 
@@ -136,7 +140,7 @@ def run(config: Config, workdir: str, make_judge: Callable[[str], Judge]) -> Non
             if processes.is_main_process():
                 _rank_and_write(run.workdir, split, candidates, judges[split], config.seed)
         processes.barrier(f"comparisons {split}")
-        counts[split] = json.loads(_counts_file(run.workdir, split).read_text())
+        counts[split] = read_json(_counts_file(run.workdir, split), _AGAIN)
     if processes.is_main_process():
         write_json(run.workdir / LABELS, _summary(config, policy, counts), indent=2)
     processes.barrier("label.json")
@@ -174,6 +178,7 @@ def sample_candidates(config: Config, run: Run, policy: Parent, split: Split) ->
     label, seed = config.label, config.seed
     data = config.data
     loaded = load(data.prompts, Prompt, split=split, data_dir=data.data_dir)
+    run.check_data(begun=_counts_file(run.workdir, "train").exists())
     prompts = fitting_prompts(loaded, run.tokenizer, prompt_length=data.prompt_length)
     count = label.num_prompts if split == "train" else label.num_validation_prompts
     order = np.random.default_rng((seed, split == "train")).permutation(len(prompts))[:count]
@@ -246,7 +251,7 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
       ValueError: all was collected from another policy than is there now.
     """
     if (workdir / LABELS).exists():
-        before = json.loads((workdir / LABELS).read_text())["policy"]
+        before = read_json(workdir / LABELS, f"delete it; {_AGAIN}")["policy"]
         require(
             before["fingerprint"] == policy.meta.fingerprint,
             f"{workdir} has comparisons of {before['path']} at step {before['step']} "
@@ -264,10 +269,11 @@ def _check_origin(workdir: Path, config: Config, policy: Parent) -> bool:
     }
     folder = workdir / "comparisons"
     note = folder / "origin.json"
-    if note.exists() and json.loads(note.read_text()) != origin:
+    if note.exists():
+        if read_json(note, f"delete {folder}; {_AGAIN}") == json.loads(json.dumps(origin)):
+            return False
         print(f"   {folder}: made by another policy or config, collected anew", flush=True)
         shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     if processes.is_main_process():
         write_json(note, origin, indent=2)
     return False
@@ -280,7 +286,10 @@ def _summary(config: Config, policy: Parent, counts: Mapping[str, Any]) -> dict[
 
 def _is_collected(workdir: Path, split: Split, judges: Mapping[str, Judge]) -> bool:
     files = [_comparisons_file(workdir, folder, split) for folder in judges]
-    return _counts_file(workdir, split).exists() and all(file.exists() for file in files)
+    if not _counts_file(workdir, split).exists() or not all(file.exists() for file in files):
+        return False
+    check_comparisons(workdir / "comparisons", split)
+    return True
 
 
 def _rank_and_write(
@@ -299,11 +308,10 @@ def _rank_and_write(
         source = f"{split} prompts ranked by {judge.name}"
         report(source, len(candidates.prompts), dropped)
         path = _comparisons_file(workdir, folder, split)
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        write_jsonl(temporary, comparisons)
-        temporary.replace(path)
+        with aside(path) as unfinished:
+            write_jsonl(unfinished, comparisons)
         counts["judges"][folder] = {"comparisons": len(comparisons), "dropped": dropped}
+        counts["judges"][folder] |= {"file": file_checksum(path)}
     write_json(_counts_file(workdir, split), counts, indent=2)
 
 

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import __version__
+from rlhf_jax.files import json_checksum
 from rlhf_jax.models.layout import leaf_names
 from rlhf_jax.training.mesh import put
 from rlhf_jax.training.processes import barrier, fetch, is_main_process
@@ -104,7 +105,7 @@ def checkpoint_folder(workdir: PathLike, step: int) -> Path:
 
 
 def all_steps(workdir: PathLike) -> list[int]:
-    """List the steps of the complete checkpoints, ascending; log those that are half-written."""
+    """List the steps of the complete checkpoints, ascending; log what is passed over."""
     root = Path(workdir) / "checkpoints"
     steps = []
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
@@ -112,6 +113,8 @@ def all_steps(workdir: PathLike) -> list[int]:
             steps.append(int(folder.name))
         elif _is_half_written(folder):
             _log.warning("ignoring half-written checkpoint %s (a save was interrupted)", folder)
+        elif _has_marker(folder):
+            _log.warning("ignoring %s: a checkpoint is named by its step, as 7", folder)
     return sorted(steps)
 
 
@@ -121,14 +124,24 @@ def latest_step(workdir: PathLike) -> int | None:
 
 
 def _is_committed(folder: Path) -> bool:
-    # Orbax renames the folder to the bare step as the last act, and writes these names on the way.
+    # Orbax renames the folder to the bare step as the last act.
+    return _is_step(folder.name) and _has_marker(folder)
+
+
+def _is_step(name: str) -> bool:
+    # Not 007, nor digits of other scripts: those names were given by hand.
+    return re.fullmatch(r"0|[1-9][0-9]{0,17}", name) is not None
+
+
+def _has_marker(folder: Path) -> bool:
+    # Orbax writes these names before it renames the folder.
     markers = ("_CHECKPOINT_METADATA", "commit_success.txt")
-    return folder.name.isdecimal() and any((folder / name).is_file() for name in markers)
+    return any((folder / name).is_file() for name in markers)
 
 
 def _is_half_written(folder: Path) -> bool:
     # "40.orbax-checkpoint-tmp…", "40.deleted", or "40" without a marker.
-    return folder.is_dir() and folder.name.split(".")[0].isdecimal() and not _is_committed(folder)
+    return folder.is_dir() and _is_step(folder.name.split(".")[0]) and not _is_committed(folder)
 
 
 def resolve(path: PathLike) -> Path:
@@ -317,6 +330,9 @@ def _read_meta_file(folder: Path) -> dict[str, Any]:
 
 def _meta_from(content: Mapping[str, Any], folder: Path) -> Meta:
     saved = content["meta"]
+    step = saved.get("step")
+    if str(step) != folder.name:
+        raise ValueError(f"checkpoint {folder} is of step {step}: rename it to {step}")
     differing = sorted(set(saved) ^ {f.name for f in fields(Meta)})
     if differing:
         raise ValueError(
@@ -405,11 +421,6 @@ def checksum(leaf: Any) -> Description:
 def tree_checksums(tree: Any) -> dict[str, Description]:
     """Return the `checksum` of every leaf by its name."""
     return {name: checksum(leaf) for name, leaf in flatten_named(tree).items()}
-
-
-def json_checksum(content: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of the JSON with sorted keys: of all leaves' checksums, that of a tree."""
-    return f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
 
 
 def place_like(array: np.ndarray, example: Any) -> Any:

@@ -5,7 +5,7 @@
         state, metrics = step_fn(state, step)          the device is now busy with this step
         fetch the metrics of the step before           so Python never keeps the device waiting
         stop if a loss or a gradient norm was not finite
-        run the hooks that are due, write the row, save if it is time or if SIGTERM came
+        run the hooks that are due, write the row, save if it is time or if SIGTERM or Ctrl-C came
 
 After `step_fn(state, step)` the run *is at* step + 1: rows, samples, hooks and checkpoints count
 updates made. A step's metrics are on the disk before its checkpoint, and rows beyond the checkpoint
@@ -17,6 +17,7 @@ Left out on purpose: callbacks beyond hooks, averaging of metrics over steps.
 
 import json
 import math
+import os
 import signal
 import sys
 import threading
@@ -122,6 +123,7 @@ def run_loop(
         FloatingPointError: a metric with "loss" or "grad_norm" in its name is not finite; the row
             is written and the step is not saved.
         SystemExit: with status 143 after SIGTERM, once the step is saved.
+        KeyboardInterrupt: after Ctrl-C, once the step is saved; after the second at once.
     """
     counts = {"num_steps": meta.num_steps}
     counts |= {"log_every": config.log_every, "save_every": config.save_every, "keep": config.keep}
@@ -133,7 +135,7 @@ def run_loop(
     with ExitStack() as stack:
         writer = writer or stack.enter_context(MetricsWriter(workdir))
         writer.truncate_after(start if start else -1)
-        stop = stack.enter_context(_sigterm())
+        stop = stack.enter_context(_stop_signals())
         progress = Progress(meta.stage, start, meta.num_steps, config.headline)
         progress.begin()
         log = _Log(writer, progress, config.log_every)
@@ -147,7 +149,7 @@ def run_loop(
             log.expect(done, metrics, counter.after_first_call)
             hook_row = _run_hooks(config.hooks, state, done, meta.num_steps, log)
             # Read once: a signal between two readings would save a step without its row.
-            stopping = stop.is_set() if jax.process_count() == 1 else stop_requested(step)
+            stopping = bool(stop) if jax.process_count() == 1 else stop_requested(step)
             saving = stopping or done % config.save_every == 0 or done == meta.num_steps
             if hook_row or saving:
                 log.settle(hook_row)
@@ -156,14 +158,15 @@ def run_loop(
                     writer.flush()
                     trees = checkpoint_trees(state, config.export)
                     checkpoints.save(workdir, done, *trees, meta, keep=config.keep)
-            if stopping and done < meta.num_steps:
-                print(
-                    f"\n{meta.stage}: SIGTERM. Step {done} of {meta.num_steps} is saved in "
+            if stopping:
+                saved = (
+                    f"Step {done} of {meta.num_steps} is saved in "
                     f"{checkpoints.checkpoint_folder(workdir, done)}; the same command with "
-                    f"--workdir={workdir} continues from it.",
-                    file=sys.stderr,
-                    flush=True,
+                    f"--workdir={workdir} continues from it."
                 )
+                if signal.SIGINT in stop:
+                    raise KeyboardInterrupt(f"{meta.stage}: Ctrl-C. {saved}")
+                print(f"\n{meta.stage}: SIGTERM. {saved}", file=sys.stderr, flush=True)
                 raise SystemExit(143)  # 128 + SIGTERM, as a shell reports it
     return state
 
@@ -220,7 +223,7 @@ def _identity(meta: Meta) -> dict[str, Any]:
     return dict(json.loads(json.dumps(identity)))
 
 
-# --- hooks and SIGTERM ----------------------------------------------------------------------------
+# --- hooks and signals ----------------------------------------------------------------------------
 
 
 def _run_hooks(
@@ -237,23 +240,32 @@ def _run_hooks(
 
 
 @contextmanager
-def _sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets, in the main thread: only that may install handlers."""
-    event = threading.Event()
+def _stop_signals() -> Iterator[list[int]]:
+    """Yield a list that SIGTERM and the first Ctrl-C join, in the main thread.
+
+    Only that may install handlers. The second Ctrl-C finds the handler that was there before.
+    """
+    received: list[int] = []
     # Several processes must stop after the same step: `stop_requested` asks their coordinator.
     if threading.current_thread() is not threading.main_thread() or jax.process_count() > 1:
-        yield event
+        yield received
         return
 
     def handler(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        event.set()
+        del frame
+        received.append(number)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, previous[signal.SIGINT])
+            words = b"\nCtrl-C: this step is finished and saved; press it again to stop at once\n"
+            os.write(2, words)  # print may be in the middle of a line of its own
 
-    previous = signal.signal(signal.SIGTERM, handler)
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    previous = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield event
+        yield received
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in numbers:
+            signal.signal(number, previous[number])
 
 
 # --- rows -----------------------------------------------------------------------------------------

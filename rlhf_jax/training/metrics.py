@@ -26,6 +26,7 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 
+from rlhf_jax.files import write_text
 from rlhf_jax.maths.masking import Mean
 from rlhf_jax.training.processes import is_main_process
 
@@ -84,9 +85,7 @@ class JsonlWriter(Writer):
             if path.exists():
                 kept = (row for row in read_rows(path) if row["step"] <= step)
                 lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]
-                temporary = path.with_name(path.name + ".tmp")
-                temporary.write_text("".join(lines), encoding="utf-8")
-                temporary.replace(path)
+                write_text(path, "".join(lines))
 
     def flush(self) -> None:
         for file in self._files.values():
@@ -202,12 +201,13 @@ def read_rows(path: PathLike) -> list[dict[str, Any]]:
     Raises:
         ValueError: names `file:line` of any other line that is not a row.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")[:-1]
+    # Bytes: the last line may end inside a character.
+    lines = Path(path).read_bytes().split(b"\n")[:-1]
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}:{number}: not JSON ({error}); delete the line") from error
         if not isinstance(row, dict) or "step" not in row:
             raise ValueError(

@@ -14,6 +14,7 @@ started again); XLA flags (those that were tried on CPU changed nothing outside 
 """
 
 import ctypes
+import json
 import os
 import sys
 import traceback
@@ -24,6 +25,9 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from rlhf_jax.config import differences
+from rlhf_jax.files import is_disk_full
 
 # Where a launcher leaves the number of processes, of which this one is one.
 _SIZE_VARIABLES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -98,7 +102,38 @@ def stop_requested(step: int) -> bool:
     return bool(multihost_utils.reached_preemption_sync_point(step))
 
 
+@contextmanager
+def explained_endings() -> Iterator[None]:
+    """End with one line, or none, where a run was stopped from outside: no traceback helps there.
+
+    After Ctrl-C with status 130, after a closed pipe (`| head`) quietly with 141, as a shell
+    reports them, and on a full disk with 1.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except KeyboardInterrupt as stop:
+        said = str(stop) or "Ctrl-C: what was saved stays; the same command goes on from it"
+        print(f"\n{said}", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python flushes when it ends
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        sys.exit(141)
+    except Exception as error:
+        if not is_disk_full(error) or jax.process_count() > 1:  # `initialize` ends several
+            raise
+        sys.exit(f"error: {_explain(error)}")
+
+
 def _explain(error: Exception) -> str:
+    if is_disk_full(error):
+        first = (str(error).splitlines() or [""])[0][:300]
+        return (
+            f"the disk is full ({first}). Checkpoints that were finished are whole; free some "
+            "space, and start the same command again: it continues from the newest of them"
+        )
     if isinstance(error, ValueError | FileNotFoundError | FloatingPointError):
         return str(error)
     if not isinstance(error, jax.errors.JaxRuntimeError):
@@ -129,6 +164,32 @@ def barrier(name: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(name)
+
+
+def require_same(name: str, content: Mapping[str, Any]) -> None:
+    """Refuse to go on unless all processes of this run have the same content, which JSON can hold.
+
+    Raises:
+        ValueError: says which process differs from process 0, and in what.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    text = np.frombuffer(json.dumps(content, sort_keys=True).encode(), np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(np.array([text.size], np.int32))).ravel()
+    padded = np.pad(text, (0, int(sizes.max()) - text.size))
+    gathered = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(sizes), -1)
+    first, *others = (
+        json.loads(row[:size].tobytes()) for row, size in zip(gathered, sizes, strict=True)
+    )
+    for number, other in enumerate(others, start=1):
+        if lines := differences(first, other):
+            raise ValueError(
+                f"process {number} has another {name} than process 0 (process 0 -> {number}):\n  "
+                + "\n  ".join(lines)
+                + "\nstart all processes with the same command, version and data"
+            )
 
 
 @contextmanager

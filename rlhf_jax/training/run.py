@@ -10,7 +10,6 @@ config. A workdir belongs to one config: another one in it is an error that list
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,7 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import __version__
 from rlhf_jax.config import differences
+from rlhf_jax.data.sources import remembered
 from rlhf_jax.data.tokenizers import Tokenizer, load_tokenizer
+from rlhf_jax.files import aside, read_json, remove, write_json
 from rlhf_jax.inference.sampling import Samples
 from rlhf_jax.models.config import TransformerConfig, from_dict, to_dict
 from rlhf_jax.models.layout import BATCH
@@ -46,6 +47,7 @@ from rlhf_jax.training.updates import TrainState
 
 Params = Any
 CORPUS = "corpus"  # folder of tokenised documents
+DATA = "data.json"  # what was read: number and CRC-32 of the records
 LABELS = "label.json"  # what the label stage writes last
 _NUM_SHOWN = 4  # rows of a batch in samples.jsonl
 # Groups of a config that decide where and how often, not what is computed, and so may change when a
@@ -135,8 +137,14 @@ class Run:
         """Claim the workdir for this config, or check that it belongs to it."""
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
+        processes.require_same("config", _describe(config))
         with processes.main_process_first(f"claim {folder}"):
             claim(folder, config)
+        if not (folder / "config.json").exists():
+            raise ValueError(
+                f"{folder} lacks the config.json that process 0 wrote: a run of several processes "
+                "needs one folder that all of them see"
+            )
         mesh = meshes.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
         writer = open_writer(folder)
         trains = any(group.name == "checkpoint" for group in fields(config))
@@ -226,7 +234,8 @@ class Run:
             exists = folder.exists()
             self._tokenizer = load_tokenizer(folder) if exists else make()
             if not exists:
-                self._tokenizer.save(folder)
+                with aside(folder) as unfinished:
+                    self._tokenizer.save(unfinished)
         return self._tokenizer
 
     def lora_link(self, role: str, config: LoraConfig) -> dict[str, Any]:
@@ -314,6 +323,32 @@ class Run:
             rows.append({**row, "finished": bool(samples.stopped_B[b])})
         self.writer.samples(step + 1, rows)
 
+    # --- the data ---------------------------------------------------------------------------------
+
+    def check_data(self, *, begun: bool) -> None:
+        """Write down what was read so far, or check that it is what this run began with.
+
+        A moved folder reads the same records from another path: these are compared, not the names.
+
+        Raises:
+            ValueError: the records have changed since; names the source, and both.
+        """
+        now, path = remembered(), self.workdir / DATA
+        with processes.main_process_first(f"data {path}"):
+            # The other processes compare theirs with what process 0 has just written.
+            kept = path.exists() and (begun or not processes.is_main_process())
+            before = read_json(path, "delete it") if kept else {}
+            for name in now.keys() & before.keys():
+                old, new = ({**reading, "source": ""} for reading in (before[name], now[name]))
+                if old != new:
+                    raise ValueError(
+                        f"{self.workdir} was begun with {_format_reading(before[name])}, but now "
+                        f"there are {_format_reading(now[name])}; restore the data, or use a new "
+                        "--workdir"
+                    )
+            if processes.is_main_process():
+                write_json(path, {**before, **now}, indent=1)
+
     # --- the loop ---------------------------------------------------------------------------------
 
     def describe(
@@ -344,6 +379,7 @@ class Run:
         """Run the loop from wherever this workdir stands; arguments as in `LoopConfig`."""
         often = self.checkpoint
         assert often is not None
+        self.check_data(begun=checkpoints.latest_step(self.workdir) is not None)
         config = LoopConfig(
             often.log_every, often.save_every, often.keep, headline, tuple(hooks), export
         )
@@ -354,8 +390,14 @@ class Run:
     def _facts(self, meta: Meta) -> dict[str, Any]:
         """Return what trackers are told before the first step: config.json, and what was loaded."""
         facts = {name: getattr(meta, name) for name in ("model", "tokenizer", "lineage")}
-        begun = json.loads((self.workdir / "config.json").read_text())
+        begun = _begun(self.workdir / "config.json")
         return {**begun, "workdir": str(self.workdir), **facts}
+
+
+def _format_reading(reading: Mapping[str, Any]) -> str:
+    names = ("records", "crc32", "source")
+    records, crc, source = (reading.get(name, "unknown") for name in names)
+    return f"{records} records (CRC-32 {crc}) of {source}"
 
 
 def locate(workdir: Path, path: str) -> Path:
@@ -369,17 +411,16 @@ def claim(folder: Path, config: Any) -> None:
     Raises:
         ValueError: the folder was begun with another config; lists the fields that differ.
     """
-    content = {"stage": config.stage, "config": json.loads(json.dumps(asdict(config)))}
-    content["version"] = __version__
+    content = _describe(config)
     path = folder / "config.json"
     if path.exists():
-        begun = json.loads(path.read_text())["config"]
+        begun = _begun(path)["config"]
         changed = differences(_fixed(begun), _fixed(content["config"]))
         started = checkpoints.latest_step(folder) is not None or (folder / LABELS).exists()
         if changed and not started:
             # That run was refused or died early: there is nothing to protect.
-            for name in ("tokenizer", CORPUS, TRACKING):
-                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("tokenizer", CORPUS, TRACKING, DATA):
+                remove(folder / name)
         elif changed:
             raise ValueError(
                 f"{folder} was begun with another config:\n  "
@@ -387,9 +428,22 @@ def claim(folder: Path, config: Any) -> None:
                 + "\nuse a new --workdir, delete this one, or set these fields back"
             )
     if processes.is_main_process():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, content, indent=2)
+
+
+def _describe(config: Any) -> dict[str, Any]:
+    """Return what config.json says of a run."""
+    content = {"stage": config.stage, "config": json.loads(json.dumps(asdict(config)))}
+    return content | {"version": __version__}
+
+
+def _begun(path: Path) -> dict[str, Any]:
+    """Return what config.json says of the run that began a folder."""
+    remedy = "delete it, and start the run again with the config that it was begun with"
+    content = read_json(path, remedy)
+    if not isinstance(content.get("config"), dict):
+        raise ValueError(f"{path}: damaged (it has no config); {remedy}")
+    return content
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -402,8 +456,15 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, **elastic}
 
 
+def _is_whole(path: Path) -> bool:
+    try:
+        return bool(read_json(path, ""))
+    except (ValueError, OSError):
+        return False
+
+
 def is_complete(workdir: str | Path) -> bool:
-    """Tell whether a run has reached its end: its last step, or the file of its results."""
-    if any((Path(workdir) / results).exists() for results in ("evaluation.json", LABELS)):
+    """Tell whether a run has reached its end: its last step, or the whole file of its results."""
+    if any(_is_whole(Path(workdir) / results) for results in ("evaluation.json", LABELS)):
         return True
     return checkpoints.latest_step(workdir) is not None and checkpoints.read_meta(workdir).complete

@@ -34,6 +34,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.files import write_json
 from rlhf_jax.training.metrics import (
     METRICS,
     SAMPLES,
@@ -165,10 +166,7 @@ class Follower(Writer):
             ) from error
 
     def _remember(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._told) + "\n")
-        temporary.replace(self._path)
+        write_json(self._path, self._told)
 
 
 # --- the trackers ---------------------------------------------------------------------------------

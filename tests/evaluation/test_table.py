@@ -11,6 +11,7 @@ from rich.console import Console
 from rlhf_jax.evaluation import table
 from rlhf_jax.evaluation.estimates import Estimate
 from rlhf_jax.evaluation.table import Cache
+from rlhf_jax.files import write_json
 
 ROWS = [
     table.Row(
@@ -61,7 +62,7 @@ def test_numbers_that_are_not_finite_do_not_reach_the_file(tmp_path):
         "n": 9,
     }
     with pytest.raises(ValueError, match="not JSON compliant"):
-        table.write_json(tmp_path / "a.json", {"x": float("nan")})
+        write_json(tmp_path / "a.json", {"x": float("nan")})
     assert not (tmp_path / "a.json").exists()
 
 

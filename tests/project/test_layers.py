@@ -14,6 +14,7 @@ LAYERS = {
     "shipped": 0,
     "options": 1,
     "describe": 1,
+    "files": 0,
     "maths": 0,
     "models": 1,
     "data": 1,

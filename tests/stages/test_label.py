@@ -23,6 +23,7 @@ from rlhf_jax.menagerie import gold, labelers
 from rlhf_jax.menagerie.world import make_world
 from rlhf_jax.models import LanguageModel, from_dict
 from rlhf_jax.stages import label
+from rlhf_jax.stages.comparisons import comparison_sources
 from rlhf_jax.training.checkpoints import load_params, read_meta
 from rlhf_jax.training.pretrained import read_tokenizer
 from rlhf_jax.training.run import is_complete
@@ -413,3 +414,20 @@ def test_a_reward_model_has_no_responses(tour, tmp_path):
     plan["init"]["policy"] = str(tour.workdir / "reward")
     with pytest.raises(ValueError, match=r"init\.policy: .* is a scalar_model .* a language_model"):
         main.run(plan, str(tmp_path / "label"))
+
+
+@pytest.mark.parametrize("judge", ["train", "gold"])
+def test_altered_comparisons_are_noticed_by_who_reads_them_and_by_who_goes_on(
+    tour, collected, tmp_path, judge
+):
+    shutil.copytree(collected, tmp_path / "label")
+    folder = tmp_path / "label" / "comparisons"
+    assert comparison_sources("../label", tmp_path / "reward")["train"] == f"jsonl:{folder}/train"
+    path = next(file for file in (folder / judge).iterdir())
+    path.write_text(path.read_text().replace("a", "b", 1))
+    (tmp_path / "label" / "label.json").unlink()
+    message = rf"{judge}/{path.name} was written as .*; delete .*; changed on purpose, .* jsonl:"
+    with pytest.raises(ValueError, match=message):
+        comparison_sources("../label", tmp_path / "reward")
+    with pytest.raises(ValueError, match=message):
+        main.run(plan_of(tour), str(tmp_path / "label"))

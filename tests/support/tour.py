@@ -65,6 +65,7 @@ class Recorder:
                 self._watch(patch, cls)
             for module in (run, evaluate):
                 patch.setattr(module, "claim", self._unwatched(workspace_claim))
+            patch.setattr(run, "_describe", self._unwatched(describe_config))
             yield
 
     def _watch(self, patch: pytest.MonkeyPatch, cls: type) -> None:
@@ -89,6 +90,7 @@ class Recorder:
 
 
 workspace_claim = run.claim
+describe_config = run._describe
 
 
 def config_classes() -> list[type]:

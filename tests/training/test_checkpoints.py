@@ -11,13 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from rlhf_jax.files import json_checksum
 from rlhf_jax.training import checkpoints
 from rlhf_jax.training.checkpoints import (
     CheckpointKind,
     Meta,
     all_steps,
     checkpoint_folder,
-    json_checksum,
     latest_step,
     lineage_entry,
     load_params,

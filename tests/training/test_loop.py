@@ -303,6 +303,27 @@ def test_sigterm_finishes_the_step_saves_and_restores_the_old_handler(reference,
     assert rows_of(tmp_path) == reference[2]
 
 
+@pytest.mark.parametrize("presses", [1, 2])
+def test_ctrl_c_finishes_the_step_and_saves_and_the_second_stops_at_once(
+    reference, tmp_path, presses
+):
+    """A press once lost the steps since the last checkpoint."""
+
+    def interrupted(state, step):
+        for _ in range(presses if step == 6 else 0):
+            signal.raise_signal(signal.SIGINT)
+        return step_fn(state, step)
+
+    before = signal.getsignal(signal.SIGINT)
+    saved = "toy: Ctrl-C. Step 7 of 12 is saved" if presses == 1 else "^$"
+    with pytest.raises(KeyboardInterrupt, match=saved):
+        train(tmp_path, step_fn=interrupted)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert latest_step(tmp_path) == (7 if presses == 1 else 4)
+    assert_same_bits(train(tmp_path), reference[1])
+    assert rows_of(tmp_path) == reference[2]
+
+
 def test_in_another_thread_signals_are_left_alone(tmp_path):
     seen = []
     before = signal.getsignal(signal.SIGTERM)

@@ -25,9 +25,10 @@ MESH = {
 }
 
 
-def start(tmp_path, plans):
-    """Two processes with two devices each."""
-    (tmp_path / "plans.json").write_text(json.dumps(plans))
+def start(tmp_path, plans, other=None):
+    """Two processes with two devices each; the second runs `other` plans, if there are any."""
+    for i, mine in enumerate((plans, other or plans)):
+        (tmp_path / f"plans{i}.json").write_text(json.dumps(mine))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -37,7 +38,7 @@ def start(tmp_path, plans):
     command = [sys.executable, str(ROOT / "tests" / "support" / "hosts_worker.py"), port, "2"]
     return [
         subprocess.Popen(
-            [*command, str(i), str(tmp_path / "plans.json")],
+            [*command, str(i), str(tmp_path / f"plans{i}.json")],
             cwd=ROOT,
             env=environment,
             text=True,
@@ -140,3 +141,19 @@ def test_launchers_are_recognised_and_half_a_command_line_is_refused():
         processes.connect("localhost:1", 2, -1, 10)
     with pytest.raises(ValueError, match=r"--process_id=2 with --num_processes=2"):
         processes.connect("localhost:1", 2, 2, 10)
+
+
+def test_processes_with_different_configs_refuse_before_the_first_step(plans, tmp_path):
+    """The two once trained on a mixture of both, and process 0 deleted what the other needed."""
+    folder = tmp_path / "pretrain"
+    other = json.loads(json.dumps(plans["pretrain"]))
+    other["optimizer"]["learning_rate"] *= 2
+    other["seed"] = 77
+    both = start(tmp_path, {str(folder): plans["pretrain"]}, {str(folder): other})
+    outputs = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [1, 1]
+    for output in outputs:
+        assert "process 1 has another config than process 0" in output
+        assert "config.seed: 0 -> 77" in output
+    assert not (folder / "checkpoints").exists()
+    assert not (folder / "config.json").exists()
