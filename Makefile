@@ -1,15 +1,18 @@
 # make quickstart   set up, then run the whole recipe on the embedded world and print its table
 # make test         set up, then lint, type-check and test
+# make lock         write the lock files anew: the newest of everything that setup.py allows, for every Python, with hashes
 # make seeds        the quickstart with three seeds
 # make reproduce    every ablation of experiments/ablations, the slow runs whose numbers stand in its README (not part of the tests)
-PYTHON ?= python3
-VENV := .venv
+# PYTHON= chooses one (after `make clean`, where .venv has another); else that of .venv if there is one, else the newest of those that everything was run on.
+VENV ?= .venv
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(shell .ci/find_python 3.13 3.11),python3)
+UV := uv==0.13.9
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= runs/quickstart
 SEEDS ?= 3
 
-.PHONY: quickstart test lint types unit report seeds reproduce clean
+.PHONY: quickstart test lint types unit report seeds reproduce lock clean
 
 quickstart: $(INSTALLED)
 	$(BIN)/python -m rlhf_jax.main --config=experiments/menagerie/pipeline.py --workdir=$(RUN)
@@ -39,15 +42,26 @@ reproduce: $(VENV)/.installed-control
 
 # gymnax and what it brings, for the two ablations on control environments.
 $(VENV)/.installed-control: $(INSTALLED) requirements-control.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements-control.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r requirements-control.lock
 	@touch $@
 
 $(INSTALLED): requirements.lock setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rlhf_jax needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=/path/to/python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+# One file with markers serves every Python: JAX's newest for 3.11 is older than that for 3.12 and up.
+COMPILE := .venv-lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --fork-strategy requires-python \
+  --generate-hashes --no-annotate --no-header
+CONTROL := gymnax gymnasium Farama-Notifications pandas pytz seaborn
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install -q --disable-pip-version-check $(UV)
+	$(COMPILE) --extra dev setup.py -o requirements.lock
+	printf '%s\n' $(CONTROL) | $(COMPILE) --no-deps - -o requirements-control.lock
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,4 +1,4 @@
-"""Install rlhf_jax: lower bounds here, exact versions in requirements.lock."""
+"""Install rlhf_jax: the bounds of what was run here, exact versions in requirements.lock."""
 
 import shutil
 from pathlib import Path
@@ -48,14 +48,14 @@ setup(
     cmdclass={"build_py": BuildWithExperiments},
     entry_points={"console_scripts": ["rlhf-jax = rlhf_jax.command:main"]},
     install_requires=[
-        "jax>=0.10",
-        "flax>=0.12",
-        "optax>=0.2.8",
+        "jax>=0.10,<0.13",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<1",  # 1.0 brings another interface
-        "transformers>=5.0",
+        "transformers>=5.0,<6",
         "tensorflow-datasets>=4.9.10",
         "ml-collections>=1.1",
-        "grain>=0.2.18",
+        "grain>=0.2.18,<0.3",
         "array-record>=0.8",
         "tokenizers>=0.22",
         "jinja2>=3.1.6",  # transformers renders chat templates with it and does not require it
@@ -72,9 +72,9 @@ setup(
         "importlib_resources>=6",
     ],
     extras_require={
-        "cuda12": ["jax[cuda12]>=0.10"],
-        "cuda13": ["jax[cuda13]>=0.10"],
-        "tpu": ["jax[tpu]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10,<0.13"],
+        "cuda13": ["jax[cuda13]>=0.10,<0.13"],
+        "tpu": ["jax[tpu]>=0.10,<0.13"],
         "data": ["datasets>=4"],  # public data of the Hugging Face hub
         "torch": ["torch>=2.6"],  # comparisons in tests alone
         "gguf": ["gguf>=0.17"],

@@ -85,13 +85,13 @@ def map_shards(function: Callable[..., Any], params: Any, *rows: jax.Array) -> A
     if num_shards(len(rows[0]), BATCH) == 1:
         return function(params, *rows)
     specs = (PartitionSpec(), *(PartitionSpec(BATCH) for _ in rows))
-    # Without the check of what varies, which would sum where parameters meet rows.
+
+    # Parameters are told to vary here: else their gradients were summed where they meet rows.
+    def with_varying_params(params: Any, *rows: jax.Array) -> Any:
+        return function(jax.lax.pcast(params, BATCH, to="varying"), *rows)
+
     mapped = jax.shard_map(
-        function,
-        in_specs=specs,
-        out_specs=PartitionSpec(BATCH),
-        axis_names=set(BATCH),
-        check_vma=False,
+        with_varying_params, in_specs=specs, out_specs=PartitionSpec(BATCH), axis_names=set(BATCH)
     )
     return mapped(params, *rows)
 
