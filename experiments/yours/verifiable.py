@@ -22,7 +22,8 @@ those questions, sampled at temperature 1:
 So the most likely answer was right before; what the rewards move is how often it is given. Where
 less was read, more is left to learn, and it takes longer: after 600 steps of pretraining (test
 .08 sampled, .23 greedy) 300 updates lead PPO to .19 and .25, and GRPO with groups of 8 and 512
-episodes an update to .21 and .39. Rates were tried twice, other seeds were not.
+episodes an update to .21 and .39. Rates were tried twice. Three seeds, accuracy after 300 updates:
+GRPO .83, .52, .93, PPO .90, .71, .98, shuffled .02, .00, .01; seed 1 begins lower.
 """
 
 from dataclasses import replace
