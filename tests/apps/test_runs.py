@@ -112,7 +112,7 @@ def test_unreadable_file_is_noted(tmp_path):
     (tmp_path / "sft" / "metrics.jsonl").unlink()
     (tmp_path / "sft" / "metrics.jsonl").mkdir()
     assert [note.split(" (")[0] for note in read(tmp_path / "sft")[1]] == [
-        "sft/metrics.jsonl cannot be read"
+        "sft/metrics.jsonl is a folder: the stage has logged nothing yet; run it, or resume it"
     ]
 
 

@@ -6,6 +6,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -281,7 +282,7 @@ def shapes_in(jaxpr):
     """The shapes of all float32 arrays that a program makes."""
     for equation in jaxpr.eqns:
         yield from (x.aval.shape for x in equation.outvars if x.aval.dtype == jnp.float32)
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from shapes_in(inner)
 
 

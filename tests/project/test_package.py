@@ -86,7 +86,11 @@ def test_nothing_of_an_editable_install_is_copied(setup, tmp_path):
 
 def test_yours_runs_from_an_empty_folder_without_a_checkout(installed, tmp_path):
     model = Path(ROOT, "tests/fixtures/huggingface/gpt2")
-    config = f"--config=experiments/yours/pipeline.py:model=hf:{model}"
+    examples = next(installed.rglob("yours/examples"))
+    parts = "?train=train[:4]&validation=train[4:]&test=train[4:]"
+    facts = f"comparisons=jsonl:{examples}/comparisons.jsonl{parts} "
+    facts += f"prompts=lines:{examples}/prompts.txt{parts}"
+    config = f"--config=experiments/yours/pipeline.py:model=hf:{model} {facts}"
     environment = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
     environment.pop("XLA_FLAGS", None)  # one device, as on a laptop
     result = subprocess.run(
@@ -101,5 +105,5 @@ def test_yours_runs_from_an_empty_folder_without_a_checkout(installed, tmp_path)
     stages = [line for line in result.stdout.splitlines() if line.startswith("== ")]
     assert stages == ["== reward: w/reward", "== ppo: w/ppo", "== evaluate: w/evaluate"]
     assert list(tmp_path.iterdir()) == []
-    examples = {path.name for path in installed.rglob("yours/examples/*")}
-    assert examples == {path.name for path in Path(ROOT, "experiments/yours/examples").iterdir()}
+    names = {path.name for path in examples.iterdir()}
+    assert names == {path.name for path in Path(ROOT, "experiments/yours/examples").iterdir()}

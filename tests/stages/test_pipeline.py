@@ -260,7 +260,9 @@ def test_a_response_longer_than_the_context_is_refused(tour, tmp_path):
 def test_a_mistake_in_the_last_stage_is_said_before_the_first_runs(tour, tmp_path):
     plans = json.loads(json.dumps(tour.plans))
     plans["evaluate"]["referense"] = "sft"
-    with pytest.raises(ValueError, match=r"config\.referense: .*did you mean 'reference'"):
+    with pytest.raises(
+        ValueError, match=r"config\.stages\.evaluate\.referense: .*did you mean 'reference'"
+    ):
         main.run_pipeline(plans, str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 

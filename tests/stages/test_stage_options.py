@@ -228,9 +228,8 @@ def test_a_part_of_the_comparisons_and_other_judges(tour, tmp_path, capsys):
     """Options go to every source; the judges are those whose folders are there."""
     (tmp_path / "sft").symlink_to(tour.workdir / "sft")
     shutil.copytree(tour.workdir / "label", tmp_path / "label")
-    (tmp_path / "label" / "comparisons" / "gold").rename(
-        tmp_path / "label" / "comparisons" / "oracle"
-    )
+    comparisons = tmp_path / "label" / "comparisons"
+    shutil.copytree(comparisons / "gold", comparisons / "oracle")
     plan = plan_of(tour, "dpo")
     plan["data"]["comparisons"] = "../label?train=train[:24]"
     main.run(plan, str(tmp_path / "dpo"))
@@ -239,7 +238,7 @@ def test_a_part_of_the_comparisons_and_other_judges(tour, tmp_path, capsys):
         for name in rows(tmp_path / "dpo")[-1]
         if name.startswith("validation/accuracy_")
     }
-    assert judges == {"heldout", "oracle"}
+    assert judges == {"heldout", "gold", "oracle"}
     lines = (tmp_path / "label/comparisons/train/train.jsonl").read_text().splitlines()[:24]
     untied = sum(len(set(json.loads(line)["ranks"])) > 1 for line in lines)
     assert f"epochs of {untied} rankings" in capsys.readouterr().out
