@@ -5,7 +5,7 @@
 # make reproduce    every ablation of experiments/ablations, the slow runs whose numbers stand in its README (not part of the tests)
 # PYTHON= chooses one (after `make clean`, where .venv has another); else that of .venv if there is one, else the newest of those that everything was run on.
 VENV ?= .venv
-PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(shell .ci/find_python 3.13 3.11),python3)
+PYTHON ?= $(or $(wildcard $(VENV)/bin/python),$(shell .ci/find_python 3.11),python3)
 UV := uv==0.13.9
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
