@@ -62,8 +62,8 @@ def remove(path: Path) -> None:
 
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, also one of a library that writes files itself, is of a full disk."""
-    said = any(os.strerror(number) in str(error) for number in _FULL)
-    return said or (isinstance(error, OSError) and error.errno in _FULL)
+    is_named = any(os.strerror(number) in str(error) for number in _FULL)
+    return is_named or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def write_text(path: Path, text: str) -> None:

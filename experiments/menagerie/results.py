@@ -229,12 +229,12 @@ def print_reward_accuracy(evaluations: Sequence[dict[str, Any]]) -> None:
     for judge in dict.fromkeys(judge for judge, *_ in rows):
         print(f"| {judge}: pairs | {' | '.join(rivals)} |\n|---|{'---|' * len(rivals)}")
         for kind in ("", *sorted({kind for _, _, kind, _ in rows if kind})):
-            found = {
+            accuracies = {
                 rival: [v for j, r, k, v in rows if (j, r, k) == (judge, rival, kind)]
                 for rival in rivals
             }
-            counts = [value["n"] for value in found[rivals[0]]]
-            cells = [_mean_and_deviation(values) for values in found.values()]
+            counts = [value["n"] for value in accuracies[rivals[0]]]
+            cells = [_mean_and_deviation(values) for values in accuracies.values()]
             print(f"| {kind or 'all'}: {sum(counts):,} | {' | '.join(cells)} |")
         print()
     for row in evaluations[0]["table"]:
@@ -270,8 +270,8 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.reward_accuracy:
-        found = [read_evaluation(workdir, "reward_accuracy") for workdir in args.workdirs]
-        print_reward_accuracy(found)
+        evaluations = [read_evaluation(workdir, "reward_accuracy") for workdir in args.workdirs]
+        print_reward_accuracy(evaluations)
         return
     evaluations = [read_evaluation(workdir) for workdir in args.workdirs]
     if args.dialogues:

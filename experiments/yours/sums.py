@@ -75,14 +75,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--to", type=Path, required=True, help="folder to write")
     to = parser.parse_args(argv).to
     rng = random.Random(1)
-    asked = questions()
+    shares = questions()
     for split, copies in (("train", COPIES), ("validation", 1)):
-        documents = [document(q, rng) for q in asked[split] for _ in range(copies)]
+        documents = [document(q, rng) for q in shares[split] for _ in range(copies)]
         rng.shuffle(documents)
         write(to / "documents", split, documents)
-    for split, pairs in asked.items():
+    for split, pairs in shares.items():
         write(to / "prompts", split, map(prompt, pairs))
-    print(f"wrote {to}: {len(asked['train'])} training questions, {HELD_OUT} held out, twice")
+    print(f"wrote {to}: {len(shares['train'])} training questions, {HELD_OUT} held out, twice")
 
 
 if __name__ == "__main__":

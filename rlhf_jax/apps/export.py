@@ -140,12 +140,12 @@ def _template_agrees(folder: Path) -> bool:
         ours = render(tokenizer, [Message(*turn) for turn in turns], generation_prompt=True).ids
     except ValueError:  # a vocabulary without these letters
         return False
-    theirs = tokenizer.fast.apply_chat_template(
+    rendered = tokenizer.fast.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns],
         add_generation_prompt=True,
         return_dict=False,
     )
-    return bool(ours == theirs)
+    return bool(ours == rendered)
 
 
 def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:

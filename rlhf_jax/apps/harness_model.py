@@ -22,7 +22,7 @@ from rlhf_jax.apps.chat import load
 from rlhf_jax.data.templates import DATE
 from rlhf_jax.data.tokenizers import ASSISTANT, EOS, USER
 from rlhf_jax.evaluation.checkpoints import LoadedModel
-from rlhf_jax.evaluation.harness import judge_continuations, read_settings, write_until
+from rlhf_jax.evaluation.harness import read_settings, score_continuations, write_until
 from rlhf_jax.evaluation.likelihood import Continuation
 from rlhf_jax.models import LanguageModel
 from rlhf_jax.training.checkpoints import CheckpointKind
@@ -94,10 +94,10 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **unused: Any
     ) -> list[tuple[float, bool]]:
         items = [Continuation(context, ids) for _, context, ids in requests]
-        judged = judge_continuations(
+        scored = score_continuations(
             self.model, items, context_length=self.max_length, batch_size=self.batch_size
         )
-        answers = [(item.logp, item.is_greedy) for item in judged]
+        answers = [(item.logp, item.is_greedy) for item in scored]
         for (texts, _, _), answer in zip(requests, answers, strict=True):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, answer)

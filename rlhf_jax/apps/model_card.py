@@ -40,8 +40,8 @@ def write_model_card(folder: Path, checkpoint: str, meta: Meta, *, library: str)
     ]
     if workdir:
         sections += [_describe_data(workdir), _describe_evaluations(workdir, meta)]
-    made = f"Made and exported by rlhf_jax {__version__}."
-    text = "\n\n".join(section for section in [*sections, made] if section)
+    origin = f"Made and exported by rlhf_jax {__version__}."
+    text = "\n\n".join(section for section in [*sections, origin] if section)
     (folder / "README.md").write_text(text + "\n")
 
 

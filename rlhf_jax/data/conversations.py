@@ -161,9 +161,9 @@ def agree(first: Turns, second: Turns) -> Turns | None:
     hold the question alone, the first question, or all of it.
     """
     longer, shorter = (first, second) if len(first) >= len(second) else (second, first)
-    said, part = _comparable(longer), _comparable(shorter)
-    behind_system = said[1:] if said and said[0][0] == "system" else said
-    beginnings = (said[: len(part)], behind_system[: len(part)])
+    whole, part = _comparable(longer), _comparable(shorter)
+    behind_system = whole[1:] if whole and whole[0][0] == "system" else whole
+    beginnings = (whole[: len(part)], behind_system[: len(part)])
     return longer if part in beginnings or is_end(longer, shorter) else None
 
 

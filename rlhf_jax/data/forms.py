@@ -142,21 +142,21 @@ def select_columns(row: Any, columns: Sequence[str]) -> Any:
 
 def _matching(record_type: type, row: Mapping[str, Any]) -> list[Form]:
     """Return the forms whose columns a row has; none that is a part of another."""
-    found = _with_columns(record_type, frozenset(row))
-    replies = [form for form in found if form.read not in (_read_question, _read_transcript)]
+    forms = _with_columns(record_type, frozenset(row))
+    replies = [form for form in forms if form.read not in (_read_question, _read_transcript)]
     # A conversation that waits for a reply is the prompt of the replies beside it.
     waiting = [name for name in _CONVERSATIONS if name in row and not _is_answered(row[name])]
     others = [form for form in replies if form.columns[0] not in waiting]
     # A question counts where there is nothing else, and a text where there is not even one.
-    questions = [form for form in found if form.read is _read_question]
-    return others or replies or questions or found
+    questions = [form for form in forms if form.read is _read_question]
+    return others or replies or questions or forms
 
 
 @lru_cache(maxsize=1024)  # the rows of a source have few sets of columns
 def _with_columns(record_type: type, columns: frozenset[str]) -> list[Form]:
-    found = [form for form in FORMS if record_type in form.holds and columns >= {*form.columns}]
+    forms = [form for form in FORMS if record_type in form.holds and columns >= {*form.columns}]
     return [
-        form for form in found if not any({*form.columns} < {*other.columns} for other in found)
+        form for form in forms if not any({*form.columns} < {*other.columns} for other in forms)
     ]
 
 
@@ -185,8 +185,8 @@ def _no_form(record_type: type, row: Mapping[str, Any]) -> ValueError:
         hint = "; single replies with a thumb train preference.loss=kto alone"
     if record_type is Demonstration and "text" in row:
         hint = "; plain text is for data.documents"
-    found = ", ".join(map(str, row)) or "nothing"
-    return ValueError(f"fields: found {found}, expected {' or '.join(shown)}{hint}")
+    names = ", ".join(map(str, row)) or "nothing"
+    return ValueError(f"fields: found {names}, expected {' or '.join(shown)}{hint}")
 
 
 def _two_readings(first: str, second: str, columns: Sequence[str]) -> ValueError:
@@ -285,7 +285,7 @@ def _unread_fields(row: Row, used: Iterable[str]) -> list[str]:
 
 def _read_before(row: Row) -> Turns | None:
     """Return what all columns of a prompt say together, None without one."""
-    said: Turns | None = None
+    before: Turns | None = None
     names: list[str] = []
     for name in (*_QUESTIONS, *_CONVERSATIONS):
         if row.get(name) is None:
@@ -293,12 +293,12 @@ def _read_before(row: Row) -> Turns | None:
         if name in _CONVERSATIONS and _is_answered(row[name]):
             continue  # a conversation with a reply of its own is another form
         turns = _read_asked(row, name)
-        longer = turns if said is None else agree(said, turns)
+        longer = turns if before is None else agree(before, turns)
         if longer is None:
             raise _two_readings(names[-1], name, ())
-        said = longer
+        before = longer
         names.append(name)
-    return said if said is None else _behind_system(row, said)
+    return before if before is None else _behind_system(row, before)
 
 
 def _read_asked(row: Row, name: str) -> Turns:
@@ -307,11 +307,11 @@ def _read_asked(row: Row, name: str) -> Turns:
         return read_turns(name, row[name])
     if name == "prompt":
         return read_conversation(name, row[name])
-    asked = text(row, name)
+    question = text(row, name)
     material = text(row, "input") if name == "instruction" and row.get("input") else ""
-    if not asked:
+    if not question:
         raise Drop("with an empty prompt")
-    return (Message("user", f"{asked}\n\n{material}" if material else asked),)
+    return (Message("user", f"{question}\n\n{material}" if material else question),)
 
 
 def _behind_system(row: Row, turns: Turns) -> Turns:
@@ -320,10 +320,12 @@ def _behind_system(row: Row, turns: Turns) -> Turns:
         raise Drop("with tools")
     history: list[Message] = []
     for k, pair in enumerate(read_list("history", row.get("history") or [])):
-        said = read_list(f"history[{k}]", pair)
-        if len(said) != 2:
-            raise ValueError(f"history[{k}]: {len(said)} items, expected a question and its answer")
-        for role, content in zip(("user", "assistant"), said, strict=True):
+        texts = read_list(f"history[{k}]", pair)
+        if len(texts) != 2:
+            raise ValueError(
+                f"history[{k}]: {len(texts)} items, expected a question and its answer"
+            )
+        for role, content in zip(("user", "assistant"), texts, strict=True):
             history.append(Message(role, read_string(f"history[{k}]", content)))
     turns = (*history, *turns)
     for name in ("system", "system_prompt"):
@@ -343,10 +345,10 @@ def _behind_system(row: Row, turns: Turns) -> Turns:
 
 def _read_question(row: Row) -> Exchange:
     """Read a prompt without a reply."""
-    said = _read_before(row)
-    if said is None:
+    before = _read_before(row)
+    if before is None:
         raise Drop("with an empty prompt")
-    return _as_exchange(said)
+    return _as_exchange(before)
 
 
 def _as_exchange(turns: Turns) -> Exchange:
@@ -364,8 +366,8 @@ def _read_messages(row: Row, *, name: str) -> Exchange:
     turns = read_turns(name, row[name])
     for other in _QUESTIONS:
         if row.get(other) is not None and agree(turns, _read_asked(row, other)) != turns:
-            said = turns[:-1]
-            if agree(said, _read_asked(row, other)) != said:
+            before = turns[:-1]
+            if agree(before, _read_asked(row, other)) != before:
                 raise _two_readings(other, name, (name,))
     return _as_exchange(_behind_system(row, turns))
 

@@ -1,6 +1,6 @@
 """Answer what lm-evaluation-harness asks of a model, in token ids and without the harness itself.
 
-    judge_continuations    Σ_t log π(y_t | context, y_<t), and whether greedy decoding would write y
+    score_continuations    Σ_t log π(y_t | context, y_<t), and whether greedy decoding would write y
     write_until            a continuation up to the first stop string, stop token or the limit
 
 Texts that are too long lose their beginning. As in the harness' own models the last token is
@@ -30,17 +30,17 @@ from rlhf_jax.inference.scoring import next_token_matches
 from rlhf_jax.models import LanguageModel, Params
 
 
-class Judged(NamedTuple):
+class ContinuationScore(NamedTuple):
     """Hold the log-probability of a continuation, and whether it is the greedy one."""
 
     logp: float
     is_greedy: bool
 
 
-def judge_continuations(
+def score_continuations(
     model: LoadedModel, items: Sequence[Continuation], *, context_length: int, batch_size: int
-) -> list[Judged]:
-    """Judge every continuation behind the end of its context, as much of it as fits.
+) -> list[ContinuationScore]:
+    """Score every continuation behind the end of its context, as much of it as fits.
 
     Raises:
         ValueError: a context or continuation is empty, or a continuation longer than the context.
@@ -50,7 +50,7 @@ def judge_continuations(
     longest_first_N = np.argsort([-len(row.tokens) for row in rows], kind="stable")
     batches = [longest_first_N[places] for places in batch_rows(len(rows), batch_size)]
 
-    def judge_batch(members: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    def score_batch(members: np.ndarray) -> tuple[jax.Array, jax.Array]:
         batch = [rows[n] for n in members]
         width = min(-(-len(batch[0].tokens) // BUCKET) * BUCKET, context_length + 1)
         tokens_BT, segments_BT = np.zeros((2, len(batch), width), np.int32)
@@ -58,14 +58,14 @@ def judge_continuations(
             tokens_BT[place, : len(row.tokens)] = row.tokens
             segments_BT[place, : len(row.tokens)] = 1
         start_B = np.array([row.start for row in batch], np.int32)
-        return _judge(model.model, model.params, tokens_BT, segments_BT, start_B)
+        return _score(model.model, model.params, tokens_BT, segments_BT, start_B)
 
-    judged: dict[int, Judged] = {}
-    results = run_batches(judge_batch, batches, "continuations")
+    scored: dict[int, ContinuationScore] = {}
+    results = run_batches(score_batch, batches, "continuations")
     for members, (logp_B, greedy_B) in zip(batches, results, strict=True):
         columns = zip(members.tolist(), logp_B.tolist(), greedy_B.tolist(), strict=True)
-        judged |= {n: Judged(logp, is_greedy) for n, logp, is_greedy in columns}
-    return [judged[n] for n in range(len(rows))]
+        scored |= {n: ContinuationScore(logp, is_greedy) for n, logp, is_greedy in columns}
+    return [scored[n] for n in range(len(rows))]
 
 
 class _Row(NamedTuple):
@@ -87,7 +87,7 @@ def _cut_left(number: int, item: Continuation, context_length: int) -> _Row:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _judge(
+def _score(
     model: LanguageModel,
     params: Params,
     tokens_BT: jax.Array,
@@ -97,9 +97,9 @@ def _judge(
     matches = next_token_matches(model, params, tokens_BT, segments_BT)
     length_B = segments_BT.sum(axis=1)
     column_1U = jnp.arange(1, tokens_BT.shape[1])[None, :]  # of the token that is predicted
-    judged_BU = (column_1U >= start_B[:, None]) & (column_1U < length_B[:, None])
-    logp_B = jnp.where(judged_BU, matches.logp_BU, 0.0).sum(axis=1)
-    return logp_B, (matches.likeliest_BU | ~judged_BU).all(axis=1)
+    scored_BU = (column_1U >= start_B[:, None]) & (column_1U < length_B[:, None])
+    logp_B = jnp.where(scored_BU, matches.logp_BU, 0.0).sum(axis=1)
+    return logp_B, (matches.likeliest_BU | ~scored_BU).all(axis=1)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -184,13 +184,13 @@ def write_until(
     texts: dict[int, str] = {}
     for width in np.unique(width_N).tolist():
         members = np.flatnonzero(width_N == width).tolist()
-        how = GenerationSettings(settings.sampling, width, settings.length, batch_size)
-        drawn = complete(
-            *model, tokenizer, [cut[n] for n in members], jax.random.fold_in(key, width), how
+        generation = GenerationSettings(settings.sampling, width, settings.length, batch_size)
+        groups = complete(
+            *model, tokenizer, [cut[n] for n in members], jax.random.fold_in(key, width), generation
         )
         texts |= {
             n: cut_at_stops(tokenizer, samples[0].ids, settings.until)
-            for n, samples in zip(members, drawn, strict=True)
+            for n, samples in zip(members, groups, strict=True)
         }
     return [texts[n] for n in range(len(cut))]
 

@@ -32,7 +32,7 @@ from rlhf_jax.data.sources import load
 from rlhf_jax.data.tokenizers import Tokenizer
 from rlhf_jax.evaluation.checkpoints import find_checkpoint, load_scalar_model, load_tokenizer_of
 from rlhf_jax.evaluation.generate import Generation
-from rlhf_jax.evaluation.likelihood import scores, text_continuations
+from rlhf_jax.evaluation.likelihood import score_texts
 from rlhf_jax.evaluation.table import Key
 from rlhf_jax.evaluation.win_rate import score_preferences
 from rlhf_jax.models.heads import Params, ScalarModel
@@ -162,13 +162,11 @@ class RewardModelJudge(ScoreJudge):
     def scores(self, prompts: Prompts, responses: Responses) -> np.ndarray:
         """Return score_NS, read at the end of the turn, or where an unfinished response stops."""
         model, params, tokenizer = self._loaded
-        groups = text_continuations(tokenizer, prompts, responses)
-        items = [item for group in groups for item in group]
+        texts = (tokenizer, prompts, responses)
         try:
-            score_M = scores(model, params, items, batch_size=SCORE_BATCH)
+            return score_texts((model, params), *texts, batch_size=SCORE_BATCH)
         except ValueError as error:
             raise ValueError(f"judge reward:{self._path}: {error}") from None
-        return score_M.reshape(len(prompts), -1)
 
 
 def hugging_face_judge(folder: str, settings: JudgeSettings) -> RewardModelJudge:
@@ -210,14 +208,14 @@ class FunctionJudge(ScoreJudge):
           ValueError: the function fails, or does not return one finite number a response; shows
             prompt and response.
         """
-        asked = [
+        repeated = [
             prompt for prompt, samples in zip(prompts, responses, strict=True) for _ in samples
         ]
         texts = [response.text for samples in responses for response in samples]
         try:
-            returned = self._call(asked, texts)
+            returned = self._call(repeated, texts)
         except Exception as error:
-            raise ValueError(self._explain(asked, texts, error)) from error
+            raise ValueError(self._explain(repeated, texts, error)) from error
         try:
             values = list(returned)
         except TypeError:
@@ -228,7 +226,7 @@ class FunctionJudge(ScoreJudge):
                 "responses, expected a list of as many numbers"
             )
         numbers = [
-            _finite(value, partial(self._place, n, asked[n], texts[n]))
+            _finite(value, partial(self._place, n, repeated[n], texts[n]))
             for n, value in enumerate(values)
         ]
         return np.array(numbers, np.float64).reshape(len(prompts), -1)

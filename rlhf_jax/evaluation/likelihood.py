@@ -181,6 +181,20 @@ def score_responses(
     return scores(*reward, items, batch_size=batch_size).reshape(len(responses), -1)
 
 
+def score_texts(
+    reward: tuple[ScalarModel, Params],
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Generation]],
+    *,
+    batch_size: int,
+) -> np.ndarray:
+    """Return the score_NS of the same responses read as text, with the reward model's tokenizer."""
+    groups = text_continuations(tokenizer, prompts, responses)
+    items = [item for group in groups for item in group]
+    return scores(*reward, items, batch_size=batch_size).reshape(len(responses), -1)
+
+
 def choice_logps(
     model: LanguageModel,
     params: Params,

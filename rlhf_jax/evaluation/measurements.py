@@ -30,9 +30,8 @@ from rlhf_jax.evaluation.likelihood import (
     continuations,
     corpus_nll,
     score_responses,
-    scores,
+    score_texts,
     sequence_kl,
-    text_continuations,
     text_nll,
 )
 from rlhf_jax.evaluation.table import Data
@@ -176,14 +175,12 @@ def reward_scores(context: Context, responses: Responses) -> np.ndarray:
     if tokenizer.fingerprint() == context.tokenizer.fingerprint():
         texts = (tokenizer, context.prompts, responses)
         return score_responses((model, params), *texts, batch_size=context.batch_size)
-    groups = text_continuations(tokenizer, context.prompts, responses)
-    items = [item for group in groups for item in group]
+    texts = (tokenizer, context.prompts, responses)
     try:
-        score_M = scores(model, params, items, batch_size=context.batch_size)
+        return score_texts((model, params), *texts, batch_size=context.batch_size)
     except ValueError as error:
         remedy = "lower evaluation.response_length or name a reward model with a longer context"
         raise ValueError(f"reward: {error}; {remedy}") from error
-    return score_M.reshape(len(responses), -1)
 
 
 def fluency(loaded: LoadedModel, context: Context) -> Data:

@@ -57,14 +57,14 @@ class RuleJudge(ScoreJudge):
 # --- answers --------------------------------------------------------------------------------------
 
 
-def answer_judge(how: str, settings: JudgeSettings) -> RuleJudge:
+def answer_judge(kind: str, settings: JudgeSettings) -> RuleJudge:
     """Return the judge answer:number or answer:text."""
     del settings
     rules = {"number": _same_number, "text": _same_text}
-    if how not in rules:
+    if kind not in rules:
         expected = " or ".join(f"answer:{name}" for name in rules)
-        raise ValueError(f"judge answer:{how}: expected {expected}")
-    return RuleJudge(f"answer:{how}", rules[how])
+        raise ValueError(f"judge answer:{kind}: expected {expected}")
+    return RuleJudge(f"answer:{kind}", rules[kind])
 
 
 def final_number(text: str) -> Decimal | None:

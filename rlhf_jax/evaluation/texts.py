@@ -41,5 +41,5 @@ def prompts_by_kind(prompts: Sequence[Prompt], most: int) -> dict[str, np.ndarra
     if len(frequent) < 2:
         return {}
     return {
-        kind: np.array([found == kind for found in kinds]) for kind in counts if kind in frequent
+        kind: np.array([other == kind for other in kinds]) for kind in counts if kind in frequent
     }

@@ -114,9 +114,8 @@ class Config:
     reward: str | None  # a reward model, written alike
     fluency: str | None  # a second language model, whose perplexity of the responses is measured
     judges: dict[str, str]  # what the table calls a judge -> KIND:NAME
-    best_by: dict[
-        str, float
-    ]  # judge -> weight; the sum chooses the best of n; {}: the reward model
+    # Judge -> weight: the sum of their scores chooses the best of n; {}: the reward model does.
+    best_by: dict[str, float]
     data: DataConfig
     sampling: SamplingSpec
     evaluation: Evaluation

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlhf_jax.data.tokenizers import ASSISTANT, USER, Tokenizer, load_tokenizer, with_chat_tokens
+from rlhf_jax.files import json_checksum
 from rlhf_jax.models.config import from_dict, to_dict
 from rlhf_jax.models.heads import grow_vocabulary
 from rlhf_jax.models.huggingface import Place, load_pretrained
@@ -128,7 +129,7 @@ def load_foreign(source: Source, bases: Bases, place: Place | None) -> tuple[Par
         model=to_dict(config),
         tokenizer=tokenizer.fingerprint(),
         lineage={},
-        fingerprint=checkpoints.json_checksum(checkpoints.tree_checksums(params)),
+        fingerprint=json_checksum(checkpoints.tree_checksums(params)),
         extra=_provenance(source),
     )
     return params, meta
@@ -184,7 +185,7 @@ def _load_adapters(source: Source, bases: Bases, place: Place | None) -> tuple[P
         base_meta,
         tokenizer=tokenizer.fingerprint(),
         lineage={},
-        fingerprint=checkpoints.json_checksum(checksums),
+        fingerprint=json_checksum(checksums),
         extra={**_provenance(source), **link},
     )
     check_tokenizer(tokenizer, folder, meta)

@@ -113,8 +113,8 @@ def explained_endings() -> Iterator[None]:
         yield
         sys.stdout.flush()
     except KeyboardInterrupt as stop:
-        said = str(stop) or "Ctrl-C: what was saved stays; the same command goes on from it"
-        print(f"\n{said}", file=sys.stderr, flush=True)
+        message = str(stop) or "Ctrl-C: what was saved stays; the same command goes on from it"
+        print(f"\n{message}", file=sys.stderr, flush=True)
         sys.exit(130)
     except BrokenPipeError:
         nowhere = os.open(os.devnull, os.O_WRONLY)  # for what Python flushes when it ends

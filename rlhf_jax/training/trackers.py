@@ -25,7 +25,6 @@ import json
 import os
 import secrets
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -34,7 +33,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.files import write_json
+from rlhf_jax.files import json_checksum, write_json
 from rlhf_jax.training.metrics import (
     METRICS,
     SAMPLES,
@@ -68,17 +67,17 @@ class Follower(Writer):
         self._make = make
         self._workdir = Path(workdir)
         self._path = self._workdir / FOLDER / f"{name}.json"
-        self._told: dict[str, Any] = {}
-        self._told_before: dict[str, Any] = {}  # by earlier processes
+        self._progress: dict[str, Any] = {}
+        self._progress_before: dict[str, Any] = {}  # by earlier processes
         self._tracker: Writer | None = None
 
     def describe(self, facts: Mapping[str, Any]) -> None:
         """Open the tracker's run, a new one or that of this workdir."""
         nothing = {METRICS: _NEVER, SAMPLES: _NEVER, "results": None, "calls": 0}
-        self._told = {"id": secrets.token_hex(4), **nothing, **self._read()}
-        self._told_before = dict(self._told)
+        self._progress = {"id": secrets.token_hex(4), **nothing, **self._read()}
+        self._progress_before = dict(self._progress)
         self._remember()
-        self._tracker = self._make(self._told["id"], self._workdir, self._told["calls"])
+        self._tracker = self._make(self._progress["id"], self._workdir, self._progress["calls"])
         try:
             self._tracker.describe(facts)
         except ValueError:
@@ -104,8 +103,8 @@ class Follower(Writer):
 
     def results(self, content: Mapping[str, Any]) -> None:
         """Tell results, unless these were told before."""
-        checksum = zlib.crc32(json.dumps(content, sort_keys=True).encode())
-        if self._tracker is not None and self._told["results"] != checksum:
+        checksum = json_checksum(content)
+        if self._tracker is not None and self._progress["results"] != checksum:
             self._tell_and_note({"results": checksum}, lambda tracker: tracker.results(content))
 
     def flush(self) -> None:
@@ -119,19 +118,19 @@ class Follower(Writer):
         path = self._workdir / file
         if self._tracker is None or not path.exists():
             return []
-        return [row for row in read_rows(path) if self._told[file] < row["step"] <= step]
+        return [row for row in read_rows(path) if self._progress[file] < row["step"] <= step]
 
     def _tell_once(self, file: str, step: int, action: Callable[[Writer], None]) -> None:
-        if self._tracker is not None and step > self._told_before[file]:
-            self._tell_and_note({file: max(self._told[file], step)}, action)
+        if self._tracker is not None and step > self._progress_before[file]:
+            self._tell_and_note({file: max(self._progress[file], step)}, action)
 
     def _tell_and_note(self, news: Mapping[str, Any], action: Callable[[Writer], None]) -> None:
-        before = self._told
+        before = self._progress
         # Noted first: a process that dies in between leaves a gap, never a step told twice.
-        self._told = {**before, **news, "calls": before["calls"] + 1}
+        self._progress = {**before, **news, "calls": before["calls"] + 1}
         self._remember()
         if not self._tell(action):
-            self._told = before
+            self._progress = before
             self._remember()
 
     def _tell(self, action: Callable[[Writer], None]) -> bool:
@@ -166,7 +165,7 @@ class Follower(Writer):
             ) from error
 
     def _remember(self) -> None:
-        write_json(self._path, self._told)
+        write_json(self._path, self._progress)
 
 
 # --- the trackers ---------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from rlhf_jax.evaluation.checkpoints import LoadedModel
 from rlhf_jax.evaluation.harness import (
     WritingSettings,
     cut_at_stops,
-    judge_continuations,
     read_settings,
+    score_continuations,
     write_until,
 )
 from rlhf_jax.evaluation.likelihood import Continuation, continuation_logps
@@ -27,7 +27,7 @@ ITEMS = [
 
 def judge(items, context_length=64, batch_size=3):
     model = LoadedModel(*language_model())
-    return judge_continuations(model, items, context_length=context_length, batch_size=batch_size)
+    return score_continuations(model, items, context_length=context_length, batch_size=batch_size)
 
 
 def test_log_probabilities_are_those_of_our_own_likelihood_code():
@@ -42,7 +42,7 @@ def test_log_probabilities_are_those_of_our_own_likelihood_code():
 
 def test_greedy_is_what_greedy_decoding_writes():
     model = LoadedModel(successor(32), {})
-    judged = judge_continuations(
+    judged = score_continuations(
         model,
         [
             Continuation((5,), (6, 7, 8)),
@@ -71,7 +71,7 @@ def test_positions_are_not_read_beyond_the_context():
     model = LanguageModel(config(words().vocab_size, context_length=16))
     loaded = LoadedModel(model, init_params(model, jax.random.key(0)))
     tokens = [5 + n % 9 for n in range(17)]
-    ((logp, _),) = judge_continuations(
+    ((logp, _),) = score_continuations(
         loaded, [Continuation(tokens[:1], tokens[1:])], context_length=16, batch_size=1
     )
     tokens_1T = np.array([tokens[:16]])
